@@ -1,0 +1,202 @@
+"""Every option of the trainer, as frozen dataclasses: one class per TOML section.
+
+Field metadata carries the help text (``help``) that `--help`, the documentation and error messages share.
+Derived values are properties, never stored.  Rules that span options live in `config/check.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its help text; lists and dicts of TOML become tuples and fresh dicts."""
+    if isinstance(default, (dict,)):
+        return field(default_factory=lambda: dict(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone (Phi-3 decoder: RMSNorm, RoPE, SwiGLU, no biases) and its video embedding and head."""
+
+    num_layers: int = option(32, "decoder layers")
+    hidden_size: int = option(3072, "width D of the residual stream; a multiple of 4 (2-D sin-cos table)")
+    ffn_hidden_size: int = option(8192, "width of the SwiGLU feed-forward")
+    num_attention_heads: int = option(32, "query heads")
+    num_query_groups: int = option(0, "key/value heads (grouped-query attention); 0 means num_attention_heads")
+    patch_size: int = option(2, "latent cells per patch side (p)")
+    position_table_size: int = option(192, "side S of the 2-D position table: the most patches per side of a frame")
+    norm_epsilon: float = option(1e-5, "epsilon of RMSNorm")
+    rope_theta: float = option(10000.0, "RoPE base")
+    rope_scaling: dict = option({}, 'long RoPE: {type="longrope", long_factor=[...], short_factor=[...]} as in a Phi-3 config; {} for none')
+    max_position_embeddings: int = option(4096, "as in a Phi-3 config; only long RoPE reads it")
+    original_max_position_embeddings: int = option(4096, "as in a Phi-3 config; only long RoPE reads it")
+    init_std: float = option(0.02, "standard deviation of initial backbone, embedding and time-network weights")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads after resolving 0."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """What turns frames into latents and back."""
+
+    name: str = option("tiny", "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan (diffusers AutoencoderKLWan)")
+    path: str = option("", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny")
+    batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")
+
+
+@dataclass(frozen=True)
+class PhysicsConfig:
+    """The built-in generator of deterministic rigid-body scenes."""
+
+    scenes: tuple[str, ...] = option(("fall", "bounce", "collide", "roll", "pendulum", "dominoes"), "scene kinds, drawn uniformly")
+    difficulty: int = option(0, "0: fixed palette, one or two bodies, plain background; 1: more bodies, free colours; 2: also textures and free gravity")
+    size: int = option(64, "side of the square frames in pixels; a multiple of 16")
+    fps: float = option(24.0, "rendered frames per second of simulated time")
+    epoch_scenes: int = option(4096, "scenes per epoch; every epoch draws new ones")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    source: str = option("physics", "physics (built-in generator) or videos (a folder of files that PyAV reads)")
+    path: str = option("", "folder of videos, searched recursively; needed when source is videos")
+    frames: int = option(16, "frames N per sample")
+    frame_interval: tuple[int, int] = option((4, 4), "smallest and largest step between used frames, drawn uniformly (the largest is limited by the video's length)")
+    clips: tuple[int, int] = option((16, 16), "smallest and largest number of clips K per sample, drawn uniformly; K-1 distinct cut points, uniform")
+    longest_side: int = option(320, "longer side of a frame after resizing, in pixels")
+    size_multiple: int = option(16, "both sides are cropped (centred) to multiples of this")
+    min_side: int = option(128, "videos with a shorter side below this are skipped")
+    max_aspect: float = option(4.0, "videos with an aspect ratio above this are skipped")
+    validation_fraction: float = option(0.05, "share of the videos (chosen by a hash of the name, at least one) held out for validation")
+    workers: int = option(2, "loader processes per rank; 0 loads in the training process")
+    prefetch: int = option(2, "micro-batches each worker prepares ahead")
+    max_bad_fraction: float = option(0.05, "stop when more than this share of the last 1000 samples could not be read")
+    physics: PhysicsConfig = field(default_factory=PhysicsConfig, metadata={"help": "the built-in generator"})
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned."""
+
+    name: str = option("next_clip_diffusion", "objective; this release has next_clip_diffusion")
+    clean_retention: float = option(0.9, "beta: clean inputs keep a share drawn from [beta, 1] and get noise for the rest (1 = no noise)")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Which kernel computes attention; all give the same result."""
+
+    backend: str = option("auto", "auto, reference (dense oracle), ranged (CPU default, portable) or flex (CUDA)")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread over processes; data parallelism takes what is left of the world."""
+
+    tensor: int = option(1, "tensor parallel size (TP)")
+    sequence: bool = option(False, "sequence parallelism within the tensor parallel group (SP)")
+    pipeline: int = option(1, "pipeline parallel size (PP)")
+    recompute: str = option("none", "activation recompute: none or full")
+    distributed_optimizer: bool = option(True, "shard optimizer state over data parallel ranks")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule: linear warm-up, then constant or cosine to min_lr."""
+
+    lr: float = option(1e-4, "learning rate after warm-up")
+    min_lr: float = option(0.0, "learning rate at the last step of a cosine schedule")
+    schedule: str = option("constant", "constant or cosine, after the warm-up")
+    warmup_steps: int = option(1000, "steps of linear warm-up")
+    betas: tuple[float, float] = option((0.9, 0.95), "Adam's beta1 and beta2")
+    eps: float = option(1e-5, "Adam's epsilon")
+    weight_decay: float = option(0.1, "decoupled weight decay; norms and biases are exempt")
+    clip_grad: float = option(1.0, "largest gradient norm; 0 turns clipping off")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run."""
+
+    output: str = option("runs/default", "folder of the run: resolved config, checkpoints, metrics, pictures")
+    steps: int = option(1000, "optimizer steps")
+    global_batch_size: int = option(320, "samples per optimizer step, over all data parallel ranks")
+    micro_batch_size: int = option(1, "samples packed into one row (one micro-batch)")
+    seed: int = option(0, "seed of parameters, data order, clip splits and noise")
+    precision: str = option("bf16", "bf16 (with fp32 main parameters) or fp32")
+    platform: str = option("auto", "auto, cpu, cuda or npu")
+    threads: int = option(0, "CPU threads per process; 0 shares the machine's cores among its processes")
+    timeout_minutes: float = option(30.0, "limit of one collective operation before the run is stopped")
+    init_from: str = option("", "checkpoint folder whose weights (only) start this run")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming: a run always resumes from its newest complete checkpoint."""
+
+    every: int = option(1000, "steps between checkpoints; the last step is always saved; 0 saves only then")
+    keep: int = option(2, "newest checkpoints kept; 0 keeps all")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation during training."""
+
+    every: int = option(1000, "steps between validations; 0 turns them off")
+    samples: int = option(64, "held-out samples per validation loss")
+    predict_every: int = option(0, "steps between predicted videos; 0 only at the end of the run")
+    final_scenes: int = option(0, "held-out samples for the pixel error against 'repeat the last frame' after the last step; 0 turns it off")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Defaults of the sample command and of the predictions made during training."""
+
+    history: int = option(56, "frames given before the first generated clip")
+    clips: tuple[int, ...] = option((24,), "frames of each generated clip, in order")
+    window: int = option(80, "most frames (history and clip) the model sees at once")
+    steps: int = option(50, "Euler steps per clip")
+    guidance: float = option(3.0, "history-conditioned classifier-free guidance; 1 turns it off")
+    history_noise: float = option(0.0, "noise mixed into the history from the second clip on, in [0, 1)")
+    time_shift: float = option(1.0, "time shifting factor of the noise levels; 1 leaves them even")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is recorded, beside metrics.jsonl which is always written."""
+
+    every: int = option(10, "steps between log lines")
+    tensorboard: bool = option(True, "write TensorBoard events")
+    wandb: bool = option(False, "log to Weights & Biases (needs the wandb extra)")
+    wandb_project: str = option("megatron_videogpt", "Weights & Biases project")
+    peak_tflops: float = option(0.0, "peak TFLOP/s of one device for MFU; 0 uses the built-in table where the device is known")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
