@@ -1,0 +1,65 @@
+"""The one place that knows devices by name.
+
+`activate` is called once per process, before megatron-core is imported; everything else asks the `Platform` it returns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+
+PLATFORMS = ("cpu", "cuda", "npu")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a device kind needs.
+
+    backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
+    synchronize: wait for queued work; memory_peak: bytes allocated at most so far on the device (resident set on a CPU).
+    """
+
+    name: str
+    device: torch.device
+    backend: str
+    device_name: str
+    synchronize: Callable[[], None]
+    memory_peak: Callable[[], int]
+
+
+_active: Platform | None = None
+
+
+def detect() -> str:
+    """The platform of this machine: npu where torch_npu sees a device, else cuda, else cpu."""
+    if importlib.util.find_spec("torch_npu") is not None:
+        import torch_npu  # noqa: F401  (adds torch.npu)
+
+        if torch.npu.is_available():
+            return "npu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def activate(name: str = "auto") -> Platform:
+    """Choose the platform of this process; a second call must name the same one.
+
+    Raises ValueError for an unknown or unavailable platform, or when megatron-core was imported first.
+    """
+    global _active
+    if name != "auto" and name not in PLATFORMS:
+        raise ValueError(f"train.platform={name}: expected auto or one of {', '.join(PLATFORMS)}")
+    wanted = (_active.name if _active else detect()) if name == "auto" else name
+    if _active is not None:
+        if _active.name != wanted:
+            raise ValueError(f"train.platform={wanted}: this process already runs on {_active.name}; start a new process")
+        return _active
+    if "megatron.core" in sys.modules:
+        raise ValueError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
+    _active = importlib.import_module(f"{__name__}.{wanted}").activate(int(os.environ.get("LOCAL_RANK", "0")))
+    return _active

@@ -1,0 +1,37 @@
+"""Randomness that belongs to a sample, and the flow between noise and data."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(key: int, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on (key, purpose) alone, so that every rank and every run draws the same numbers."""
+    digest = hashlib.blake2b(f"{key}/{purpose}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def normal(key: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 tensor of (key, purpose)."""
+    return torch.randn(shape, generator=generator(key, purpose))
+
+
+def uniform(key: int, purpose: str, count: int) -> Tensor:
+    """`count` float32 draws from [0, 1) of (key, purpose)."""
+    return torch.rand(count, generator=generator(key, purpose))
+
+
+def mix(data: Tensor, noise: Tensor, retention: Tensor) -> Tensor:
+    """``t*x1 + (1-t)*x0`` with one t per frame: data, noise ``[F, C, h, w]``, retention ``[F]`` (reference README section 8)."""
+    t = retention.reshape(-1, 1, 1, 1)
+    return t * data + (1 - t) * noise
+
+
+def posterior(mean: Tensor, logvar: Tensor | None, key: int, purpose: str) -> Tensor:
+    """A draw from a codec's posterior, or its mean when the codec gives no variance."""
+    if logvar is None:
+        return mean
+    return mean + torch.exp(0.5 * logvar) * normal(key, purpose, tuple(mean.shape))

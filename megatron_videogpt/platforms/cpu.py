@@ -1,0 +1,145 @@
+"""CPU over gloo: redirects the `torch.cuda` calls that megatron-core makes unconditionally to the CPU.
+
+The same mechanism as MindSpeed's `transfer_to_npu`, with another target.  What is redirected was found by running megatron-core 0.16.1
+(DESIGN section 6).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform as host
+import resource
+from typing import Any, Callable
+
+import torch
+
+from . import Platform
+
+FACTORIES = (
+    "arange as_tensor empty empty_like empty_strided full full_like linspace ones ones_like rand randint randn randn_like tensor zeros zeros_like".split()
+)
+
+
+class _Stream:
+    """A stream on a device without streams: everything is already in order."""
+
+    cuda_stream = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        return None
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing to wait for."""
+
+    wait_event = record_event = synchronize = wait_stream
+
+    def query(self) -> bool:
+        """Always finished."""
+        return True
+
+
+class _Event(_Stream):
+    """An event that has always happened."""
+
+    def record(self, stream: Any = None) -> None:
+        """Nothing to record."""
+
+    wait = synchronize = record
+
+
+def _is_cuda(device: Any) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (isinstance(device, torch.device) and device.type == "cuda")
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """A tensor factory that makes a CPU tensor where a CUDA one is asked for."""
+
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def _redirect_tensors() -> None:
+    for name in FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    move, kind = torch.Tensor.to, torch.Tensor.type
+
+    @functools.wraps(move)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        args = tuple("cpu" if _is_cuda(value) else value for value in args)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        return move(self, *args, **kwargs)
+
+    @functools.wraps(kind)
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The distributed optimizer sorts parameters by this name.
+        result = kind(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    torch.Tensor.to = to  # type: ignore[method-assign]
+    torch.Tensor.type = type_  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+
+
+def _redirect_cuda_module() -> None:
+    stream = _Stream()
+    names: dict[str, Any] = {
+        "current_device": lambda: torch.device("cpu"),
+        "set_device": lambda device: None,
+        "Stream": _Stream,
+        "Event": _Event,
+        "stream": lambda s: contextlib.nullcontext(),
+        "current_stream": lambda device=None: stream,
+        "default_stream": lambda device=None: stream,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "manual_seed": torch.manual_seed,
+        "default_generators": [torch.default_generator],
+        "_lazy_call": lambda call, **kwargs: call(),
+        "_lazy_init": lambda: None,
+        "memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: 0,
+    }
+    for name, value in names.items():
+        setattr(torch.cuda, name, value)
+        if hasattr(torch.cuda.random, name):
+            setattr(torch.cuda.random, name, value)
+    torch.cuda.nvtx.range_push = lambda *args: None
+    torch.cuda.nvtx.range_pop = lambda *args: None
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return host.processor() or "CPU"
+
+
+def activate(local_rank: int) -> Platform:
+    """Redirect `torch.cuda` and run on the CPU; any local rank is fine."""
+    _redirect_tensors()
+    _redirect_cuda_module()
+    return Platform(
+        name="cpu",
+        device=torch.device("cpu"),
+        backend="gloo",
+        device_name=_cpu_name(),
+        synchronize=lambda: None,
+        memory_peak=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )

@@ -1,0 +1,23 @@
+"""NVIDIA GPUs over NCCL."""
+
+from __future__ import annotations
+
+import torch
+
+from . import Platform
+
+
+def activate(local_rank: int) -> Platform:
+    """Take GPU `local_rank`; raises ValueError when there is none."""
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(f"train.platform=cuda: LOCAL_RANK={local_rank} but this machine shows {count} GPUs; start fewer processes or use train.platform=cpu")
+    torch.cuda.set_device(local_rank)
+    return Platform(
+        name="cuda",
+        device=torch.device("cuda", local_rank),
+        backend="nccl",
+        device_name=torch.cuda.get_device_name(local_rank),
+        synchronize=torch.cuda.synchronize,
+        memory_peak=lambda: torch.cuda.max_memory_allocated(),
+    )

@@ -1,0 +1,32 @@
+"""Ascend NPUs over HCCL, through torch_npu and MindSpeed (which adapts megatron-core).  Not run here: no NPU at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from . import Platform
+
+
+def activate(local_rank: int) -> Platform:
+    """Take NPU `local_rank`; raises ValueError when torch_npu, MindSpeed or the device is missing."""
+    for module, fix in (("torch_npu", "install the npu extra on a machine with CANN"), ("mindspeed", "install MindSpeed core_r0.16.0 from source")):
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"train.platform=npu: the package {module} is missing; {fix}")
+    import torch_npu  # noqa: F401
+
+    if local_rank >= torch.npu.device_count():
+        raise ValueError(f"train.platform=npu: LOCAL_RANK={local_rank} but this machine shows {torch.npu.device_count()} NPUs; start fewer processes")
+    torch.npu.set_device(local_rank)
+    # MindSpeed patches megatron-core as it is imported, so it must come first.
+    import mindspeed.megatron_adaptor  # noqa: F401
+
+    return Platform(
+        name="npu",
+        device=torch.device("npu", local_rank),
+        backend="hccl",
+        device_name=torch.npu.get_device_name(local_rank),
+        synchronize=torch.npu.synchronize,
+        memory_peak=lambda: torch.npu.max_memory_allocated(),
+    )
