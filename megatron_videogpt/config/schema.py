@@ -73,7 +73,7 @@ class DataConfig:
     source: str = option("physics", "physics (built-in generator) or videos (a folder of files that PyAV reads)")
     path: str = option("", "folder of videos, searched recursively; needed when source is videos")
     frames: int = option(16, "frames N per sample")
-    frame_interval: tuple[int, int] = option((4, 4), "smallest and largest step between used frames, drawn uniformly (the largest is limited by the video's length)")
+    frame_interval: tuple[int, int] = option((4, 4), "smallest and largest step between used frames, drawn uniformly (a short video limits the largest)")
     clips: tuple[int, int] = option((16, 16), "smallest and largest number of clips K per sample, drawn uniformly; K-1 distinct cut points, uniform")
     longest_side: int = option(320, "longer side of a frame after resizing, in pixels")
     size_multiple: int = option(16, "both sides are cropped (centred) to multiples of this")
