@@ -36,12 +36,13 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the schema: full dotted name, type, default and help text."""
+    """One option of the schema: full dotted name, type, default, help text and the names it may take (empty: any)."""
 
     name: str
     type: Any
     default: Any
     help: str
+    choices: tuple[str, ...]
 
 
 def default_of(item: Field) -> Any:
@@ -56,7 +57,7 @@ def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
         if is_dataclass(hints[item.name]):
             yield from options(hints[item.name], f"{prefix}{item.name}.")
         else:
-            yield Option(prefix + item.name, hints[item.name], default_of(item), item.metadata["help"])
+            yield Option(prefix + item.name, hints[item.name], default_of(item), item.metadata["help"], item.metadata["choices"])
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

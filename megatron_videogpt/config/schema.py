@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+SCENES = ("fall", "bounce", "collide", "roll", "pendulum", "dominoes")
+"""Scene kinds of the physics generator."""
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help text; lists and dicts of TOML become tuples and fresh dicts."""
-    if isinstance(default, (dict,)):
-        return field(default_factory=lambda: dict(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its help text and the names it may take (each element, for a list); lists and dicts of TOML become tuples and fresh dicts."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,11 @@ class ModelConfig:
 class CodecConfig:
     """What turns frames into latents and back."""
 
-    name: str = option("tiny", "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan (diffusers AutoencoderKLWan)")
+    name: str = option(
+        "tiny",
+        "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan (diffusers AutoencoderKLWan)",
+        choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"),
+    )
     path: str = option("", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny")
     batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")
 
@@ -59,7 +67,7 @@ class CodecConfig:
 class PhysicsConfig:
     """The built-in generator of deterministic rigid-body scenes."""
 
-    scenes: tuple[str, ...] = option(("fall", "bounce", "collide", "roll", "pendulum", "dominoes"), "scene kinds, drawn uniformly")
+    scenes: tuple[str, ...] = option(SCENES, "scene kinds, drawn uniformly", choices=SCENES)
     difficulty: int = option(0, "0: fixed palette, one or two bodies, plain background; 1: more bodies, free colours; 2: also textures and free gravity")
     size: int = option(64, "side of the square frames in pixels; a multiple of 16")
     fps: float = option(24.0, "rendered frames per second of simulated time")
@@ -70,7 +78,7 @@ class PhysicsConfig:
 class DataConfig:
     """Where clips come from and how they are cut."""
 
-    source: str = option("physics", "physics (built-in generator) or videos (a folder of files that PyAV reads)")
+    source: str = option("physics", "physics (built-in generator) or videos (a folder of files that PyAV reads)", choices=("physics", "videos"))
     path: str = option("", "folder of videos, searched recursively; needed when source is videos")
     frames: int = option(16, "frames N per sample")
     frame_interval: tuple[int, int] = option((4, 4), "smallest and largest step between used frames, drawn uniformly (a short video limits the largest)")
@@ -90,7 +98,7 @@ class DataConfig:
 class ObjectiveConfig:
     """What is learned."""
 
-    name: str = option("next_clip_diffusion", "objective; this release has next_clip_diffusion")
+    name: str = option("next_clip_diffusion", "objective; this release has next_clip_diffusion", choices=("next_clip_diffusion",))
     clean_retention: float = option(0.9, "beta: clean inputs keep a share drawn from [beta, 1] and get noise for the rest (1 = no noise)")
 
 
@@ -98,7 +106,9 @@ class ObjectiveConfig:
 class AttentionConfig:
     """Which kernel computes attention; all give the same result."""
 
-    backend: str = option("auto", "auto, reference (dense oracle), ranged (CPU default, portable) or flex (CUDA)")
+    backend: str = option(
+        "auto", "auto, reference (dense oracle), ranged (CPU default, portable) or flex (CUDA)", choices=("auto", "reference", "ranged", "flex")
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class ParallelConfig:
     tensor: int = option(1, "tensor parallel size (TP)")
     sequence: bool = option(False, "sequence parallelism within the tensor parallel group (SP)")
     pipeline: int = option(1, "pipeline parallel size (PP)")
-    recompute: str = option("none", "activation recompute: none or full")
+    recompute: str = option("none", "activation recompute: none or full", choices=("none", "full"))
     distributed_optimizer: bool = option(True, "shard optimizer state over data parallel ranks")
 
 
@@ -118,7 +128,7 @@ class OptimizerConfig:
 
     lr: float = option(1e-4, "learning rate after warm-up")
     min_lr: float = option(0.0, "learning rate at the last step of a cosine schedule")
-    schedule: str = option("constant", "constant or cosine, after the warm-up")
+    schedule: str = option("constant", "constant or cosine, after the warm-up", choices=("constant", "cosine"))
     warmup_steps: int = option(1000, "steps of linear warm-up")
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's beta1 and beta2")
     eps: float = option(1e-5, "Adam's epsilon")
@@ -135,8 +145,8 @@ class TrainConfig:
     global_batch_size: int = option(320, "samples per optimizer step, over all data parallel ranks")
     micro_batch_size: int = option(1, "samples packed into one row (one micro-batch)")
     seed: int = option(0, "seed of parameters, data order, clip splits and noise")
-    precision: str = option("bf16", "bf16 (with fp32 main parameters) or fp32")
-    platform: str = option("auto", "auto, cpu, cuda or npu")
+    precision: str = option("bf16", "bf16 (with fp32 main parameters) or fp32", choices=("bf16", "fp32"))
+    platform: str = option("auto", "auto, cpu, cuda or npu", choices=("auto", "cpu", "cuda", "npu"))
     threads: int = option(0, "CPU threads per process; 0 shares the machine's cores among its processes")
     timeout_minutes: float = option(30.0, "limit of one collective operation before the run is stopped")
     init_from: str = option("", "checkpoint folder whose weights (only) start this run")
