@@ -152,7 +152,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list
     return _merge(Config, below, values), problems
 
 
-def _merge(section: type, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(section)
     merged = dict(below)
     for key, value in above.items():
@@ -161,14 +161,14 @@ def _merge(section: type, below: dict[str, Any], above: dict[str, Any]) -> dict[
     return merged
 
 
-def _build(section: type, values: dict[str, Any], prefix: str, problems: list[str], broken: set[str]) -> Any:
+def _build(section: Any, values: dict[str, Any], prefix: str, problems: list[str], broken: set[str]) -> Any:
     """Dict -> dataclass; mistakes go to `problems`, the options they concern to `broken` and keep their defaults."""
     hints = get_type_hints(section)
     items = {item.name: item for item in fields(section)}
     known: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        kind: Any = hints.get(key)
+        kind = hints.get(key)
         if kind is None:
             problems.append(_unknown(name, value))
         elif is_dataclass(kind):

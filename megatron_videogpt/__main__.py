@@ -1,0 +1,151 @@
+"""`python -m megatron_videogpt train | sample | check | options`.
+
+Mistakes of the user end in one line per problem on stderr and exit code 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+DESCRIPTION = """\
+Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
+
+A run is described by a TOML file; examples are in examples/videogpt/.  A first one:
+
+  bash examples/quickstart.sh                          everything: set-up, training, a predicted video
+"""
+
+EXAMPLES = """\
+examples:
+  python -m megatron_videogpt options                  every option, its default and what it does
+  python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 320
+  torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.steps=50
+  python -m megatron_videogpt sample --checkpoint runs/quickstart --video in.mp4 --output out.mp4
+"""
+
+TRAIN = """\
+Train the model that FILE describes.  Start one process per device with torchrun.
+
+A run that was interrupted continues from its newest complete checkpoint: give the same command again.
+"""
+
+TRAIN_EXAMPLES = """\
+examples:
+  python -m megatron_videogpt train examples/videogpt/quickstart.toml parallel.tensor=1 parallel.sequence=false
+  torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.output=runs/mine train.steps=100
+  torchrun --nproc_per_node=8 -m megatron_videogpt train examples/videogpt/stage1.toml data.source=videos data.path=/videos parallel.tensor=8
+
+Overrides are TOML values (8, 0.5, true, "text", [8, 8]); what is not TOML is taken as text, so that train.output=runs/mine needs no quotes.
+`python -m megatron_videogpt options` lists every option.  It writes into train.output: config.toml, metrics.jsonl, checkpoints, pictures.
+"""
+
+CHECK = "Validate FILE without training, and print the model's parameters, the layout, sequence lengths, memory and FLOPs."
+
+
+def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
+    """The command line; `with_sample` adds the sample command's own arguments, which need its package."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m megatron_videogpt", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--traceback", action="store_true", help="on an error show where it came from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a model", parents=[common], description=TRAIN, epilog=TRAIN_EXAMPLES, formatter_class=raw)
+    check = commands.add_parser("check", help="validate a configuration and estimate its cost", parents=[common], description=CHECK)
+    for command in (train, check):
+        command.add_argument("file", metavar="FILE.toml", help="the configuration")
+        command.add_argument("overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file")
+    check.add_argument("--gpus", type=int, metavar="N", help="processes of the run (default: one model replica, TP x PP)")
+
+    sample = commands.add_parser("sample", help="continue a video with a trained model", parents=[common])
+    if with_sample:
+        from .sample.cli import add_arguments
+
+        add_arguments(sample)
+    commands.add_parser("options", help="list every option as a TOML file with comments", parents=[common])
+    return parser
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Check first, so that no process group starts for a configuration that cannot run."""
+    from .config.check import load_checked, missing_paths
+    from .config.load import ConfigError
+
+    config = load_checked(args.file, args.overrides, int(os.environ.get("WORLD_SIZE", "1")))
+    problems = missing_paths(config)
+    if problems:
+        raise ConfigError(problems)
+
+    from .train.trainer import train
+
+    train(config)
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Validate and print the estimates; folders that are not there yet are only noted."""
+    from .config.check import load_checked
+    from .config.report import print_report
+
+    config = load_checked(args.file, args.overrides, args.gpus)
+    print_report(config, args.gpus or config.parallel.tensor * config.parallel.pipeline)
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    """See `sample.cli`."""
+    from .sample.cli import run
+
+    run(args)
+
+
+def run_options(args: argparse.Namespace) -> None:
+    """Defaults and help texts, as a file to start from."""
+    from .config.load import config_to_toml
+    from .config.schema import Config
+
+    print(config_to_toml(Config()), end="")
+
+
+COMMANDS = {"train": run_train, "check": run_check, "sample": run_sample, "options": run_options}
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether the message alone tells the user what to change."""
+    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full_disk or isinstance(error, (ValueError, FileNotFoundError, PermissionError))
+
+
+def print_error(error: Exception) -> None:
+    """One `error:` line per problem.  All ranks find the same configuration errors, so only rank 0 prints those; other errors may be one rank's own."""
+    from .config.load import ConfigError
+
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, ConfigError) and rank != "0":
+        return
+    label = "error" if rank == "0" else f"error (rank {rank})"
+    lines = error.problems if isinstance(error, ConfigError) else [" ".join(str(error).split()) or type(error).__name__]
+    for line in lines:
+        print(f"{label}: {line}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(with_sample=argv[:1] == ["sample"]).parse_args(argv)
+    try:
+        COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if args.traceback or not is_user_error(error):
+            raise
+        print_error(error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Rules on values and between options.  Each problem is one line: option, value, constraint, fix; all are reported together."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .estimate import dp_size, frame_side, geometry
+from .load import ConfigError, options, read_config, show, value_of
+from .schema import Config
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+# Constraint, predicate, and the options it holds for; a list option's elements are each checked.
+RANGES: tuple[Rule, ...] = (
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.patch_size model.position_table_size
+        model.max_position_embeddings model.original_max_position_embeddings codec.batch_size data.physics.size data.physics.epoch_scenes data.frames
+        data.frame_interval data.clips data.longest_side data.size_multiple data.min_side data.max_aspect data.prefetch parallel.tensor parallel.pipeline
+        train.steps train.global_batch_size train.micro_batch_size eval.samples sample.clips sample.window sample.steps logging.every""",
+    ),
+    (
+        "at least 0",
+        lambda v: v >= 0,
+        """model.num_query_groups model.init_std data.workers optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
+        optimizer.clip_grad train.seed train.threads checkpoint.every checkpoint.keep eval.every eval.predict_every eval.final_scenes sample.history
+        sample.guidance logging.peak_tflops""",
+    ),
+    ("above 0", lambda v: v > 0, "model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr optimizer.eps train.timeout_minutes sample.time_shift"),
+    ("between 0 and 1", lambda v: 0 <= v <= 1, "objective.clean_retention data.max_bad_fraction"),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas data.validation_fraction sample.history_noise"),
+    ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
+)
+
+
+def check_config(config: Config, world_size: int | None) -> None:
+    """Raise `ConfigError` with every broken rule.  world_size: processes of the run; None leaves out the rules that need it."""
+    problems = find_problems(config, world_size)
+    if problems:
+        raise ConfigError(problems)
+
+
+def load_checked(path: str | Path, overrides: Sequence[str], world_size: int | None) -> Config:
+    """`load_config` and `check_config` in one: what cannot be read and what breaks a rule are reported together."""
+    config, problems, broken = read_config(path, overrides)
+    problems += find_problems(config, world_size, broken)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def missing_paths(config: Config) -> list[str]:
+    """Folders that a run of this configuration reads and that are not there, one line each."""
+    wanted = [("train.init_from", "a checkpoint folder, for example an earlier stage's train.output")] if config.train.init_from else []
+    if config.data.source == "videos" and config.data.path:
+        wanted.append(("data.path", "a folder with video files"))
+    if config.codec.name != "tiny" and config.codec.path:
+        wanted.append(("codec.path", 'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"'))
+    lines = [(name, str(value_of(config, name)), expected) for name, expected in wanted]
+    return [f"{name} = {show(path)}: there is no such folder; give {expected}" for name, path, expected in lines if not Path(path).is_dir()]
+
+
+class _Report:
+    """Collects problems; rules about options that are already wrong stay silent, so that one mistake gives one line."""
+
+    def __init__(self, config: Config, broken: set[str]) -> None:
+        self.config = config
+        self.broken = set(broken)
+        self.lines: list[str] = []
+
+    def sound(self, *names: str) -> bool:
+        """Whether none of these options has a problem of its own."""
+        return not self.broken.intersection(names)
+
+    def add(self, name: str, must: str, fix: str) -> None:
+        """One problem of one option."""
+        self.lines.append(f"{name} = {show(value_of(self.config, name))}: must {must}; {fix}")
+
+
+def find_problems(config: Config, world_size: int | None, broken: set[str] | None = None) -> list[str]:
+    """Every broken rule, one line each; rules that involve an option named in `broken` are left out."""
+    report = _Report(config, broken or set())
+    _check_values(report)
+    _check_model(report)
+    _check_parallel(report, world_size)
+    _check_data(report)
+    _check_rest(report)
+    return report.lines
+
+
+def _check_values(report: _Report) -> None:
+    """Each option on its own: known names and ranges."""
+    known = {option.name: option for option in options()}
+    wrong: list[tuple[str, str, str]] = []
+    for name, option in known.items():
+        value = value_of(report.config, name)
+        unknown = [v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices]
+        if unknown:
+            wrong.append((name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known"))
+        if value == () and isinstance(option.default, tuple):
+            wrong.append((name, "have at least one entry", f"use for example {show(option.default)}"))
+    for must, holds, names in RANGES:
+        for name in names.split():
+            value = value_of(report.config, name)
+            if report.sound(name) and not all(map(holds, value if isinstance(value, tuple) else (value,))):
+                wrong.append((name, f"be {must}", f"use for example {show(known[name].default)} ({known[name].help})"))
+    for name, must, fix in wrong:
+        report.add(name, must, fix)
+        report.broken.add(name)
+
+
+def _divisors(*values: int) -> str:
+    """The common divisors of the values, as text."""
+    found = [str(n) for n in range(1, min(values) + 1) if all(value % n == 0 for value in values)]
+    return ", ".join(found)
+
+
+def _check_model(report: _Report) -> None:
+    model = report.config.model
+    width, heads = "model.hidden_size", "model.num_attention_heads"
+    if report.sound(width) and model.hidden_size % 4:
+        report.add(width, "be a multiple of 4 (2-D sin-cos table)", f"use {model.hidden_size + -model.hidden_size % 4}")
+    if report.sound(width, heads) and model.hidden_size % (2 * model.num_attention_heads):
+        step = 2 * model.num_attention_heads
+        near = max(step, model.hidden_size // step * step)
+        report.add(width, f"be a multiple of 2 * {heads} = {step} (RoPE rotates pairs of a head's channels)", f"use {near}, or another {heads}")
+        report.broken.add(width)
+    if report.sound(heads, "model.num_query_groups") and model.num_attention_heads % model.kv_heads:
+        report.add("model.num_query_groups", f"divide {heads} = {model.num_attention_heads}", f"use 0 or one of {_divisors(model.num_attention_heads)}")
+        report.broken.add("model.num_query_groups")
+    if model.rope_scaling and report.sound("model.rope_scaling"):
+        _check_rope_scaling(report)
+    largest, original = model.max_position_embeddings, model.original_max_position_embeddings
+    if model.rope_scaling and report.sound("model.max_position_embeddings", "model.original_max_position_embeddings") and largest < original:
+        report.add("model.max_position_embeddings", f"be at least model.original_max_position_embeddings = {original}", f"use {original} or more")
+
+
+def _check_rope_scaling(report: _Report) -> None:
+    model, name = report.config.model, "model.rope_scaling"
+    unknown = sorted(set(model.rope_scaling) - {"type", "long_factor", "short_factor"})
+    if unknown:
+        report.add(name, "have the entries type, long_factor and short_factor only", f"remove {', '.join(unknown)}")
+    if model.rope_scaling.get("type") not in ("longrope", "su"):
+        report.add(name, 'have type="longrope" (or "su", its older name)', f"it has type={show(model.rope_scaling.get('type', ''))}")
+    if "long_factor" not in model.rope_scaling:
+        report.add(name, "have long_factor", "copy it from the Phi-3 config, or use {} for plain RoPE")
+    if not report.sound("model.hidden_size", "model.num_attention_heads"):
+        return
+    half = model.head_dim // 2
+    for key in {"long_factor", "short_factor"} & set(model.rope_scaling):
+        factors = model.rope_scaling[key]
+        numbers = isinstance(factors, (list, tuple)) and all(isinstance(f, (int, float)) and not isinstance(f, bool) and f > 0 for f in factors)
+        if not numbers or len(factors) != half:
+            have = f"{len(factors)} entries" if isinstance(factors, (list, tuple)) else show(factors)
+            report.add(
+                name, f"have {half} positive numbers in {key} (half of a head's channels)", f"it has {have}: copy the list of a config with this head size"
+            )
+
+
+def _check_parallel(report: _Report, world_size: int | None) -> None:
+    config, tensor, pipeline = report.config, "parallel.tensor", "parallel.pipeline"
+    model, layout = config.model, config.parallel
+    heads = ("model.num_attention_heads", model.num_attention_heads)
+    groups = ("model.num_query_groups", model.kv_heads)
+    ffn = ("model.ffn_hidden_size", model.ffn_hidden_size)
+    sizes = [(name, value) for name, value in (heads, groups, ffn) if report.sound(name)]
+    for name, value in sizes if report.sound(tensor) else ():
+        if value % layout.tensor and not (name == groups[0] and value == heads[1]):
+            label = "the number of key/value heads" if name == groups[0] else name
+            report.add(tensor, f"divide {label} = {value}", f"use one of {_divisors(*(size for _, size in sizes))}")
+    if report.sound("model.num_layers", pipeline) and model.num_layers % layout.pipeline:
+        report.add(pipeline, f"divide model.num_layers = {model.num_layers}", f"use one of {_divisors(model.num_layers)}")
+    if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
+        report.add("parallel.sequence", "be false without tensor parallelism", "use parallel.sequence=false, or parallel.tensor=2 or more")
+    if world_size is None or not report.sound(tensor, pipeline):
+        return
+    product = layout.tensor * layout.pipeline
+    if world_size % product:
+        report.add(
+            tensor, f"with parallel.pipeline = {layout.pipeline} divide the {world_size} processes of this run", f"start a multiple of {product} processes"
+        )
+        return
+    batch, micro = "train.global_batch_size", "train.micro_batch_size"
+    step = dp_size(config, world_size) * config.train.micro_batch_size
+    if report.sound(batch, micro) and config.train.global_batch_size % step:
+        near = max(step, config.train.global_batch_size // step * step)
+        parts = f"{dp_size(config, world_size)} data parallel ranks * {micro} {config.train.micro_batch_size}"
+        report.add(batch, f"be a multiple of {parts} = {step}", f"use {near}, another {micro} or another number of processes")
+
+
+def _check_data(report: _Report) -> None:
+    data = report.config.data
+    for name, (low, high) in (("data.frame_interval", data.frame_interval), ("data.clips", data.clips)):
+        if report.sound(name) and low > high:
+            report.add(name, "have its smaller entry first", f"use [{high}, {low}]")
+    if report.sound("codec.name"):
+        _check_frames(report)
+    if data.source == "videos" and report.sound("data.path") and not data.path:
+        report.add("data.path", "name a folder when data.source is videos", "give the folder with your videos, or use data.source=physics")
+    if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < data.size_multiple * data.max_aspect:
+        fix = f"use {int(-(-data.size_multiple * data.max_aspect // 1))} or more, or a smaller data.max_aspect"
+        shorter = f"data.size_multiple * data.max_aspect = {data.size_multiple * data.max_aspect:g} (the shorter side must keep a patch)"
+        report.add("data.longest_side", f"be at least {shorter}", fix)
+
+
+def _check_frames(report: _Report) -> None:
+    """Frame sides and counts against the codec's strides, the patch size and the position table."""
+    config, data = report.config, report.config.data
+    codec = geometry(config.codec)
+    stride = codec.temporal_stride
+    if report.sound("data.frames") and (data.frames - 1) % stride:
+        near = max(1, (data.frames - 1) // stride * stride + 1)
+        report.add("data.frames", f"be a multiple of {stride} plus 1 ({config.codec.name} joins {stride} frames into one)", f"use {near}")
+    latent_frames = 1 + (data.frames - 1) // stride
+    if report.sound("data.frames", "data.clips") and data.clips[1] > latent_frames:
+        joined = f" in {latent_frames} latent frames" if stride > 1 else ""
+        fix = f"use at most {latent_frames} clips (every clip has at least one frame)"
+        report.add("data.clips", f"fit data.frames = {data.frames}{joined}", fix)
+    if not report.sound("model.patch_size"):
+        return
+    cell = codec.spatial_stride * config.model.patch_size
+    side = frame_side(config)
+    for name in ("data.physics.size",) if data.source == "physics" else ("data.size_multiple",):
+        value = value_of(config, name)
+        if report.sound(name) and value % cell:
+            report.add(
+                name,
+                f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}",
+                f"use {value + -value % cell}",
+            )
+    source = "data.physics.size" if data.source == "physics" else "data.longest_side"
+    if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
+        table = f"model.position_table_size = {config.model.position_table_size}"
+        report.add(source, f"give at most {table} patches of {cell} pixels", f"use at most {cell * config.model.position_table_size}, or a larger table")
+
+
+def _check_rest(report: _Report) -> None:
+    config = report.config
+    if report.sound("codec.name", "codec.path") and config.codec.name != "tiny" and not config.codec.path:
+        report.add("codec.path", f"name a local folder when codec.name is {config.codec.name}", 'give the VAE\'s folder, or use codec.name="tiny"')
+    if report.sound("optimizer.lr", "optimizer.min_lr") and config.optimizer.schedule == "cosine" and config.optimizer.min_lr > config.optimizer.lr:
+        report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
+    if report.sound("sample.window", "sample.clips") and config.sample.window < max(config.sample.clips):
+        report.add("sample.window", f"hold the longest clip of sample.clips, {max(config.sample.clips)} frames", f"use {max(config.sample.clips)} or more")
+    if config.attention.backend == "flex" and config.train.platform in ("cpu", "npu"):
+        report.add("attention.backend", "not be flex on this train.platform (FlexAttention trains on CUDA only)", "use auto or ranged")
+    if not config.train.output:
+        report.add("train.output", "name the folder of the run", "use for example runs/first")
+    if config.logging.wandb and importlib.util.find_spec("wandb") is None:
+        report.add("logging.wandb", "be false where Weights & Biases is not installed", "pip install wandb, or use logging.wandb=false")

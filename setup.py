@@ -1,0 +1,43 @@
+"""Packaging.  Version ranges are wide, because this installs into other people's containers; exact pins are in constraints-cpu.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+setup(
+    name="megatron_videogpt",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "megatron_videogpt" / "__init__.py").read_text()).group(1),
+    description="Megatron-core trainer for Video-GPT (next clip diffusion) and its siblings",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["megatron_videogpt", "megatron_videogpt.*"]),
+    package_data={"megatron_videogpt": ["data/*.safetensors", "data/*.json"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",  # the oldest that megatron-core 0.16 is used with here and on Ascend
+        "megatron-core>=0.16,<0.20",  # model parallelism, optimizer, distributed checkpoints; differences live in model/compat
+        "psutil",  # megatron-core needs it to save checkpoints, without declaring it
+        "numpy",
+        "safetensors",  # weights of codecs and models: never pickles
+        "diffusers",  # AutoencoderKL and AutoencoderKLWan
+        "av",  # reads and writes videos; brings its own FFmpeg
+        "pillow",  # draws the physics scenes and the pictures
+        "pymunk",  # rigid bodies of the physics scenes
+        "matplotlib",  # loss.png
+        "tensorboard",
+        "rich",  # progress bar and tables
+        "tomli; python_version < '3.11'",  # tomllib came with 3.11; Ascend's images have 3.10
+    ],
+    # Transformer Engine and NVIDIA Apex are in no extra: neither has a binary wheel to install (containers bring them, and they are detected),
+    # and the package called apex on PyPI is an unrelated project.
+    extras_require={
+        "npu": ["torch_npu"],  # MindSpeed (branch core_r0.16.0) must be installed from source as well
+        "wandb": ["wandb"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit"],
+    },
+)

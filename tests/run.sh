@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Runs the tests; installs first if needed.
+#   bash tests/run.sh            unit, parity and parallel tests
+#   bash tests/run.sh --unit     unit tests only
+#   bash tests/run.sh --all      the long ones too
+# Everything else goes to pytest:  bash tests/run.sh --unit -k config -x
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash examples/setup_env.sh
+
+folders=(tests/unit tests/parity tests/parallel)
+selected=(-m "not long")
+rest=()
+for argument in "$@"; do
+  case $argument in
+    --unit) folders=(tests/unit) ;;
+    --all) selected=() ;;
+    *) rest+=("$argument") ;;
+  esac
+done
+# Tests that start several processes share the cores among them; more threads would only compete.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec .venv/bin/python -m pytest "${folders[@]}" ${selected[@]+"${selected[@]}"} ${rest[@]+"${rest[@]}"}
