@@ -55,7 +55,10 @@ class _Event(_Stream):
 
 
 def _is_cuda(device: Any) -> bool:
-    return (isinstance(device, str) and device.startswith("cuda")) or (isinstance(device, torch.device) and device.type == "cuda")
+    """Whether a device argument means a GPU; a bare number is what `torch.cuda.current_device` gives."""
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return type(device) is int or (isinstance(device, str) and device.startswith("cuda"))
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +100,7 @@ def _redirect_tensors() -> None:
 def _redirect_cuda_module() -> None:
     stream = _Stream()
     names: dict[str, Any] = {
-        "current_device": lambda: torch.device("cpu"),
+        "current_device": lambda: 0,
         "set_device": lambda device: None,
         "Stream": _Stream,
         "Event": _Event,

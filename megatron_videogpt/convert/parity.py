@@ -1,0 +1,272 @@
+"""Comparison with recorded numbers: every case of a folder in the format of shared/reference/README.md.
+
+Errors are fractions of the largest absolute value of the recorded tensor, except ids, positions and masks (count of differing entries) and gradient
+norms (relative).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..config.schema import Config, ModelConfig
+from ..model.denoiser import model_denoiser
+from ..model.embed import timestep_embedding
+from ..model.init import gather_released
+from ..model.rope import angles, attention_factor, inverse_frequencies
+from ..objective.next_clip import NextClipDiffusion, Sequence, assemble, patchify, table_places, unpatchify
+from ..objective.noise import mix
+from ..sample.denoise import denoise_clip, sigmas
+from ..sample.rollout import fed_history
+from ..sequence.intervals import dense_mask
+from ..sequence.layout import CLEAN, IMG_END, IMG_START, NOISY, DIFFUSION, Layout, history_shape, layout, training_shape
+
+LIMITS = {
+    "ids": 0.0,
+    "positions": 0.0,
+    "masks": 0.0,
+    "noising": 1e-6,
+    "components": 2e-5,
+    "forward": 2e-5,
+    "intermediates": 2e-5,
+    "loss": 1e-5,
+    "loss per frame": 1e-5,
+    "gradient norms": 1e-4,
+    "gradients": 1e-4,
+    "sampler": 5e-4,
+}
+
+
+@dataclass
+class Report:
+    """Worst error of each quantity, and the case that has it."""
+
+    worst: dict[str, tuple[float, str]] = field(default_factory=dict)
+    compared: dict[str, int] = field(default_factory=dict)
+
+    def add(self, quantity: str, error: float, case: str) -> None:
+        """Record one comparison; a NaN counts as infinite."""
+        error = float("inf") if error != error else error
+        self.compared[quantity] = self.compared.get(quantity, 0) + 1
+        if quantity not in self.worst or error > self.worst[quantity][0]:
+            self.worst[quantity] = (error, case)
+
+    def compare(self, quantity: str, ours: Tensor, recorded: Tensor, case: str) -> None:
+        """Largest deviation as a fraction of the recorded tensor's largest absolute value."""
+        if tuple(ours.shape) != tuple(recorded.shape):
+            raise ValueError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
+        if recorded.numel():
+            scale = recorded.abs().max().clamp_min(1e-12)
+            self.add(quantity, float(((ours.detach().cpu() - recorded).abs().max() / scale)), case)
+
+    def failures(self) -> list[str]:
+        """One line per quantity above its limit."""
+        return [f"{name}: {error:.3g} in case {case}, limit {LIMITS[name]:g}" for name, (error, case) in self.worst.items() if error > LIMITS[name]]
+
+
+class Cases:
+    """One pair of files, `<name>.json` and `<name>.safetensors`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        path = folder / f"{name}.json"
+        self.present = path.is_file()
+        self.meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if self.present else {"cases": []}
+        self.tensors = load_file(folder / f"{name}.safetensors") if self.present else {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.meta["cases"])
+
+    def get(self, holder: dict[str, Any], name: str) -> Tensor:
+        """A tensor that a case, sample or clip names."""
+        return self.tensors[holder["tensors"][name]["key"]]
+
+    @property
+    def hint_ids(self) -> tuple[int, int, int]:
+        """Token ids of `<|diffusion|>`, `<img>`, `</img>`."""
+        ids = self.meta["token_ids"]
+        return ids["diffusion"], ids["img_start"], ids["img_end"]
+
+
+def reference_order(row: Layout) -> Tensor:
+    """Rows of one sequence in the recorded order: clip by clip, noisy copy first, frame by frame, slot by slot."""
+    keys = zip(row.clip.tolist(), (row.kind == CLEAN).tolist(), row.frame.tolist(), row.position.tolist(), range(len(row)))
+    return torch.tensor([key[-1] for key in sorted(keys)], dtype=torch.int64)
+
+
+def case_layout(sample: dict[str, Any], inference: bool) -> Layout:
+    """Our layout of a recorded sample."""
+    grid = (sample["latent_h"] // 2, sample["latent_w"] // 2)
+    blocks = sample["frame_blocks"]
+    grid = _checked_grid(sample, grid)
+    return layout(history_shape(blocks[0], blocks[1], grid) if inference else training_shape(tuple(n for n in blocks if n), grid))
+
+
+def _checked_grid(sample: dict[str, Any], grid: tuple[int, int]) -> tuple[int, int]:
+    if grid[0] * grid[1] != sample["patches_per_frame"]:
+        raise ValueError(f"{sample['latent_h']}x{sample['latent_w']} latents with {sample['patches_per_frame']} patches: only patch size 2 is known here")
+    return grid
+
+
+def check_masks(cases: Cases, report: Report) -> None:
+    """Token ids, positions and masks of the real rows (README sections 2-6)."""
+    placeholder = cases.meta["token_ids"]["placeholder"] if cases.present else 0
+    for case in cases:
+        ids, positions, masks = (cases.get(case, name) for name in ("input_ids", "position_ids", "attention_mask"))
+        for b, sample in enumerate(case["samples"]):
+            row = case_layout(sample, case["kind"] == "infer")
+            order, pad = reference_order(row), case["pad_len"][b]
+            token = torch.full_like(row.kind, placeholder)
+            for (kind, role), number in zip(((NOISY, DIFFUSION), (CLEAN, IMG_START), (CLEAN, IMG_END)), cases.hint_ids):
+                token[row.rows(kind, role)] = number
+            mask = torch.zeros(len(row), pad + len(row), dtype=torch.bool)
+            mask[:, pad:] = dense_mask(row.intervals)[order][:, order]
+            for quantity, ours, recorded in (
+                ("ids", token[order], ids[b, pad:]),
+                ("positions", row.position[order], positions[b, pad:]),
+                ("masks", mask, masks[b, pad:].bool()),
+            ):
+                same = ours.shape == recorded.shape
+                report.add(quantity, float((ours != recorded).sum()) if same else float("inf"), case["name"])
+
+
+def _sequence(cases: Cases, sample: dict[str, Any], target: str | None = None) -> Sequence:
+    return Sequence(
+        layout=case_layout(sample, inference=False),
+        noisy=cases.get(sample, "noisy"),
+        clean=cases.get(sample, "clean"),
+        timestep=cases.get(sample, "t"),
+        target=cases.get(sample, target) if target else None,
+    )
+
+
+def _predictions(output: Tensor, sequences: list[Sequence], patch: int) -> list[Tensor]:
+    shapes = [tuple(item.noisy.shape) for item in sequences]
+    parts = output.split([n * (h // patch) * (w // patch) for n, _, h, w in shapes])
+    return [unpatchify(part, n, (h // patch, w // patch), patch) for part, (n, _, h, w) in zip(parts, shapes)]
+
+
+def check_forward(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
+    """Predictions, and where recorded the hidden states (README section 7)."""
+    sequences = [_sequence(cases, sample) for sample in case["samples"]]
+    caught: dict[str, Tensor] = {}
+    hooks = [model.embedding.register_forward_hook(lambda m, i, o: caught.update(inputs_embeds=o))]
+    hooks += [layer.register_forward_hook(lambda m, i, o, n=n: caught.update({f"layer{n}_out": o[0]})) for n, layer in enumerate(model.decoder.layers)]
+    hooks.append(model.decoder.final_layernorm.register_forward_hook(lambda m, i, o: caught.update(final_norm_out=o)))
+    with torch.no_grad():
+        output = model(assemble(sequences, config.model.patch_size, config.model.position_table_size, 1))
+    for hook in hooks:
+        hook.remove()
+    for sample, ours in zip(case["samples"], _predictions(output, sequences, config.model.patch_size)):
+        report.compare("forward", ours, cases.get(sample, "pred"), case["name"])
+    for name, entry in (case.get("intermediates") or {}).items():
+        start = 0
+        for b, item in enumerate(sequences):
+            rows = start + reference_order(item.layout)
+            report.compare("intermediates", caught[name][rows, 0], cases.tensors[entry["key"]][b, case["pad_len"][b] :], case["name"])
+            start += len(item.layout)
+
+
+def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
+    """Noising, loss and gradients (README section 8)."""
+    name, objective = case["name"], NextClipDiffusion(config.model.patch_size, config.model.position_table_size)
+    for sample in case["samples"]:
+        for data, noise, retention, mixed in (("x1", "x0", "t", "noisy"), ("x1_clean", "x0_clean", "t_clean", "clean")):
+            report.compare("noising", mix(*(cases.get(sample, key) for key in (data, noise, retention))), cases.get(sample, mixed), name)
+    sequences = [_sequence(cases, sample, target="x1") for sample in case["samples"]]
+    inputs = assemble(sequences, config.model.patch_size, config.model.position_table_size, 1)
+    model.zero_grad(set_to_none=True)
+    total, count, per_frame = objective.loss(model(inputs), inputs)
+    (total / count).backward()
+    report.compare("loss", (total / count).reshape(1), torch.tensor([case["loss"]]), name)
+    report.compare("loss per frame", per_frame, torch.cat([cases.get(sample, "loss_per_frame") for sample in case["samples"]]), name)
+    gradients = gather_released(model, config.model, lambda parameter: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    for key, recorded in case["grad_norm"].items():
+        ours = float(gradients[key].norm())
+        # A parameter that took no part there has a gradient here, of zeros.
+        report.add("gradient norms", ours if not recorded else abs(ours - recorded) / recorded, f"{name} ({key})")
+    norm = float(torch.stack([value.norm() for value in gradients.values()]).norm())
+    report.add("gradient norms", abs(norm - case["grad_norm_total"]) / case["grad_norm_total"], f"{name} (total)")
+    for key, entry in (case.get("full_grads") or {}).items():
+        recorded_full = cases.tensors[entry["key"]]
+        if key.endswith("embed_tokens.weight"):
+            recorded_full = recorded_full[list(cases.hint_ids)]
+        report.compare("gradients", gradients[key], recorded_full, f"{name} ({key})")
+
+
+def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
+    """A whole chain from its initial history, with the recorded noises (README section 9)."""
+    denoise, history = model_denoiser(model, config, torch.device("cpu")), cases.get(case, "initial_history")
+    steps, scale, shift = case["num_steps"], case["img_cfg_scale"] if case["guidance"] else 1.0, case["time_shifting_factor"]
+    window = case["max_frame_window"] or 10**9
+    for number, clip in enumerate(case["clips"]):
+        name, noise = f"{case['name']} clip {number}", cases.get(clip, "init_noise")
+        level = case["history_noise_level"] if number else 0.0
+        history_noise = cases.get(clip, "history_noise") if "history_noise" in clip["tensors"] else None
+        fed = fed_history(history, noise.shape[0], window, level, history_noise)
+        report.compare("sampler", fed, cases.get(clip, "history"), f"{name} history")
+        report.compare("sampler", sigmas(steps, shift), cases.get(clip, "sigmas"), f"{name} sigmas")
+        trace: list[dict[str, Any]] = []
+        (final,) = denoise_clip(denoise, [fed], [noise], steps, scale, shift, trace=trace)
+        recorded = {"z": torch.stack([step["z"][0] for step in trace] + [final]), "x1_cond": torch.stack([step["cond"][0] for step in trace])}
+        if case["guidance"]:
+            recorded["x1_uncond"] = torch.stack([step["uncond"][0] for step in trace])
+        for key, ours in {**recorded, "final": final}.items():
+            report.compare("sampler", ours, cases.get(clip, key), f"{name} {key}")
+        # The chain goes on from the history before this clip's window and noise (README section 9, rules 1 and 2).
+        history = torch.cat([fed if case.get("history_compounds", True) else history, final])
+
+
+def check_components(cases: Cases, model: nn.Module, config: Config, report: Report) -> None:
+    """Single parts (README section 7)."""
+    for case in cases:
+        name, tensors = case["name"], {key: cases.get(case, key) for key in case["tensors"]}
+        if name == "time":
+            report.compare("components", timestep_embedding(tensors["t"]), tensors["sinusoid"], name)
+            report.compare("components", model.embedding.time_token(tensors["t"]), tensors["time_token"], name)
+            report.compare("components", model.head.time_embedder(tensors["t"]), tensors["t_embedder"], name)
+        elif "pos_embed_crop" in tensors:
+            _check_patches(case, tensors, model, config.model, report)
+        elif "inv_freq" in tensors:
+            _check_rope(case, tensors, report)
+        elif "row_col" in case:
+            from ..model.embed import position_axis
+
+            axis = position_axis(case["pos_embed_max_size"], case["hidden_size"])
+            ours = torch.stack([torch.cat([axis[column], axis[row]]) for row, column in case["row_col"]])
+            report.compare("components", ours, tensors["values"], name)
+
+
+def _check_patches(case: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module, config: ModelConfig, report: Report) -> None:
+    name, latent, patch = case["name"], tensors["latent"], config.patch_size
+    frames, grid = latent.shape[0], (latent.shape[2] // patch, latent.shape[3] // patch)
+    positions = model.embedding._positions(table_places(frames, grid, config.position_table_size)).reshape(frames, -1, config.hidden_size)
+    report.compare("components", positions[0], tensors["pos_embed_crop"], name)
+    patches = patchify(latent, patch).reshape(frames, grid[0] * grid[1], -1)
+    report.compare("components", model.embedding.noisy_patch(patches) + positions, tensors["noisy_tokens"], name)
+    report.compare("components", model.embedding.clean_patch(patches) + positions, tensors["clean_tokens"], name)
+    hidden, per_frame = tensors["final_in"], grid[0] * grid[1]
+    sequence = Sequence(layout(history_shape(0, frames, grid)), latent, latent[:0], tensors["final_t"])
+    inputs = assemble([sequence], patch, config.position_table_size, 1)
+    states = torch.zeros(inputs.length, 1, config.hidden_size)
+    states[inputs.noisy_rows, 0] = hidden.reshape(-1, config.hidden_size)
+    tokens = model.head(states, inputs)
+    report.compare("components", tokens.reshape(frames, per_frame, -1), tensors["final_tokens"], name)
+    report.compare("components", unpatchify(tokens, frames, grid, patch), tensors["final_latent"], name)
+
+
+def _check_rope(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
+    scaling = {"type": "longrope", "long_factor": tensors["long_factor"].tolist()} if "long_factor" in tensors else {}
+    extents = {key: case[key] for key in ("max_position_embeddings", "original_max_position_embeddings") if key in case}
+    config = ModelConfig(hidden_size=case["head_dim"], num_attention_heads=1, rope_theta=case["rope_theta"], rope_scaling=scaling, **extents)
+    frequencies, factor = inverse_frequencies(config), attention_factor(config)
+    turned = angles(tensors["position"], frequencies)[:, 0, 0]
+    report.compare("components", frequencies, tensors["inv_freq"], case["name"])
+    report.compare("components", turned.cos() * factor, tensors["cos"], case["name"])
+    report.compare("components", turned.sin() * factor, tensors["sin"], case["name"])

@@ -1,0 +1,131 @@
+"""The decoder as a megatron-core spec: Transformer Engine's layers where it is installed, the local ones otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from ..config.schema import Config
+from .core_attention import IntervalAttention
+from .rope import attention_factor
+
+
+def has_transformer_engine(platform: str) -> bool:
+    """Whether Transformer Engine's layers can be used: installed, and on an NVIDIA GPU."""
+    return platform == "cuda" and importlib.util.find_spec("transformer_engine") is not None
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with float32 statistics; unlike megatron-core's `WrappedTorchNorm` it works under sequence parallelism, where the weight's
+    gradient is partial and the mark makes megatron-core sum it over the tensor parallel group."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., D]`` -> same shape and dtype."""
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+@dataclass
+class VideoGPTConfig(TransformerConfig):
+    """megatron-core's configuration and what our own modules read from it."""
+
+    interval_backend: str = "reference"
+    """Attention backend, resolved by `attention.select`."""
+
+
+def transformer_config(config: Config, platform: str, backend: str) -> VideoGPTConfig:
+    """megatron-core's configuration of our decoder."""
+    model, parallel = config.model, config.parallel
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    full = parallel.recompute == "full"
+    fused = has_transformer_engine(platform)
+    return VideoGPTConfig(
+        interval_backend=backend,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        softmax_scale=attention_factor(model) ** 2 / model.head_dim**0.5,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # jit fusions compile at the first call, which costs a CPU run more than they save.
+        bias_activation_fusion=platform == "cuda",
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=fused,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=fused,
+        # Parameters are set from their names after construction (model/init.py).
+        perform_initialization=False,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
+        recompute_granularity="full" if full else None,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+        calculate_per_token_loss=True,
+        # Rows differ in length, and megatron-core 0.16 ties variable lengths to this dispatcher, experts or not.
+        variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",
+    )
+
+
+def _provider(platform: str) -> BackendSpecProvider:
+    if not has_transformer_engine(platform):
+        return LocalSpecProvider()
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    return TESpecProvider()
+
+
+def decoder_spec(config: VideoGPTConfig, platform: str) -> TransformerBlockSubmodules:
+    """Pre-norm Phi-3 layers with interval attention.  Norms are never fused into the linear layers, so that parameter names are the same
+    with and without Transformer Engine."""
+    provider = _provider(platform)
+    norm = provider.layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
+    column, row = provider.column_parallel_linear(), provider.row_parallel_linear()
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.arbitrary},
+        submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=IntervalAttention, linear_proj=row),
+    )
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+

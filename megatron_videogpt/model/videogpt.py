@@ -1,0 +1,78 @@
+"""The video GPT on megatron-core: custom embedding, interval-masked decoder, custom head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.enums import ModelType
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlock
+from torch import Tensor
+
+from ..config.schema import Config
+from ..objective.base import Inputs
+from ..platforms import Platform
+from .embed import VideoEmbedding
+from .head import VideoHead
+from .layers import decoder_spec, transformer_config
+from .rope import angles, inverse_frequencies
+
+
+class VideoGPT(MegatronModule):
+    """One pipeline stage of the model.
+
+    The first stage embeds a packed row, the last one predicts the clean latents of its noisy patches.  channels: latent channels of the codec;
+    backend: attention backend, resolved.
+    """
+
+    def __init__(self, config: Config, channels: int, platform: Platform, backend: str, pre_process: bool = True, post_process: bool = True) -> None:
+        decoder_config = transformer_config(config, platform.name, backend)
+        super().__init__(config=decoder_config)
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process, self.post_process = pre_process, post_process
+        # megatron-core asks every model.
+        self.share_embeddings_and_output_weights = False
+        self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
+        self.register_buffer("frequencies", inverse_frequencies(config.model).to(platform.device), persistent=False)
+        dtype = decoder_config.params_dtype
+        if pre_process:
+            self.embedding = VideoEmbedding(config.model, channels, dtype, platform.device)
+        self.decoder = TransformerBlock(
+            config=decoder_config,
+            spec=decoder_spec(decoder_config, platform.name),
+            pre_process=pre_process,
+            post_process=post_process,
+            pg_collection=self.pg_collection,
+        )
+        if post_process:
+            self.head = VideoHead(config.model, channels, dtype, platform.device)
+
+    def set_input_tensor(self, tensors: list[Tensor]) -> None:
+        """Hidden states from the stage before (megatron-core's schedules call this)."""
+        self.decoder.set_input_tensor(tensors[0] if isinstance(tensors, list) else tensors)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """One packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on the last stage, hidden states elsewhere.
+
+        The row's length must be a multiple of the tensor parallel size under sequence parallelism.
+        """
+        hidden: Any = None
+        if self.pre_process:
+            hidden = self.embedding(inputs)
+            if self.config.sequence_parallel:
+                hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
+        hidden = self.decoder(hidden, attention_mask=inputs.intervals, rotary_pos_emb=angles(inputs.positions, self.frequencies))
+        if not self.post_process:
+            return hidden
+        if self.config.sequence_parallel:
+            # Every rank computes the same head from here on, so the gradient is split, not summed.
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        return self.head(hidden, inputs)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters on this rank."""
+    return sum(parameter.numel() for parameter in model.parameters())

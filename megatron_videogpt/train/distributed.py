@@ -1,0 +1,58 @@
+"""Process groups: torchrun's environment, or a single process without any."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+
+from ..config.schema import ParallelConfig
+from ..platforms import Platform
+
+
+def world_size() -> int:
+    """Processes of this launch (1 without torchrun)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float = 30.0) -> None:
+    """Join the process group and build the model parallel groups; a no-op when they exist already.
+
+    Raises ValueError when the world does not fit the layout, before any process waits for another.
+    """
+    if parallel_state.is_initialized():
+        return
+    size, model_size = world_size(), parallel.tensor * parallel.pipeline
+    if size % model_size:
+        raise ValueError(
+            f"{size} processes cannot be split into groups of {model_size} (parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}); "
+            f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
+        )
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    if not torch.distributed.is_initialized():
+        if "RANK" in os.environ:
+            torch.distributed.init_process_group(platform.backend, timeout=timeout)
+        else:
+            torch.distributed.init_process_group(platform.backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        distributed_timeout_minutes=int(max(1, timeout_minutes)),
+    )
+    # megatron-core forks this generator under sequence parallelism; nothing here draws from it.
+    tensor_parallel.model_parallel_cuda_manual_seed(0)
+
+
+def stop() -> None:
+    """Leave the process groups."""
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the run."""
+    return int(os.environ.get("RANK", "0")) == 0
