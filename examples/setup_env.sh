@@ -26,7 +26,7 @@ has_gpu() { nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
 # Whether pip's own choice for this torch brings CUDA along; read from the metadata, so that no gigabytes travel to find out.
 resolves_to_cuda() {
   local report
-  report=$("$VENV/bin/python" -m pip install --dry-run --quiet --no-deps --ignore-installed --report - "$TORCH") || return 0
+  report=$("$VENV/bin/python" -m pip install --dry-run -qq --no-deps --ignore-installed --report - "$TORCH") || return 0
   "$VENV/bin/python" -c '
 import json, sys
 metadata = json.loads(sys.stdin.read())["install"][0]["metadata"]
@@ -39,15 +39,18 @@ install_torch() {
     echo "set-up: GPU found, installing $TORCH with CUDA"
   elif resolves_to_cuda; then
     echo "set-up: no GPU, installing the CPU build of $TORCH from $CPU_INDEX"
-    "$VENV/bin/python" -m pip install --quiet --index-url "$CPU_INDEX" "$TORCH"
+    "$VENV/bin/python" -m pip install -qq --index-url "$CPU_INDEX" "$TORCH"
     return
   else
     echo "set-up: no GPU, installing $TORCH (CPU build)"
   fi
-  "$VENV/bin/python" -m pip install --quiet "$TORCH"
+  "$VENV/bin/python" -m pip install -qq "$TORCH"
 }
 
-[ -x "$VENV/bin/python" ] || "$(find_python)" -m venv "$VENV"
+if [ ! -x "$VENV/bin/python" ]; then
+  python=$(find_python)
+  "$python" -m venv "$VENV"
+fi
 stamp=$(cat setup.py pyproject.toml constraints-cpu.txt examples/setup_env.sh <(echo "$PWD") <("$VENV/bin/python" --version) | sha256sum)
 if [ "$(cat "$VENV/set-up-of" 2>/dev/null)" = "$stamp" ]; then
   exit 0
@@ -55,12 +58,12 @@ fi
 
 echo "set-up: installing into $VENV (some minutes the first time)"
 # Older versions of pip download a whole wheel before they report what it is.
-"$VENV/bin/python" -m pip install --quiet --upgrade 'pip>=23.3'
+"$VENV/bin/python" -m pip install -qq --upgrade 'pip>=23.3'
 install_torch
 if "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  "$VENV/bin/python" -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev]'
+  "$VENV/bin/python" -m pip install -qq --constraint constraints-cpu.txt --editable '.[dev]'
 else
   echo "set-up: the exact versions of constraints-cpu.txt need Python 3.11; installing the newest that fit Python 3.10"
-  "$VENV/bin/python" -m pip install --quiet "$TORCH" --editable '.[dev]'
+  "$VENV/bin/python" -m pip install -qq "$TORCH" --editable '.[dev]'
 fi
 echo "$stamp" >"$VENV/set-up-of"

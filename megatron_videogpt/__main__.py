@@ -131,10 +131,22 @@ def print_error(error: Exception) -> None:
         print(f"{label}: {line}", file=sys.stderr)
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line; argparse itself takes no overrides after `--gpus 8`."""
+    parser = build_parser(with_sample=argv[:1] == ["sample"])
+    args, rest = parser.parse_known_args(argv)
+    if "overrides" in args:
+        args.overrides += [text for text in rest if "=" in text and not text.startswith("-")]
+        rest = [text for text in rest if text not in args.overrides]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(with_sample=argv[:1] == ["sample"]).parse_args(argv)
+    args = parse(argv)
     try:
         COMMANDS[args.command](args)
     except KeyboardInterrupt:

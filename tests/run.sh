@@ -3,7 +3,7 @@
 #   bash tests/run.sh            unit, parity and parallel tests
 #   bash tests/run.sh --unit     unit tests only
 #   bash tests/run.sh --all      the long ones too
-# Everything else goes to pytest:  bash tests/run.sh --unit -k config -x
+# Everything else goes to pytest:  bash tests/run.sh --unit -k config -x        bash tests/run.sh tests/unit/test_config.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash examples/setup_env.sh
@@ -15,9 +15,12 @@ for argument in "$@"; do
   case $argument in
     --unit) folders=(tests/unit) ;;
     --all) selected=() ;;
-    *) rest+=("$argument") ;;
+    *)
+      if [ -e "${argument%%::*}" ]; then folders=(); fi
+      rest+=("$argument")
+      ;;
   esac
 done
 # Tests that start several processes share the cores among them; more threads would only compete.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/python -m pytest "${folders[@]}" ${selected[@]+"${selected[@]}"} ${rest[@]+"${rest[@]}"}
+exec .venv/bin/python -m pytest ${folders[@]+"${folders[@]}"} ${selected[@]+"${selected[@]}"} ${rest[@]+"${rest[@]}"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .estimate import dp_size, frame_side, geometry
-from .load import ConfigError, options, read_config, show, value_of
+from .load import ConfigError, options, read_config, show, to_toml, value_of
 from .schema import Config
 
 Rule = tuple[str, Callable[[Any], bool], str]
@@ -102,12 +103,12 @@ def _check_values(report: _Report) -> None:
         if unknown:
             wrong.append((name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known"))
         if value == () and isinstance(option.default, tuple):
-            wrong.append((name, "have at least one entry", f"use for example {show(option.default)}"))
+            wrong.append((name, "have at least one entry", f"use for example {to_toml(option.default)}"))
     for must, holds, names in RANGES:
         for name in names.split():
             value = value_of(report.config, name)
             if report.sound(name) and not all(map(holds, value if isinstance(value, tuple) else (value,))):
-                wrong.append((name, f"be {must}", f"use for example {show(known[name].default)} ({known[name].help})"))
+                wrong.append((name, f"be {must}", f"use for example {to_toml(known[name].default)} ({known[name].help})"))
     for name, must, fix in wrong:
         report.add(name, must, fix)
         report.broken.add(name)
@@ -122,12 +123,11 @@ def _divisors(*values: int) -> str:
 def _check_model(report: _Report) -> None:
     model = report.config.model
     width, heads = "model.hidden_size", "model.num_attention_heads"
-    if report.sound(width) and model.hidden_size % 4:
-        report.add(width, "be a multiple of 4 (2-D sin-cos table)", f"use {model.hidden_size + -model.hidden_size % 4}")
-    if report.sound(width, heads) and model.hidden_size % (2 * model.num_attention_heads):
-        step = 2 * model.num_attention_heads
+    step = math.lcm(4, 2 * model.num_attention_heads)
+    if report.sound(width, heads) and model.hidden_size % step:
         near = max(step, model.hidden_size // step * step)
-        report.add(width, f"be a multiple of 2 * {heads} = {step} (RoPE rotates pairs of a head's channels)", f"use {near}, or another {heads}")
+        must = f"be a multiple of {step}: of 4 (2-D sin-cos table) and of 2 * {heads} (RoPE rotates pairs of a head's channels)"
+        report.add(width, must, f"use {near}, or another {heads}")
         report.broken.add(width)
     if report.sound(heads, "model.num_query_groups") and model.num_attention_heads % model.kv_heads:
         report.add("model.num_query_groups", f"divide {heads} = {model.num_attention_heads}", f"use 0 or one of {_divisors(model.num_attention_heads)}")
@@ -180,9 +180,8 @@ def _check_parallel(report: _Report, world_size: int | None) -> None:
         return
     product = layout.tensor * layout.pipeline
     if world_size % product:
-        report.add(
-            tensor, f"with parallel.pipeline = {layout.pipeline} divide the {world_size} processes of this run", f"start a multiple of {product} processes"
-        )
+        must = f"with parallel.pipeline = {layout.pipeline} make model replicas of {product} processes that divide the {world_size} of this run"
+        report.add(tensor, must, f"start a multiple of {product} processes, or use smaller sizes")
         return
     batch, micro = "train.global_batch_size", "train.micro_batch_size"
     step = dp_size(config, world_size) * config.train.micro_batch_size
@@ -210,7 +209,11 @@ def _check_data(report: _Report) -> None:
 def _check_frames(report: _Report) -> None:
     """Frame sides and counts against the codec's strides, the patch size and the position table."""
     config, data = report.config, report.config.data
-    codec = geometry(config.codec)
+    try:
+        codec = geometry(config.codec)
+    except (ValueError, OSError) as error:
+        report.add("codec.path", "hold a readable VAE", str(error))
+        return
     stride = codec.temporal_stride
     if report.sound("data.frames") and (data.frames - 1) % stride:
         near = max(1, (data.frames - 1) // stride * stride + 1)

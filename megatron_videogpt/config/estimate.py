@@ -130,23 +130,15 @@ def expected_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
     return _work(frames, last, squares, kept_squared, patches)
 
 
-def training_flops(model: ModelConfig, channels: int, work: Work) -> float:
-    """Model FLOPs of one forward and backward pass: 6 per weight and token it meets, 12 per attended pair and attention channel and layer.
+def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
+    """Model FLOPs of one forward and backward pass: 6 per weight and token, 12 per attended pair, attention channel and layer.
 
-    Recomputed activations, norms, softmax and the optimizer are not counted, as is usual for MFU.
+    Every token counts the decoder, one patch projection and, as every other token is noisy, half of the output projection; the networks that
+    run once per frame are left out (together under 1 %).  Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
     """
     counts = component_parameters(model, channels)
-    meets = {
-        "decoder.layers": work.tokens,
-        "embedding.noisy_patch": work.noisy * work.patches,
-        "embedding.clean_patch": work.clean * work.patches,
-        "embedding.time_token": work.noisy,
-        "head.time_embedder": work.noisy,
-        "head.modulation": work.noisy,
-        "head.linear": work.noisy * work.patches,
-    }
-    attention = 12 * work.pairs * model.num_attention_heads * model.head_dim * model.num_layers
-    return 6 * sum(counts[name] * tokens for name, tokens in meets.items()) + attention
+    weights = counts["decoder.layers"] + counts["embedding.noisy_patch"] + counts["head.linear"] / 2
+    return 6 * weights * tokens + 12 * pairs * model.num_attention_heads * model.head_dim * model.num_layers
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -23,6 +24,7 @@ else:
     import tomli as tomllib
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table {...}"}
+BARE_KEY = "[A-Za-z0-9_-]+"
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts in quotes"}
 
 
@@ -218,10 +220,15 @@ def _unknown(name: str, value: Any) -> str:
         return f"[{name}]: there is no such section; " + (f"did you mean [{close[0]}]?" if close else f"the sections are {', '.join(sections)}")
     names = [option.name for option in options()]
     section, _, leaf = name.rpartition(".")
-    same_leaf = [known for known in names if known.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(name, names, n=1)
-    in_section = ", ".join(known.rpartition(".")[2] for known in names if known.rpartition(".")[0] == section)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the options of [{section}] are {in_section}" if in_section else "see `options` for all of them"
+    siblings = {known.rpartition(".")[2]: known for known in names if known.rpartition(".")[0] == section}
+    close = [known for known in names if known.rpartition(".")[2] == leaf]
+    close = close or [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=1)] or difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    elif siblings:
+        hint = f"the options of [{section}] are {', '.join(siblings)}"
+    else:
+        hint = "`python -m megatron_videogpt options` lists all of them"
     return f"{name} = {show(value)}: there is no such option; {hint}"
 
 
@@ -240,7 +247,7 @@ def to_toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(to_toml(entry) for entry in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_quote(key)} = {to_toml(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{key if re.fullmatch(BARE_KEY, key) else _quote(key)} = {to_toml(entry)}" for key, entry in value.items()) + "}"
     return _quote(str(value))
 
 

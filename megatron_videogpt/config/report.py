@@ -55,7 +55,7 @@ def print_report(config: Config, world_size: int, console: Console | None = None
     console.print(_work_table(config, codec.channels, work, longest, (height, width), world_size))
     console.print(_memory_table(config, codec.channels, world_size, longest))
     for line in missing_paths(config):
-        console.print(f"note: {line} before training", style="yellow", markup=False)
+        console.print(f"note, before training: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def longest_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
@@ -103,7 +103,7 @@ def _work_table(config: Config, channels: int, work: Work, longest: Work, frame:
     table.add_row("patches per frame", f"{work.patches}", f"{longest.patches}")
     table.add_row("tokens per sample", f"{work.tokens:,.0f}", f"{longest.tokens:,.0f}")
     table.add_row("mask density", f"{work.pairs / work.tokens**2:.3f}", f"{longest.pairs / longest.tokens**2:.3f}")
-    per_sample = [training_flops(config.model, channels, item) for item in (work, longest)]
+    per_sample = [training_flops(config.model, channels, item.tokens, item.pairs) for item in (work, longest)]
     table.add_row("model FLOPs per sample", *map(flops, per_sample))
     batch = config.train.global_batch_size
     table.add_row("model FLOPs per step", *(flops(value * batch) for value in per_sample))
