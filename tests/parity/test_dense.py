@@ -1,0 +1,98 @@
+"""The megatron-core model against the dense implementation in tests/dense.py: forward, loss and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests import dense
+
+CASES = {
+    "multi-head": (dense.Tiny(), [[2, 3, 1], [1, 1, 1]]),
+    "grouped-query": (dense.Tiny(groups=2), [[1, 2]]),
+    "single clip": (dense.Tiny(), [[3]]),
+    "long RoPE": (dense.Tiny(long_factor=tuple(1 + 0.3 * i for i in range(8)), longest=131072), [[2, 2], [1, 3, 1]]),
+    "sixteen channels": (dense.Tiny(channels=16, width=96, heads=2, groups=1, ffn=80), [[1, 1, 2]]),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Iterator[None]:
+    """One process on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.train import distributed
+
+    distributed.start(platform, ParallelConfig())
+    yield
+    distributed.stop()
+
+
+def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "none", backend: str = "reference"):  # type: ignore[no-untyped-def]
+    """(our model with these weights, its configuration)."""
+    from megatron_videogpt.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
+    from megatron_videogpt.model.init import load_released
+    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.platforms import activate
+
+    model = ModelConfig(
+        num_layers=tiny.layers,
+        hidden_size=tiny.width,
+        ffn_hidden_size=tiny.ffn,
+        num_attention_heads=tiny.heads,
+        num_query_groups=tiny.groups,
+        position_table_size=tiny.table,
+        rope_scaling={"type": "longrope", "long_factor": list(tiny.long_factor), "short_factor": list(tiny.long_factor)} if tiny.long_factor else {},
+        max_position_embeddings=tiny.longest,
+        original_max_position_embeddings=tiny.original,
+    )
+    config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=ParallelConfig(recompute=recompute))
+    built = VideoGPT(config, tiny.channels, activate("cpu"), backend)
+    load_released(built, model, lambda entry: weights[entry.hf])
+    return built, config
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_gradients(name: str, recompute: str) -> None:
+    from megatron_videogpt.model.init import gather_released
+    from megatron_videogpt.objective.next_clip import NextClipDiffusion, Sequence, assemble, unpatchify
+    from megatron_videogpt.sequence.layout import layout, training_shape
+
+    tiny, batch = CASES[name]
+    weights = {key: value.requires_grad_() for key, value in dense.random_weights(tiny, seed=len(name)).items()}
+    model, config = build(tiny, weights, recompute, "reference")
+    draw = torch.Generator().manual_seed(7)
+    sequences, expected, losses = [], [], []
+    for blocks in batch:
+        frames, kept = sum(blocks), sum(blocks[:-1])
+        noisy, target = (torch.randn(frames, tiny.channels, 4, 6, generator=draw) for _ in range(2))
+        clean = torch.randn(kept, tiny.channels, 4, 6, generator=draw)
+        # Different timesteps inside a clip: each frame has its own token and modulation.
+        t = torch.rand(frames, generator=draw)
+        prediction = dense.forward(weights, tiny, blocks, noisy, clean, t)
+        expected.append(prediction)
+        losses += [(prediction - target).square().mean(dim=(1, 2, 3))]
+        sequences.append(Sequence(layout(training_shape(tuple(blocks), (2, 3))), noisy, clean, t, target))
+    inputs = assemble(sequences, 2, tiny.table, 8)
+    output = model(inputs)
+    total, count, per_frame = NextClipDiffusion(2, tiny.table).loss(output, inputs)
+    (total / count).backward()
+    torch.cat(losses).mean().backward()
+
+    parts = output.split([item.noisy.shape[0] * 6 for item in sequences])
+    for part, prediction in zip(parts, expected):
+        ours = unpatchify(part, prediction.shape[0], (2, 3), 2)
+        assert float((ours - prediction).abs().max() / prediction.abs().max()) < 1e-5
+    assert torch.allclose(per_frame, torch.cat(losses), rtol=1e-5)
+    assert count == sum(map(sum, batch))
+    gradients = gather_released(model, config.model, lambda parameter: parameter.grad)
+    assert gradients.keys() == weights.keys()
+    for key, ours in gradients.items():
+        theirs = weights[key].grad if weights[key].grad is not None else torch.zeros_like(ours)
+        scale = max(float(theirs.abs().max()), 1e-12)
+        assert float((ours - theirs).abs().max()) / scale < 5e-5 or not theirs.any() and not ours.any(), key

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Compare the megatron-core model with recorded numbers of the original, for every case of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+EPILOG = """
+The folder holds masks_positions, forward_train, loss, sampler and components (.json with .safetensors beside it; missing ones are skipped) and one
+folder per checkpoint that a case names; shared/reference/README.md describes the format.  Exit status: 0 when every quantity is within its limit,
+1 when one is not, 2 when the folder cannot be read.
+
+examples:
+  python tools/check_parity.py ../shared/reference
+  python tools/check_parity.py ../shared/reference --tensor-parallel 2      the same, split over two processes
+"""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder with the recorded cases")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="tensor parallel processes (default 1); starts torchrun itself")
+    parser.add_argument("--attention", default="auto", help="attention backend (default auto)")
+    return parser.parse_args()
+
+
+def launch(processes: int) -> int:
+    """Run this command again under torchrun; returns its exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", os.path.abspath(__file__), *sys.argv[1:]]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}, check=False).returncode
+
+
+def check(folder: Path, tensor_parallel: int, attention: str) -> int:
+    """Every case; prints the worst error of each quantity."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.attention import select
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.convert import parity
+    from megatron_videogpt.train import distributed
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    layout = ParallelConfig(tensor=tensor_parallel)
+    distributed.start(platform, layout)
+    report = parity.Report()
+
+    def build(config, channels):  # type: ignore[no-untyped-def]
+        from megatron_videogpt.model.videogpt import VideoGPT
+
+        backend, _ = select(attention, "cpu", "float32", config.model.head_dim)
+        return VideoGPT(config, channels, platform, backend)
+
+    parity.check_folder(folder, layout, build, report)
+    if not report.compared:
+        raise ValueError(f"{folder}: no cases found; expected files such as forward_train.json (see shared/reference/README.md)")
+    failures = report.failures()
+    if distributed.is_rank_zero():
+        print_report(report, parity.LIMITS, failures)
+    distributed.stop()
+    return 1 if failures else 0
+
+
+def print_report(report, limits, failures) -> None:  # type: ignore[no-untyped-def]
+    """A table of worst errors, then one line per failure."""
+    print(f"{'quantity':18} {'compared':>8} {'worst error':>12} {'limit':>8}  worst case")
+    for name, (error, case) in report.worst.items():
+        print(f"{name:18} {report.compared[name]:8} {error:12.3g} {limits[name]:8.0e}  {case}")
+    print("\n".join(f"FAILED {line}" for line in failures) or "all within limits")
+
+
+def main() -> int:
+    """Entry point."""
+    args = arguments()
+    if args.tensor_parallel > 1 and "RANK" not in os.environ:
+        return launch(args.tensor_parallel)
+    warnings.filterwarnings("ignore", module="megatron")
+    try:
+        return check(args.folder, args.tensor_parallel, args.attention)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main())
