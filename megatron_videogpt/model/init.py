@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
@@ -28,6 +28,14 @@ def named(model: nn.Module, config: ModelConfig) -> Iterator[tuple[Parameter, nn
         name = _global_name(name, model.decoder.layers)
         assert name in table, f"{name} is not in convert/mapping.py"
         yield table[name], parameter
+
+
+def mark_shards(model: nn.Module, config: ModelConfig) -> None:
+    """Tell megatron-core which parameters are sharded over the tensor parallel group, for the gradient norm; its layers do so only
+    when they also initialise."""
+    for entry, parameter in named(model, config):
+        if entry.rule.split is not None and not hasattr(parameter, "tensor_model_parallel"):
+            tensor_parallel.set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=entry.rule.split, stride=1)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from ..objective.base import Inputs
 from ..platforms import Platform
 from .embed import VideoEmbedding
 from .head import VideoHead
+from .init import mark_shards
 from .layers import decoder_spec, transformer_config
 from .rope import angles, inverse_frequencies
 
@@ -49,6 +50,7 @@ class VideoGPT(MegatronModule):
         )
         if post_process:
             self.head = VideoHead(config.model, channels, dtype, platform.device)
+        mark_shards(self, config.model)
 
     def set_input_tensor(self, tensors: list[Tensor]) -> None:
         """Hidden states from the stage before (megatron-core's schedules call this)."""
