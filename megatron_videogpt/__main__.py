@@ -45,6 +45,9 @@ Overrides are TOML values (8, 0.5, true, "text", [8, 8]); what is not TOML is ta
 
 CHECK = "Validate FILE without training, and print the model's parameters, the layout, sequence lengths, memory and FLOPs."
 
+OPTIONS = "Print a TOML file with every option, its default and what it does: a file to start from."
+SAMPLE = "Continue a video with a trained model, clip by clip, and write the result as an mp4 and a contact sheet."
+
 
 def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
     """The command line; `with_sample` adds the sample command's own arguments, which need its package."""
@@ -61,12 +64,12 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file")
     check.add_argument("--gpus", type=int, metavar="N", help="processes of the run (default: one model replica, TP x PP)")
 
-    sample = commands.add_parser("sample", help="continue a video with a trained model", parents=[common])
+    sample = commands.add_parser("sample", help="continue a video with a trained model", parents=[common], description=SAMPLE)
     if with_sample:
         from .sample.cli import add_arguments
 
         add_arguments(sample)
-    commands.add_parser("options", help="list every option as a TOML file with comments", parents=[common])
+    commands.add_parser("options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS)
     return parser
 
 
@@ -114,6 +117,9 @@ COMMANDS = {"train": run_train, "check": run_check, "sample": run_sample, "optio
 
 def is_user_error(error: Exception) -> bool:
     """Whether the message alone tells the user what to change."""
+    decode = sys.modules.get("megatron_videogpt.data.decode")  # imports PyTorch: not worth loading to look at an error it cannot have raised
+    if decode is not None and isinstance(error, decode.BadVideo):
+        return True
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full_disk or isinstance(error, (ValueError, FileNotFoundError, PermissionError))
 

@@ -146,32 +146,27 @@ def _check_rope_scaling(report: _Report) -> None:
         report.add(name, "have the entries type, long_factor and short_factor only", f"remove {', '.join(unknown)}")
     if model.rope_scaling.get("type") not in ("longrope", "su"):
         report.add(name, 'have type="longrope" (or "su", its older name)', f"it has type={show(model.rope_scaling.get('type', ''))}")
-    if "long_factor" not in model.rope_scaling:
-        report.add(name, "have long_factor", "copy it from the Phi-3 config, or use {} for plain RoPE")
     if not report.sound("model.hidden_size", "model.num_attention_heads"):
         return
     half = model.head_dim // 2
-    for key in {"long_factor", "short_factor"} & set(model.rope_scaling):
-        factors = model.rope_scaling[key]
-        numbers = isinstance(factors, (list, tuple)) and all(isinstance(f, (int, float)) and not isinstance(f, bool) and f > 0 for f in factors)
-        if not numbers or len(factors) != half:
-            have = f"{len(factors)} entries" if isinstance(factors, (list, tuple)) else show(factors)
-            report.add(
-                name, f"have {half} positive numbers in {key} (half of a head's channels)", f"it has {have}: copy the list of a config with this head size"
-            )
+    for key in ("long_factor", "short_factor"):
+        factors = model.rope_scaling.get(key)
+        entries = factors if isinstance(factors, (list, tuple)) else ()
+        if len(entries) != half or not all(isinstance(f, (int, float)) and not isinstance(f, bool) and f > 0 for f in entries):
+            must = f"have {half} positive numbers in {key} (half of a head's channels)"
+            report.add(name, must, f"it has {len(entries)} entries there: copy the list of a Phi-3 config with this head size, or use {{}} for plain RoPE")
 
 
 def _check_parallel(report: _Report, world_size: int | None) -> None:
     config, tensor, pipeline = report.config, "parallel.tensor", "parallel.pipeline"
     model, layout = config.model, config.parallel
-    heads = ("model.num_attention_heads", model.num_attention_heads)
-    groups = ("model.num_query_groups", model.kv_heads)
-    ffn = ("model.ffn_hidden_size", model.ffn_hidden_size)
-    sizes = [(name, value) for name, value in (heads, groups, ffn) if report.sound(name)]
-    for name, value in sizes if report.sound(tensor) else ():
-        if value % layout.tensor and not (name == groups[0] and value == heads[1]):
-            label = "the number of key/value heads" if name == groups[0] else name
-            report.add(tensor, f"divide {label} = {value}", f"use one of {_divisors(*(size for _, size in sizes))}")
+    sizes = {"model.num_attention_heads": model.num_attention_heads, "model.ffn_hidden_size": model.ffn_hidden_size}
+    if model.num_query_groups:
+        sizes["model.num_query_groups"] = model.num_query_groups
+    sizes = {name: value for name, value in sizes.items() if report.sound(name)}
+    wrong = [f"{name} = {value}" for name, value in sizes.items() if report.sound(tensor) and value % layout.tensor]
+    if wrong:
+        report.add(tensor, f"divide {' and '.join(wrong)}", f"use one of {_divisors(*sizes.values())}")
     if report.sound("model.num_layers", pipeline) and model.num_layers % layout.pipeline:
         report.add(pipeline, f"divide model.num_layers = {model.num_layers}", f"use one of {_divisors(model.num_layers)}")
     if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
@@ -227,14 +222,12 @@ def _check_frames(report: _Report) -> None:
         return
     cell = codec.spatial_stride * config.model.patch_size
     side = frame_side(config)
-    for name in ("data.physics.size",) if data.source == "physics" else ("data.size_multiple",):
-        value = value_of(config, name)
-        if report.sound(name) and value % cell:
-            report.add(
-                name,
-                f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}",
-                f"use {value + -value % cell}",
-            )
+    name, unit, why = "data.size_multiple", cell, ""
+    if data.source == "physics":
+        name, unit, why = "data.physics.size", math.lcm(16, cell), " and of 16"
+    if report.sound(name) and value_of(config, name) % unit:
+        must = f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}{why}"
+        report.add(name, must, f"use {value_of(config, name) + -value_of(config, name) % unit}")
     source = "data.physics.size" if data.source == "physics" else "data.longest_side"
     if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
         table = f"model.position_table_size = {config.model.position_table_size}"

@@ -71,10 +71,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str], set[str]]:
-    """As `load_config`, but returns what could be read (defaults elsewhere), the problems, and the names of the options they concern."""
-    values, problems = _read_file(Path(path), ())
-    pairs, bad = _split_overrides(overrides)
-    problems += bad
+    """As `load_config`, but returns what could be read (defaults elsewhere), the problems, and the names of the options they concern.
+
+    Raises `ConfigError` only for files that cannot be read at all, where looking at options would be guesswork.
+    """
+    values, unreadable = _read_file(Path(path), ())
+    pairs, problems = _split_overrides(overrides)
+    if unreadable:
+        raise ConfigError(unreadable + problems)
     for name, value in pairs:
         _set(values, name.split("."), value)
     broken: set[str] = set()

@@ -1,0 +1,115 @@
+"""Parameter counts against the released model, sequence work against the layout, expectations against enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_videogpt.config.estimate import clip_work, component_parameters, expected_work, rank_memory, rank_parameters, training_flops, typical_frame
+from megatron_videogpt.config.load import config_from_dict
+from megatron_videogpt.config.report import in_units, longest_work
+from megatron_videogpt.config.schema import ModelConfig
+from megatron_videogpt.sequence.intervals import attended_pairs
+from megatron_videogpt.sequence.layout import layout, training_shape
+
+TINY = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4)
+
+
+def test_parameters_are_the_released_models_with_three_rows_of_the_token_table(reference: Path) -> None:
+    released = json.loads((reference / "released_model.json").read_text())
+    vocabulary, width = released["keys"]["llm.embed_tokens.weight"]
+    counts = component_parameters(ModelConfig(), released["in_channels"])
+    assert sum(counts.values()) == released["num_parameters"] - (vocabulary - 3) * width
+    layers = sum(math.prod(shape) for key, shape in released["keys"].items() if key.startswith("llm.layers."))
+    assert counts["decoder.layers"] == layers
+
+
+def test_parameters_of_the_tiny_reference_model(reference: Path) -> None:
+    total = json.loads((reference / "tiny_mha" / "extra.json").read_text())["num_parameters"]
+    assert sum(component_parameters(TINY, 4).values()) == total - (128 - 3) * 64
+
+
+def test_parameters_with_fewer_key_value_heads_and_other_channels() -> None:
+    # Two of four key/value heads less: 2 * 2 * 16 rows of 64 in each of 2 layers; 4 channels more: 3 projections of 2 * 2 * 4 * 64, and their biases.
+    base = sum(component_parameters(TINY, 4).values())
+    assert sum(component_parameters(replace(TINY, num_query_groups=2), 4).values()) == base - 2 * 2 * 2 * 16 * 64
+    assert sum(component_parameters(TINY, 8).values()) == base + 3 * 16 * 64 + 16
+
+
+@pytest.mark.parametrize("clips", [(1,), (3,), (1, 1), (1, 2, 3), (4, 1, 1, 2)])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3)])
+def test_work_is_the_layouts(clips: tuple[int, ...], grid: tuple[int, int]) -> None:
+    row = layout(training_shape(clips, grid))
+    work = clip_work(clips, grid[0] * grid[1])
+    assert (work.tokens, work.pairs) == (len(row), attended_pairs(row.intervals))
+
+
+@pytest.mark.parametrize("clips", [(1, 1), (2, 7), (3, 3), (7, 7), (1, 7)])
+def test_expected_work_is_the_mean_over_all_splits(clips: tuple[int, int]) -> None:
+    frames, patches = 7, 5
+    means = []
+    for count in range(clips[0], clips[1] + 1):
+        cuts = [(0, *cut, frames) for cut in itertools.combinations(range(1, frames), count - 1)]
+        works = [clip_work([b - a for a, b in itertools.pairwise(cut)], patches) for cut in cuts]
+        means.append((sum(work.tokens for work in works) / len(works), sum(work.pairs for work in works) / len(works)))
+    expected = expected_work(frames, clips, patches)
+    assert expected.tokens == pytest.approx(sum(mean[0] for mean in means) / len(means), rel=1e-12)
+    assert expected.pairs == pytest.approx(sum(mean[1] for mean in means) / len(means), rel=1e-12)
+
+
+def test_the_longest_sequence_of_stage_4_has_159_frame_blocks() -> None:
+    # DESIGN section 3: 80 frames of 320x192, last clip one frame, 38,478 tokens.
+    assert longest_work(80, (2, 80), 240).tokens == 38_478
+    assert longest_work(5, (1, 1), 4).tokens == 5 * 6
+
+
+def test_flops_of_one_layer_by_hand() -> None:
+    model = ModelConfig(num_layers=1, hidden_size=8, ffn_hidden_size=16, num_attention_heads=2)
+    matrices = 8 * 24 + 8 * 8 + 8 * 32 + 16 * 8
+    norms, patch, head = 2 * 8, 4 * 8 + 8, 8 * 4 + 4
+    # Query-key products and the weighted values are 2 * 2 * pairs * 8 forward, and twice that backward.
+    assert training_flops(model, 1, tokens=10, pairs=7) == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
+
+
+def test_a_ranks_parameters_follow_tensor_and_pipeline_parallelism() -> None:
+    def on_rank(**parallel: int) -> int:
+        shape = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
+        return rank_parameters(config_from_dict({"model": shape, "parallel": parallel}), 4)
+
+    counts = component_parameters(replace(TINY, num_layers=4), 4)
+    matrices, norms = 4 * (64 * 192 + 64 * 64 + 64 * 256 + 128 * 64), 4 * 2 * 64
+    assert counts["decoder.layers"] == matrices + norms
+    assert on_rank() == sum(counts.values())
+    assert on_rank(tensor=4) == sum(counts.values()) - matrices * 3 // 4
+    head = sum(count for name, count in counts.items() if name.startswith("head.")) + counts["decoder.final_layernorm"]
+    embedding = sum(count for name, count in counts.items() if name.startswith("embedding."))
+    assert on_rank(pipeline=2) == counts["decoder.layers"] // 2 + max(head, embedding)
+
+
+def test_memory_of_states_is_bytes_per_parameter() -> None:
+    def memory(precision: str, world: int, **parallel: object):  # type: ignore[no-untyped-def]
+        shape = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
+        config = config_from_dict({"model": shape, "parallel": parallel, "train": {"precision": precision}})
+        return rank_memory(config, 4, world, tokens=100), rank_parameters(config, 4)
+
+    fp32, count = memory("fp32", 1)
+    assert (fp32.parameters, fp32.gradients, fp32.optimizer) == (4 * count, 4 * count, 8 * count)
+    bf16, _ = memory("bf16", 4)
+    assert (bf16.parameters, bf16.gradients, bf16.optimizer) == (2 * count, 4 * count, 12 * count / 4)
+    whole, _ = memory("bf16", 4, distributed_optimizer=False)
+    assert whole.optimizer == 12 * count
+    assert bf16.activations == fp32.activations / 2
+    recomputed, _ = memory("fp32", 1, recompute="full")
+    assert recomputed.activations == fp32.activations / 2 + 2 * 4 * 100 * 64
+    assert fp32.total == 16 * count + fp32.activations
+
+
+def test_typical_frames_and_units() -> None:
+    assert typical_frame(config_from_dict({"data": {"source": "videos", "longest_side": 320}})) == (176, 320)
+    assert typical_frame(config_from_dict({"data": {"physics": {"size": 96}}})) == (96, 96)
+    assert [in_units(value, 1000, " kMG") for value in (12, 1500, 3.7e9, 5e12)] == ["12", "1.5 k", "3.7 G", "5e+03 G"]
