@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Write a held-out sample of a run as an mp4, as the run would see it (size, frame interval): something to continue that was never trained on.
+
+python tools/held_out_video.py runs/quickstart held_out.mp4
+python -m megatron_videogpt sample --checkpoint runs/quickstart --video held_out.mp4 --interval 1 --output prediction.mp4
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_videogpt.config.load import load_config
+from megatron_videogpt.data.codec import build_codec
+from megatron_videogpt.data.decode import write_video
+from megatron_videogpt.data.index import open_source
+from megatron_videogpt.data.loader import validation_samples
+
+
+def main() -> int:
+    """Write the mp4; 2 with one line on stderr when that cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run (its config.toml says what the data is)")
+    parser.add_argument("output", type=Path, help="the mp4 to write")
+    parser.add_argument("--number", type=int, default=0, help="which held-out sample (default: %(default)s)")
+    args = parser.parse_args()
+    try:
+        config = load_config(args.run / "config.toml")
+        source = open_source(config.data, build_codec(config.codec))
+        sample = validation_samples(source, config.data, config.train.seed, args.number + 1)[args.number]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    assert sample.pixels is not None
+    # Real videos have rates of their own; a quarter of 24 frames per second is what the usual interval of 4 gives.
+    fps = (config.data.physics.fps if config.data.source == "physics" else 24.0) / config.data.frame_interval[0]
+    write_video(args.output, sample.pixels.numpy(), fps)
+    print(f"{args.output}: {len(sample.pixels)} frames of {sample.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
