@@ -1,0 +1,166 @@
+"""Covering an interval mask with few rectangles of (query rows x keys), each one dense attention call.
+
+Rows with equal intervals form a group.  Neighbouring groups share a call when the pairs computed in vain cost less than a call of their own: a hint
+token's single row joins its frame, small frames join one another, packed samples stay apart.  The best cut of the groups into chunks is found
+by dynamic programming over a cost in units of one (row, key) pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MASKED_OUT = -1e30
+"""Added to scores that do not attend.  Finite: a row that sees nothing of one rectangle must still get numbers that merging can weigh with zero."""
+
+_WIDTH = 96
+"""Most groups in a chunk."""
+
+
+class Costs(NamedTuple):
+    """What a call costs, in units of computing one (row, key) pair of all heads, forward and backward.
+
+    call: fixed part.  key: reading one key and value and adding to their gradients.  mask: share added to a pair by a mask.
+    """
+
+    call: float
+    key: float
+    mask: float
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Query rows ``[row0, row1)`` against keys ``[key0, key1)``.
+
+    mask: float32 ``[rows, keys]`` to add to the scores, or None if every pair attends.  first: no earlier rectangle wrote these rows.
+    """
+
+    row0: int
+    row1: int
+    key0: int
+    key1: int
+    mask: Tensor | None
+    first: bool
+
+
+class _Side(NamedTuple):
+    """One interval of several chunks at once: hull ``[low, high)`` of all rows' intervals and core ``[start, stop)`` that all rows share."""
+
+    low: np.ndarray
+    high: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+    def join(self, other: _Side) -> _Side:
+        """The same for chunks that are extended by others."""
+        return _Side(
+            np.minimum(self.low, other.low), np.maximum(self.high, other.high), np.maximum(self.start, other.start), np.minimum(self.stop, other.stop)
+        )
+
+    def cut(self, rows: slice) -> _Side:
+        """Some of the chunks."""
+        return _Side(*(x[rows] for x in self))
+
+
+def _side(start: np.ndarray, stop: np.ndarray, length: int) -> _Side:
+    """One interval of every group; an empty one must neither widen a hull nor leave a core."""
+    empty = stop <= start
+    return _Side(np.where(empty, length, start), np.where(empty, 0, stop), np.where(empty, length, start), np.where(empty, 0, stop))
+
+
+def _side_costs(side: _Side, rows: np.ndarray, costs: Costs) -> tuple[np.ndarray, np.ndarray]:
+    """(cost, whether to cut the hull into core and ragged ends) of covering one interval of each chunk."""
+    hull = np.maximum(side.high - side.low, 0)
+    core = np.maximum(side.stop - side.start, 0)
+    masked, plain = rows * (1 + costs.mask), rows
+    whole = costs.call + hull * (costs.key + np.where(core == hull, plain, masked))
+    ends = (side.start > side.low).astype(np.int64) + (side.stop < side.high)
+    split = costs.call * (1 + ends) + core * plain + (hull - core) * masked + hull * costs.key
+    use_split = (core > 0) & (split < whole)
+    return np.where(hull > 0, np.where(use_split, split, whole), 0), use_split
+
+
+def _joint_costs(a: _Side, b: _Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
+    """Cost of covering both intervals, and the gap between them, in one masked call; infinite where there is only one."""
+    keys = np.maximum(a.high, b.high) - np.minimum(a.low, b.low)
+    return np.where((a.high > a.low) & (b.high > b.low), costs.call + keys * (costs.key + rows * (1 + costs.mask)), np.inf)
+
+
+def _chunks(starts: np.ndarray, groups: np.ndarray, length: int, costs: Costs) -> list[tuple[int, int]]:
+    """The cheapest cut of the groups into chunks, as (first group, end group) in order."""
+    count = len(groups)
+    a, b = (_side(groups[:, i], groups[:, i + 1], length) for i in (0, 2))
+    wide_a, wide_b = a, b
+    price = np.full((count + 1, min(_WIDTH, count)), np.inf)
+    for width in range(1, price.shape[1] + 1):
+        if width > 1:
+            wide_a, wide_b = (wide.cut(slice(0, -1)).join(one.cut(slice(width - 1, None))) for wide, one in ((wide_a, a), (wide_b, b)))
+        rows = starts[width:] - starts[: count + 1 - width]
+        apart = _side_costs(wide_a, rows, costs)[0] + _side_costs(wide_b, rows, costs)[0]
+        price[width:, width - 1] = np.minimum(apart, _joint_costs(wide_a, wide_b, rows, costs))
+    best, widths = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        most = min(price.shape[1], end)
+        total = price[end, :most] + best[end - most : end][::-1]
+        widths[end] = np.argmin(total) + 1
+        best[end] = total[widths[end] - 1]
+    chunks, end = [], count
+    while end:
+        chunks.append((end - int(widths[end]), end))
+        end -= int(widths[end])
+    return chunks[::-1]
+
+
+def _mask(intervals: Tensor, key0: int, key1: int) -> Tensor | None:
+    """Additive mask of rows against the keys ``[key0, key1)``, None if all attend; intervals ``[rows, 2 or 4]``."""
+    keys = torch.arange(key0, key1, dtype=torch.int32)
+    sees = torch.zeros(len(intervals), key1 - key0, dtype=torch.bool)
+    for pair in intervals.split(2, dim=1):
+        sees |= (keys >= pair[:, :1]) & (keys < pair[:, 1:])
+    return None if bool(sees.all()) else torch.zeros(sees.shape).masked_fill_(~sees, MASKED_OUT)
+
+
+def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
+    """Key ranges that cover one interval of a chunk."""
+    low, high, start, stop = (int(x[0]) for x in side)
+    ranges = [(start, stop), (low, start), (stop, high)] if cut else [(low, high)]
+    return [(k0, k1) for k0, k1 in ranges if k1 > k0]
+
+
+def _rectangles(intervals: Tensor, a: _Side, b: _Side, row0: int, row1: int, costs: Costs) -> list[Rectangle]:
+    """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with."""
+    rows, own = np.array([row1 - row0]), intervals[row0:row1]
+    (cost_a, cut_a), (cost_b, cut_b) = _side_costs(a, rows, costs), _side_costs(b, rows, costs)
+    if _joint_costs(a, b, rows, costs)[0] <= cost_a[0] + cost_b[0]:
+        parts = [(own, int(min(a.low[0], b.low[0])), int(max(a.high[0], b.high[0])))]
+    else:
+        parts = [(own[:, :2], *keys) for keys in _ranges(a, bool(cut_a[0]))] + [(own[:, 2:], *keys) for keys in _ranges(b, bool(cut_b[0]))]
+    return [Rectangle(row0, row1, k0, k1, _mask(part, k0, k1), number == 0) for number, (part, k0, k1) in enumerate(parts)]
+
+
+@lru_cache(maxsize=8)
+def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
+    intervals = np.frombuffer(table, dtype=np.int32).reshape(-1, 4)
+    length = len(intervals)
+    starts = np.concatenate([[0], 1 + np.flatnonzero((intervals[1:] != intervals[:-1]).any(axis=1)), [length]])
+    groups = intervals[starts[:-1]].astype(np.int64)
+    rows = torch.from_numpy(intervals.copy())
+    plan: list[Rectangle] = []
+    for first, end in _chunks(starts, groups, length, costs):
+        sides = [_side(groups[first:end, i], groups[first:end, i + 1], length) for i in (0, 2)]
+        a, b = (_Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)) for s in sides)
+        plan += _rectangles(rows, a, b, int(starts[first]), int(starts[end]), costs)
+    return tuple(plan)
+
+
+def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
+    """Rectangles (masks on the CPU) that together cover every attended pair exactly once, and no other.
+
+    intervals: int32 ``[L, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks for the same ones.
+    """
+    return _plan(intervals.detach().to("cpu", torch.int32).contiguous().numpy().tobytes(), costs)

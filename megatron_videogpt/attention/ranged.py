@@ -1,0 +1,134 @@
+"""Attention as dense calls on the rectangles of the mask: the CPU default, portable to every device.
+
+Saves q, k, v, the output and the log-sum-exp of the scores, nothing that grows with ``L * L``.  Rectangles of the same rows are merged by their
+log-sum-exp; the backward of each needs only the final output and log-sum-exp of its rows, as in FlashAttention (Dao et al. 2022, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plan import Costs, Rectangle, plan
+
+# Fitted on 2 cores of an AMD EPYC (Zen 4) with tools/benchmark_attention.py: a call costs as much as this many operations.
+_CALL_FLOPS = 8e6
+_KEY_ROWS = 8
+_MASK_SHARE = 0.06
+_MATH_SCORES = 1 << 26
+"""Scores that the path without a fused kernel holds at once."""
+
+
+def _fused(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _heads(x: Tensor, start: int, stop: int) -> Tensor:
+    """Rows of ``[L, H, d]`` as the ``[1, H, rows, d]`` view that the kernels take."""
+    return x[start:stop].transpose(0, 1).unsqueeze(0)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Dense attention of ``[1, H, n, d]``: (output, log-sum-exp ``[1, H, rows]``)."""
+    if _fused(q):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
+    outputs, sums = [], []
+    for rows, part in _slices(q, k, mask):
+        scores = _scores(rows, k, part, scale)
+        sums.append(scores.logsumexp(-1))
+        outputs.append(torch.exp(scores - sums[-1].unsqueeze(-1)).to(v.dtype) @ v)
+    return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
+
+
+def _slices(q: Tensor, k: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Query rows and their mask in portions whose scores fit the memory limit."""
+    step = max(1, _MATH_SCORES // (q.shape[1] * k.shape[2]))
+    masks = [None] * (-(-q.shape[2] // step)) if mask is None else mask.split(step)
+    return list(zip(q.split(step, dim=2), masks))
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    return scores if mask is None else scores + mask
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, ...]:
+    """Gradients for q, k, v of one rectangle, from the output and log-sum-exp of the *whole* rows."""
+    if _fused(q):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
+    grad_q, grad_k, grad_v, start = [], torch.zeros_like(k, dtype=lse.dtype), torch.zeros_like(v, dtype=lse.dtype), 0
+    for rows, part in _slices(q, k, mask):
+        here = slice(start, start + rows.shape[2])
+        start = here.stop
+        weights = torch.exp(_scores(rows, k, part, scale) - lse[:, :, here, None])
+        inner = (grad[:, :, here] * out[:, :, here]).sum(-1, keepdim=True, dtype=lse.dtype)
+        to_scores = (weights * ((grad[:, :, here] @ v.transpose(-1, -2)) - inner) * scale).to(q.dtype)
+        grad_q.append(to_scores @ k)
+        grad_k += to_scores.transpose(-1, -2) @ rows
+        grad_v += weights.to(q.dtype).transpose(-1, -2) @ grad[:, :, here]
+    return torch.cat(grad_q, dim=2), grad_k, grad_v
+
+
+class _Ranged(torch.autograd.Function):
+    """The rectangles of a plan, one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rectangles: tuple[Rectangle, ...], scale: float) -> Tensor:
+        exact = torch.promote_types(q.dtype, torch.float32)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty(q.shape[1], q.shape[0], dtype=exact, device=q.device)
+        keys, values = _repeat(k, q), _repeat(v, q)
+        for box in rectangles:
+            mask = None if box.mask is None else box.mask.to(q.device)
+            part, part_lse = _forward(_heads(q, box.row0, box.row1), _heads(keys, box.key0, box.key1), _heads(values, box.key0, box.key1), mask, scale)
+            rows, rows_lse = _heads(out, box.row0, box.row1), lse[:, box.row0 : box.row1].unsqueeze(0)
+            if box.first:
+                rows.copy_(part)
+                rows_lse.copy_(part_lse)
+            else:
+                rows.lerp_(part, torch.sigmoid(part_lse - rows_lse).unsqueeze(-1).to(part.dtype))
+                torch.logaddexp(rows_lse, part_lse, out=rows_lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rectangles, ctx.scale = rectangles, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grad, keys, values = grads[0].contiguous(), _repeat(k, q), _repeat(v, q)
+        # Sums over rectangles are kept in at least float32, whatever the inputs are.
+        grad_q = torch.zeros_like(q, dtype=lse.dtype)
+        grad_k, grad_v = torch.zeros_like(keys, dtype=lse.dtype), torch.zeros_like(values, dtype=lse.dtype)
+        for box in ctx.rectangles:
+            mask = None if box.mask is None else box.mask.to(q.device)
+            parts = _backward(
+                *(_heads(x, box.row0, box.row1) for x in (grad, q)),
+                *(_heads(x, box.key0, box.key1) for x in (keys, values)),
+                _heads(out, box.row0, box.row1),
+                lse[:, box.row0 : box.row1].unsqueeze(0),
+                mask,
+                ctx.scale,
+            )
+            _heads(grad_q, box.row0, box.row1).add_(parts[0])
+            _heads(grad_k, box.key0, box.key1).add_(parts[1])
+            _heads(grad_v, box.key0, box.key1).add_(parts[2])
+        return grad_q.to(q.dtype), _sum_heads(grad_k, k), _sum_heads(grad_v, v), None, None
+
+
+def _repeat(x: Tensor, q: Tensor) -> Tensor:
+    """Key-value heads repeated for the query heads that read them."""
+    return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
+    """The reverse of `_repeat` for gradients."""
+    return grad.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:
+    """Interval attention on any device; shapes as in `attention.attend`.  Numbers do not depend on the number of threads or on earlier calls."""
+    pair_flops = 14 * q.shape[1] * q.shape[2]
+    costs = Costs(call=_CALL_FLOPS / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
+    return _Ranged.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale)
