@@ -173,26 +173,32 @@ def load(path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
     sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], is_loading=True, metadata=METADATA)
     loaded = dist_checkpointing.load(sharded, str(path))
     module.load_state_dict(loaded["model"])
-    optimizer.load_state_dict(loaded["optimizer"])
-    _separate_steps(optimizer, state["updates"])
+    _load_optimizer(optimizer, loaded["optimizer"], state["updates"])
     return state
 
 
-def _torch_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
-    return [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+def _parts(optimizer: Any) -> list[Any]:
+    """The distributed optimizers inside megatron-core's chain."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _seed_optimizer_state(optimizer: Any) -> None:
-    for inner in _torch_optimizers(optimizer):
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                if not inner.state[parameter]:
-                    inner.state[parameter].update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.tensor(0.0))
+    for part in _parts(optimizer):
+        inner = part.optimizer
+        if not isinstance(inner, torch.optim.Adam):
+            continue
+        for parameter in (p for group in inner.param_groups for p in group["params"] if not inner.state[p]):
+            inner.state[parameter].update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.tensor(0.0))
 
 
-def _separate_steps(optimizer: Any, updates: int) -> None:
-    """Give every parameter its own step counter: megatron-core loads one tensor for all, and torch's Adam would then count it up once per parameter."""
-    for inner in _torch_optimizers(optimizer):
-        for values in inner.state.values():
-            if "step" in values:
-                values["step"] = torch.tensor(float(updates))
+def _load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None:
+    """Restore the optimizer around two faults of megatron-core 0.16 with torch's Adam (DESIGN section 6): its loader asks the saved tensors for `step`,
+    and it shares one step tensor among all parameters, which Adam would then count up once per parameter."""
+    (part,) = _parts(optimizer)
+    tensors, kind = loaded.pop("param_state"), loaded.pop("param_state_sharding_type")
+    assert kind == METADATA["distrib_optim_sharding_type"]
+    part.load_state_dict(loaded)
+    counted = [values for values in part.optimizer.state.values() if values.pop("step", None) is not None]
+    part.load_parameter_state_from_fully_reshardable(tensors)
+    for values in counted:
+        values["step"] = torch.tensor(float(updates))
