@@ -51,7 +51,7 @@ if [ ! -x "$VENV/bin/python" ]; then
   python=$(find_python)
   "$python" -m venv "$VENV"
 fi
-stamp=$(cat setup.py pyproject.toml constraints-cpu.txt examples/setup_env.sh <(echo "$PWD") <("$VENV/bin/python" --version) | sha256sum)
+stamp=$(cat setup.py constraints-cpu.txt examples/setup_env.sh <(echo "$PWD") <("$VENV/bin/python" --version) | sha256sum)
 if [ "$(cat "$VENV/set-up-of" 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.config.check import check_config, find_problems, load_checked, missing_paths
+from megatron_videogpt.config.check import RANGES, check_config, find_problems, load_checked, missing_paths
 from megatron_videogpt.config.load import ConfigError, config_from_dict, config_to_toml, load_config, options, parse_overrides, read_config
 from megatron_videogpt.config.schema import Config, ModelConfig
 
@@ -261,3 +261,11 @@ def test_the_quickstart_runs_on_two_processes() -> None:
     config, problems, _ = read_config(EXAMPLES / "quickstart.toml")
     assert problems == [] and find_problems(config, 2) == [] and missing_paths(config) == []
     assert (config.parallel.tensor, config.parallel.sequence, config.train.output, config.eval.final_scenes) == (2, True, "runs/quickstart", 64)
+
+
+def test_every_number_has_exactly_one_range() -> None:
+    ranged = [name for _, _, names in RANGES for name in names.split()]
+    numbers = [
+        option.name for option in options() if option.type in (int, float) or (option.type not in (bool, str, dict) and option.type.__args__[0] is not str)
+    ]
+    assert sorted(ranged) == sorted(numbers)
