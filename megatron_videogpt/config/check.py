@@ -115,8 +115,8 @@ def _check_values(report: _Report) -> None:
 
 
 def _divisors(*values: int) -> str:
-    """The common divisors of the values, as text."""
-    found = [str(n) for n in range(1, min(values) + 1) if all(value % n == 0 for value in values)]
+    """The common divisors of the values up to 1024, as text."""
+    found = [str(n) for n in range(1, min(1024, *values) + 1) if all(value % n == 0 for value in values)]
     return ", ".join(found)
 
 
@@ -193,12 +193,14 @@ def _check_data(report: _Report) -> None:
             report.add(name, "have its smaller entry first", f"use [{high}, {low}]")
     if report.sound("codec.name"):
         _check_frames(report)
-    if data.source == "videos" and report.sound("data.path") and not data.path:
+    if data.source != "videos":
+        return
+    if report.sound("data.path") and not data.path:
         report.add("data.path", "name a folder when data.source is videos", "give the folder with your videos, or use data.source=physics")
-    if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < data.size_multiple * data.max_aspect:
-        fix = f"use {int(-(-data.size_multiple * data.max_aspect // 1))} or more, or a smaller data.max_aspect"
-        shorter = f"data.size_multiple * data.max_aspect = {data.size_multiple * data.max_aspect:g} (the shorter side must keep a patch)"
-        report.add("data.longest_side", f"be at least {shorter}", fix)
+    least = math.ceil(data.size_multiple * data.max_aspect)
+    if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < least:
+        must = f"be at least data.size_multiple * data.max_aspect = {least} (so that the shorter side is not cropped away)"
+        report.add("data.longest_side", must, f"use {least} or more, or a smaller data.max_aspect")
 
 
 def _check_frames(report: _Report) -> None:

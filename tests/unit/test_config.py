@@ -177,7 +177,7 @@ BROKEN = [
     ({"data": {"physics": {"difficulty": 3}}}, 1, "data.physics.difficulty", "0, 1 or 2"),
     ({"data": {"source": "videos"}}, 1, "data.path", "give the folder"),
     ({"data": {"source": "videos", "path": "x", "size_multiple": 24}}, 1, "data.size_multiple", "use 32"),
-    ({"data": {"longest_side": 32}}, 1, "data.longest_side", "use 64 or more"),
+    ({"data": {"source": "videos", "path": "x", "longest_side": 32}}, 1, "data.longest_side", "use 64 or more"),
     ({"codec": {"name": "autoencoder_kl"}}, 1, "codec.path", 'codec.name="tiny"'),
     ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 90"),
     ({"attention": {"backend": "flex"}, "train": {"platform": "cpu"}}, 1, "attention.backend", "ranged"),
