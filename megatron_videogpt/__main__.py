@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 DESCRIPTION = """\
@@ -47,6 +48,9 @@ CHECK = "Validate FILE without training, and print the model's parameters, the l
 
 OPTIONS = "Print a TOML file with every option, its default and what it does: a file to start from."
 SAMPLE = "Continue a video with a trained model, clip by clip, and write the result as an mp4 and a contact sheet."
+
+
+SILENT_RANK_SECONDS = 10.0
 
 
 def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
@@ -130,6 +134,8 @@ def print_error(error: Exception) -> None:
 
     rank = os.environ.get("RANK", "0")
     if isinstance(error, ConfigError) and rank != "0":
+        # torchrun stops all ranks as soon as one ends: a rank that ends first would silence the one that prints.
+        time.sleep(SILENT_RANK_SECONDS)
         return
     label = "error" if rank == "0" else f"error (rank {rank})"
     lines = error.problems if isinstance(error, ConfigError) else [" ".join(str(error).split()) or type(error).__name__]

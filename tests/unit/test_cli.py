@@ -73,8 +73,11 @@ def test_every_problem_is_one_error_line_and_only_rank_0_prints_it(capsys: pytes
     assert cli.main(argv) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" = ")[0] for line in lines] == ["error: data.fames", "error: train.steps", "error: model.hidden_size"]
+    waited: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
     monkeypatch.setenv("RANK", "1")
     assert cli.main(argv) == 2
+    assert waited == [cli.SILENT_RANK_SECONDS]
     assert capsys.readouterr().err == ""
 
 
