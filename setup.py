@@ -19,17 +19,17 @@ setup(
     package_data={"megatron_videogpt": ["data/*.safetensors", "data/*.json"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.6",  # the oldest that megatron-core 0.16 is used with here and on Ascend
-        "megatron-core>=0.16,<0.20",  # model parallelism, optimizer, distributed checkpoints; differences live in model/compat
+        "torch>=2.6",  # wide, because containers bring their own build (Ascend's 2.7); tested with the one in constraints-cpu.txt
+        "megatron-core>=0.16,<0.20",  # model parallelism, optimizer, checkpoints; tested with 0.16.1
         "psutil",  # megatron-core needs it to save checkpoints, without declaring it
-        "numpy",
+        "numpy",  # frames and pixels
         "safetensors",  # weights of codecs and models: never pickles
         "diffusers",  # AutoencoderKL and AutoencoderKLWan
         "av",  # reads and writes videos; brings its own FFmpeg
         "pillow",  # draws the physics scenes and the pictures
         "pymunk",  # rigid bodies of the physics scenes
         "matplotlib",  # loss.png
-        "tensorboard",
+        "tensorboard",  # events of the run
         "rich",  # progress bar and tables
         "tomli; python_version < '3.11'",  # tomllib came with 3.11; Ascend's images have 3.10
     ],
