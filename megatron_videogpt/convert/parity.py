@@ -7,7 +7,7 @@ norms (relative).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..config.schema import Config, ModelConfig
+from ..config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
 from ..model.denoiser import model_denoiser
-from ..model.embed import timestep_embedding
-from ..model.init import gather_released
+from ..model.embed import position_axis, timestep_embedding
+from ..model.init import gather_released, load_released
 from ..model.rope import angles, attention_factor, inverse_frequencies
 from ..objective.next_clip import NextClipDiffusion, Sequence, assemble, patchify, table_places, unpatchify
 from ..objective.noise import mix
-from ..sample.denoise import denoise_clip, sigmas
-from ..sample.rollout import fed_history
+from ..sample.denoise import sigmas
+from ..sample.rollout import rollout
 from ..sequence.intervals import dense_mask
-from ..sequence.layout import CLEAN, IMG_END, IMG_START, NOISY, DIFFUSION, Layout, history_shape, layout, training_shape
+from ..sequence.layout import CLEAN, DIFFUSION, IMG_END, IMG_START, NOISY, Layout, history_shape, layout, training_shape
+from .order import reference_order
+from .released import read_model_config, tensor_source
 
 LIMITS = {
     "ids": 0.0,
@@ -94,10 +96,28 @@ class Cases:
         return ids["diffusion"], ids["img_start"], ids["img_end"]
 
 
-def reference_order(row: Layout) -> Tensor:
-    """Rows of one sequence in the recorded order: clip by clip, noisy copy first, frame by frame, slot by slot."""
-    keys = zip(row.clip.tolist(), (row.kind == CLEAN).tolist(), row.frame.tolist(), row.position.tolist(), range(len(row)))
-    return torch.tensor([key[-1] for key in sorted(keys)], dtype=torch.int64)
+def check_folder(folder: Path, parallel: ParallelConfig, build: Callable[[Config, int], nn.Module], report: Report) -> None:
+    """Every case of every file in `folder`, each through a model that `build(config, channels)` makes and the case's own checkpoint fills."""
+    check_masks(Cases(folder, "masks_positions"), report)
+    models: dict[str, tuple[nn.Module, Config]] = {}
+
+    def model_of(name: str, hint_ids: tuple[int, int, int]) -> tuple[nn.Module, Config]:
+        if name not in models:
+            config, channels = read_model_config(folder / name)
+            whole = Config(model=config, train=TrainConfig(precision="fp32"), parallel=parallel)
+            models[name] = build(whole, channels), whole
+            load_released(models[name][0], config, tensor_source(folder / name, hint_ids))
+        return models[name]
+
+    checks = {"forward_train": check_forward, "loss": check_loss, "sampler": check_sampler}
+    for name, check in checks.items():
+        cases = Cases(folder, name)
+        for case in cases:
+            check(cases, case, *model_of(case["checkpoint"], cases.hint_ids), report)
+    cases = Cases(folder, "components")
+    if cases.present:
+        # The parts that are compared here do not involve token ids.
+        check_components(cases, *model_of(cases.meta["checkpoint"], (0, 1, 2)), report)
 
 
 def case_layout(sample: dict[str, Any], inference: bool) -> Layout:
@@ -202,25 +222,36 @@ def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Con
 
 def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
     """A whole chain from its initial history, with the recorded noises (README section 9)."""
-    denoise, history = model_denoiser(model, config, torch.device("cpu")), cases.get(case, "initial_history")
-    steps, scale, shift = case["num_steps"], case["img_cfg_scale"] if case["guidance"] else 1.0, case["time_shifting_factor"]
-    window = case["max_frame_window"] or 10**9
-    for number, clip in enumerate(case["clips"]):
-        name, noise = f"{case['name']} clip {number}", cases.get(clip, "init_noise")
-        level = case["history_noise_level"] if number else 0.0
-        history_noise = cases.get(clip, "history_noise") if "history_noise" in clip["tensors"] else None
-        fed = fed_history(history, noise.shape[0], window, level, history_noise)
-        report.compare("sampler", fed, cases.get(clip, "history"), f"{name} history")
-        report.compare("sampler", sigmas(steps, shift), cases.get(clip, "sigmas"), f"{name} sigmas")
-        trace: list[dict[str, Any]] = []
-        (final,) = denoise_clip(denoise, [fed], [noise], steps, scale, shift, trace=trace)
-        recorded = {"z": torch.stack([step["z"][0] for step in trace] + [final]), "x1_cond": torch.stack([step["cond"][0] for step in trace])}
-        if case["guidance"]:
-            recorded["x1_uncond"] = torch.stack([step["uncond"][0] for step in trace])
-        for key, ours in {**recorded, "final": final}.items():
-            report.compare("sampler", ours, cases.get(clip, key), f"{name} {key}")
-        # The chain goes on from the history before this clip's window and noise (README section 9, rules 1 and 2).
-        history = torch.cat([fed if case.get("history_compounds", True) else history, final])
+    denoise, clips, steps = model_denoiser(model, config, torch.device("cpu")), case["clips"], case["num_steps"]
+    settings = SampleConfig(
+        clips=tuple(clip["generated_frames"] for clip in clips),
+        window=case["max_frame_window"] or 10**9,
+        steps=steps,
+        guidance=case["img_cfg_scale"] if case["guidance"] else 1.0,
+        history_noise=case["history_noise_level"],
+        time_shift=case["time_shifting_factor"],
+    )
+    trace: list[dict[str, Tensor]] = []
+
+    def watched(histories: list[Tensor], noisy: list[Tensor], t: float) -> list[Tensor]:
+        trace.append({"history": histories[0]})
+        return denoise(histories, noisy, t)
+
+    def observer(step: int, z: list[Tensor], cond: list[Tensor], uncond: list[Tensor] | None) -> None:
+        trace[-1].update(z=z[0], x1_cond=cond[0], **({"x1_uncond": uncond[0]} if uncond else {}))
+
+    def noise(video: int, clip: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        return cases.get(clips[clip], f"{purpose}_noise")
+
+    new = rollout(watched, [cases.get(case, "initial_history")], settings, noise, observer)[0]
+    finals = new.split(list(settings.clips))
+    for number, (clip, final) in enumerate(zip(clips, finals)):
+        name, steps_of_clip = f"{case['name']} clip {number}", trace[number * steps : (number + 1) * steps]
+        ours = {key: torch.stack([step[key] for step in steps_of_clip]) for key in steps_of_clip[0] if key != "history"}
+        ours["z"] = torch.cat([ours["z"], final[None]])
+        ours |= {"final": final, "history": steps_of_clip[0]["history"], "sigmas": sigmas(steps, settings.time_shift)}
+        for key, value in ours.items():
+            report.compare("sampler", value, cases.get(clip, key), f"{name} {key}")
 
 
 def check_components(cases: Cases, model: nn.Module, config: Config, report: Report) -> None:
@@ -236,8 +267,6 @@ def check_components(cases: Cases, model: nn.Module, config: Config, report: Rep
         elif "inv_freq" in tensors:
             _check_rope(case, tensors, report)
         elif "row_col" in case:
-            from ..model.embed import position_axis
-
             axis = position_axis(case["pos_embed_max_size"], case["hidden_size"])
             ours = torch.stack([torch.cat([axis[column], axis[row]]) for row, column in case["row_col"]])
             report.compare("components", ours, tensors["values"], name)

@@ -15,6 +15,7 @@ from ..objective.next_clip import Sequence, assemble, grid_of, unpatchify
 from ..sequence.layout import history_shape, layout
 
 Denoiser = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
+"""See `sample.denoise.Denoiser`; repeated here because data flows from the model to the sampler."""
 
 
 def forward_row(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -25,6 +25,11 @@ def statistics(total: Tensor, count: int, per_frame: Tensor, timestep: Tensor) -
     return torch.cat([head, bins.flatten()])
 
 
+def empty_statistics(device: torch.device) -> Tensor:
+    """`statistics` of nothing."""
+    return torch.zeros(2 + 2 * NOISE_BINS, dtype=torch.float64, device=device)
+
+
 def describe(values: Tensor) -> dict[str, float]:
     """Summed `statistics` as named means; empty noise bins are left out."""
     numbers = values.tolist()
@@ -57,7 +62,7 @@ def run_schedule(model: Any, objective: Objective, rows: list[Inputs], forward_o
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return sum(stored[1:], stored[0]) if stored else torch.zeros(2 + 2 * NOISE_BINS, dtype=torch.float64, device=rows[0].positions.device)
+    return sum(stored[1:], stored[0]) if stored else empty_statistics(rows[0].positions.device)
 
 
 def train_step(model: Any, optimizer: Any, objective: Objective, rows: list[Inputs]) -> tuple[Tensor, float, bool]:

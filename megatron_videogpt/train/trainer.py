@@ -162,7 +162,7 @@ def train(config: Config) -> None:
         writer.close()
     if distributed.is_rank_zero():
         plot_loss(run.output / "metrics.jsonl", run.output / "loss.png")
-    distributed.stop()
+    parallel_state.destroy_model_parallel()
 
 
 def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: Stop) -> bool:
@@ -238,7 +238,7 @@ class Meter:
         state.pending = [0.0] * len(state.pending)
         replicas = parallel_state.get_data_parallel_world_size()
         devices = torch.distributed.get_world_size()
-        flops = training_flops(config.model, self.run.codec.channels, self.tokens, self.pairs) * replicas
+        flops = training_flops(config.model, self.run.codec.channels, self.tokens * replicas, self.pairs * replicas)
         named["tokens_per_second"] = self.tokens * replicas / self.seconds
         named["step_time"], named["data_wait"] = self.seconds / self.steps, self.waited / self.steps
         named["tflops_per_device"] = flops / self.seconds / devices / 1e12

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 
 from ..config.schema import Config
 from ..data.clips import Sample
 from ..data.codec import Codec, encode_samples
+from ..data.decode import to_pixels
 from ..data.loader import validation_samples
 from ..model.denoiser import model_denoiser
 from ..objective.base import Objective
 from ..platforms import Platform
+from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
+from ..sample.render import contact_sheet, prediction_video
+from . import distributed
 from .feed import is_reader, share
-from .step import describe, reduce_statistics, run_schedule
+from .metrics import MetricsWriter
+from .step import describe, empty_statistics, reduce_statistics, run_schedule
 
 
 class Validation:
@@ -28,7 +35,7 @@ class Validation:
         self.read: list[Sample] = []
 
         def read() -> list[Sample]:
-            self.read = encode_samples(validation_samples(source, config.data, config.train.seed, count), codec, keep_pixels=True)
+            self.read = encode_samples(validation_samples(source, config.data, config.train.seed, count), codec)
             return self.read
 
         self.samples = share(read if is_reader() else None, platform.device)
@@ -66,46 +73,49 @@ class Validation:
         writer.log(step, {f"validation_{name}": value for name, value in named.items()})
         return named["loss"]
 
-    def _settings(self, steps: int, guidance: float) -> tuple[int, SampleConfig]:
-        """Half of the frames given, the other half predicted as one clip, at most."""
+    def _given(self) -> tuple[int, int]:
+        """Latent frames given and predicted: half of a sample each, unless `sample.history` is shorter."""
         frames = self.config.data.frames
-        given = min(self.config.sample.history, frames // 2)
-        return given, replace(self.config.sample, clips=(frames - given,), window=frames, steps=steps, guidance=guidance)
+        given = max(1, min(self.config.sample.history, frames // 2))
+        return given, frames - given
 
     def predict(self, model: Any, writer: MetricsWriter, step: int) -> None:
-        """A predicted continuation of the first held-out sample, as a video in the log and a picture in the run's folder."""
-        options = self.config.sample
-        given, settings = self._settings(options.steps, options.guidance)
-        denoise = model_denoiser(unwrapped(model), self.config, self.platform.device)
-        sample = self.samples[0]
-        (predicted,) = rollout(denoise, [sample.mean[:given]], settings, seed=self.config.train.seed)
-        if not is_reader() or parallel_state.get_data_parallel_rank():
+        """A continuation of the first held-out sample: a video in the log, a contact sheet in the run's folder."""
+        given, generated = self._given()
+        denoise = model_denoiser(model, self.config, self.platform.device)
+        (latents,) = predict(denoise, self.samples[:1], given, generated, self.config.sample, self.config.train.seed)
+        if not distributed.is_rank_zero():
             return
-        truth = self.read[0].pixels
-        assert truth is not None
-        frames = decode_frames(self.codec, torch.cat([sample.mean[:given], predicted]))[given:]
-        true_frames = truth.numpy()
-        writer.video(step, "prediction", prediction_video(true_frames[:given], frames, true_frames[given:]))
+        sample = self.read[0]
+        assert sample.pixels is not None
+        first = pixel_frames(self.codec, given)
+        frames = to_pixels(decode_continuation(self.codec, sample.mean[:given], latents))
+        truth = np.asarray(sample.pixels)
+        writer.video(step, "prediction", prediction_video(truth[:first], frames, truth[first:]))
         folder = Path(self.config.train.output) / "predictions"
-        folder.mkdir(exist_ok=True)
-        contact_sheet(true_frames[:given], frames, true_frames[given:], folder / f"step_{step:08d}.png")
+        folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet(truth[:first], frames, truth[first:], folder / f"step_{step:08d}.png")
 
     def pixel_error(self, model: Any, writer: MetricsWriter, step: int) -> dict[str, float]:
-        """Mean squared pixel error over `eval.final_scenes` held-out samples: half given, half predicted, guidance 1, 20 steps, fixed noise; and that
-        of repeating the last given frame."""
-        given, settings = self._settings(20, 1.0)
-        chosen = self._mine(list(range(min(self.config.eval.final_scenes, len(self.samples)))))
-        denoise = model_denoiser(unwrapped(model), self.config, self.platform.device)
+        """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last given frame instead.
+
+        Half of the frames given, half predicted as one clip, guidance 1, 20 steps, noise fixed by the seed; pixels in [0, 1].
+        """
+        given, generated = self._given()
+        settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
+        mine = self._mine(list(range(min(self.config.eval.final_scenes, len(self.samples)))))
+        denoise = model_denoiser(model, self.config, self.platform.device)
+        predicted = predict(denoise, [self.samples[n] for n in mine], given, generated, settings, self.config.train.seed)
         sums = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
-        for start in range(0, len(chosen), self.config.eval.batch):
-            numbers = chosen[start : start + self.config.eval.batch]
-            latents = [self.samples[n].mean for n in numbers]
-            predicted = rollout(denoise, [item[:given] for item in latents], settings, seed=numbers[0])
-            if is_reader():
-                for n, history, future in zip(numbers, latents, predicted):
-                    sums += squared_errors(self.codec, history[:given], future, self.read[n].pixels)
+        if is_reader():
+            for n, latents in zip(mine, predicted):
+                sample = self.read[n]
+                assert sample.pixels is not None
+                video = decode_continuation(self.codec, sample.mean[:given], latents)
+                ours, repeat = squared_errors(video, sample.pixels, pixel_frames(self.codec, given))
+                sums += torch.tensor([ours, repeat, 1.0], dtype=torch.float64, device=sums.device)
         torch.distributed.all_reduce(sums)
-        model_error, repeat_error, scenes = sums.tolist()
-        result = {"prediction_mse": model_error / scenes, "repeat_last_mse": repeat_error / scenes, "prediction_ratio": model_error / repeat_error}
+        ours, repeat, scenes = sums.tolist()
+        result = {"prediction_mse": ours / scenes, "repeat_last_mse": repeat / scenes, "prediction_ratio": ours / repeat, "prediction_scenes": scenes}
         writer.log(step, result)
         return result
