@@ -1,7 +1,8 @@
-"""The loss curve of a run as a picture."""
+"""Reading metrics.jsonl, and the loss curve as a picture."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
@@ -10,9 +11,21 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .metrics import read_metrics
-
 NOISE_LEVEL = re.compile(r"(validation_)?loss_t(\d\.\d-\d\.\d)$")
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one cut short by a crash is left out."""
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
 
 
 def series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

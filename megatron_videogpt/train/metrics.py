@@ -20,6 +20,9 @@ from rich.progress import Progress as Bar
 
 from ..config.schema import Config
 from ..data.decode import write_video
+from .curves import NOISE_LEVEL, plot_loss, read_metrics
+
+__all__ = ["MetricsWriter", "Progress", "peak_tflops", "plot_loss", "read_metrics"]
 
 VIDEO_FPS = 6
 
@@ -131,20 +134,6 @@ class MetricsWriter:
             self.wandb.finish()
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one cut short by a crash is left out."""
-    lines = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
-    return lines
-
-
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a metrics.jsonl with the wanted lines only, in one move."""
     if not path.is_file():
@@ -155,11 +144,9 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _tag(name: str) -> str:
-    """TensorBoard groups by what stands before the slash."""
-    for group in ("validation_loss_t", "validation_loss", "loss_t"):
-        if name.startswith(group):
-            return f"{group.replace('_t', '_by_noise_level')}/{name}"
-    return f"train/{name}"
+    """TensorBoard and Weights & Biases group by what stands before the slash."""
+    group = "loss_by_noise_level" if NOISE_LEVEL.match(name) else "validation" if name.startswith("validation") else "train"
+    return f"{group}/{name}"
 
 
 def _open_board(folder: Path, resume_step: int) -> Any:
@@ -185,17 +172,17 @@ def _start_wandb(output: Path, config: Config, resume_step: int) -> Any:
         import wandb
     except ImportError as error:
         raise ValueError("logging.wandb = true, but Weights & Biases is not installed: pip install wandb, or use logging.wandb=false") from error
-    name = output / "wandb_id.txt"
-    if not (resume_step and name.is_file()):
-        name.write_text(wandb.util.generate_id(), encoding="utf-8")
-    return wandb.init(
+    remembered = output / "wandb_id.txt"
+    run = wandb.init(
         project=config.logging.wandb_project,
-        id=name.read_text(encoding="utf-8").strip(),
+        id=remembered.read_text(encoding="utf-8").strip() if resume_step and remembered.is_file() else None,
         resume="allow",
         dir=str(output),
         name=output.name,
         config=dataclasses.asdict(config),
     )
+    remembered.write_text(run.id, encoding="utf-8")
+    return run
 
 
 class Progress:

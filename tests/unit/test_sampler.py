@@ -1,0 +1,191 @@
+"""Sampler against recorded numbers (reference README, section 9) and closed forms; no model takes part."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from megatron_videogpt.config.schema import SampleConfig
+from megatron_videogpt.objective.noise import normal
+from megatron_videogpt.sample.denoise import denoise_clips, sigmas
+from megatron_videogpt.sample.rollout import keyed_noise, rollout
+
+CASES = ("cfg3", "nocfg", "cfg15_window6", "cfg3_histnoise")
+LIMIT = 5e-4  # of the largest absolute value, for the sampler
+
+
+class Recorded:
+    """One golden case: its tensors by clip, and a denoiser that gives back the recorded predictions in order."""
+
+    def __init__(self, folder, name):
+        document = json.loads((folder / "sampler.json").read_text())
+        tensors = load_file(folder / "sampler.safetensors")
+        self.case = next(case for case in document["cases"] if case["name"] == name)
+        self.initial = tensors[self.case["tensors"]["initial_history"]["key"]]
+        self.clips = [{part: tensors[entry["key"]] for part, entry in clip["tensors"].items()} for clip in self.case["clips"]]
+        self.calls = []
+
+    @property
+    def settings(self):
+        case = self.case
+        return SampleConfig(
+            clips=tuple(case["gen_nums"]),
+            window=case["max_frame_window"] or 10**6,
+            steps=case["num_steps"],
+            guidance=case["img_cfg_scale"],
+            history_noise=case["history_noise_level"],
+            time_shift=case["time_shifting_factor"],
+        )
+
+    def noise(self, video, clip, purpose, shape):
+        recorded = self.clips[clip][f"{purpose}_noise"]
+        assert tuple(recorded.shape) == shape
+        return recorded
+
+    def denoise(self, histories, zs, t):
+        clip, step = divmod(len(self.calls), self.case["num_steps"])
+        self.calls.append((histories, zs, t))
+        recorded = self.clips[clip]
+        replies = [recorded["x1_cond"][step]]
+        if len(zs) == 2:
+            assert len(histories[1]) == 0, "the unconditional branch has no history"
+            replies.append(recorded["x1_uncond"][step])
+        return replies
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rollout_follows_the_recorded_chain(reference, name):
+    recorded = Recorded(reference, name)
+    (result,) = rollout(recorded.denoise, [recorded.initial], recorded.settings, recorded.noise)
+
+    steps = recorded.case["num_steps"]
+    assert len(recorded.calls) == steps * len(recorded.clips)
+    assert all(len(zs) == (2 if recorded.case["guidance"] else 1) for _, zs, _ in recorded.calls)
+    for number, (histories, zs, t) in enumerate(recorded.calls):
+        clip, step = divmod(number, steps)
+        tensors = recorded.clips[clip]
+        assert t == float(tensors["sigmas"][step])
+        close(zs[0], tensors["z"][step])
+        assert torch.equal(zs[-1], zs[0])
+        close(histories[0], tensors["history"])
+    close(result, torch.cat([clip["final"] for clip in recorded.clips]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sigmas_equal_the_recorded_ones_exactly(reference, name):
+    recorded = Recorded(reference, name)
+    for clip in recorded.clips:
+        assert torch.equal(sigmas(recorded.case["num_steps"], recorded.case["time_shifting_factor"]), clip["sigmas"])
+
+
+def close(actual, expected):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= LIMIT * expected.abs().max()
+
+
+@given(steps=st.integers(1, 60), shift=st.floats(0.2, 8))
+@settings(max_examples=40, deadline=None)
+def test_sigmas_go_from_noise_to_data_as_the_formula_says(steps, shift):
+    levels = sigmas(steps, shift)
+    assert levels.dtype == torch.float32 and levels[0] == 0 and abs(float(levels[-1]) - 1) < 1e-6
+    for i in range(steps + 1):
+        even = i / steps
+        assert abs(float(levels[i]) - even / (even + shift - shift * even)) < 1e-6
+
+
+@pytest.mark.parametrize(("steps", "shift", "guidance"), [(1, 1.0, 1.0), (7, 1.0, 3.0), (50, 4.0, 1.5)])
+def test_a_constant_prediction_is_reached(steps, shift, guidance):
+    target, start = normal(0, "target", (2, 4, 2, 2)), normal(0, "start", (2, 4, 2, 2))
+    (end,) = denoise_clips(lambda histories, zs, t: [target] * len(zs), [normal(0, "history", (3, 4, 2, 2))], [start], steps, guidance, shift)
+    assert torch.allclose(end, target, atol=2e-6)
+
+
+def test_guidance_extrapolates_from_the_unconditional_prediction():
+    """With constant predictions c and u the flow is linear, so it ends at u + s (c - u)."""
+    cond, uncond, scale = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 0.5), 3.0
+    history = torch.zeros(2, 1, 1, 1)
+    (end,) = denoise_clips(
+        lambda histories, zs, t: [cond if len(past) else uncond for past in histories], [history], [torch.ones(1, 1, 1, 1)], 9, scale, time_shift=2.0
+    )
+    assert float(end) == pytest.approx(0.5 + 3.0 * 1.5, abs=1e-5)
+
+
+def test_a_video_without_history_needs_no_second_branch():
+    sizes = []
+    denoise_clips(lambda histories, zs, t: sizes.append(len(zs)) or zs, [torch.zeros(0, 1, 2, 2)], [torch.ones(2, 1, 2, 2)], 3, 3.0)
+    assert sizes == [1, 1, 1]
+
+
+def last_frame_plus_one(histories, zs, t):
+    """Counts on: every new frame is one more than the frame before."""
+    return [past[-1:] + torch.arange(1.0, len(z) + 1).reshape(-1, 1, 1, 1).expand(-1, *z.shape[1:]) for past, z in zip(histories, zs)]
+
+
+def counting(frames, channels=1):
+    return torch.arange(float(frames)).reshape(-1, 1, 1, 1).expand(-1, channels, 2, 2).contiguous()
+
+
+def test_generated_frames_become_history_and_the_window_slides():
+    seen = []
+
+    def denoiser(histories, zs, t):
+        seen.append([past[:, 0, 0, 0].round().int().tolist() for past in histories])
+        return last_frame_plus_one(histories, zs, t)
+
+    sampling = SampleConfig(clips=(2, 3, 1), window=5, steps=1, guidance=1.0)
+    results = rollout(denoiser, [counting(4), counting(2)], sampling, keyed_noise([1, 2], 0))
+    assert seen == [[[1, 2, 3], [0, 1]], [[4, 5], [2, 3]], [[5, 6, 7, 8], [3, 4, 5, 6]]]
+    for result, first in zip(results, (4, 2)):
+        assert torch.allclose(result[:, 0, 0, 0], torch.arange(first, first + 6.0), atol=1e-5)
+
+
+def test_a_window_of_exactly_one_clip_leaves_no_history():
+    seen = []
+    sampling = SampleConfig(clips=(2, 2), window=2, steps=1, guidance=3.0)
+    rollout(lambda histories, zs, t: seen.extend(map(len, histories)) or zs, [counting(3)], sampling, keyed_noise([0], 0))
+    assert seen == [0, 0]
+
+
+def test_history_noise_starts_with_the_second_clip_and_does_not_pile_up():
+    fed = []
+
+    def denoiser(histories, zs, t):
+        fed.append(histories[0])
+        return [torch.full_like(z, 5.0) for z in zs]
+
+    noise = keyed_noise([3], 11)
+    sampling = SampleConfig(clips=(1, 1, 1), window=100, steps=1, guidance=1.0, history_noise=0.25)
+    rollout(denoiser, [counting(2)], sampling, noise)
+    clean = torch.cat([counting(2), torch.full((2, 1, 2, 2), 5.0)])
+    assert torch.equal(fed[0], clean[:2])
+    assert torch.allclose(fed[1], 0.75 * clean[:3] + 0.25 * noise(0, 1, "history", (3, 1, 2, 2)), atol=1e-5)
+    assert torch.allclose(fed[2], 0.75 * clean + 0.25 * noise(0, 2, "history", (4, 1, 2, 2)), atol=1e-5)
+
+
+def test_a_continuation_depends_on_key_and_seed_but_not_on_the_batch():
+    def denoiser(histories, zs, t):
+        return [0.5 * z + past.sum() for past, z in zip(histories, zs)]
+
+    sampling = SampleConfig(clips=(2, 2), window=8, steps=3, guidance=2.0)
+    first, second = counting(3), counting(3) + 1
+    together = rollout(denoiser, [first, second], sampling, keyed_noise([7, 8], 0))
+    alone = rollout(denoiser, [second], sampling, keyed_noise([8], 0))
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(alone[0], rollout(denoiser, [second], sampling, keyed_noise([8], 1))[0])
+    assert not torch.equal(alone[0], rollout(denoiser, [second], sampling, keyed_noise([9], 0))[0])
+    draw = keyed_noise([7], 0)
+    assert not torch.equal(draw(0, 0, "init", (1, 1, 2, 2)), draw(0, 1, "init", (1, 1, 2, 2)))
+
+
+def test_mistakes_are_told_in_one_line():
+    with pytest.raises(ValueError, match="window=4 cannot hold a clip of 5 frames"):
+        rollout(last_frame_plus_one, [counting(3)], SampleConfig(clips=(2, 5), window=4), keyed_noise([0], 0))
+    with pytest.raises(ValueError, match="steps=0"):
+        sigmas(0, 1.0)
+    with pytest.raises(ValueError, match="time_shift=0"):
+        sigmas(3, 0.0)
