@@ -172,5 +172,5 @@ def rank_memory(config: Config, channels: int, world_size: int, tokens: float) -
     kept = width * tokens * model.hidden_size / shards
     layers = model.num_layers // layout.pipeline
     activations = layer + layout.pipeline * layers * kept if layout.recompute == "full" else layout.pipeline * layers * layer
-    sharded = dp_size(config, world_size) if layout.distributed_optimizer else 1
+    sharded = dp_size(config, world_size)
     return Memory(width * count, 4 * count, (12 if bf16 else 8) * count / sharded, activations)

@@ -86,7 +86,6 @@ def _layout_table(config: Config, world_size: int) -> Table:
     layout, dp = config.parallel, dp_size(config, world_size)
     table.add_row("processes", f"TP {layout.tensor} x PP {layout.pipeline} x DP {dp} = {world_size}")
     table.add_row("sequence parallelism", "on" if layout.sequence else "off")
-    table.add_row("distributed optimizer", "on" if layout.distributed_optimizer else "off")
     table.add_row("recompute", layout.recompute)
     per_rank = config.train.global_batch_size // (dp * config.train.micro_batch_size)
     table.add_row("global batch", f"{config.train.global_batch_size} = {dp} DP x {config.train.micro_batch_size} per micro-batch x {per_rank} micro-batches")

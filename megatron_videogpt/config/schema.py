@@ -119,7 +119,6 @@ class ParallelConfig:
     sequence: bool = option(False, "sequence parallelism within the tensor parallel group (SP)")
     pipeline: int = option(1, "pipeline parallel size (PP)")
     recompute: str = option("none", "activation recompute: none or full", choices=("none", "full"))
-    distributed_optimizer: bool = option(True, "shard optimizer state over data parallel ranks")
 
 
 @dataclass(frozen=True)

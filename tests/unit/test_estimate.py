@@ -101,8 +101,6 @@ def test_memory_of_states_is_bytes_per_parameter() -> None:
     assert (fp32.parameters, fp32.gradients, fp32.optimizer) == (4 * count, 4 * count, 8 * count)
     bf16, _ = memory("bf16", 4)
     assert (bf16.parameters, bf16.gradients, bf16.optimizer) == (2 * count, 4 * count, 12 * count / 4)
-    whole, _ = memory("bf16", 4, distributed_optimizer=False)
-    assert whole.optimizer == 12 * count
     assert bf16.activations == fp32.activations / 2
     recomputed, _ = memory("fp32", 1, recompute="full")
     assert recomputed.activations == fp32.activations / 2 + 2 * 4 * 100 * 64
