@@ -87,9 +87,15 @@ def run_train(args: argparse.Namespace) -> None:
     if problems:
         raise ConfigError(problems)
 
+    from .platforms import activate
+
+    # Before anything imports megatron-core, which looks for its device as it is imported.
+    activate(config.train.platform)
+    from .train import distributed
     from .train.trainer import train
 
     train(config)
+    distributed.stop()
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -129,11 +135,11 @@ def is_user_error(error: Exception) -> bool:
 
 
 def print_error(error: Exception) -> None:
-    """One `error:` line per problem.  All ranks find the same configuration errors, so only rank 0 prints those; other errors may be one rank's own."""
+    """One `error:` line per problem.  What every rank raises alike only rank 0 prints; other errors may be one rank's own."""
     from .config.load import ConfigError
 
     rank = os.environ.get("RANK", "0")
-    if isinstance(error, ConfigError) and rank != "0":
+    if getattr(error, "on_every_rank", False) and rank != "0":
         # torchrun stops all ranks as soon as one ends: a rank that ends first would silence the one that prints.
         time.sleep(SILENT_RANK_SECONDS)
         return

@@ -58,9 +58,7 @@ class _Side(NamedTuple):
 
     def join(self, other: _Side) -> _Side:
         """The same for chunks that are extended by others."""
-        return _Side(
-            np.minimum(self.low, other.low), np.maximum(self.high, other.high), np.maximum(self.start, other.start), np.minimum(self.stop, other.stop)
-        )
+        return _Side(np.minimum(self.low, other.low), np.maximum(self.high, other.high), np.maximum(self.start, other.start), np.minimum(self.stop, other.stop))
 
     def cut(self, rows: slice) -> _Side:
         """Some of the chunks."""
@@ -96,13 +94,18 @@ def _chunks(starts: np.ndarray, groups: np.ndarray, length: int, costs: Costs) -
     count = len(groups)
     a, b = (_side(groups[:, i], groups[:, i + 1], length) for i in (0, 2))
     wide_a, wide_b = a, b
-    price = np.full((count + 1, min(_WIDTH, count)), np.inf)
+    price, alone = np.full((count + 1, min(_WIDTH, count)), np.inf), np.zeros(count + 1)
     for width in range(1, price.shape[1] + 1):
         if width > 1:
             wide_a, wide_b = (wide.cut(slice(0, -1)).join(one.cut(slice(width - 1, None))) for wide, one in ((wide_a, a), (wide_b, b)))
         rows = starts[width:] - starts[: count + 1 - width]
         apart = _side_costs(wide_a, rows, costs)[0] + _side_costs(wide_b, rows, costs)[0]
         price[width:, width - 1] = np.minimum(apart, _joint_costs(wide_a, wide_b, rows, costs))
+        if width == 1:
+            alone[1:] = np.cumsum(price[1:, 0])
+        # Waste grows faster with the width than calls are saved: once no chunk beats its own groups one by one, wider ones will not.
+        elif (price[width:, width - 1] > alone[width:] - alone[:-width]).all():
+            break
     best, widths = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
     for end in range(1, count + 1):
         most = min(price.shape[1], end)
@@ -118,6 +121,8 @@ def _chunks(starts: np.ndarray, groups: np.ndarray, length: int, costs: Costs) -
 
 def _mask(intervals: Tensor, key0: int, key1: int) -> Tensor | None:
     """Additive mask of rows against the keys ``[key0, key1)``, None if all attend; intervals ``[rows, 2 or 4]``."""
+    if any(bool((pair[:, 0] <= key0).all() and (pair[:, 1] >= key1).all()) for pair in intervals.split(2, dim=1)):
+        return None
     keys = torch.arange(key0, key1, dtype=torch.int32)
     sees = torch.zeros(len(intervals), key1 - key0, dtype=torch.bool)
     for pair in intervals.split(2, dim=1):

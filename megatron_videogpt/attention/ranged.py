@@ -25,9 +25,9 @@ def _fused(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _heads(x: Tensor, start: int, stop: int) -> Tensor:
-    """Rows of ``[L, H, d]`` as the ``[1, H, rows, d]`` view that the kernels take."""
-    return x[start:stop].transpose(0, 1).unsqueeze(0)
+def _heads(x: Tensor) -> Tensor:
+    """``[L, H, d]`` as the ``[1, H, L, d]`` view that the kernels take."""
+    return x.transpose(0, 1).unsqueeze(0)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -76,20 +76,19 @@ class _Ranged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rectangles: tuple[Rectangle, ...], scale: float) -> Tensor:
-        exact = torch.promote_types(q.dtype, torch.float32)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(q.shape[1], q.shape[0], dtype=exact, device=q.device)
-        keys, values = _repeat(k, q), _repeat(v, q)
+        lse = torch.empty(1, q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+        queries, keys, values, outputs = _heads(q), _heads(_repeat(k, q)), _heads(_repeat(v, q)), _heads(out)
         for box in rectangles:
-            mask = None if box.mask is None else box.mask.to(q.device)
-            part, part_lse = _forward(_heads(q, box.row0, box.row1), _heads(keys, box.key0, box.key1), _heads(values, box.key0, box.key1), mask, scale)
-            rows, rows_lse = _heads(out, box.row0, box.row1), lse[:, box.row0 : box.row1].unsqueeze(0)
+            rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
+            part, part_lse = _forward(queries[:, :, rows], keys[:, :, columns], values[:, :, columns], _mask(box, q), scale)
+            old, old_lse = outputs[:, :, rows], lse[:, :, rows]
             if box.first:
-                rows.copy_(part)
-                rows_lse.copy_(part_lse)
+                old.copy_(part)
+                old_lse.copy_(part_lse)
             else:
-                rows.lerp_(part, torch.sigmoid(part_lse - rows_lse).unsqueeze(-1).to(part.dtype))
-                torch.logaddexp(rows_lse, part_lse, out=rows_lse)
+                old.lerp_(part, torch.sigmoid(part_lse - old_lse).unsqueeze(-1).to(part.dtype))
+                torch.logaddexp(old_lse, part_lse, out=old_lse)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rectangles, ctx.scale = rectangles, scale
         return out
@@ -97,24 +96,22 @@ class _Ranged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        grad, keys, values = grads[0].contiguous(), _repeat(k, q), _repeat(v, q)
         # Sums over rectangles are kept in at least float32, whatever the inputs are.
-        grad_q = torch.zeros_like(q, dtype=lse.dtype)
-        grad_k, grad_v = torch.zeros_like(keys, dtype=lse.dtype), torch.zeros_like(values, dtype=lse.dtype)
+        sums = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, q, q)]
+        grad_q, grad_k, grad_v = (_heads(x) for x in sums)
+        grad, queries, keys, values, outputs = (_heads(x) for x in (grads[0].contiguous(), q, _repeat(k, q), _repeat(v, q), out))
         for box in ctx.rectangles:
-            mask = None if box.mask is None else box.mask.to(q.device)
-            parts = _backward(
-                *(_heads(x, box.row0, box.row1) for x in (grad, q)),
-                *(_heads(x, box.key0, box.key1) for x in (keys, values)),
-                _heads(out, box.row0, box.row1),
-                lse[:, box.row0 : box.row1].unsqueeze(0),
-                mask,
-                ctx.scale,
-            )
-            _heads(grad_q, box.row0, box.row1).add_(parts[0])
-            _heads(grad_k, box.key0, box.key1).add_(parts[1])
-            _heads(grad_v, box.key0, box.key1).add_(parts[2])
-        return grad_q.to(q.dtype), _sum_heads(grad_k, k), _sum_heads(grad_v, v), None, None
+            rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
+            inputs = (grad[:, :, rows], queries[:, :, rows], keys[:, :, columns], values[:, :, columns], outputs[:, :, rows], lse[:, :, rows])
+            parts = _backward(*inputs, _mask(box, q), ctx.scale)
+            grad_q[:, :, rows].add_(parts[0])
+            grad_k[:, :, columns].add_(parts[1])
+            grad_v[:, :, columns].add_(parts[2])
+        return sums[0].to(q.dtype), _sum_heads(sums[1], k), _sum_heads(sums[2], v), None, None
+
+
+def _mask(box: Rectangle, x: Tensor) -> Tensor | None:
+    return None if box.mask is None else box.mask.to(x.device)
 
 
 def _repeat(x: Tensor, q: Tensor) -> Tensor:
@@ -124,7 +121,7 @@ def _repeat(x: Tensor, q: Tensor) -> Tensor:
 
 def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
     """The reverse of `_repeat` for gradients."""
-    return grad.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
+    return (grad if grad.shape == x.shape else grad.unflatten(1, (x.shape[1], -1)).sum(2)).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:

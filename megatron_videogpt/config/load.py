@@ -31,6 +31,8 @@ PLURALS = {int: "whole numbers", float: "numbers", str: "texts in quotes"}
 class ConfigError(ValueError):
     """What is wrong with a configuration: `problems` has one line each, naming option, value, constraint and fix."""
 
+    on_every_rank = True
+
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))

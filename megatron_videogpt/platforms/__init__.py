@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Callable
 
@@ -61,5 +62,7 @@ def activate(name: str = "auto") -> Platform:
         return _active
     if "megatron.core" in sys.modules:
         raise ValueError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
+    # megatron-core and torch.distributed warn at every start and step about each other's deprecated names; nothing a user could change.
+    warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.(distributed|optim|utils|autograd)|contextlib")
     _active = importlib.import_module(f"{__name__}.{wanted}").activate(int(os.environ.get("LOCAL_RANK", "0")))
     return _active

@@ -19,7 +19,7 @@ from megatron.core import dist_checkpointing
 
 from ..config.load import config_to_toml, load_config
 from ..config.schema import Config
-from .distributed import is_rank_zero
+from .distributed import RunError, is_rank_zero
 
 # The optimizer format that loads in any layout without Transformer Engine or Apex (DESIGN section 6).
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -31,24 +31,24 @@ def checkpoint_root(run: Path) -> Path:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None; raises ValueError when `latest` names one that is gone."""
+    """The newest complete checkpoint of a run, or None; raises RunError when `latest` names one that is gone."""
     pointer = checkpoint_root(run) / "latest"
     if not pointer.is_file():
         return None
     path = checkpoint_root(run) / pointer.read_text(encoding="utf-8").strip()
     if not (path / "state.json").is_file():
-        raise ValueError(f"{pointer} names {path.name}, which is not there or not complete; restore it, or write the name of another checkpoint into {pointer}")
+        raise RunError(f"{pointer} names {path.name}, which is not there or not complete; restore it, or write the name of another checkpoint into {pointer}")
     return path
 
 
 def find(run: Path, step: int | None = None) -> Path:
-    """A run's checkpoint at `step`, or its newest; raises ValueError in one line when there is none."""
+    """A run's checkpoint at `step`, or its newest; raises RunError in one line when there is none."""
     if not run.is_dir():
-        raise ValueError(f"{run}: no such folder; expected the output folder of a training run")
+        raise RunError(f"{run}: no such folder; expected the output folder of a training run")
     path = latest(run) if step is None else checkpoint_root(run) / f"step_{step:08d}"
     if path is None or not (path / "state.json").is_file():
         have = ", ".join(sorted(p.name for p in checkpoint_root(run).glob("step_*") if p.is_dir())) or "none"
-        raise ValueError(f"{run}: no complete checkpoint{'' if step is None else f' of step {step}'}; it has: {have}")
+        raise RunError(f"{run}: no complete checkpoint{'' if step is None else f' of step {step}'}; it has: {have}")
     return path
 
 
@@ -58,7 +58,7 @@ def checkpoint_config(path: Path) -> Config:
 
 
 def check_same_model(path: Path, config: Config) -> None:
-    """Raise ValueError naming every difference between a checkpoint's model and this run's."""
+    """Raise RunError naming every difference between a checkpoint's model and this run's."""
     saved = checkpoint_config(path)
     differences = [
         f"model.{f.name} is {getattr(saved.model, f.name)} there and {getattr(config.model, f.name)} here"
@@ -68,7 +68,7 @@ def check_same_model(path: Path, config: Config) -> None:
     if saved.train.precision != config.train.precision:
         differences.append(f"train.precision is {saved.train.precision} there and {config.train.precision} here")
     if differences:
-        raise ValueError(f"{path} is a checkpoint of another model: {'; '.join(differences)}; use its config.toml, or another train.output")
+        raise RunError(f"{path} is a checkpoint of another model: {'; '.join(differences)}; use its config.toml, or another train.output")
 
 
 def _bytes_needed(model: Any) -> int:
@@ -79,7 +79,7 @@ def _bytes_needed(model: Any) -> int:
 def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint of step ``state["step"]`` and make it the latest; then drop all but the newest `keep` (0 keeps all).
 
-    On failure the partial folder is removed and a ValueError with one line is raised on every rank; what was there before stays.
+    On failure the partial folder is removed and a RunError with one line is raised on every rank; what was there before stays.
     """
     root, name = checkpoint_root(run), f"step_{state['step']:08d}"
     partial, final = root / f"{name}.partial", root / name
@@ -118,7 +118,7 @@ def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str,
         before = latest(run)
         left = f"the newest complete one is still {before.name}" if before else "there is none yet"
         need = f"free some space (about {_bytes_needed(model) >> 20} MiB) and start again to resume"
-        raise ValueError(f"checkpoint of step {state['step']} could not be saved to {root}: {error}; {left}; {need}")
+        raise RunError(f"checkpoint of step {state['step']} could not be saved to {root}: {error}; {left}; {need}")
     return final
 
 

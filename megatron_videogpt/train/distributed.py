@@ -12,6 +12,12 @@ from ..config.schema import ParallelConfig
 from ..platforms import Platform
 
 
+class RunError(ValueError):
+    """Something a user can mend, raised with the same one line on every rank; only rank 0 prints it."""
+
+    on_every_rank = True
+
+
 def world_size() -> int:
     """Processes of this launch (1 without torchrun)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -20,13 +26,13 @@ def world_size() -> int:
 def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float = 30.0) -> None:
     """Join the process group and build the model parallel groups; a no-op when they exist already.
 
-    Raises ValueError when the world does not fit the layout, before any process waits for another.
+    Raises RunError when the world does not fit the layout, before any process waits for another.
     """
     if parallel_state.is_initialized():
         return
     size, model_size = world_size(), parallel.tensor * parallel.pipeline
     if size % model_size:
-        raise ValueError(
+        raise RunError(
             f"{size} processes cannot be split into groups of {model_size} (parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}); "
             f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
         )

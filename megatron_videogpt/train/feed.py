@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from ..data.clips import Sample
+from . import distributed
 
 
 def is_reader() -> bool:
@@ -26,7 +27,7 @@ def _source() -> int:
 
 
 def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list[Sample]:
-    """`read()` on the reading rank, its samples (without pixels) on all; a ValueError of the reader is raised on every rank.
+    """`read()` on the reading rank, its samples (without pixels) on all; a ValueError of the reader becomes a RunError on every rank.
 
     Latents travel as one float32 tensor; clips, names and keys beside it.
     """
@@ -42,7 +43,7 @@ def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list
     if torch.distributed.get_world_size(_group()) > 1:
         torch.distributed.broadcast_object_list(header, _source(), group=_group())
     if isinstance(header[0], str):
-        raise ValueError(header[0])
+        raise distributed.RunError(header[0])
     if torch.distributed.get_world_size(_group()) == 1:
         return [replace(sample, pixels=None) for sample in samples]
 

@@ -149,7 +149,7 @@ class Stop:
 
 
 def train(config: Config) -> None:
-    """Train to `train.steps`, resuming what `train.output` holds; raises ValueError in one line for whatever a user can mend."""
+    """Train to `train.steps`, resuming what `train.output` holds; raises RunError or ValueError in one line for whatever a user can mend."""
     stop = Stop()
     run = build(config)
     writer = MetricsWriter(run.output, config, distributed.is_rank_zero(), resume_step=run.state.step)
@@ -182,7 +182,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
             set_learning_rate(run.optimizer, rate)
             totals, norm, taken = train_step(run.model, run.optimizer, run.objective, [row.to(run.platform.device) for row in rows])
             if norm != norm or norm == float("inf"):
-                raise ValueError(f"step {state.step + 1}: the gradient norm is {norm}; lower optimizer.lr, or look at the samples of this step; the last checkpoint is untouched")
+                raise distributed.RunError(f"step {state.step + 1}: the gradient norm is {norm}; lower optimizer.lr, or look at the samples of this step; the last checkpoint is untouched")
             state.step, state.consumed, state.updates = state.step + 1, state.consumed + config.train.global_batch_size, state.updates + taken
             meter.add(totals, work, time.perf_counter() - started, waited)
             last = state.step == config.train.steps
