@@ -1,0 +1,63 @@
+"""How far predicted pixels are from the true ones, beside the simplest guess: repeating the last given frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.schema import SampleConfig
+from ..data.clips import Sample
+from ..data.codec import Codec
+from .denoise import Denoiser
+from .rollout import keyed_noise, rollout
+
+
+def pixel_frames(codec: Codec, latent_frames: int) -> int:
+    """Video frames that so many latent frames stand for (a temporal stride s joins s frames into one, the very first frame alone)."""
+    return (latent_frames - 1) * codec.temporal_stride + 1 if latent_frames else 0
+
+
+def decode_continuation(codec: Codec, history: Tensor, new: Tensor) -> Tensor:
+    """Frames of the new latents alone: ``[F, 3, H, W]`` in [-1, 1], clamped.  A codec that joins frames in time decodes the history with them."""
+    if codec.temporal_stride == 1:
+        return codec.decode(new).clamp(-1, 1)
+    video = codec.decode(torch.cat([history, new]))
+    return video[pixel_frames(codec, len(history)) :].clamp(-1, 1)
+
+
+def predict(denoiser: Denoiser, samples: Sequence[Sample], given: int, generated: int, settings: SampleConfig, seed: int, batch: int = 8) -> list[Tensor]:
+    """Latents ``[generated, C, h, w]`` that follow the first `given` latent frames of every sample, `batch` samples at a time, as one clip.
+
+    Every rank of a model parallel group must call this with the same samples.  steps, guidance and time_shift come from `settings`.
+    """
+    settings = replace(settings, clips=(generated,), window=given + generated)
+    predicted: list[Tensor] = []
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        noise = keyed_noise([sample.key for sample in part], seed)
+        predicted += rollout(denoiser, [sample.mean[:given] for sample in part], settings, noise)
+    return predicted
+
+
+def squared_errors(predicted: Tensor, pixels: np.ndarray | Tensor, first: int) -> tuple[float, float]:
+    """Mean squared error in [0, 1] pixel units of a prediction, and of repeating frame ``first - 1`` instead.
+
+    Args:
+        predicted: ``[F, 3, H, W]`` in [-1, 1].
+        pixels: the true video from its beginning, uint8 ``[N, H, W, 3]``; where it ends early, only the frames it has count.
+        first: number of the first predicted frame, at least 1 and below N.
+    """
+    video = torch.as_tensor(pixels).to(torch.float64) / 255
+    true = video[first : first + len(predicted)]
+    guess = (predicted[: len(true)].detach().cpu().to(torch.float64).clamp(-1, 1).permute(0, 2, 3, 1) + 1) / 2
+    return float((guess - true).square().mean()), float((video[first - 1] - true).square().mean())
+
+
+def psnr(mse: float) -> float:
+    """Peak signal-to-noise ratio in dB of an error in [0, 1] pixel units."""
+    return -10 * math.log10(mse) if mse else math.inf
