@@ -20,6 +20,7 @@ import torch
 from megatron_videogpt.config.schema import CodecConfig
 from megatron_videogpt.data.codec import Codec, build_codec
 from megatron_videogpt.data.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels
+from megatron_videogpt.data.index import list_videos
 
 
 def arguments() -> argparse.Namespace:
@@ -53,9 +54,13 @@ def psnr(error: float) -> float:
 def main() -> int:
     """Print one line per video and the mean; 2 when no video could be read."""
     args = arguments()
-    codec = build_codec(CodecConfig(name=args.codec, path=args.path))
+    try:
+        codec, videos = build_codec(CodecConfig(name=args.codec, path=args.path)), list_videos(args.folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     values = []
-    for path in sorted(path for path in args.folder.rglob("*") if path.is_file()):
+    for path in videos:
         try:
             values.append(psnr(squared_error(codec, path, args.frames, args.longest_side, args.size_multiple)))
         except (BadVideo, ValueError) as error:

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from megatron_videogpt.config.load import load_config
-from megatron_videogpt.data.codec import build_codec
+from megatron_videogpt.data.codec import codec_geometry
 from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.index import open_source
-from megatron_videogpt.data.loader import validation_samples
+from megatron_videogpt.data.loader import load_sample
 
 
 def main() -> int:
@@ -27,15 +27,15 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = load_config(args.run / "config.toml")
-        source = open_source(config.data, build_codec(config.codec))
-        sample = validation_samples(source, config.data, config.train.seed, args.number + 1)[args.number]
+        source = open_source(config.data, codec_geometry(config.codec))
+        sample, _ = load_sample(source.validation, config.train.seed, 0, args.number)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     assert sample.pixels is not None
     # Real videos have rates of their own; a quarter of 24 frames per second is what the usual interval of 4 gives.
     fps = (config.data.physics.fps if config.data.source == "physics" else 24.0) / config.data.frame_interval[0]
-    write_video(args.output, sample.pixels.numpy(), fps)
+    write_video(args.output, sample.pixels, fps)
     print(f"{args.output}: {len(sample.pixels)} frames of {sample.name}")
     return 0
 

@@ -32,8 +32,9 @@ RANGES: tuple[Rule, ...] = (
         sample.guidance logging.peak_tflops""",
     ),
     ("above 0", lambda v: v > 0, "model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr optimizer.eps train.timeout_minutes sample.time_shift"),
-    ("between 0 and 1", lambda v: 0 <= v <= 1, "objective.clean_retention data.max_bad_fraction"),
-    ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas data.validation_fraction sample.history_noise"),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention data.max_bad_fraction"),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas sample.history_noise"),
+    ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
     ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
 )
 
@@ -191,6 +192,8 @@ def _check_data(report: _Report) -> None:
     for name, (low, high) in (("data.frame_interval", data.frame_interval), ("data.clips", data.clips)):
         if report.sound(name) and low > high:
             report.add(name, "have its smaller entry first", f"use [{high}, {low}]")
+    if report.sound("data.frames", "data.clips") and data.clips[1] > data.frames:
+        report.add("data.clips", f"fit data.frames = {data.frames}", f"use at most {data.frames} clips (every clip has at least one frame)")
     if report.sound("codec.name"):
         _check_frames(report)
     if data.source != "videos":
@@ -201,25 +204,19 @@ def _check_data(report: _Report) -> None:
     if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < least:
         must = f"be at least data.size_multiple * data.max_aspect = {least} (so that the shorter side is not cropped away)"
         report.add("data.longest_side", must, f"use {least} or more, or a smaller data.max_aspect")
+    elif report.sound("data.longest_side", "data.size_multiple") and data.longest_side % data.size_multiple:
+        near = data.longest_side + -data.longest_side % data.size_multiple
+        report.add("data.longest_side", f"be a multiple of data.size_multiple = {data.size_multiple}", f"use {near}")
 
 
 def _check_frames(report: _Report) -> None:
-    """Frame sides and counts against the codec's strides, the patch size and the position table."""
+    """Frame sides against the codec's stride, the patch size and the position table."""
     config, data = report.config, report.config.data
     try:
         codec = geometry(config.codec)
     except (ValueError, OSError) as error:
         report.add("codec.path", "hold a readable VAE", str(error))
         return
-    stride = codec.temporal_stride
-    if report.sound("data.frames") and (data.frames - 1) % stride:
-        near = max(1, (data.frames - 1) // stride * stride + 1)
-        report.add("data.frames", f"be a multiple of {stride} plus 1 ({config.codec.name} joins {stride} frames into one)", f"use {near}")
-    latent_frames = 1 + (data.frames - 1) // stride
-    if report.sound("data.frames", "data.clips") and data.clips[1] > latent_frames:
-        joined = f" in {latent_frames} latent frames" if stride > 1 else ""
-        fix = f"use at most {latent_frames} clips (every clip has at least one frame)"
-        report.add("data.clips", f"fit data.frames = {data.frames}{joined}", fix)
     if not report.sound("model.patch_size"):
         return
     cell = codec.spatial_stride * config.model.patch_size

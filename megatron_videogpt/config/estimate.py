@@ -26,7 +26,7 @@ def geometry(codec: CodecConfig) -> CodecGeometry:
     # Imported here because only this function needs torch, and reading a configuration should not wait for it.
     from ..data.codec import CodecGeometry, codec_geometry
 
-    if codec.name in PUBLISHED_GEOMETRY and not Path(codec.path).is_dir():
+    if codec.name in PUBLISHED_GEOMETRY and not (codec.path and Path(codec.path).is_dir()):
         return CodecGeometry(*PUBLISHED_GEOMETRY[codec.name])
     return codec_geometry(codec)
 

@@ -47,7 +47,7 @@ def print_report(config: Config, world_size: int, console: Console | None = None
     codec = geometry(config.codec)
     cell = codec.spatial_stride * config.model.patch_size
     height, width = typical_frame(config)
-    frames = 1 + (config.data.frames - 1) // codec.temporal_stride
+    frames = config.data.frames
     work = expected_work(frames, config.data.clips, (height // cell) * (width // cell))
     longest = longest_work(frames, config.data.clips, (frame_side(config) // cell) ** 2)
     console.print(_model_table(config, codec.channels))
