@@ -111,7 +111,7 @@ def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarra
         draw.text((x + width // 2, y + label // 2), str(number), fill=INK, font=font(11), anchor="mm")
         for row, (name, tiles) in enumerate(rows):
             tile_top = y + label + row * (height + GAP)
-            if number % columns == 0:
+            if number % columns == 0 and number < len(tiles):
                 draw.text((left - 8, tile_top + height // 2), name.replace(" ", "\n"), fill=INK, font=font(13), anchor="rm", align="right")
             if number < len(tiles):
                 sheet.paste(tiles[number], (x, tile_top))

@@ -35,12 +35,13 @@ def series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarr
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving mean over about a twentieth of the curve; the window shrinks at both ends, so that they stay in place."""
+    """Moving mean over about a twentieth of the curve: centred and shrinking at the steep start, only cut off at the flat end."""
     half = len(values) // 40
     total = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))
-    return (total[place + reach + 1] - total[place - reach]) / (2 * reach + 1)
+    before = np.minimum(half, place)
+    after = np.minimum(before, len(values) - 1 - place)
+    return (total[place + after + 1] - total[place - before]) / (before + after + 1)
 
 
 def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> None:
@@ -79,5 +80,5 @@ def _noise_levels(axes: Any, lines: list[dict[str, Any]]) -> None:
     names = [name for name in names if not name.startswith("validation_")] or names
     for place, name in enumerate(names):
         steps, values = series(lines, name)
-        axes.plot(steps, smooth(values), color=colormaps["viridis"](0.9 * place / max(1, len(names) - 1)), label=f"t {NOISE_LEVEL.match(name)[2]}")
+        axes.plot(steps, smooth(values), color=colormaps["viridis"](0.9 * place / max(1, len(names) - 1)), label="t " + name.rpartition("_t")[2])
     axes.set_title("training loss by timestep (t = 0 noise, 1 data)" if names and not names[0].startswith("validation_") else "loss by timestep")

@@ -119,9 +119,10 @@ def test_peak_tflops(name, peak):
 
 def test_smoothing_keeps_straight_lines_and_averages_noise():
     line = np.linspace(3, 7, 200)
-    assert np.allclose(smooth(line), line)
+    assert np.allclose(smooth(line)[:-5], line[:-5])
+    assert smooth(line)[-1] == pytest.approx(line[-6:].mean()), "200 points: five neighbours, at the end those before"
     flicker = np.tile([0.0, 1.0], 200)
-    assert np.abs(smooth(flicker)[20:-20] - 0.5).max() < 0.05
+    assert np.abs(smooth(flicker)[20:] - 0.5).max() < 0.05
     assert np.array_equal(smooth(np.array([5.0])), [5.0])
 
 
