@@ -88,7 +88,6 @@ def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str,
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            (partial / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
         except OSError as problem:
             error = str(problem)
     error = _first_error(error)
@@ -104,6 +103,7 @@ def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str,
     error = _first_error(error)
     if not error and is_rank_zero():
         try:
+            (partial / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
             _write_durably(partial / "state.json", json.dumps(state))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)

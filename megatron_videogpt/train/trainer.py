@@ -20,7 +20,7 @@ from ..config.estimate import training_flops
 from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..data.clips import Sample
-from ..data.codec import Codec, build_codec, encode_samples
+from ..data.codec import Codec, build_codec
 from ..data.index import open_source
 from ..data.loader import Loader
 from ..model.init import initialise
@@ -117,10 +117,11 @@ def _restore(run: Run) -> None:
 def micro_batches(run: Run) -> Iterator[list[Sample]]:
     """Endless micro-batches of this rank's data parallel share, from the state's consumed samples on."""
     config = run.config
-    batches = None
+    loader: Loader | None = None
     if is_reader():
         loader = Loader(
             run.source,
+            run.codec,
             config.data,
             config.train.seed,
             config.train.global_batch_size,
@@ -129,9 +130,12 @@ def micro_batches(run: Run) -> Iterator[list[Sample]]:
             parallel_state.get_data_parallel_world_size(),
             consumed=run.state.consumed,
         )
-        batches = iter(loader)
-    while True:
-        yield share((lambda: encode_samples(next(batches), run.codec)) if batches is not None else None, run.platform.device)
+    try:
+        while True:
+            yield share(loader.__next__ if loader is not None else None, run.platform.device)
+    finally:
+        if loader is not None:
+            loader.close()
 
 
 class Stop:

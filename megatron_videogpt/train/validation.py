@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 
 from ..config.schema import Config
 from ..data.clips import Sample
-from ..data.codec import Codec, encode_samples
+from ..data.codec import Codec
 from ..data.decode import to_pixels
 from ..data.loader import validation_samples
 from ..model.denoiser import model_denoiser
@@ -35,7 +35,7 @@ class Validation:
         self.read: list[Sample] = []
 
         def read() -> list[Sample]:
-            self.read = encode_samples(validation_samples(source, config.data, config.train.seed, count), codec)
+            self.read = validation_samples(source, codec, config.data, config.train.seed, count)
             return self.read
 
         self.samples = share(read if is_reader() else None, platform.device)

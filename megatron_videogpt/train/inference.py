@@ -1,0 +1,38 @@
+"""A trained run as a function that predicts clean latents."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..attention import select
+from ..config.schema import Config, ParallelConfig
+from ..data.codec import codec_geometry
+from ..model.denoiser import Denoiser, model_denoiser
+from ..model.videogpt import VideoGPT
+from ..platforms import activate
+from . import checkpoint, distributed
+
+
+def load_denoiser(run: Path, step: int | None = None, platform: str = "auto") -> tuple[Denoiser, Config]:
+    """The model of a run's newest checkpoint (or of `step`) on one process, whatever layout trained it, and its configuration.
+
+    Weights keep their precision on a GPU and become float32 on a CPU.  Raises ValueError in one line when there is no such checkpoint.
+    """
+    path = checkpoint.find(run, step)
+    config = checkpoint.checkpoint_config(path)
+    device = activate(platform)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
+    parallel = ParallelConfig()
+    train = replace(config.train, precision="fp32") if device.name == "cpu" else config.train
+    config = replace(config, parallel=parallel, train=train)
+    distributed.start(device, parallel)
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    backend, _ = select(config.attention.backend, device.device.type, dtype, config.model.head_dim)
+    model = VideoGPT(config, codec_geometry(config.codec).channels, device, backend)
+    checkpoint.load_weights(path, model)
+    return model_denoiser(model, config, device.device), config

@@ -1,0 +1,103 @@
+"""A killed run goes on as if nothing had happened: bit for bit in its layout, to rounding in another (DESIGN section 6)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .launch import REPOSITORY, torchrun
+
+CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
+TP2 = ("parallel.tensor=2", "parallel.sequence=true")
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Loss of every logged step; each step must be there once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert len(steps) == len(set(steps)), "a step was logged twice"
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def train(processes: int, run: Path, *options: str) -> dict[int, float]:
+    torchrun(processes, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *options)
+    return losses(run)
+
+
+def kill_after(run: Path, step: int, *options: str) -> None:
+    """Start the same training and kill -9 every process once `step` is logged."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    try:
+        while not ((run / "metrics.jsonl").exists() and max(losses(run), default=0) >= step):
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() < deadline, "training did not get to the step"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    return train(2, tmp_path_factory.mktemp("whole") / "run", *TP2)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed between its checkpoints of steps 4 and 8."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    # The cosine schedule must see the same number of steps, so the run is killed, not shortened.
+    kill_after(run, 5, *TP2)
+    latest = (run / "checkpoints" / "latest").read_text()
+    assert latest in ("step_00000004", "step_00000008")
+    return run
+
+
+def test_same_layout_bit_for_bit(whole: dict[int, float], killed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(killed, run)
+    assert train(2, run, *TP2) == whole
+
+
+@pytest.mark.parametrize(("processes", "options"), [(1, ()), (2, ()), (2, ("parallel.pipeline=2",))], ids=["one process", "DP2", "PP2"])
+def test_another_layout(processes: int, options: tuple[str, ...], whole: dict[int, float], killed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(killed, run)
+    resumed = train(processes, run, *options)
+    assert resumed.keys() == whole.keys()
+    assert len(resumed) == 14
+    for step, loss in whole.items():
+        assert resumed[step] == pytest.approx(loss, rel=1e-5), step
+
+
+def test_sigterm_saves_and_ends_cleanly(whole: dict[int, float], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "checkpoint.every=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not ((run / "metrics.jsonl").exists() and losses(run)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    stopped = max(losses(run))
+    assert stopped < 14
+    assert f"stopped at step {stopped}" in output
+    assert (run / "checkpoints" / "latest").read_text() == f"step_{stopped:08d}"
+    resumed = train(1, run)
+    for step, loss in whole.items():
+        assert resumed[step] == pytest.approx(loss, rel=1e-5), step
