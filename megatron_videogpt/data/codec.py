@@ -1,0 +1,295 @@
+"""Codecs: what turns frames into latents and back.  Each declares its geometry, its scaling and a fingerprint.
+
+Diffusers models come from local folders only and from safetensors only; nothing is downloaded and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_videogpt.config.schema import CodecConfig
+from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
+
+TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
+TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")
+DIFFUSERS_CLASSES = {"autoencoder_kl": "AutoencoderKL", "autoencoder_kl_wan": "AutoencoderKLWan"}
+
+
+@dataclass(frozen=True)
+class CodecGeometry:
+    """Latent channels, pixels per latent cell side, and frames per latent frame (after the first)."""
+
+    channels: int
+    spatial_stride: int
+    temporal_stride: int
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Frames that encode to ``latent_frames``: 1 + stride * (latent_frames - 1)."""
+        return 1 + self.temporal_stride * (latent_frames - 1)
+
+    def latent_frames(self, pixel_frames: int) -> int:
+        """Latent frames of ``pixel_frames`` frames; ValueError unless they are 1 + stride * n."""
+        if pixel_frames < 1 or (pixel_frames - 1) % self.temporal_stride:
+            raise ValueError(f"{pixel_frames} frames: this codec takes 1 + {self.temporal_stride}n frames; cut or extend the clip")
+        return 1 + (pixel_frames - 1) // self.temporal_stride
+
+
+class Codec(Protocol):
+    """Frames to latents and back.  Latents are scaled: about zero mean and unit variance."""
+
+    name: str
+    channels: int
+    spatial_stride: int
+    temporal_stride: int
+    fingerprint: str  # sha256 of configuration and weights, hexadecimal
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """float [F, 3, H, W] in [-1, 1] -> mean and log-variance (None: deterministic), float32 [f, channels, h, w] on the codec's device."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [f, channels, h, w] -> float32 [F, 3, H, W], clamped to [-1, 1]."""
+        ...
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Codec:
+        """Move in place; returns itself."""
+        ...
+
+
+def build_codec(config: CodecConfig) -> Codec:
+    """Load the codec; ValueError, one line, when the name is unknown or its folder is not usable."""
+    if config.batch_size < 1:
+        raise ValueError(f"codec.batch_size={config.batch_size}: must be at least 1")
+    if config.name == "tiny":
+        return TinyCodec(config.batch_size)
+    settings = _diffusers_settings(config)
+    return (KLCodec if config.name == "autoencoder_kl" else WanCodec)(config, settings)
+
+
+def codec_geometry(config: CodecConfig) -> CodecGeometry:
+    """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`."""
+    if config.name == "tiny":
+        return CodecGeometry(_tiny_shape(TINY_SHAPE).channels, STRIDE, 1)
+    settings = _diffusers_settings(config)
+    try:
+        if config.name == "autoencoder_kl":
+            return CodecGeometry(settings["latent_channels"], 2 ** (len(settings["block_out_channels"]) - 1), 1)
+        spatial = 2 ** (len(settings["dim_mult"]) - 1) * (settings.get("patch_size") or 1)
+        return CodecGeometry(settings["z_dim"], spatial, 2 ** sum(settings["temperal_downsample"]))
+    except KeyError as error:
+        raise ValueError(f"codec.path={config.path}: config.json has no {error}, which {DIFFUSERS_CLASSES[config.name]} needs") from error
+
+
+class TinyCodec:
+    """The shipped codec (`tiny_codec.py`): stride 8, one latent frame a frame, deterministic."""
+
+    name = "tiny"
+
+    def __init__(self, batch_size: int = 16, weights: Path = TINY_WEIGHTS) -> None:
+        shape_file = weights.with_suffix(".json")
+        try:
+            shape = _tiny_shape(shape_file)
+            self.model = TinyAutoencoder(shape).eval().requires_grad_(False)
+            self.model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"tiny codec: {weights} or its .json is missing or damaged ({_one_line(error)}); reinstall the package") from error
+        self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
+        self.fingerprint = _fingerprint(json.dumps(shape.to_dict(), sort_keys=True), [weights])
+        self.batch_size = batch_size
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `Codec.encode`; no log-variance."""
+        _check_video(video, self.spatial_stride)
+        return _batched(self.model.encode, video, self.batch_size, self.model.shift), None  # type: ignore[arg-type]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Codec.decode`."""
+        return _batched(self.model.decode, latents, self.batch_size, self.model.shift).clamp(-1, 1)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TinyCodec:
+        """See `Codec.to`."""
+        self.model.to(device, dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """See `Codec.device`."""
+        return next(self.model.parameters()).device
+
+
+class KLCodec:
+    """Any diffusers AutoencoderKL (SDXL's in the paper): frame by frame, (z - shift_factor) * scaling_factor."""
+
+    name = "autoencoder_kl"
+
+    def __init__(self, config: CodecConfig, settings: dict[str, Any]) -> None:
+        self.model, self.fingerprint = _load_diffusers(config, settings)
+        geometry = codec_geometry(config)
+        self.channels, self.spatial_stride, self.temporal_stride = geometry.channels, geometry.spatial_stride, 1
+        self.scaling = float(settings.get("scaling_factor") or 0.18215)  # diffusers' own default
+        self.shift = float(settings.get("shift_factor") or 0.0)
+        self.batch_size = config.batch_size
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `Codec.encode`; the posterior's mean and log-variance."""
+        _check_video(video, self.spatial_stride)
+        moments = _batched(self._moments, video, self.batch_size, next(self.model.parameters()))
+        mean, logvar = moments.chunk(2, dim=1)
+        return (mean - self.shift) * self.scaling, logvar + 2 * math.log(self.scaling)
+
+    def _moments(self, frames: Tensor) -> Tensor:
+        posterior = self.model.encode(frames).latent_dist
+        return torch.cat([posterior.mean, posterior.logvar], dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Codec.decode`."""
+        raw = latents / self.scaling + self.shift
+        return _batched(lambda z: self.model.decode(z).sample, raw, self.batch_size, next(self.model.parameters())).clamp(-1, 1)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KLCodec:
+        """See `Codec.to`."""
+        self.model.to(device, dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """See `Codec.device`."""
+        return next(self.model.parameters()).device
+
+
+class WanCodec:
+    """diffusers' AutoencoderKLWan: 1 + 4n frames to 1 + n latent frames, (z - latents_mean) / latents_std per channel.
+
+    The model is causal in time and walks over its frames itself, so a video is one call whatever ``codec.batch_size`` is.
+    """
+
+    name = "autoencoder_kl_wan"
+
+    def __init__(self, config: CodecConfig, settings: dict[str, Any]) -> None:
+        self.model, self.fingerprint = _load_diffusers(config, settings)
+        self.geometry = codec_geometry(config)
+        self.channels, self.spatial_stride = self.geometry.channels, self.geometry.spatial_stride
+        self.temporal_stride = self.geometry.temporal_stride
+        for key in ("latents_mean", "latents_std"):
+            if len(settings.get(key) or ()) != self.channels:
+                raise ValueError(f"codec.path={config.path}: config.json needs {key} with {self.channels} values (one a latent channel)")
+        self.mean = torch.tensor(settings["latents_mean"]).view(-1, 1, 1)
+        self.std = torch.tensor(settings["latents_std"]).view(-1, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `Codec.encode`; ValueError unless there are 1 + stride * n frames."""
+        _check_video(video, self.spatial_stride)
+        self.geometry.latent_frames(len(video))
+        like = next(self.model.parameters())
+        posterior = self.model.encode(video.to(like).transpose(0, 1)[None]).latent_dist
+        mean, logvar = (moment[0].transpose(0, 1).float() for moment in (posterior.mean, posterior.logvar))
+        return (mean - self.mean.to(mean)) / self.std.to(mean), logvar - 2 * self.std.to(mean).log()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Codec.decode`."""
+        like = next(self.model.parameters())
+        raw = latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
+        video = self.model.decode(raw.to(like).transpose(0, 1)[None]).sample
+        return video[0].transpose(0, 1).float().clamp(-1, 1)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> WanCodec:
+        """See `Codec.to`."""
+        self.model.to(device, dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """See `Codec.device`."""
+        return next(self.model.parameters()).device
+
+
+@torch.no_grad()
+def _batched(run: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, like: Tensor) -> Tensor:
+    """Apply ``run`` to slices of ``batch_size`` frames, in the dtype and on the device of ``like``; float32 out."""
+    return torch.cat([run(part.to(like)).float() for part in inputs.split(batch_size)])
+
+
+def _check_video(video: Tensor, stride: int) -> None:
+    if video.ndim != 4 or video.shape[1] != 3 or video.shape[2] % stride or video.shape[3] % stride or not len(video):
+        raise ValueError(f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set data.size_multiple to suit")
+
+
+def _tiny_shape(path: Path) -> TinyShape:
+    return TinyShape(**json.loads(path.read_text()))
+
+
+def _diffusers_settings(config: CodecConfig) -> dict[str, Any]:
+    """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
+    if config.name not in DIFFUSERS_CLASSES:
+        raise ValueError(f"codec.name={config.name!r}: unknown codec; choose tiny, {', '.join(DIFFUSERS_CLASSES)}")
+    wanted, folder = DIFFUSERS_CLASSES[config.name], Path(config.path)
+    if not config.path:
+        raise ValueError(f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of a diffusers {wanted}")
+    if not folder.is_dir():
+        raise ValueError(f"codec.path={config.path}: no such folder; give the folder that holds the {wanted}'s config.json (nothing is downloaded)")
+    try:
+        settings = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        hint = "; use its vae sub-folder" if (folder / "vae" / "config.json").exists() else ""
+        raise ValueError(f"codec.path={config.path}: no config.json in it, so it is not a diffusers {wanted}{hint}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"codec.path={config.path}: config.json cannot be read ({_one_line(error)})") from error
+    found = settings.get("_class_name", "nothing") if isinstance(settings, dict) else "no JSON object"
+    if found != wanted:
+        raise ValueError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
+    return settings
+
+
+def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any, str]:
+    """(model in evaluation mode, fingerprint)."""
+    folder = Path(config.path)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(f"codec.path={config.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never loaded, so convert them first")
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ValueError(f"codec.name={config.name} needs the diffusers package: pip install diffusers") from error
+    try:
+        kind = getattr(diffusers, DIFFUSERS_CLASSES[config.name])
+        # diffusers fills missing weights with random numbers and only warns, hence the loading report.
+        model, report = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise ValueError(f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} ({_one_line(error)})") from error
+    if report["missing_keys"]:
+        raise ValueError(f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
+    description = {key: value for key, value in settings.items() if not key.startswith("_")}
+    return model.eval().requires_grad_(False), _fingerprint(json.dumps(description, sort_keys=True), weights)
+
+
+def _fingerprint(description: str, files: list[Path]) -> str:
+    """sha256 over the settings and the bytes of the weight files."""
+    digest = hashlib.sha256(description.encode())
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

