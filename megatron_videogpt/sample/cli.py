@@ -100,11 +100,12 @@ def run(args: argparse.Namespace) -> None:
     """Sample and write the three files; ValueError in one line for whatever the user can mend."""
     output = Path(args.output)
     _check_command(args, output)
-    from ..model.inference import load_denoiser
+    # Before anything imports megatron-core, which looks for its device as it is imported.
+    device = activate("auto").device
+    from ..train.inference import load_denoiser
 
     denoiser, config = load_denoiser(Path(args.checkpoint), args.step)
     settings, interval = resolve(args, config)
-    device = activate("auto").device
     codec = build_codec(config.codec).to(device, torch.float32)
     material = read_material(args, config, settings, interval, codec)
 
