@@ -119,15 +119,16 @@ def _chunks(starts: np.ndarray, groups: np.ndarray, length: int, costs: Costs) -
     return chunks[::-1]
 
 
-def _mask(intervals: Tensor, key0: int, key1: int) -> Tensor | None:
+def _mask(intervals: np.ndarray, key0: int, key1: int) -> Tensor | None:
     """Additive mask of rows against the keys ``[key0, key1)``, None if all attend; intervals ``[rows, 2 or 4]``."""
-    if any(bool((pair[:, 0] <= key0).all() and (pair[:, 1] >= key1).all()) for pair in intervals.split(2, dim=1)):
+    pairs = [intervals[:, i : i + 2] for i in range(0, intervals.shape[1], 2)]
+    if any((pair[:, 0] <= key0).all() and (pair[:, 1] >= key1).all() for pair in pairs):
         return None
-    keys = torch.arange(key0, key1, dtype=torch.int32)
-    sees = torch.zeros(len(intervals), key1 - key0, dtype=torch.bool)
-    for pair in intervals.split(2, dim=1):
+    keys = np.arange(key0, key1, dtype=np.int32)
+    sees = np.zeros((len(intervals), key1 - key0), dtype=bool)
+    for pair in pairs:
         sees |= (keys >= pair[:, :1]) & (keys < pair[:, 1:])
-    return None if bool(sees.all()) else torch.zeros(sees.shape).masked_fill_(~sees, MASKED_OUT)
+    return None if sees.all() else torch.from_numpy(np.where(sees, np.float32(0), np.float32(MASKED_OUT)))
 
 
 def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
@@ -137,7 +138,7 @@ def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
     return [(k0, k1) for k0, k1 in ranges if k1 > k0]
 
 
-def _rectangles(intervals: Tensor, a: _Side, b: _Side, row0: int, row1: int, costs: Costs) -> list[Rectangle]:
+def _rectangles(intervals: np.ndarray, a: _Side, b: _Side, row0: int, row1: int, costs: Costs) -> list[Rectangle]:
     """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with."""
     rows, own = np.array([row1 - row0]), intervals[row0:row1]
     (cost_a, cut_a), (cost_b, cut_b) = _side_costs(a, rows, costs), _side_costs(b, rows, costs)
@@ -154,13 +155,12 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
     length = len(intervals)
     starts = np.concatenate([[0], 1 + np.flatnonzero((intervals[1:] != intervals[:-1]).any(axis=1)), [length]])
     groups = intervals[starts[:-1]].astype(np.int64)
-    rows = torch.from_numpy(intervals.copy())
-    plan: list[Rectangle] = []
+    boxes: list[Rectangle] = []
     for first, end in _chunks(starts, groups, length, costs):
         sides = [_side(groups[first:end, i], groups[first:end, i + 1], length) for i in (0, 2)]
         a, b = (_Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)) for s in sides)
-        plan += _rectangles(rows, a, b, int(starts[first]), int(starts[end]), costs)
-    return tuple(plan)
+        boxes += _rectangles(intervals, a, b, int(starts[first]), int(starts[end]), costs)
+    return tuple(boxes)
 
 
 def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:

@@ -1,0 +1,202 @@
+"""Attention backends against the dense oracle, the oracle against one softmax a row, the plan and the tiles against the dense mask."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_videogpt.attention import attend, flex, select
+from megatron_videogpt.attention.plan import Costs, plan
+from megatron_videogpt.sequence.intervals import dense_mask, padding_intervals
+from megatron_videogpt.sequence.layout import Clip, ClipShape, Source, layout, pack
+
+CLIPS = st.lists(st.builds(Clip, st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4).map(tuple)
+SHAPES = st.builds(
+    ClipShape,
+    clips=CLIPS,
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    prefix=st.integers(0, 3),
+    source=st.none() | st.builds(Source, st.integers(0, 2), st.tuples(st.integers(1, 2), st.integers(1, 2))),
+)
+LAYOUTS = st.builds(
+    lambda shapes, multiple: pack([layout(shape) for shape in shapes], multiple).intervals, st.lists(SHAPES, min_size=1, max_size=3), st.integers(1, 9)
+)
+
+
+@st.composite
+def any_intervals(draw: st.DrawFn) -> torch.Tensor:
+    """Rows that no layout would make: any two disjoint intervals, each possibly empty, not both; runs of equal rows of any length."""
+    length = draw(st.integers(1, 24))
+    rows: list[list[int]] = []
+    while len(rows) < length:
+        a0, a1, b0, b1 = sorted(draw(st.lists(st.integers(0, length), min_size=4, max_size=4)))
+        row = [*((a0, a1) if a1 > a0 else (0, 0)), *((b0, b1) if b1 > b0 else (0, 0))]
+        rows += [row if any(row) else [0, length, 0, 0]] * draw(st.integers(1, 4))
+    return torch.tensor(rows[:length], dtype=torch.int32)
+
+
+MASKS = LAYOUTS.filter(lambda intervals: len(intervals) > 0) | any_intervals()
+
+
+def tensors(length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
+    """q, k, v and a gradient of the output."""
+    noise = torch.Generator().manual_seed(seed)
+    shapes = [(length, heads, dim), (length, kv_heads, dim), (length, kv_heads, dim), (length, heads, dim)]
+    return [torch.randn(shape, generator=noise, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def results(backend: str, inputs: list[torch.Tensor], intervals: torch.Tensor) -> list[torch.Tensor]:
+    """Output and gradients for q, k, v."""
+    leaves = [x.clone().requires_grad_() for x in inputs[:3]]
+    out = attend(backend, *leaves, intervals, 0.3)
+    return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3])]
+
+
+def worst(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Largest error of any of the tensors, as a fraction of the largest value expected in it, but at least of 0.1: where every row sees one key, the
+    gradient for q is an exact zero made of terms of the inputs' size, which is 1."""
+    assert all(torch.isfinite(x).all() for x in actual)
+    return max(float((a.double() - e.double()).abs().max() / e.double().abs().max().clamp(min=0.1)) for a, e in zip(actual, expected))
+
+
+@settings(deadline=None, max_examples=10)
+@given(any_intervals())
+def test_reference_is_a_softmax_over_the_listed_keys(intervals: torch.Tensor) -> None:
+    q, k, v, _ = tensors(len(intervals), 4, 2, 3, torch.float64)
+    out = attend("reference", q, k, v, intervals, 0.3)
+    for row, (a0, a1, b0, b1) in enumerate(intervals.tolist()):
+        keys = [*range(a0, a1), *range(b0, b1)]
+        for head in range(4):
+            weights = [math.exp(0.3 * float(q[row, head] @ k[key, head // 2])) for key in keys]
+            expected = sum(weight * v[key, head // 2] for weight, key in zip(weights, keys)) / sum(weights)
+            torch.testing.assert_close(out[row, head], expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(MASKS, st.sampled_from([0.0, 5.0, 300.0]))
+def test_plan_covers_each_pair_once(intervals: torch.Tensor, call: float) -> None:
+    covered, written = torch.zeros(len(intervals), len(intervals)), torch.zeros(len(intervals))
+    for box in plan(intervals, Costs(call=call, key=2.0, mask=0.06)):
+        rows = slice(box.row0, box.row1)
+        assert box.first == bool((written[rows] == 0).all()) and (box.first or bool((written[rows] > 0).all()))
+        written[rows] += 1
+        covered[rows, box.key0 : box.key1] += 1.0 if box.mask is None else (box.mask == 0).float()
+    assert torch.equal(covered, dense_mask(intervals).float())
+
+
+def test_plan_joins_hint_rows_and_keeps_packed_samples_apart() -> None:
+    one = layout(ClipShape((Clip(1), Clip(1, has_clean=False)), grid=(4, 4)))
+    intervals = pack([one, one]).intervals
+    length = len(one)
+    dear, free = (plan(intervals, Costs(call=call, key=0.0, mask=0.06)) for call in (500.0, 0.0))
+    assert all(box.row1 <= length or box.row0 >= length for box in dear) and len(dear) < 10
+    assert sum((box.row1 - box.row0) * (box.key1 - box.key0) for box in free) == int(dense_mask(intervals).sum())
+
+
+@settings(deadline=None, max_examples=50)
+@given(MASKS, st.sampled_from([(2, 2), (4, 2), (3, 1)]), st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]))
+def test_ranged_matches_reference(intervals: torch.Tensor, heads: tuple[int, int], precision: tuple[torch.dtype, float]) -> None:
+    dtype, limit = precision
+    inputs = tensors(len(intervals), *heads, 8, dtype)
+    exact = results("reference", [x.double() for x in inputs], intervals)
+    actual = results("ranged", inputs, intervals)
+    assert all(x.dtype == dtype for x in actual)
+    assert worst(actual, exact) <= limit
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_ranged_matches_reference_with_many_rectangles(dtype: torch.dtype, limit: float) -> None:
+    samples = [layout(ClipShape(tuple(Clip(n, has_clean=n != 3) for n in clips), grid=(9, 10))) for clips in ((1, 2, 3), (4, 3))]
+    intervals = pack(samples, 64).intervals
+    inputs = tensors(len(intervals), 4, 2, 32, dtype)
+    boxes = plan(intervals, Costs(call=8e6 / (14 * 4 * 32), key=8, mask=0.06))
+    assert len(boxes) > 5 and not all(box.first for box in boxes)
+    assert worst(results("ranged", inputs, intervals), results("reference", [x.double() for x in inputs], intervals)) <= limit
+
+
+def test_ranged_slices_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    intervals = layout(ClipShape((Clip(2), Clip(2, has_clean=False)), grid=(3, 3))).intervals
+    inputs = tensors(len(intervals), 2, 2, 8, torch.float64)
+    expected = results("reference", inputs, intervals)
+    monkeypatch.setattr("megatron_videogpt.attention.ranged._MATH_SCORES", 100)
+    assert worst(results("ranged", inputs, intervals), expected) <= 1e-12
+
+
+def test_ranged_takes_strided_views_and_large_scores() -> None:
+    intervals = pack([layout(ClipShape((Clip(2), Clip(1, has_clean=False)), grid=(3, 3)))] * 2, 7).intervals
+    plain = [x * 6 for x in tensors(len(intervals), 2, 2, 8, torch.float32)]
+    strided = [torch.stack([x, x + 1], dim=-1)[..., 0] for x in plain]
+    assert not strided[0].is_contiguous()
+    assert torch.equal(attend("ranged", *strided[:3], intervals, 0.3), attend("ranged", *plain[:3], intervals, 0.3))
+    assert worst(results("ranged", plain, intervals), results("reference", [x.double() for x in plain], intervals)) <= 1e-5
+
+
+def test_ranged_gradcheck() -> None:
+    intervals = pack([layout(ClipShape((Clip(1), Clip(1, has_clean=False)), grid=(1, 2)))], 7).intervals
+    inputs = [x.requires_grad_() for x in tensors(len(intervals), 2, 1, 3, torch.float64)[:3]]
+    assert torch.autograd.gradcheck(lambda q, k, v: attend("ranged", q, k, v, intervals, 0.5), inputs)
+
+
+def test_ranged_saves_nothing_that_grows_with_the_square_of_the_length() -> None:
+    intervals = layout(ClipShape((Clip(4), Clip(4, has_clean=False)), grid=(8, 8))).intervals
+    inputs = [x.requires_grad_() for x in tensors(len(intervals), 2, 2, 4, torch.float32)[:3]]
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x):
+        attend("ranged", *inputs, intervals, 0.5)
+    assert len(saved) == 5 and max(saved) == inputs[0].numel()
+
+
+@settings(deadline=None, max_examples=40)
+@given(MASKS)
+def test_flex_tiles_match_dense_mask(intervals: torch.Tensor) -> None:
+    tile = 4
+    mask = flex.block_mask(intervals, tile)
+    padded = torch.cat([intervals, padding_intervals(len(intervals), -len(intervals) % tile)])
+    seen = dense_mask(padded).unflatten(1, (-1, tile)).unflatten(0, (-1, tile)).sum((1, 3))
+    lists = {
+        "partial": (mask.kv_num_blocks, mask.kv_indices, (seen > 0) & (seen < tile * tile)),
+        "full": (mask.full_kv_num_blocks, mask.full_kv_indices, seen == tile * tile),
+        "partial by key": (mask.q_num_blocks, mask.q_indices, ((seen > 0) & (seen < tile * tile)).T),
+        "full by key": (mask.full_q_num_blocks, mask.full_q_indices, (seen == tile * tile).T),
+    }
+    for name, (counts, indices, expected) in lists.items():
+        for row, (count, order) in enumerate(zip(counts[0, 0].tolist(), indices[0, 0].tolist())):
+            assert order[:count] == expected[row].nonzero().flatten().tolist(), (name, row)
+    rows, keys = torch.arange(len(padded))[:, None], torch.arange(len(padded))
+    assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, keys), dense_mask(padded))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@settings(deadline=None, max_examples=8)
+@given(MASKS)
+def test_flex_forward_matches_reference(intervals: torch.Tensor) -> None:
+    q, k, v, _ = tensors(len(intervals), 4, 2, 16, torch.float32)
+    exact = attend("reference", q.double(), k.double(), v.double(), intervals, 0.3)
+    assert worst([attend("flex", q, k, v, intervals, 0.3)], [exact]) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_notices_intervals_changed_in_place() -> None:
+    intervals = torch.tensor([[0, 1, 0, 0]] * 4, dtype=torch.int32)
+    q, k, v, _ = tensors(4, 1, 1, 16, torch.float32)
+    attend("flex", q, k, v, intervals, 0.3)
+    intervals[:, 0], intervals[:, 1] = 2, 4
+    torch.testing.assert_close(attend("flex", q, k, v, intervals, 0.3), attend("reference", q, k, v, intervals, 0.3))
+
+
+def test_select() -> None:
+    assert select("auto", "cpu", torch.float32, 96)[0] == "ranged"
+    assert select("auto", "npu", torch.bfloat16, 96)[0] == "ranged"
+    assert select("auto", "cuda", torch.float64, 96)[0] == "ranged"
+    assert select("auto", "cuda", torch.bfloat16, 8)[0] == "ranged"
+    assert select("reference", "cuda", torch.bfloat16, 96)[0] == "reference"
+    with pytest.raises(ValueError, match="no backward on cpu.*auto or ranged"):
+        select("flex", "cpu", torch.float32, 96)
+    with pytest.raises(ValueError, match="'flash'.*auto, reference, ranged, flex"):
+        select("flash", "cuda", torch.float32, 96)
+    with pytest.raises(ValueError, match="attention.select"):
+        attend("auto", *tensors(2, 1, 1, 4, torch.float32)[:3], torch.tensor([[0, 2, 0, 0]] * 2, dtype=torch.int32), 1.0)
