@@ -66,7 +66,7 @@ class Report:
             raise ValueError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
         if recorded.numel():
             scale = recorded.abs().max().clamp_min(1e-12)
-            self.add(quantity, float(((ours.detach().cpu() - recorded).abs().max() / scale)), case)
+            self.add(quantity, float((ours.detach().cpu() - recorded).abs().max() / scale), case)
 
     def failures(self) -> list[str]:
         """One line per quantity above its limit."""

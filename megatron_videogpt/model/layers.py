@@ -128,4 +128,3 @@ def decoder_spec(config: VideoGPTConfig, platform: str) -> TransformerBlockSubmo
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
-

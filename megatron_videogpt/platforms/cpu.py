@@ -10,7 +10,8 @@ import contextlib
 import functools
 import platform as host
 import resource
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 

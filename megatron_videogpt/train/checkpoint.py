@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config.load import config_to_toml, load_config
 from ..config.schema import Config
@@ -97,8 +98,8 @@ def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str,
             sharded = {"model": module.sharded_state_dict()}
             sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], metadata=METADATA)
             dist_checkpointing.save(sharded, str(partial), async_sharded_save=False)
-        # megatron-core wraps whatever went wrong on any rank (a full disk, a lost mount) in exceptions of several kinds.
-        except Exception as problem:
+        # megatron-core wraps whatever went wrong on any rank (a full disk, a lost mount) in exceptions of several kinds, one of them no Exception.
+        except (Exception, CheckpointException) as problem:  # noqa: BLE001  (reported on every rank)
             error = _root_cause(problem)
     error = _first_error(error)
     if not error and is_rank_zero():
@@ -117,7 +118,8 @@ def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str,
             shutil.rmtree(partial, ignore_errors=True)
         before = latest(run)
         left = f"the newest complete one is still {before.name}" if before else "there is none yet"
-        need = f"free some space (about {_bytes_needed(model) >> 20} MiB) and start again to resume"
+        free, needed = shutil.disk_usage(root.parent).free / 2**20, _bytes_needed(model) / 2**20
+        need = f"{free:.1f} MiB of disk space are free and about {needed:.1f} are needed; start again to resume"
         raise RunError(f"checkpoint of step {state['step']} could not be saved to {root}: {error}; {left}; {need}")
     return final
 

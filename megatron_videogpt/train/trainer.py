@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -25,7 +26,7 @@ from ..data.index import open_source
 from ..data.loader import Loader
 from ..model.init import initialise
 from ..model.videogpt import VideoGPT
-from ..objective import Inputs, Objective, build_objective
+from ..objective import Objective, build_objective
 from ..platforms import Platform, activate
 from ..sequence.intervals import attended_pairs
 from . import checkpoint, distributed
@@ -173,25 +174,14 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     """Steps until the end (True) or until somebody asks to stop (False)."""
     config, state, data = run.config, run.state, micro_batches(run)
     meter = Meter(run)
-    if validation is not None and state.step == 0:
+    if validation is not None and config.eval.every and state.step == 0:
         validation.measure(run.model, writer, 0)
     with Progress(config.train.steps, state.step, distributed.is_rank_zero()) as progress:
         while state.step < config.train.steps:
-            started = time.perf_counter()
-            count = config.train.global_batch_size // (parallel_state.get_data_parallel_world_size() * config.train.micro_batch_size)
-            rows = [run.objective.prepare(next(data), config.parallel.tensor) for _ in range(count)]
-            work = [(row.length, attended_pairs(row.intervals)) for row in rows]
-            waited = time.perf_counter() - started
-            rate = learning_rate(config.optimizer, state.step, config.train.steps)
-            set_learning_rate(run.optimizer, rate)
-            totals, norm, taken = train_step(run.model, run.optimizer, run.objective, [row.to(run.platform.device) for row in rows])
-            if norm != norm or norm == float("inf"):
-                raise distributed.RunError(f"step {state.step + 1}: the gradient norm is {norm}; lower optimizer.lr, or look at the samples of this step; the last checkpoint is untouched")
-            state.step, state.consumed, state.updates = state.step + 1, state.consumed + config.train.global_batch_size, state.updates + taken
-            meter.add(totals, work, time.perf_counter() - started, waited)
+            line = _step(run, data, meter)
             last = state.step == config.train.steps
             if state.step % config.logging.every == 0 or last:
-                line = {**meter.report(), "grad_norm": norm, "learning_rate": rate}
+                line = {**meter.report(), **line}
                 writer.log(state.step, line)
                 progress.update(state.step, line)
             if validation is not None:
@@ -205,6 +195,24 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
                     print(f"stopped at step {state.step} as asked; saved {path}; the same command resumes", flush=True)
                 return False
     return True
+
+
+def _step(run: Run, data: Iterator[list[Sample]], meter: Meter) -> dict[str, float]:
+    """Read, prepare and train on one global batch; advances the run's state and returns what belongs to this step alone."""
+    config, state, started = run.config, run.state, time.perf_counter()
+    count = config.train.global_batch_size // (parallel_state.get_data_parallel_world_size() * config.train.micro_batch_size)
+    rows = [run.objective.prepare(next(data), config.parallel.tensor) for _ in range(count)]
+    work = [(row.length, attended_pairs(row.intervals)) for row in rows]
+    waited = time.perf_counter() - started
+    rate = learning_rate(config.optimizer, state.step, config.train.steps)
+    set_learning_rate(run.optimizer, rate)
+    totals, norm, taken = train_step(run.model, run.optimizer, run.objective, [row.to(run.platform.device) for row in rows])
+    if not math.isfinite(norm):
+        advice = "lower optimizer.lr, or look at the samples of this step; the last checkpoint is untouched"
+        raise distributed.RunError(f"step {state.step + 1}: the gradient norm is {norm}; {advice}")
+    state.step, state.consumed, state.updates = state.step + 1, state.consumed + config.train.global_batch_size, state.updates + taken
+    meter.add(totals, work, time.perf_counter() - started, waited)
+    return {"grad_norm": norm, "learning_rate": rate}
 
 
 class Meter:

@@ -35,9 +35,7 @@ def run_layout(options: dict, platform):  # type: ignore[no-untyped-def]
     micro = options.pop("micro", 1)
     precision = options.pop("precision", "fp32")
     config = Config(
-        model=ModelConfig(
-            num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4, num_query_groups=2, position_table_size=tiny.table
-        ),
+        model=ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4, num_query_groups=2, position_table_size=tiny.table),
         parallel=ParallelConfig(**options),
         train=TrainConfig(precision=precision, global_batch_size=BATCH, micro_batch_size=micro),
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1),

@@ -65,7 +65,7 @@ def test_forward_and_gradients(name: str, recompute: str) -> None:
 
     tiny, batch = CASES[name]
     weights = {key: value.requires_grad_() for key, value in dense.random_weights(tiny, seed=len(name)).items()}
-    model, config = build(tiny, weights, recompute, "reference")
+    model, config = build(tiny, weights, recompute, "ranged")
     draw = torch.Generator().manual_seed(7)
     sequences, expected, losses = [], [], []
     for blocks in batch:
