@@ -85,8 +85,10 @@ class Loader:
         return self
 
     def __next__(self) -> list[Sample]:
-        samples, rejections = next(self._batches)
+        samples, rejections, failure = next(self._batches)
         self._note(len(samples), rejections)
+        if failure:
+            raise ValueError(failure)
         self.consumed += self._per_list
         if self._encode_here:
             return [_encode(sample, self._codec, self._keep_pixels) for sample in samples]
@@ -122,7 +124,10 @@ class _Endless:
 
 
 class _MicroBatches(Dataset):
-    """Micro-batch number -> (samples, rejections), in this process or in a worker."""
+    """Micro-batch number -> (samples, rejections, failure), in this process or in a worker.
+
+    A failure travels as its message: torch would wrap an exception of a worker in that worker's traceback.
+    """
 
     def __init__(
         self,
@@ -139,7 +144,7 @@ class _MicroBatches(Dataset):
         self.split, self.codec, self.seed, self.keep_pixels, self.micro = split, codec, seed, keep_pixels, micro_batch_size
         self.global_batch, self.share, self.rank, self.consumed = global_batch_size, global_batch_size // dp_size, dp_rank, consumed
 
-    def __getitem__(self, number: int) -> tuple[list[Sample], list[BadVideo]]:
+    def __getitem__(self, number: int) -> tuple[list[Sample], list[BadVideo], str]:
         step, within = divmod(number * self.micro, self.share)
         first = self.consumed + step * self.global_batch + self.rank * self.share + within
         samples: list[Sample] = []
@@ -148,16 +153,14 @@ class _MicroBatches(Dataset):
             epoch, index = divmod(g, len(self.split))
             sample, bad = load_sample(self.split, self.seed, epoch, index)
             rejections += bad
+            if sample is None:
+                return samples, rejections, f"no readable sample in {ATTEMPTS} attempts; the last: {bad[-1]}"
             samples.append(_arrays(_encode(sample, self.codec, self.keep_pixels)) if self.codec is not None else sample)
-        return samples, rejections
+        return samples, rejections, ""
 
 
-def load_sample(split: Split, seed: int, epoch: int, index: int) -> tuple[Sample, list[BadVideo]]:
-    """A sample with pixels but without latents, and the bad ones that came before it.
-
-    Raises:
-        ValueError: no replacement could be read either.
-    """
+def load_sample(split: Split, seed: int, epoch: int, index: int) -> tuple[Sample | None, list[BadVideo]]:
+    """A sample with pixels but without latents (None: no replacement could be read either), and the bad ones that came before it."""
     rejections: list[BadVideo] = []
     for attempt in range(ATTEMPTS):
         plan = split.plan(seed, epoch, index, attempt)
@@ -167,7 +170,7 @@ def load_sample(split: Split, seed: int, epoch: int, index: int) -> tuple[Sample
             rejections.append(error)
             continue
         return Sample(plan.key, split.label(plan), torch.empty(0), None, plan.clips, pixels), rejections
-    raise ValueError(f"no sample could be read in {ATTEMPTS} attempts; the last: {rejections[-1]}")
+    return None, rejections
 
 
 def validation_samples(source: Source, codec: Codec, config: DataConfig, seed: int, count: int, keep_pixels: bool = True) -> list[Sample]:
@@ -183,7 +186,7 @@ def validation_samples(source: Source, codec: Codec, config: DataConfig, seed: i
         for error in rejections:
             log.warning("rejected validation sample of %s", error)
         rejected += len(rejections)
-        if rejected > max(1, config.max_bad_fraction * count):
+        if sample is None or rejected > max(1, config.max_bad_fraction * count):
             raise ValueError(f"{rejected} of {count} validation samples could not be read; the last: {rejections[-1]}")
         samples.append(_encode(sample, codec, keep_pixels))
     return samples
