@@ -45,9 +45,8 @@ def load_released(model: nn.Module, config: ModelConfig, tensor_of: Callable[[Pa
     for entry, parameter in named(model, config):
         value = shard(entry, from_hf(entry, tensor_of(entry), config), rank, size)
         if value.shape != parameter.shape:
-            raise ValueError(
-                f"{entry.hf}: shape {tuple(value.shape)} on this rank, but the model's is {tuple(parameter.shape)}; is it a checkpoint of this model?"
-            )
+            held, wanted = tuple(value.shape), tuple(parameter.shape)
+            raise ValueError(f"{entry.hf}: shape {held} on this rank, but the model's is {wanted}; is it a checkpoint of this model?")
         parameter.copy_(value)
 
 

@@ -20,10 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config.load import config_to_toml, load_config
 from ..config.schema import Config
+from ..platforms import compat
 from .distributed import RunError, is_rank_zero
-
-# The optimizer format that loads in any layout without Transformer Engine or Apex (DESIGN section 6).
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 def checkpoint_root(run: Path) -> Path:
@@ -96,7 +94,7 @@ def save(run: Path, model: Any, optimizer: Any, config: Config, state: dict[str,
         module = model.module
         try:
             sharded = {"model": module.sharded_state_dict()}
-            sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], metadata=METADATA)
+            sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], metadata=compat.OPTIMIZER_FORMAT)
             dist_checkpointing.save(sharded, str(partial), async_sharded_save=False)
         # megatron-core wraps whatever went wrong on any rank (a full disk, a lost mount) in exceptions of several kinds, one of them no Exception.
         except (Exception, CheckpointException) as problem:  # noqa: BLE001  (reported on every rank)
@@ -170,37 +168,10 @@ def load(path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     module = model.module
     # The template needs moments to describe, and a fresh torch Adam has none.
-    _seed_optimizer_state(optimizer)
+    compat.seed_optimizer_state(optimizer)
     sharded = {"model": module.sharded_state_dict()}
-    sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], is_loading=True, metadata=METADATA)
+    sharded["optimizer"] = optimizer.sharded_state_dict(sharded["model"], is_loading=True, metadata=compat.OPTIMIZER_FORMAT)
     loaded = dist_checkpointing.load(sharded, str(path))
     module.load_state_dict(loaded["model"])
-    _load_optimizer(optimizer, loaded["optimizer"], state["updates"])
+    compat.load_optimizer(optimizer, loaded["optimizer"], state["updates"])
     return state
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    """The distributed optimizers inside megatron-core's chain."""
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
-
-
-def _seed_optimizer_state(optimizer: Any) -> None:
-    for part in _parts(optimizer):
-        inner = part.optimizer
-        if not isinstance(inner, torch.optim.Adam):
-            continue
-        for parameter in (p for group in inner.param_groups for p in group["params"] if not inner.state[p]):
-            inner.state[parameter].update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.tensor(0.0))
-
-
-def _load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None:
-    """Restore the optimizer around two faults of megatron-core 0.16 with torch's Adam (DESIGN section 6): its loader asks the saved tensors for `step`,
-    and it shares one step tensor among all parameters, which Adam would then count up once per parameter."""
-    (part,) = _parts(optimizer)
-    tensors, kind = loaded.pop("param_state"), loaded.pop("param_state_sharding_type")
-    assert kind == METADATA["distrib_optim_sharding_type"]
-    part.load_state_dict(loaded)
-    counted = [values for values in part.optimizer.state.values() if values.pop("step", None) is not None]
-    part.load_parameter_state_from_fully_reshardable(tensors)
-    for values in counted:
-        values["step"] = torch.tensor(float(updates))
