@@ -31,11 +31,14 @@ def decode_continuation(codec: Codec, history: Tensor, new: Tensor) -> Tensor:
 
 
 def predict(denoiser: Denoiser, samples: Sequence[Sample], given: int, generated: int, settings: SampleConfig, seed: int, batch: int = 8) -> list[Tensor]:
-    """Latents ``[generated, C, h, w]`` that follow the first `given` latent frames of every sample, `batch` samples at a time, as one clip.
+    """Latents ``[generated, C, h, w]`` that follow the first `given` latent frames of every sample, `batch` samples at a time.
 
-    Every rank of a model parallel group must call this with the same samples.  steps, guidance and time_shift come from `settings`.
+    They come in the clips of `settings`, where those add up to `generated`, else as one clip; the window holds everything.
+
+    Every rank of a model parallel group must call this with the same samples.  steps, guidance and time_shift come from `settings` too.
     """
-    settings = replace(settings, clips=(generated,), window=given + generated)
+    clips = settings.clips if sum(settings.clips) == generated else (generated,)
+    settings = replace(settings, clips=clips, window=given + generated)
     predicted: list[Tensor] = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
