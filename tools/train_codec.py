@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train the tiny codec that the project ships (megatron_videogpt/data/tiny_codec.safetensors and .json).
 
-Two phases share one cosine schedule.  First encoder and decoder learn together, with latents normalised by batch
-statistics and a little noise added to them, so that the decoder forgives imperfect latents.  Then the encoder is frozen,
+Two phases share one cosine schedule.  First encoder and decoder learn together, starting from principal components
+of 8x8 blocks, with a little noise on the latents, so that the decoder forgives imperfect ones.  Then the encoder is frozen,
 its latents' mean and variance are measured and baked in, and the decoder alone learns on.
 
 Real clips are cut from a folder of videos; whole files named with --held-out are the unseen test (list every cut of the
@@ -40,6 +40,7 @@ TRAIN_SIDES = (64, 96, 128, 192, 256)
 TEST_SIDES = (64, 128, 256)
 CROPS = ((64, 32), (64, 32), (96, 14), (128, 8))  # (side, batch): about equal work a step
 DECODER = ("open", "decoder", "upscale", "fine", "paint", "linear_paint")
+DRIFT = 3e-3  # weight of the pull of latents towards zero mean and unit variance while the encoder learns
 SHARES = (0.30, 0.15, 0.15)  # of a batch: physics at difficulty 0, 1, 2; the rest is real
 
 
@@ -127,6 +128,7 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
     noise = torch.Generator(device=device).manual_seed(args.seed + 1)
     decoder = [p for name, p in model.named_parameters() if name.split(".")[0] in DECODER]
     model.start_from_principal_components(torch.cat([pools.batch(64, 32) for _ in range(32)]).to(device))
+    start_mean = channel_mean(model, pools, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     joint, mean_loss = int(args.steps * args.joint), 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -142,16 +144,19 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=not args.fp32):
                 if step < joint:
                     latents = model.raw_latents(pixels).float()
-                    variance, mean = torch.var_mean(latents, dim=(0, 2, 3), keepdim=True)
-                    latents = (latents - mean) * torch.rsqrt(variance + 1e-6)
+                    variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
+                    # Only a pull: normalising by the batch's own statistics hides brightness from the decoder and cost 4 dB.
+                    drift = (mean - start_mean).square().mean() + (variance - 1).square().mean()
+                    latents = latents - start_mean[:, None, None]
                 else:
+                    drift = torch.zeros((), device=device)
                     with torch.no_grad():
                         latents = model.encode(pixels).float()
                 sigma = args.noise * torch.rand(count, 1, 1, 1, generator=noise, device=device)
                 latents = latents + sigma * torch.randn(latents.shape, generator=noise, device=device)
                 error = model.decode(latents).float() - pixels
             # The square root turns large scenes' errors down: PSNR is an average of logarithms, not of squares.
-            loss = (error.square().mean((1, 2, 3)) + 1e-5).sqrt().mean()
+            loss = (error.square().mean((1, 2, 3)) + 1e-5).sqrt().mean() + DRIFT * drift
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters() if step < joint else decoder, 1.0)
@@ -160,6 +165,12 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
             progress.update(bar, advance=1, description=f"training  {10 * math.log10(4 / mean_loss):.2f} dB")
             if (step + 1) % 500 == 0:
                 console.print(f"step {step + 1}: training mixture {10 * math.log10(4 / mean_loss):.2f} dB", highlight=False)
+
+
+@torch.no_grad()
+def channel_mean(model: TinyAutoencoder, pools: Pools, device: torch.device) -> torch.Tensor:
+    """Mean of every latent channel over the training mixture [channels]."""
+    return model.raw_latents(torch.cat([pools.batch(64, 32) for _ in range(32)]).to(device)).mean((0, 2, 3))
 
 
 @torch.no_grad()
@@ -224,7 +235,8 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {**vars(args), "videos": str(args.videos), "output": str(args.output), "training": [p.name for p in training]}
     (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    model = TinyAutoencoder(shape).to(args.device).to(memory_format=torch.channels_last)
+    model = TinyAutoencoder(shape).to(args.device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     started = time.time()
     train(model, pools, args, console)
     seconds = time.time() - started

@@ -14,7 +14,7 @@ from torch import Tensor
 from .plan import Costs, Rectangle, plan
 
 # Fitted on 2 cores of an AMD EPYC (Zen 4) with tools/benchmark_attention.py: a call costs as much as this many operations.
-_CALL_FLOPS = 8e6
+_CALL_FLOPS = 1.6e7
 _KEY_ROWS = 8
 _MASK_SHARE = 0.06
 _MATH_SCORES = 1 << 26

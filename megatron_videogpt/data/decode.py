@@ -103,15 +103,14 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> np.ndar
 
 def _decode(path: str | os.PathLike[str], timeline: _Timeline, wanted: list[int]) -> dict[int, np.ndarray]:
     """Wanted frames by number; falls back to counting from the start where seeking by time is not exact."""
+    number = None if timeline.times is None else {time: index for index, time in enumerate(timeline.times)}
     if timeline.times is not None and wanted[0] > 0:
-        number = {time: index for index, time in enumerate(timeline.times)}
         with av.open(os.fspath(path)) as container:
             stream = _video_stream(path, container)
             container.seek(timeline.times[wanted[0]], stream=stream)
             found = _collect(path, container, stream, wanted, number)
         if len(found) == len(wanted):
             return found
-    number = {time: index for index, time in enumerate(timeline.times)} if timeline.times is not None else None
     with av.open(os.fspath(path)) as container:
         return _collect(path, container, _video_stream(path, container), wanted, number)
 

@@ -37,8 +37,8 @@ class Geometry(Protocol):
 class Split(Protocol):
     """Numbered samples; ``len`` is the samples of an epoch."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...
     def __len__(self) -> int: ...
     def plan(self, seed: int, epoch: int, index: int, attempt: int = 0) -> SamplePlan: ...
     def pixels(self, plan: SamplePlan) -> np.ndarray: ...
@@ -131,8 +131,8 @@ def open_source(config: DataConfig, codec: Geometry) -> Source:
     _check(config, codec)
     if config.source == "physics":
         check_physics(config.physics)
-        splits = (PhysicsSplit(name, config, codec.temporal_stride) for name in ("train", "validation"))
-        return Source(*splits)
+        train, validation = (PhysicsSplit(name, config, codec.temporal_stride) for name in ("train", "validation"))
+        return Source(train, validation)
     return _open_folder(config, codec.temporal_stride)
 
 
@@ -199,8 +199,8 @@ def _open_folder(config: DataConfig, temporal_stride: int) -> Source:
     train, validation, notes = _divide(good, config, needed)
     for note in notes:
         log.warning(note)
-    splits = (FolderSplit(name, config, temporal_stride, part) for name, part in (("train", train), ("validation", validation)))
-    return Source(*splits, skipped=tuple(skipped), notes=notes)
+    splits = [FolderSplit(name, config, temporal_stride, part) for name, part in (("train", train), ("validation", validation))]
+    return Source(splits[0], splits[1], tuple(skipped), notes)
 
 
 def _usable(info: VideoInfo, config: DataConfig, needed: int) -> VideoInfo:

@@ -68,7 +68,7 @@ def render_scene(config: PhysicsConfig, seed_key: int, frames: int, interval: in
         if frame:
             for _ in range(interval * substeps):
                 scene.space.step(step)
-        video[frame] = _draw(scene, canvas, scale)
+        video[frame] = np.asarray(_draw(scene, canvas, scale))
     return video
 
 
@@ -105,8 +105,8 @@ def _draw(scene: Scene, canvas: Image.Image, scale: float) -> Image.Image:
     """One picture of the present state, box-filtered to the final size."""
     picture = canvas.copy()
     draw = ImageDraw.Draw(picture)
-    for (x, y), body in scene.strings:
-        end = body.position
+    for (x, y), bob in scene.strings:
+        end = bob.position
         draw.line([(x * scale, y * scale), (end.x * scale, end.y * scale)], fill=scene.ground, width=max(1, round(1.2 * scale)))
     for body in scene.bodies:
         if isinstance(body.shape, pymunk.Circle):
@@ -117,25 +117,25 @@ def _draw(scene: Scene, canvas: Image.Image, scale: float) -> Image.Image:
 
 
 def _draw_disc(draw: ImageDraw.ImageDraw, body: Body, scale: float) -> None:
-    centre, radius = body.shape.body.position, body.shape.radius * scale  # type: ignore[attr-defined]
+    centre, radius = body.rigid.position, body.shape.radius * scale
     # Rounding the corner, not both corners, keeps the disc's size the same wherever it is.
     diameter = round(2 * radius)
     left, top = round(centre.x * scale - radius), round(centre.y * scale - radius)
     draw.ellipse([left, top, left + diameter - 1, top + diameter - 1], fill=body.colour)
     if body.accent is not None:
-        dx, dy = 0.75 * radius * math.cos(body.shape.body.angle), 0.75 * radius * math.sin(body.shape.body.angle)
+        dx, dy = 0.75 * radius * math.cos(body.rigid.angle), 0.75 * radius * math.sin(body.rigid.angle)
         x, y = left + radius, top + radius
         draw.line([(x - dx, y - dy), (x + dx, y + dy)], fill=body.accent, width=max(2, round(radius / 3)))
 
 
 def _draw_polygon(draw: ImageDraw.ImageDraw, body: Body, scale: float) -> None:
-    centre, angle = body.shape.body.position, body.shape.body.angle
+    centre, angle = body.rigid.position, body.rigid.angle
     cos, sin = math.cos(angle), math.sin(angle)
 
     def place(x: float, y: float) -> tuple[int, int]:
         return round((centre.x + x * cos - y * sin) * scale), round((centre.y + x * sin + y * cos) * scale)
 
-    corners = [(vertex.x, vertex.y) for vertex in body.shape.get_vertices()]  # type: ignore[attr-defined]
+    corners = [(vertex.x, vertex.y) for vertex in body.shape.get_vertices()]
     draw.polygon([place(x, y) for x, y in corners], fill=body.colour)
     if body.accent is not None:
         draw.polygon([place(0.45 * x, 0.45 * y) for x, y in corners], fill=body.accent)

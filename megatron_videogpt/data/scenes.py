@@ -29,7 +29,8 @@ BLUE: Colour = (44, 98, 190)
 class Body:
     """A moving shape and its looks; ``accent`` (if any) marks a stripe through the centre, so that rotation can be seen."""
 
-    shape: pymunk.Shape
+    shape: pymunk.Circle | pymunk.Poly
+    rigid: pymunk.Body
     colour: Colour
     accent: Colour | None = None
 
@@ -123,11 +124,11 @@ def add_box(
     return _finish(scene, body, shape, elasticity, friction)
 
 
-def _finish(scene: Scene, body: pymunk.Body, shape: pymunk.Shape, elasticity: float, friction: float) -> Body:
+def _finish(scene: Scene, body: pymunk.Body, shape: pymunk.Circle | pymunk.Poly, elasticity: float, friction: float) -> Body:
     shape.elasticity, shape.friction = elasticity, friction
     scene.space.add(body, shape)
     colour = scene.colour(len(scene.bodies))
-    drawn = Body(shape, colour, scene.accent(colour))
+    drawn = Body(shape, body, colour, scene.accent(colour))
     scene.bodies.append(drawn)
     return drawn
 
@@ -196,7 +197,7 @@ def roll(scene: Scene) -> None:
         y = left + (right - left) * x / SIDE - radius / math.cos(angle)
         speed = sign * scene.uniform(10, 24)
         ball = add_ball(scene, x, y, radius, (speed * math.cos(angle), speed * math.sin(angle)), 0.8, 1.0)
-        ball.shape.body.angular_velocity = speed / radius
+        ball.rigid.angular_velocity = speed / radius
 
 
 def pendulum(scene: Scene) -> None:
@@ -212,8 +213,8 @@ def pendulum(scene: Scene) -> None:
         rate = -amplitude * math.sin(phase) * math.sqrt(GRAVITY / length)
         x, y = pivot[0] + length * math.sin(angle), pivot[1] + length * math.cos(angle)
         bob = add_ball(scene, x, y, radius, (rate * length * math.cos(angle), -rate * length * math.sin(angle)))
-        scene.space.add(pymunk.PinJoint(scene.space.static_body, bob.shape.body, pivot, (0, 0)))
-        scene.strings.append((pivot, bob.shape.body))
+        scene.space.add(pymunk.PinJoint(scene.space.static_body, bob.rigid, pivot, (0, 0)))
+        scene.strings.append((pivot, bob.rigid))
 
 
 def dominoes(scene: Scene) -> None:
@@ -231,8 +232,8 @@ def dominoes(scene: Scene) -> None:
         domino = add_box(scene, x, FLOOR - height / 2, width, height, (0.0, 0.0), 0.0, 0.4)
         if i == 0:
             rate = sign * scene.uniform(0.9, 2.2)
-            domino.shape.body.angular_velocity = rate
-            domino.shape.body.velocity = (rate * height / 2, 0.0)
+            domino.rigid.angular_velocity = rate
+            domino.rigid.velocity = (rate * height / 2, 0.0)
 
 
 KINDS: dict[str, Callable[[Scene], None]] = {

@@ -53,6 +53,9 @@ class TinyAutoencoder(nn.Module):
     ``shift`` and ``scale`` (buffers, one value a channel) make latents of the training mixture zero mean and unit variance.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, shape: TinyShape) -> None:
         super().__init__()
         block = 3 * STRIDE * STRIDE
@@ -80,7 +83,7 @@ class TinyAutoencoder(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """Normalised latents [F, channels, H/8, W/8] of pixels in [-1, 1]."""
-        return (self.raw_latents(video) - self.shift[:, None, None]) * self.scale[:, None, None]  # type: ignore[index]
+        return (self.raw_latents(video) - self.shift[:, None, None]) * self.scale[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [F, 3, 8h, 8w] of normalised latents; not clamped, so that training sees the error outside [-1, 1] too."""
