@@ -116,11 +116,11 @@ class TinyCodec:
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Codec.encode`; no log-variance."""
         _check_video(video, self.spatial_stride)
-        return _batched(self.model.encode, video, self.batch_size, self.model.shift), None  # type: ignore[arg-type]
+        return _batched(self.model.encode, video, self.batch_size, self.model.shift), None
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec.decode`."""
-        return _batched(self.model.decode, latents, self.batch_size, self.model.shift).clamp(-1, 1)  # type: ignore[arg-type]
+        return _batched(self.model.decode, latents, self.batch_size, self.model.shift).clamp(-1, 1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TinyCodec:
         """See `Codec.to`."""

@@ -25,7 +25,7 @@ class BadVideo(Exception):
         self.path, self.reason = os.fspath(path), " ".join(str(reason).split())
         super().__init__(f"{self.path}: {self.reason}")
 
-    def __reduce__(self):  # type: ignore[no-untyped-def]
+    def __reduce__(self):
         # Loader processes send it through a pipe, and the default would call the class with the joined message only.
         return BadVideo, (self.path, self.reason)
 
@@ -115,7 +115,7 @@ def _decode(path: str | os.PathLike[str], timeline: _Timeline, wanted: list[int]
         return _collect(path, container, _video_stream(path, container), wanted, number)
 
 
-def _collect(path: str | os.PathLike[str], container, stream, wanted: list[int], number: dict[int, int] | None) -> dict[int, np.ndarray]:  # type: ignore[no-untyped-def]
+def _collect(path: str | os.PathLike[str], container, stream, wanted: list[int], number: dict[int, int] | None) -> dict[int, np.ndarray]:
     """Decode forward until the last wanted frame; ``number`` maps times to frame numbers (None: count)."""
     needed, found = set(wanted), {}
     for count, frame in enumerate(container.decode(stream)):
@@ -168,7 +168,7 @@ def _timeline(path: str, size: int, modified: int) -> _Timeline:
     return _Timeline(len(shown), times, rate)
 
 
-def _video_stream(path: str | os.PathLike[str], container):  # type: ignore[no-untyped-def]
+def _video_stream(path: str | os.PathLike[str], container):
     if not container.streams.video:
         raise BadVideo(path, "no video stream")
     stream = container.streams.video[0]

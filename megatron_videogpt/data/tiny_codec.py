@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(silu(self.first(silu(x))))
@@ -72,7 +72,7 @@ class TinyAutoencoder(nn.Module):
         self.linear_paint = nn.Conv2d(shape.channels, block, 1)
         for layer in (self.leave, self.paint):
             nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.register_buffer("shift", torch.zeros(shape.channels))
         self.register_buffer("scale", torch.ones(shape.channels))
 
