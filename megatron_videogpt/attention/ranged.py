@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .plan import Costs, Rectangle, plan
 
-# Fitted on 2 cores of an AMD EPYC (Zen 4) with tools/benchmark_attention.py: a call costs as much as this many operations.
+# Fitted on one core of an AMD EPYC (Zen 4, about 80 GFLOP/s) at the shapes of docs/benchmarks.md; the optimum is flat (a factor of 2 costs 3%).
+# A call, forward and backward, takes as long as _CALL_FLOPS operations; a key and its gradients as much memory time as _KEY_ROWS pairs; a mask 6% more.
 _CALL_FLOPS = 1.6e7
 _KEY_ROWS = 8
 _MASK_SHARE = 0.06
@@ -125,7 +126,7 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:
-    """Interval attention on any device; shapes as in `attention.attend`.  Numbers do not depend on the number of threads or on earlier calls."""
+    """Interval attention on any device; shapes as in `attention.attend`."""
     pair_flops = 14 * q.shape[1] * q.shape[2]
     costs = Costs(call=_CALL_FLOPS / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
     return _Ranged.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale)
