@@ -27,6 +27,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS, attend, select  # noqa: E402
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask  # noqa: E402
 from megatron_videogpt.sequence.layout import layout, pack, training_shape  # noqa: E402
