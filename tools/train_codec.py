@@ -9,7 +9,7 @@ Real clips are cut from a folder of videos; whole files named with --held-out ar
 same footage).  Physics scenes come from the built-in generator, test scenes from other seeds.
 
 Example (the shipped weights):
-  python tools/train_codec.py --videos ../shared/videos --steps 5000 --output runs/codec
+  python tools/train_codec.py --videos ../shared/videos --steps 5000 --statistics batch --output runs/codec
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--decoder-blocks", type=int, default=2)
     parser.add_argument("--fine-width", type=int, default=64)
     parser.add_argument("--fine-blocks", type=int, default=2)
+    parser.add_argument(
+        "--statistics",
+        choices=("fixed", "batch"),
+        default="fixed",
+        help="normalise latents, while the encoder learns, by fixed statistics with a pull towards them, or by each batch's own: "
+        "the shipped weights used batch, fixed learns faster (docs/codec.md) (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads; 0 uses all cores (only on an idle machine: busy ones stall the threads) (default: %(default)s)"
@@ -128,7 +135,8 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
     noise = torch.Generator(device=device).manual_seed(args.seed + 1)
     decoder = [p for name, p in model.named_parameters() if name.split(".")[0] in DECODER]
     model.start_from_principal_components(torch.cat([pools.batch(64, 32) for _ in range(32)]).to(device))
-    start_mean = channel_mean(model, pools, device)
+    # Normalising by a batch's own statistics hides brightness and contrast from the decoder; a pull towards fixed ones does not.
+    start_mean = channel_mean(model, pools, device) if args.statistics == "fixed" else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     joint, mean_loss = int(args.steps * args.joint), 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -142,14 +150,16 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
             side, count = CROPS[int(pools.rng.integers(len(CROPS)))]
             pixels = pools.batch(side, count).to(device).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=not args.fp32):
+                drift = torch.zeros((), device=device)
                 if step < joint:
                     latents = model.raw_latents(pixels).float()
                     variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
-                    # Only a pull: normalising by the batch's own statistics hides brightness from the decoder and cost 4 dB.
-                    drift = (mean - start_mean).square().mean() + (variance - 1).square().mean()
-                    latents = latents - start_mean[:, None, None]
+                    if start_mean is None:
+                        latents = (latents - mean[:, None, None]) * torch.rsqrt(variance + 1e-6)[:, None, None]
+                    else:
+                        drift = (mean - start_mean).square().mean() + (variance - 1).square().mean()
+                        latents = latents - start_mean[:, None, None]
                 else:
-                    drift = torch.zeros((), device=device)
                     with torch.no_grad():
                         latents = model.encode(pixels).float()
                 sigma = args.noise * torch.rand(count, 1, 1, 1, generator=noise, device=device)
