@@ -9,7 +9,7 @@ Real clips are cut from a folder of videos; whole files named with --held-out ar
 same footage).  Physics scenes come from the built-in generator, test scenes from other seeds.
 
 Example (the shipped weights):
-  python tools/train_codec.py --videos ../shared/videos --steps 5000 --statistics batch --output runs/codec
+  python tools/train_codec.py --videos ../shared/videos --output runs/codec --threads 1
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
         choices=("fixed", "batch"),
         default="fixed",
         help="normalise latents, while the encoder learns, by fixed statistics with a pull towards them, or by each batch's own: "
-        "the shipped weights used batch, fixed learns faster (docs/codec.md) (default: %(default)s)",
+        "batch learns slower (docs/codec.md) (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
