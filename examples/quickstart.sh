@@ -17,7 +17,7 @@ if [ $# -gt 0 ] && [[ $1 != *=* ]]; then
     exit 2
   }
   # Real videos hold more than 64x64 pixels can show, and come in many shapes.
-  overrides=(data.source=videos "data.path=\"$videos\"" data.longest_side=128 data.min_side=64 train.global_batch_size=4 train.micro_batch_size=4 eval.final_scenes=16)
+  overrides=(data.source=videos "data.path=\"$videos\"" data.longest_side=128 data.min_side=64 train.global_batch_size=4 train.micro_batch_size=4 train.steps=500 eval.final_scenes=16)
   shift
 fi
 overrides+=("$@" "train.output=$OUT")

@@ -77,6 +77,7 @@ class _Ranged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rectangles: tuple[Rectangle, ...], scale: float) -> Tensor:
+        """Rectangles that share rows are merged by their log-sum-exp; saves q, k, v, out and that."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(1, q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
         queries, keys, values, outputs = _heads(q), _heads(_repeat(k, q)), _heads(_repeat(v, q)), _heads(out)
@@ -96,6 +97,7 @@ class _Ranged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Scores are computed again, rectangle by rectangle."""
         q, k, v, out, lse = ctx.saved_tensors
         # Sums over rectangles are kept in at least float32, whatever the inputs are.
         sums = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, q, q)]

@@ -123,15 +123,10 @@ def check_folder(folder: Path, parallel: ParallelConfig, build: Callable[[Config
 def case_layout(sample: dict[str, Any], inference: bool) -> Layout:
     """Our layout of a recorded sample."""
     grid = (sample["latent_h"] // 2, sample["latent_w"] // 2)
-    blocks = sample["frame_blocks"]
-    grid = _checked_grid(sample, grid)
-    return layout(history_shape(blocks[0], blocks[1], grid) if inference else training_shape(tuple(n for n in blocks if n), grid))
-
-
-def _checked_grid(sample: dict[str, Any], grid: tuple[int, int]) -> tuple[int, int]:
     if grid[0] * grid[1] != sample["patches_per_frame"]:
         raise ValueError(f"{sample['latent_h']}x{sample['latent_w']} latents with {sample['patches_per_frame']} patches: only patch size 2 is known here")
-    return grid
+    blocks = sample["frame_blocks"]
+    return layout(history_shape(blocks[0], blocks[1], grid) if inference else training_shape(tuple(n for n in blocks if n), grid))
 
 
 def check_masks(cases: Cases, report: Report) -> None:

@@ -47,6 +47,7 @@ def model_denoiser(model: nn.Module, config: Config, device: torch.device) -> De
 
     @torch.no_grad()
     def denoise(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
+        """See `model_denoiser`."""
         sequences = [
             Sequence(
                 layout=layout(history_shape(history.shape[0], clip.shape[0], grid_of(clip, patch))),

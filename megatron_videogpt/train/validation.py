@@ -99,7 +99,8 @@ class Validation:
     def pixel_error(self, model: Any, writer: MetricsWriter, step: int) -> dict[str, float]:
         """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last given frame instead.
 
-        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit), guidance 1, 20 steps, noise fixed by the seed; pixels in [0, 1].
+        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit), guidance 1, 20 steps, noise fixed by the seed;
+        pixels in [0, 1].
         """
         given, generated = self._given()
         settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
