@@ -270,7 +270,7 @@ def check_components(cases: Cases, model: nn.Module, config: Config, report: Rep
 def _check_patches(case: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module, config: ModelConfig, report: Report) -> None:
     name, latent, patch = case["name"], tensors["latent"], config.patch_size
     frames, grid = latent.shape[0], (latent.shape[2] // patch, latent.shape[3] // patch)
-    positions = model.embedding._positions(table_places(frames, grid, config.position_table_size)).reshape(frames, -1, config.hidden_size)
+    positions = model.embedding.positions(table_places(frames, grid, config.position_table_size)).reshape(frames, -1, config.hidden_size)
     report.compare("components", positions[0], tensors["pos_embed_crop"], name)
     patches = patchify(latent, patch).reshape(frames, grid[0] * grid[1], -1)
     report.compare("components", model.embedding.noisy_patch(patches) + positions, tensors["noisy_tokens"], name)

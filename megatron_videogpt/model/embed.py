@@ -56,15 +56,15 @@ class VideoEmbedding(nn.Module):
         self.hint = nn.Parameter(torch.empty(3, width, dtype=dtype, device=device))
         self.register_buffer("axis", position_axis(model.position_table_size, width).to(device), persistent=False)
 
-    def _positions(self, grid: Tensor) -> Tensor:
+    def positions(self, grid: Tensor) -> Tensor:
         """Table entries ``[N, D]`` of patches at (row, column) ``[N, 2]``: the column's half comes first."""
         return torch.cat([self.axis[grid[:, 1]], self.axis[grid[:, 0]]], dim=-1)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """One packed row -> hidden states ``[L, 1, D]`` in the parameters' dtype; padding rows are zero."""
         dtype = self.hint.dtype
-        noisy = self.noisy_patch(inputs.noisy.to(dtype)) + self._positions(inputs.noisy_grid).to(dtype)
-        clean = self.clean_patch(inputs.clean.to(dtype)) + self._positions(inputs.clean_grid).to(dtype)
+        noisy = self.noisy_patch(inputs.noisy.to(dtype)) + self.positions(inputs.noisy_grid).to(dtype)
+        clean = self.clean_patch(inputs.clean.to(dtype)) + self.positions(inputs.clean_grid).to(dtype)
         values = torch.cat([self.hint[inputs.hint_ids], self.time_token(inputs.timestep), noisy, clean])
         rows = torch.cat([inputs.hint_rows, inputs.time_rows, inputs.noisy_rows, inputs.clean_rows])
         hidden = torch.zeros(inputs.length, values.shape[1], dtype=dtype, device=values.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from .feed import is_reader, share
 from .metrics import MetricsWriter
 from .step import describe, empty_statistics, reduce_statistics, run_schedule
 
+T = TypeVar("T")
+
 
 class Validation:
     """A fixed set of held-out samples, encoded once; every data parallel rank takes its share."""
@@ -40,7 +42,7 @@ class Validation:
 
         self.samples = share(read if is_reader() else None, platform.device)
 
-    def _mine(self, samples: list[Sample]) -> list[Sample]:
+    def _mine(self, samples: list[T]) -> list[T]:
         return samples[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
 
     def during(self, model: Any, writer: MetricsWriter, step: int) -> None:
