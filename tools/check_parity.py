@@ -41,6 +41,8 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     from megatron_videogpt.platforms import activate
 
     platform = activate("cpu")
+    import torch
+
     from megatron_videogpt.attention import select
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.convert import parity
@@ -55,7 +57,10 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     def build(config, channels):  # type: ignore[no-untyped-def]
         from megatron_videogpt.model.videogpt import VideoGPT
 
-        backend, _ = select(attention, "cpu", "float32", config.model.head_dim)
+        for name, value in (("num_attention_heads", config.model.num_attention_heads), ("ffn_hidden_size", config.model.ffn_hidden_size)):
+            if value % tensor_parallel:
+                raise ValueError(f"--tensor-parallel {tensor_parallel} does not divide {name}={value} of a checkpoint in {folder}")
+        backend, _ = select(attention, "cpu", torch.float32, config.model.head_dim)
         return VideoGPT(config, channels, platform, backend)
 
     parity.check_folder(folder, layout, build, report)
