@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -73,8 +72,3 @@ class VideoGPT(MegatronModule):
             # Every rank computes the same head from here on, so the gradient is split, not summed.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         return self.head(hidden, inputs)
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters on this rank."""
-    return sum(parameter.numel() for parameter in model.parameters())

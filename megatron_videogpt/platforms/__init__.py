@@ -23,14 +23,13 @@ class Platform:
     """What a device kind needs.
 
     backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
-    synchronize: wait for queued work; memory_peak: bytes allocated at most so far on the device (resident set on a CPU).
+    memory_peak: bytes allocated at most so far on the device (resident set on a CPU).
     """
 
     name: str
     device: torch.device
     backend: str
     device_name: str
-    synchronize: Callable[[], None]
     memory_peak: Callable[[], int]
 
 

@@ -144,6 +144,5 @@ def activate(local_rank: int) -> Platform:
         device=torch.device("cpu"),
         backend="gloo",
         device_name=_cpu_name(),
-        synchronize=lambda: None,
         memory_peak=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )

@@ -18,6 +18,5 @@ def activate(local_rank: int) -> Platform:
         device=torch.device("cuda", local_rank),
         backend="nccl",
         device_name=torch.cuda.get_device_name(local_rank),
-        synchronize=torch.cuda.synchronize,
         memory_peak=lambda: torch.cuda.max_memory_allocated(),
     )

@@ -27,6 +27,5 @@ def activate(local_rank: int) -> Platform:
         device=torch.device("npu", local_rank),
         backend="hccl",
         device_name=torch.npu.get_device_name(local_rank),
-        synchronize=torch.npu.synchronize,
         memory_peak=lambda: torch.npu.max_memory_allocated(),
     )

@@ -2,7 +2,7 @@
 
 A run's folder holds ``checkpoints/step_00001000/`` (complete ones only: a checkpoint is written as ``.partial`` and renamed), and ``checkpoints/latest``
 with the newest one's name, replaced in one move.  Beside the tensors, each has `config.toml` and `state.json` (step, consumed samples, pending
-statistics).  megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Face folders are for exchange.
+statistics, fingerprint of the codec).  megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Face folders are for exchange.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config.load import config_to_toml, load_config
 from ..config.schema import Config
+from ..data.codec import Codec
 from ..platforms import compat
 from .distributed import RunError, is_rank_zero
 
@@ -68,6 +69,16 @@ def check_same_model(path: Path, config: Config) -> None:
         differences.append(f"train.precision is {saved.train.precision} there and {config.train.precision} here")
     if differences:
         raise RunError(f"{path} is a checkpoint of another model: {'; '.join(differences)}; use its config.toml, or another train.output")
+
+
+def check_same_codec(path: Path, codec: Codec) -> None:
+    """Raise RunError when a checkpoint's model was trained on the latents of another codec: its predictions would decode to noise."""
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["codec"]
+    if saved != codec.fingerprint:
+        raise RunError(
+            f"{path} was trained with another {codec.name} codec (fingerprint {saved[:12]}, this one has {codec.fingerprint[:12]}); "
+            "use the codec it was trained with (codec.path, or the release of this package), or train anew in another train.output"
+        )
 
 
 def _bytes_needed(model: Any) -> int:
@@ -164,8 +175,9 @@ def load_weights(path: Path, module: Any) -> None:
 
 
 def load(path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
-    """Restore model and optimizer from a checkpoint of any layout; returns its state (see `save`)."""
+    """Restore model and optimizer from a checkpoint of any layout; returns its state (see `save`) but for the codec's fingerprint."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state.pop("codec")
     module = model.module
     # The template needs moments to describe, and a fresh torch Adam has none.
     compat.seed_optimizer_state(optimizer)

@@ -10,7 +10,7 @@ import torch
 
 from ..attention import select
 from ..config.schema import Config, ParallelConfig
-from ..data.codec import codec_geometry
+from ..data.codec import build_codec
 from ..model.denoiser import Denoiser, model_denoiser
 from ..model.videogpt import VideoGPT
 from ..platforms import activate
@@ -27,12 +27,14 @@ def load_denoiser(run: Path, step: int | None = None, platform: str = "auto") ->
     device = activate(platform)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
+    codec = build_codec(config.codec)
+    checkpoint.check_same_codec(path, codec)
     parallel = ParallelConfig()
     train = replace(config.train, precision="fp32") if device.name == "cpu" else config.train
     config = replace(config, parallel=parallel, train=train)
     distributed.start(device, parallel)
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     backend, _ = select(config.attention.backend, device.device.type, dtype, config.model.head_dim)
-    model = VideoGPT(config, codec_geometry(config.codec).channels, device, backend)
+    model = VideoGPT(config, codec.channels, device, backend)
     checkpoint.load_weights(path, model)
     return model_denoiser(model, config, device.device), config

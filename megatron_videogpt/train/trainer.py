@@ -105,10 +105,12 @@ def _restore(run: Run) -> None:
     path = checkpoint.latest(run.output)
     if path is not None:
         checkpoint.check_same_model(path, config)
+        checkpoint.check_same_codec(path, run.codec)
         run.state = State(**checkpoint.load(path, run.model, run.optimizer))
     elif config.train.init_from:
         path = checkpoint.find(Path(config.train.init_from))
         checkpoint.check_same_model(path, config)
+        checkpoint.check_same_codec(path, run.codec)
         checkpoint.load_weights(path, run.model.module)
         run.optimizer.reload_model_params()
     if path is not None and distributed.is_rank_zero():
@@ -189,7 +191,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
             asked = any_rank(stop.asked, run.platform.device)
             if last or asked or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 meter.flush()
-                path = checkpoint.save(run.output, run.model, run.optimizer, config, vars(state).copy(), config.checkpoint.keep)
+                path = checkpoint.save(run.output, run.model, run.optimizer, config, {**vars(state), "codec": run.codec.fingerprint}, config.checkpoint.keep)
             if asked and not last:
                 if distributed.is_rank_zero():
                     print(f"stopped at step {state.step} as asked; saved {path}; the same command resumes", flush=True)
@@ -254,6 +256,7 @@ class Meter:
         named["tokens_per_second"] = self.tokens * replicas / self.seconds
         named["step_time"], named["data_wait"] = self.seconds / self.steps, self.waited / self.steps
         named["tflops_per_device"] = flops / self.seconds / devices / 1e12
+        named["memory_peak_gib"] = self.run.platform.memory_peak() / 2**30
         if self.peak:
             named["mfu"] = named["tflops_per_device"] / self.peak
         self._clear()

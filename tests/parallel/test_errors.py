@@ -92,6 +92,19 @@ def test_checkpoint_of_another_shape_is_refused_and_left_alone(trained: Path) ->
     assert before == {path: path.stat().st_mtime_ns for path in sorted(trained.rglob("*")) if path.is_file()}
 
 
+def test_a_checkpoint_of_another_codec_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    state = run / "checkpoints" / (run / "checkpoints" / "latest").read_text() / "state.json"
+    state.write_text(state.read_text().replace('"codec": "', '"codec": "0000'))
+    for command in (
+        ("train", CONFIG, f"train.output={run}", "train.steps=6"),
+        ("sample", "--checkpoint", str(run), "--scene", "fall/1", "--output", str(run / "out.mp4")),
+    ):
+        line = error_of(cli(*command))
+        assert "another tiny codec" in line and "fingerprint 0000" in line
+
+
 def test_sampling_without_a_checkpoint(tmp_path: Path) -> None:
     moving_square(tmp_path / "in.mp4", 8)
     line = error_of(cli("sample", "--checkpoint", str(tmp_path), "--video", str(tmp_path / "in.mp4"), "--output", str(tmp_path / "out.mp4")))
