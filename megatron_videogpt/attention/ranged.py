@@ -130,5 +130,6 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:
     """Interval attention on any device; shapes as in `attention.attend`."""
     pair_flops = 14 * q.shape[1] * q.shape[2]
-    costs = Costs(call=_CALL_FLOPS / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
+    # Threads wait for each other at every call: with two of them a call costs as much computing as four do with one (docs/benchmarks.md).
+    costs = Costs(call=_CALL_FLOPS * torch.get_num_threads() ** 2 / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
     return _Ranged.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale)
