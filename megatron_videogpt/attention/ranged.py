@@ -16,6 +16,8 @@ from .plan import Costs, Rectangle, plan
 # Fitted on one core of an AMD EPYC (Zen 4, about 80 GFLOP/s) at the shapes of docs/benchmarks.md; the optimum is flat (a factor of 2 costs 3%).
 # A call, forward and backward, takes as long as _CALL_FLOPS operations; a key and its gradients as much memory time as _KEY_ROWS pairs; a mask 6% more.
 _CALL_FLOPS = 1.6e7
+# Threads wait for each other at every call; fitted with two of them (docs/benchmarks.md).
+_SHARED_CALL_FLOPS = 4 * _CALL_FLOPS
 _KEY_ROWS = 8
 _MASK_SHARE = 0.06
 _MATH_SCORES = 1 << 26
@@ -130,6 +132,6 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:
     """Interval attention on any device; shapes as in `attention.attend`."""
     pair_flops = 14 * q.shape[1] * q.shape[2]
-    # Threads wait for each other at every call: with two of them a call costs as much computing as four do with one (docs/benchmarks.md).
-    costs = Costs(call=_CALL_FLOPS * torch.get_num_threads() ** 2 / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
+    call_flops = _CALL_FLOPS if torch.get_num_threads() == 1 else _SHARED_CALL_FLOPS
+    costs = Costs(call=call_flops / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
     return _Ranged.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale)
