@@ -160,7 +160,8 @@ def train(config: Config) -> None:
     stop = Stop()
     run = build(config)
     writer = MetricsWriter(run.output, config, distributed.is_rank_zero(), resume_step=run.state.step)
-    validation = Validation(run.config, run.source, run.codec, run.objective, run.platform) if config.eval.every or config.eval.final_scenes else None
+    wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
+    validation = Validation(run.config, run.source, run.codec, run.objective, run.platform) if wanted else None
     try:
         finished = _loop(run, writer, validation, stop)
         if finished and validation is not None:
