@@ -104,7 +104,7 @@ def run_check(args: argparse.Namespace) -> None:
     from .config.report import print_report
 
     config = load_checked(args.file, args.overrides, args.gpus)
-    print_report(config, args.gpus or config.parallel.tensor * config.parallel.pipeline)
+    print_report(config, args.gpus or config.parallel.model_size)
 
 
 def run_sample(args: argparse.Namespace) -> None:

@@ -21,19 +21,21 @@ RANGES: tuple[Rule, ...] = (
         lambda v: v >= 1,
         """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.patch_size model.position_table_size
         model.max_position_embeddings model.original_max_position_embeddings codec.batch_size data.physics.size data.physics.epoch_scenes data.frames
-        data.frame_interval data.clips data.longest_side data.size_multiple data.min_side data.max_aspect data.prefetch parallel.tensor parallel.pipeline
+        data.frame_interval data.clips data.longest_side data.size_multiple data.min_side data.max_aspect data.prefetch parallel.tensor parallel.context
+        parallel.pipeline parallel.virtual_pipeline parallel.pipeline_layers optimizer.max_skipped
         train.steps train.global_batch_size train.micro_batch_size eval.samples sample.clips sample.window sample.steps logging.every""",
     ),
     (
         "at least 0",
         lambda v: v >= 0,
         """model.num_query_groups model.init_std data.workers optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
-        optimizer.clip_grad train.seed train.threads checkpoint.every checkpoint.keep eval.every eval.predict_every eval.final_scenes sample.history
+        optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.memory_gb train.seed train.threads checkpoint.every checkpoint.keep
+        checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history
         sample.guidance logging.peak_tflops""",
     ),
     ("above 0", lambda v: v > 0, "model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr optimizer.eps train.timeout_minutes sample.time_shift"),
     ("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention data.max_bad_fraction"),
-    ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas sample.history_noise"),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas optimizer.ema_decay sample.history_noise"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
     ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
 )
@@ -103,7 +105,7 @@ def _check_values(report: _Report) -> None:
         unknown = [v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices]
         if unknown:
             wrong.append((name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known"))
-        if value == () and isinstance(option.default, tuple):
+        if value == () and option.default:
             wrong.append((name, "have at least one entry", f"use for example {to_toml(option.default)}"))
     for must, holds, names in RANGES:
         for name in names.split():
@@ -159,31 +161,75 @@ def _check_rope_scaling(report: _Report) -> None:
 
 
 def _check_parallel(report: _Report, world_size: int | None) -> None:
-    config, tensor, pipeline = report.config, "parallel.tensor", "parallel.pipeline"
+    tensor, context, pipeline = "parallel.tensor", "parallel.context", "parallel.pipeline"
+    layout = report.config.parallel
+    _check_heads(report)
+    _check_stages(report)
+    if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
+        report.add("parallel.sequence", "be false without tensor parallelism", "use parallel.sequence=false, or parallel.tensor=2 or more")
+    if layout.recompute_layers and layout.recompute not in ("mlp", "full"):
+        report.add("parallel.recompute_layers", f"be 0 with parallel.recompute={layout.recompute}", "use parallel.recompute=mlp or full to count layers")
+    if world_size is not None and report.sound(tensor, context, pipeline):
+        _check_world(report, world_size)
+
+
+def _check_heads(report: _Report) -> None:
+    """TP shards heads and feed-forward; CP exchanges heads."""
+    config, tensor, context, heads = report.config, "parallel.tensor", "parallel.context", "model.num_attention_heads"
     model, layout = config.model, config.parallel
-    sizes = {"model.num_attention_heads": model.num_attention_heads, "model.ffn_hidden_size": model.ffn_hidden_size}
-    if model.num_query_groups:
-        sizes["model.num_query_groups"] = model.num_query_groups
+    sizes = {heads: model.num_attention_heads, "model.ffn_hidden_size": model.ffn_hidden_size}
     sizes = {name: value for name, value in sizes.items() if report.sound(name)}
     wrong = [f"{name} = {value}" for name, value in sizes.items() if report.sound(tensor) and value % layout.tensor]
     if wrong:
         report.add(tensor, f"divide {' and '.join(wrong)}", f"use one of {_divisors(*sizes.values())}")
-    if report.sound("model.num_layers", pipeline) and model.num_layers % layout.pipeline:
-        report.add(pipeline, f"divide model.num_layers = {model.num_layers}", f"use one of {_divisors(model.num_layers)}")
-    if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
-        report.add("parallel.sequence", "be false without tensor parallelism", "use parallel.sequence=false, or parallel.tensor=2 or more")
-    if world_size is None or not report.sound(tensor, pipeline):
+        report.broken.add(tensor)
+    if not report.sound(tensor, context, heads):
         return
-    product = layout.tensor * layout.pipeline
+    groups = model.kv_heads
+    if report.sound("model.num_query_groups") and groups % layout.tensor and layout.tensor % groups:
+        report.add(tensor, f"divide model.num_query_groups = {groups} or be a multiple of it", f"use one of {_divisors(groups)}")
+    if model.num_attention_heads % (layout.tensor * layout.context):
+        must = f"with parallel.tensor = {layout.tensor} divide {heads} = {model.num_attention_heads} (Ulysses exchanges whole heads)"
+        report.add(context, must, f"use one of {_divisors(model.num_attention_heads // layout.tensor)}")
+        report.broken.add(context)
+
+
+def _check_stages(report: _Report) -> None:
+    """The decoder's cut into pipeline stages."""
+    config, layers, pipeline, chunks = report.config, "model.num_layers", "parallel.pipeline", "parallel.virtual_pipeline"
+    layout, given = config.parallel, config.parallel.pipeline_layers
+    if not report.sound(layers, pipeline, chunks, "parallel.pipeline_layers"):
+        return
+    if layout.virtual_pipeline > 1 and layout.pipeline == 1:
+        report.add(chunks, "be 1 without pipeline parallelism", "use parallel.pipeline=2 or more, or parallel.virtual_pipeline=1")
+    elif layout.stages > config.model.num_layers:
+        parts = f"{layers} = {config.model.num_layers} into {pipeline} {layout.pipeline} * {chunks} {layout.virtual_pipeline} = {layout.stages} stages"
+        report.add(pipeline, f"leave every stage a layer, but it cuts {parts}", f"use fewer: at most {config.model.num_layers} stages")
+        report.broken.add(pipeline)
+    if given and (len(given) != layout.stages or sum(given) != config.model.num_layers):
+        must = f"have {layout.stages} numbers ({pipeline} * {chunks}) that add up to {layers} = {config.model.num_layers}"
+        report.add("parallel.pipeline_layers", must, f"it has {len(given)} with the sum {sum(given)}; [] spreads the layers")
+
+
+def _check_world(report: _Report, world_size: int) -> None:
+    """The layout against the number of processes, and the batch against the data parallel ranks."""
+    config, layout = report.config, report.config.parallel
+    product = layout.model_size
     if world_size % product:
-        must = f"with parallel.pipeline = {layout.pipeline} make model replicas of {product} processes that divide the {world_size} of this run"
-        report.add(tensor, must, f"start a multiple of {product} processes, or use smaller sizes")
+        parts = f"{layout.tensor} (TP) x {layout.context} (CP) x {layout.pipeline} (PP) = {product} processes"
+        must = f"make model replicas of {parts} that divide the {world_size} of this run"
+        report.add("parallel.tensor", must, f"start a multiple of {product} processes, or use smaller sizes")
         return
     batch, micro = "train.global_batch_size", "train.micro_batch_size"
-    step = dp_size(config, world_size) * config.train.micro_batch_size
-    if report.sound(batch, micro) and config.train.global_batch_size % step:
+    if not report.sound(batch, micro):
+        return
+    replicas = dp_size(config, world_size)
+    step, parts = replicas * config.train.micro_batch_size, f"{replicas} data parallel ranks * {micro} {config.train.micro_batch_size}"
+    if layout.virtual_pipeline > 1:
+        # The interleaved schedule works through its micro-batches in groups of one per pipeline rank.
+        step, parts = step * layout.pipeline, f"{parts} * parallel.pipeline {layout.pipeline} (interleaved schedule)"
+    if config.train.global_batch_size % step:
         near = max(step, config.train.global_batch_size // step * step)
-        parts = f"{dp_size(config, world_size)} data parallel ranks * {micro} {config.train.micro_batch_size}"
         report.add(batch, f"be a multiple of {parts} = {step}", f"use {near}, another {micro} or another number of processes")
 
 

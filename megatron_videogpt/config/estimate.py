@@ -33,7 +33,7 @@ def geometry(codec: CodecConfig) -> CodecGeometry:
 
 def dp_size(config: Config, world_size: int) -> int:
     """Data parallel ranks in a world of `world_size` processes."""
-    return world_size // (config.parallel.tensor * config.parallel.pipeline)
+    return world_size // config.parallel.model_size
 
 
 def frame_side(config: Config) -> int:

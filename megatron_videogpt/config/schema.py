@@ -117,8 +117,30 @@ class ParallelConfig:
 
     tensor: int = option(1, "tensor parallel size (TP)")
     sequence: bool = option(False, "sequence parallelism within the tensor parallel group (SP)")
+    context: int = option(1, "context parallel size (CP, Ulysses): tokens are split, heads are exchanged for attention; TP x CP divides the query heads")
     pipeline: int = option(1, "pipeline parallel size (PP)")
-    recompute: str = option("none", "activation recompute: none or full", choices=("none", "full"))
+    virtual_pipeline: int = option(1, "model chunks per pipeline rank (VPP); above 1 runs the interleaved schedule")
+    pipeline_layers: tuple[int, ...] = option((), "decoder layers of each stage, pipeline x virtual_pipeline numbers in order; [] spreads them, ends lighter")
+    recompute: str = option(
+        "none",
+        "activations computed again in the backward pass: none, selective (norms and SwiGLU products), mlp (selective, and whole feed-forwards), "
+        "full (whole layers) or auto (the least of these that fits the memory, by the estimator)",
+        choices=("none", "selective", "mlp", "full", "auto"),
+    )
+    recompute_layers: int = option(0, "layers of each pipeline rank whose feed-forward (mlp) or all (full) is recomputed; 0 means every layer")
+    memory_gb: float = option(0.0, "memory of one device in GB (10^9 bytes) that recompute=auto may fill; 0 asks the device")
+    overlap_grad_reduce: bool = option(True, "reduce gradients over data parallel ranks while the backward pass goes on")
+    overlap_param_gather: bool = option(True, "gather updated parameters while the next forward pass goes on")
+
+    @property
+    def model_size(self) -> int:
+        """Processes that share one replica of the model and of a sample: TP x CP x PP."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def stages(self) -> int:
+        """Pieces that the decoder is cut into: PP x VPP."""
+        return self.pipeline * self.virtual_pipeline
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,11 @@ class OptimizerConfig:
     eps: float = option(1e-5, "Adam's epsilon")
     weight_decay: float = option(0.1, "decoupled weight decay; norms and biases are exempt")
     clip_grad: float = option(1.0, "largest gradient norm; 0 turns clipping off")
+    ema_decay: float = option(0.0, "decay per step of an exponential moving average of the weights, for example 0.9999; 0 keeps none")
+    spike_factor: float = option(
+        0.0, "skip a step whose gradient norm is above this multiple of the median of the last 50 taken steps; 0 skips only what is not finite"
+    )
+    max_skipped: int = option(10, "stop the run after this many skipped steps in a row")
 
 
 @dataclass(frozen=True)
@@ -157,6 +184,9 @@ class CheckpointConfig:
 
     every: int = option(1000, "steps between checkpoints; the last step is always saved; 0 saves only then")
     keep: int = option(2, "newest checkpoints kept; 0 keeps all")
+    keep_every: int = option(0, "also keep every checkpoint whose step is a multiple of this; 0 for none")
+    async_save: bool = option(False, "write periodic checkpoints in the background while training goes on")
+    retries: int = option(1, "further attempts at a periodic save that failed, before a warning and going on without it")
 
 
 @dataclass(frozen=True)
@@ -187,6 +217,7 @@ class LoggingConfig:
     """What is recorded, beside metrics.jsonl which is always written."""
 
     every: int = option(10, "steps between log lines")
+    slowest_every: int = option(100, "steps between reports of every rank's own time, naming the slowest; 0 for none")
     tensorboard: bool = option(True, "write TensorBoard events")
     wandb: bool = option(False, "log to Weights & Biases (needs the wandb extra)")
     wandb_project: str = option("megatron_videogpt", "Weights & Biases project")
