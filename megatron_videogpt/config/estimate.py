@@ -36,6 +36,20 @@ def dp_size(config: Config, world_size: int) -> int:
     return world_size // config.parallel.model_size
 
 
+def stage_layers(config: Config) -> tuple[int, ...]:
+    """Decoder layers of each pipeline stage, PP x VPP numbers in order: stage ``vpp_rank * PP + pp_rank``.
+
+    `parallel.pipeline_layers` where it is given.  Otherwise an even spread, in which the layers that are left over go to the middle stages, the later
+    ones first: the first and last stage carry the embedding and the head, and earlier ranks hold more micro-batches in flight.
+    """
+    layout = config.parallel
+    if layout.pipeline_layers:
+        return layout.pipeline_layers
+    each, rest = divmod(config.model.num_layers, layout.stages)
+    favoured = [*range(layout.stages - 2, 0, -1), layout.stages - 1, 0][:rest]
+    return tuple(each + (stage in favoured) for stage in range(layout.stages))
+
+
 def frame_side(config: Config) -> int:
     """Longer side of a training frame in pixels."""
     return config.data.physics.size if config.data.source == "physics" else config.data.longest_side

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_videogpt.config.estimate import clip_work, component_parameters, expected_work, rank_memory, rank_parameters, training_flops, typical_frame
+from megatron_videogpt.config.estimate import (
+    clip_work,
+    component_parameters,
+    expected_work,
+    rank_memory,
+    rank_parameters,
+    stage_layers,
+    training_flops,
+    typical_frame,
+)
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.report import in_units, longest_work
 from megatron_videogpt.config.schema import ModelConfig
@@ -89,6 +98,26 @@ def test_a_ranks_parameters_follow_tensor_and_pipeline_parallelism() -> None:
     head = sum(count for name, count in counts.items() if name.startswith("head.")) + counts["decoder.final_layernorm"]
     embedding = sum(count for name, count in counts.items() if name.startswith("embedding."))
     assert on_rank(pipeline=2) == counts["decoder.layers"] // 2 + max(head, embedding)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pipeline", "chunks", "expected"),
+    [
+        (32, 1, 1, (32,)),
+        (32, 4, 1, (8, 8, 8, 8)),
+        (7, 2, 1, (3, 4)),
+        (10, 4, 1, (2, 3, 3, 2)),
+        (11, 4, 1, (2, 3, 3, 3)),
+        (9, 4, 1, (2, 2, 3, 2)),
+        (6, 2, 2, (1, 2, 2, 1)),
+    ],
+)
+def test_layers_that_are_left_over_go_to_the_middle_stages(layers: int, pipeline: int, chunks: int, expected: tuple[int, ...]) -> None:
+    parallel = {"pipeline": pipeline, "virtual_pipeline": chunks}
+    config = config_from_dict({"model": {"num_layers": layers}, "parallel": parallel})
+    assert stage_layers(config) == expected
+    explicit = config_from_dict({"model": {"num_layers": layers}, "parallel": {**parallel, "pipeline_layers": list(reversed(expected))}})
+    assert stage_layers(explicit) == expected[::-1]
 
 
 def test_memory_of_states_is_bytes_per_parameter() -> None:
