@@ -29,7 +29,7 @@ RANGES: tuple[Rule, ...] = (
         "at least 0",
         lambda v: v >= 0,
         """model.num_query_groups model.init_std data.workers optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
-        optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.memory_gb train.seed train.threads checkpoint.every checkpoint.keep
+        optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb train.seed train.threads checkpoint.every checkpoint.keep
         checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history
         sample.guidance logging.peak_tflops""",
     ),
@@ -167,6 +167,8 @@ def _check_parallel(report: _Report, world_size: int | None) -> None:
     _check_stages(report)
     if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
         report.add("parallel.sequence", "be false without tensor parallelism", "use parallel.sequence=false, or parallel.tensor=2 or more")
+    if layout.overlap_param_gather and not layout.overlap_grad_reduce:
+        report.add("parallel.overlap_param_gather", "be false without parallel.overlap_grad_reduce", "turn both off, or both on")
     if layout.recompute_layers and layout.recompute not in ("mlp", "full"):
         report.add("parallel.recompute_layers", f"be 0 with parallel.recompute={layout.recompute}", "use parallel.recompute=mlp or full to count layers")
     if world_size is not None and report.sound(tensor, context, pipeline):

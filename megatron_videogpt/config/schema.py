@@ -130,12 +130,18 @@ class ParallelConfig:
     recompute_layers: int = option(0, "layers of each pipeline rank whose feed-forward (mlp) or all (full) is recomputed; 0 means every layer")
     memory_gb: float = option(0.0, "memory of one device in GB (10^9 bytes) that recompute=auto may fill; 0 asks the device")
     overlap_grad_reduce: bool = option(True, "reduce gradients over data parallel ranks while the backward pass goes on")
-    overlap_param_gather: bool = option(True, "gather updated parameters while the next forward pass goes on")
+    overlap_param_gather: bool = option(True, "gather updated parameters while the next forward pass goes on; needs overlap_grad_reduce")
+    bucket_size: int = option(0, "parameters that are reduced and gathered together; 0 leaves it to megatron-core (40 million or more)")
 
     @property
     def model_size(self) -> int:
         """Processes that share one replica of the model and of a sample: TP x CP x PP."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows are padded to a multiple of this: context and sequence parallelism cut them into equal parts."""
+        return self.tensor * self.context
 
     @property
     def stages(self) -> int:

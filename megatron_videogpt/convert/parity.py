@@ -217,7 +217,7 @@ def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Con
 
 def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
     """A whole chain from its initial history, with the recorded noises (README section 9)."""
-    denoise, clips, steps = model_denoiser(model, config, torch.device("cpu")), case["clips"], case["num_steps"]
+    denoise, clips, steps = model_denoiser([model], config, torch.device("cpu")), case["clips"], case["num_steps"]
     settings = SampleConfig(
         clips=tuple(clip["generated_frames"] for clip in clips),
         window=case["max_frame_window"] or 10**9,

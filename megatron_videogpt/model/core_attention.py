@@ -1,18 +1,70 @@
-"""megatron-core's core attention, with the mask as intervals instead of a matrix (DESIGN section 3)."""
+"""megatron-core's core attention: the mask as intervals instead of a matrix (DESIGN section 3), and context parallelism over heads."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import torch
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from ..attention import attend
 
 
+class _Exchange(torch.autograd.Function):
+    """Equal all-to-all over the first dimension; its gradient is the same exchange."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Any, x: Tensor) -> Tensor:
+        """Part i of the first dimension goes to rank i of the group."""
+        ctx.group = group
+        received = torch.empty_like(x, memory_format=torch.contiguous_format)
+        torch.distributed.all_to_all_single(received, x.contiguous(), group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        """The exchange is its own inverse."""
+        return None, _Exchange.apply(ctx.group, grads[0])
+
+
+def to_heads(x: Tensor, group: Any) -> Tensor:
+    """A shard of the tokens with all heads ``[L/cp, H, d]`` -> all tokens with a share of the heads ``[L, H/cp, d]`` (Ulysses, Jacobs et al. 2023)."""
+    tokens, heads, width = x.shape
+    size = group.size()
+    parts = x.view(tokens, size, heads // size, width).transpose(0, 1)
+    return _Exchange.apply(group, parts).reshape(size * tokens, heads // size, width)
+
+
+def to_tokens(x: Tensor, group: Any) -> Tensor:
+    """All tokens with a share of the heads ``[L, H/cp, d]`` -> a shard of the tokens with all heads ``[L/cp, H, d]``; the inverse of `to_heads`."""
+    tokens, heads, width = x.shape
+    size = group.size()
+    parts = _Exchange.apply(group, x.reshape(size, tokens // size, heads, width))
+    return parts.transpose(0, 1).reshape(tokens // size, size * heads, width)
+
+
+def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any) -> Tensor:
+    """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``, whole intervals ``[L, 4]``.
+
+    Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these are repeated first, as few
+    times as it takes, so that every rank keeps the heads its queries read.
+    """
+    size = group.size()
+    repeats = math.lcm(k.shape[1], size) // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    tokens, width = q.shape[0], q.shape[2]
+    shares = [x.shape[1] // size for x in (q, k, v)]
+    parts = [x.view(tokens, size, share, width) for x, share in zip((q, k, v), shares)]
+    joined = torch.cat(parts, dim=2).view(tokens, size * sum(shares), width)
+    q, k, v = to_heads(joined, group).split(shares, dim=1)
+    return to_tokens(attend(backend, q, k, v, intervals, scale), group)
+
+
 class IntervalAttention(MegatronModule):
-    """Drop-in for `DotProductAttention`; megatron-core's `attention_mask` argument carries int32 intervals ``[L, 4]``.
+    """Drop-in for `DotProductAttention`; megatron-core's `attention_mask` argument carries int32 intervals ``[L, 4]`` of the whole row.
 
     The configuration's `interval_backend` names the kernel.
     """
@@ -30,11 +82,16 @@ class IntervalAttention(MegatronModule):
         **later_releases: Any,
     ) -> None:
         super().__init__(config=config)
-        assert config.context_parallel_size == 1 and not config.attention_dropout and not attention_dropout
+        assert not config.attention_dropout and not attention_dropout
         self.backend = config.interval_backend
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **unused: Any) -> Tensor:
-        """query ``[L, 1, H, d]``, key and value ``[L, 1, Hkv, d]`` of this tensor parallel rank -> ``[L, 1, H*d]``."""
-        out = attend(self.backend, query[:, 0], key[:, 0], value[:, 0], attention_mask, self.scale)
+        """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel heads -> ``[l, 1, H*d]``."""
+        q, k, v = (x[:, 0] for x in (query, key, value))
+        if self.context_group is None:
+            out = attend(self.backend, q, k, v, attention_mask, self.scale)
+        else:
+            out = exchange_attention(self.backend, q.contiguous(), k.contiguous(), v.contiguous(), attention_mask, self.scale, self.context_group)
         return out.reshape(out.shape[0], 1, -1)

@@ -18,32 +18,52 @@ Denoiser = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
 """See `sample.denoise.Denoiser`; repeated here because data flows from the model to the sampler."""
 
 
-def forward_row(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Model output ``[noisy patches, p*p*C]`` of one packed row on every rank, through all pipeline stages, without gradients."""
-    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
-        return model(inputs)
+def forward_row(chunks: list[nn.Module], inputs: Inputs) -> Tensor:
+    """Model output ``[noisy patches, p*p*C]`` of one whole packed row on every rank, through all context shards and pipeline stages, without gradients.
+
+    chunks: the model chunks of this rank, one but for interleaved pipelines.
+    """
+    shard = inputs.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
+    output = chunks[0](shard) if parallel_state.get_pipeline_model_parallel_world_size() == 1 else _through_stages(chunks, shard)
+    return _join_shards(output, inputs)
+
+
+def _through_stages(chunks: list[nn.Module], inputs: Inputs) -> Tensor:
+    stages, interleaved = parallel_state.get_pipeline_model_parallel_world_size(), len(chunks) > 1
     stored = get_forward_backward_func()(
         forward_step_func=lambda _, stage: (stage(inputs), lambda output, non_loss_data=False: output),
-        data_iterator=None,
-        model=[model],
-        num_microbatches=1,
+        data_iterator=[None] * len(chunks) if interleaved else None,
+        model=chunks,
+        # The interleaved schedule takes no fewer micro-batches than there are stages.
+        num_microbatches=stages if interleaved else 1,
         seq_length=inputs.length,
         micro_batch_size=1,
         forward_only=True,
         collect_non_loss_data=True,
     )
     last = parallel_state.get_pipeline_model_parallel_last_rank()
-    output = stored[0] if stored else inputs.noisy.new_empty(inputs.noisy.shape)
+    output = stored[0].contiguous() if stored else inputs.noisy.new_empty(inputs.noisy.shape)
     torch.distributed.broadcast(output, last, group=parallel_state.get_pipeline_model_parallel_group())
     return output
 
 
-def model_denoiser(model: nn.Module, config: Config, device: torch.device) -> Denoiser:
+def _join_shards(output: Tensor, inputs: Inputs) -> Tensor:
+    """Outputs of all context parallel ranks in the order of the whole row's noisy patches."""
+    rank, size = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return output
+    whole = output.new_zeros(inputs.noisy.shape)
+    whole[inputs.noisy_rows // (inputs.length // size) == rank] = output
+    torch.distributed.all_reduce(whole, group=parallel_state.get_context_parallel_group())
+    return whole
+
+
+def model_denoiser(chunks: list[nn.Module], config: Config, device: torch.device) -> Denoiser:
     """`denoise(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at timestep t -> predicted clean clips.
 
     Several videos share one packed row; sizes and lengths may differ.
     """
-    patch, side, multiple = config.model.patch_size, config.model.position_table_size, config.parallel.tensor
+    patch, side, multiple = config.model.patch_size, config.model.position_table_size, config.parallel.row_multiple
 
     @torch.no_grad()
     def denoise(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
@@ -57,10 +77,12 @@ def model_denoiser(model: nn.Module, config: Config, device: torch.device) -> De
             )
             for history, clip in zip(histories, clips)
         ]
-        training = model.training
-        model.eval()
-        output = forward_row(model, assemble(sequences, patch, side, multiple).to(device)).cpu()
-        model.train(training)
+        training = [chunk.training for chunk in chunks]
+        for chunk in chunks:
+            chunk.eval()
+        output = forward_row(chunks, assemble(sequences, patch, side, multiple).to(device)).cpu()
+        for chunk, mode in zip(chunks, training):
+            chunk.train(mode)
         parts = output.split([clip.shape[0] * grid_of(clip, patch)[0] * grid_of(clip, patch)[1] for clip in clips])
         return [unpatchify(part, clip.shape[0], grid_of(clip, patch), patch).to(clip.device) for part, clip in zip(parts, clips)]
 

@@ -61,11 +61,11 @@ class VideoEmbedding(nn.Module):
         return torch.cat([self.axis[grid[:, 1]], self.axis[grid[:, 0]]], dim=-1)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """One packed row -> hidden states ``[L, 1, D]`` in the parameters' dtype; padding rows are zero."""
+        """A packed row, or a shard of one -> hidden states ``[l, 1, D]`` in the parameters' dtype; padding rows are zero."""
         dtype = self.hint.dtype
         noisy = self.noisy_patch(inputs.noisy.to(dtype)) + self.positions(inputs.noisy_grid).to(dtype)
         clean = self.clean_patch(inputs.clean.to(dtype)) + self.positions(inputs.clean_grid).to(dtype)
-        values = torch.cat([self.hint[inputs.hint_ids], self.time_token(inputs.timestep), noisy, clean])
+        values = torch.cat([self.hint[inputs.hint_ids], self.time_token(inputs.timestep)[inputs.time_frames], noisy, clean])
         rows = torch.cat([inputs.hint_rows, inputs.time_rows, inputs.noisy_rows, inputs.clean_rows])
-        hidden = torch.zeros(inputs.length, values.shape[1], dtype=dtype, device=values.device)
+        hidden = torch.zeros(len(inputs.positions), values.shape[1], dtype=dtype, device=values.device)
         return hidden.index_copy(0, rows, values).unsqueeze(1)

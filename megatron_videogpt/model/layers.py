@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,14 @@ from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
+from ..config.estimate import stage_layers
 from ..config.schema import Config
 from .core_attention import IntervalAttention
+from .recompute import GatedMLP, layers_to_recompute, megatron_options
 from .rope import attention_factor
 
 
@@ -48,16 +50,43 @@ class VideoGPTConfig(TransformerConfig):
 
     interval_backend: str = "reference"
     """Attention backend, resolved by `attention.select`."""
+    column_linear: Any = None
+    row_linear: Any = None
+    """Classes of the feed-forward's linear layers."""
+    recompute_activation: bool = False
+    """Whether feed-forwards drop their SwiGLU product."""
+    recompute_mlp: int = 0
+    """Leading layers of this chunk whose feed-forward keeps its input only."""
+    first_layer: int = 0
+    """Layers of the whole model before this chunk."""
 
 
-def transformer_config(config: Config, platform: str, backend: str) -> VideoGPTConfig:
-    """megatron-core's configuration of our decoder."""
+def _stage_table(config: Config) -> list[list[str]] | None:
+    """megatron-core's pipeline layout: what every stage holds, in order; None without pipeline parallelism."""
+    if config.parallel.pipeline == 1:
+        return None
+    table = [["decoder"] * count for count in stage_layers(config)]
+    table[0].insert(0, "embedding")
+    table[-1].append("loss")
+    return table
+
+
+def transformer_config(config: Config, platform: str, backend: str, stage: int = 0) -> VideoGPTConfig:
+    """megatron-core's configuration of one chunk of our decoder.  stage: of `stage_layers`, chunk * PP + pipeline rank."""
     model, parallel = config.model, config.parallel
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    full = parallel.recompute == "full"
     fused = has_transformer_engine(platform)
+    layers, interleaved = stage_layers(config), parallel.virtual_pipeline > 1
+    rank, chunk = stage % parallel.pipeline, stage // parallel.pipeline
+    recomputed = layers_to_recompute(parallel, layers[rank :: parallel.pipeline])[chunk]
+    provider = _provider(platform)
     return VideoGPTConfig(
         interval_backend=backend,
+        column_linear=provider.column_parallel_linear(),
+        row_linear=provider.row_parallel_linear(),
+        recompute_activation=parallel.recompute in ("selective", "mlp"),
+        recompute_mlp=recomputed if parallel.recompute == "mlp" else 0,
+        first_layer=sum(layers[:stage]),
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
@@ -85,15 +114,19 @@ def transformer_config(config: Config, platform: str, backend: str) -> VideoGPTC
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         tensor_model_parallel_size=parallel.tensor,
+        context_parallel_size=parallel.context,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
+        pipeline_model_parallel_layout=_stage_table(config),
         sequence_parallel=parallel.sequence,
-        recompute_granularity="full" if full else None,
-        recompute_method="uniform" if full else None,
-        recompute_num_layers=1 if full else None,
+        **megatron_options(parallel.recompute, recomputed),
         calculate_per_token_loss=True,
         # Rows differ in length, and megatron-core 0.16 ties variable lengths to this dispatcher, experts or not.
         variable_seq_lengths=parallel.pipeline > 1,
         moe_token_dispatcher_type="alltoall",
+        # The defaults abort or hang with variable lengths in the interleaved schedule (DESIGN section 6).
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
     )
 
 
@@ -105,16 +138,14 @@ def _provider(platform: str) -> BackendSpecProvider:
     return TESpecProvider()
 
 
-def decoder_spec(config: VideoGPTConfig, platform: str) -> TransformerBlockSubmodules:
+def decoder_spec(config: VideoGPTConfig, platform: str, chunk: int | None = None) -> TransformerBlockSubmodules:
     """Pre-norm Phi-3 layers with interval attention.  Norms are never fused into the linear layers, so that parameter names are the same
-    with and without Transformer Engine."""
-    provider = _provider(platform)
-    norm = provider.layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
-    column, row = provider.column_parallel_linear(), provider.row_parallel_linear()
+    with and without Transformer Engine.  chunk: virtual stage of this rank, None without."""
+    norm = _provider(platform).layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.arbitrary},
-        submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=IntervalAttention, linear_proj=row),
+        submodules=SelfAttentionSubmodules(linear_qkv=config.column_linear, core_attention=IntervalAttention, linear_proj=config.row_linear),
     )
     layer = ModuleSpec(
         module=TransformerLayer,
@@ -123,8 +154,8 @@ def decoder_spec(config: VideoGPTConfig, platform: str) -> TransformerBlockSubmo
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp=GatedMLP,
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, chunk), layer_norm=norm)

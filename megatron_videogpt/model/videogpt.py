@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -22,15 +22,20 @@ from .rope import angles, inverse_frequencies
 
 
 class VideoGPT(MegatronModule):
-    """One pipeline stage of the model.
+    """One pipeline stage of the model, or one chunk of it in an interleaved pipeline.
 
     The first stage embeds a packed row, the last one predicts the clean latents of its noisy patches.  channels: latent channels of the codec;
-    backend: attention backend, resolved.
+    backend: attention backend, resolved; chunk: which virtual stage of this pipeline rank.
     """
 
-    def __init__(self, config: Config, channels: int, platform: Platform, backend: str, pre_process: bool = True, post_process: bool = True) -> None:
-        decoder_config = transformer_config(config, platform.name, backend)
+    def __init__(self, config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> None:
+        layout = config.parallel
+        stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
+        decoder_config = transformer_config(config, platform.name, backend, stage)
         super().__init__(config=decoder_config)
+        pre_process, post_process = stage == 0, stage == layout.stages - 1
+        # megatron-core reads this name from every chunk of an interleaved pipeline.
+        self.vp_stage = chunk if layout.virtual_pipeline > 1 else None
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
         # megatron-core asks every model.
@@ -42,10 +47,11 @@ class VideoGPT(MegatronModule):
             self.embedding = VideoEmbedding(config.model, channels, dtype, platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
-            spec=decoder_spec(decoder_config, platform.name),
+            spec=decoder_spec(decoder_config, platform.name, self.vp_stage),
             pre_process=pre_process,
             post_process=post_process,
             pg_collection=self.pg_collection,
+            vp_stage=self.vp_stage,
         )
         if post_process:
             self.head = VideoHead(config.model, channels, dtype, platform.device)
@@ -56,9 +62,10 @@ class VideoGPT(MegatronModule):
         self.decoder.set_input_tensor(tensors[0] if isinstance(tensors, list) else tensors)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """One packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on the last stage, hidden states elsewhere.
+        """This context parallel rank's shard of a packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on the last stage, hidden
+        states elsewhere.
 
-        The row's length must be a multiple of the tensor parallel size under sequence parallelism.
+        The shard's length must be a multiple of the tensor parallel size under sequence parallelism.
         """
         hidden: Any = None
         if self.pre_process:

@@ -18,13 +18,14 @@ from ..sequence.layout import Layout
 
 @dataclass(frozen=True)
 class Inputs:
-    """One packed row of L tokens: everything that model and loss need, on one device.
+    """One packed row of L tokens, or a contiguous shard of l = L/CP of them: everything that model and loss need, on one device.
 
-    intervals: int32 ``[L, 4]``; positions: int64 ``[L]``; hint_rows/hint_ids: int64, rows of hint tokens and which (0 ``<|diffusion|>``, 1 ``<img>``,
-    2 ``</img>``); time_rows: int64 ``[F]``, one per noisy frame; noisy_rows/clean_rows: int64, rows of the patches;
-    noisy/clean: float32 ``[patches, p*p*C]``, channel fastest; noisy_grid/clean_grid: int64 ``[patches, 2]``, row and column in the position table;
-    timestep: float32 ``[F]``; noisy_frame: int64, noisy frame of each noisy patch;
-    target: float32 like noisy, or empty when sampling; weight: float32 ``[noisy patches]``, share of each patch in its frame (1/P).
+    intervals: int32 ``[L, 4]``, of the whole row on every rank; positions: int64 ``[l]``; hint_rows/hint_ids: int64, rows of hint tokens and which
+    (0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``); time_rows/time_frames: int64, rows of time tokens and their noisy frames;
+    noisy_rows/clean_rows: int64, rows of the patches; noisy/clean: float32 ``[patches, p*p*C]``, channel fastest; noisy_grid/clean_grid: int64
+    ``[patches, 2]``, row and column in the position table; noisy_frame: int64, noisy frame of each noisy patch; timestep: float32 ``[F]``, of all
+    noisy frames of the row; target: float32 like noisy, or empty when sampling; weight: float32 ``[noisy patches]``, share of each patch in its
+    frame (1/P); frames: noisy frames that this shard counts (F on the first one, 0 on the others): what the loss is averaged over.
     """
 
     intervals: Tensor
@@ -32,6 +33,7 @@ class Inputs:
     hint_rows: Tensor
     hint_ids: Tensor
     time_rows: Tensor
+    time_frames: Tensor
     noisy_rows: Tensor
     clean_rows: Tensor
     noisy: Tensor
@@ -42,20 +44,42 @@ class Inputs:
     noisy_frame: Tensor
     target: Tensor
     weight: Tensor
+    frames: int
 
     @property
     def length(self) -> int:
         """Tokens of the row, padding included."""
-        return self.positions.shape[0]
-
-    @property
-    def frames(self) -> int:
-        """Noisy frames of the row: what the loss is averaged over."""
-        return self.timestep.shape[0]
+        return self.intervals.shape[0]
 
     def to(self, device: torch.device) -> Inputs:
         """A copy on `device`."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moved.items() if isinstance(value, Tensor)})
+
+    def shard(self, rank: int, size: int) -> Inputs:
+        """The contiguous part of a whole row that context parallel rank `rank` of `size` works on; `size` must divide the row's length."""
+        if size == 1:
+            return self
+        assert self.length % size == 0 and self.positions.shape[0] == self.length
+        each = self.length // size
+        start = rank * each
+        parts = {"positions": self.positions[start : start + each], "frames": 0 if rank else self.frames}
+        for rows, others in ROWS.items():
+            place = getattr(self, rows)
+            here = (place >= start) & (place < start + each)
+            parts[rows] = place[here] - start
+            # Targets are absent when sampling.
+            parts.update({name: getattr(self, name)[here] for name in others if len(getattr(self, name)) == len(place)})
+        return replace(self, **parts)  # type: ignore[arg-type]
+
+
+ROWS = {
+    "hint_rows": ("hint_ids",),
+    "time_rows": ("time_frames",),
+    "noisy_rows": ("noisy", "noisy_grid", "noisy_frame", "target", "weight"),
+    "clean_rows": ("clean", "clean_grid"),
+}
+"""Fields of `Inputs` with row numbers -> fields with one entry for each of these rows."""
 
 
 class Objective(Protocol):
@@ -68,4 +92,4 @@ class Objective(Protocol):
         """One micro-batch as a packed row, padded to a multiple of `multiple` tokens: noise, timesteps and targets from each sample's key."""
 
     def loss(self, output: Tensor, inputs: Inputs) -> tuple[Tensor, int, Tensor]:
-        """Model output -> (sum over frames, number of frames, detached loss per frame ``[F]``)."""
+        """Model output for a row or a shard -> (sum over its patches, frames that it counts, detached loss per frame ``[F]`` of its patches)."""

@@ -69,6 +69,7 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
         hint_rows=torch.cat(hint_rows),
         hint_ids=torch.cat([torch.full_like(rows, number) for rows, (number, _, _) in zip(hint_rows, hints)]),
         time_rows=row.rows(NOISY, TIME),
+        time_frames=torch.arange(len(per_frame)),
         noisy_rows=row.rows(NOISY, NOISY_PATCH),
         clean_rows=row.rows(CLEAN, CLEAN_PATCH),
         noisy=noisy,
@@ -79,6 +80,7 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
         noisy_frame=torch.arange(len(per_frame)).repeat_interleave(per_frame),
         target=torch.cat(targets) if targets else noisy[:0],
         weight=(1.0 / per_frame).repeat_interleave(per_frame),
+        frames=len(per_frame),
     )
 
 

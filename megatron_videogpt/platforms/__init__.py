@@ -23,7 +23,8 @@ class Platform:
     """What a device kind needs.
 
     backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
-    memory_peak: bytes allocated at most so far on the device (resident set on a CPU).
+    memory_peak: bytes allocated at most so far on the device (resident set on a CPU); memory_total: bytes that this process may fill;
+    own_seconds: a clock that stands still while this rank waits for others, to find slow ones.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Platform:
     backend: str
     device_name: str
     memory_peak: Callable[[], int]
+    memory_total: Callable[[], int]
+    own_seconds: Callable[[], float]
 
 
 _active: Platform | None = None

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 """The checkpoint format of the distributed optimizer that any layout can load; `dp_reshardable` came back with step 0 without Transformer Engine."""
+
+
+def let_outputs_be_dropped() -> None:
+    """Make `CheckpointWithoutOutput` work without Transformer Engine: it takes its own default, False, for "fp8 is on" and then looks for that package."""
+    from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
+
+    CheckpointWithoutOutput.__init__.__defaults__ = (None,)  # type: ignore[attr-defined]
 
 
 def _parts(optimizer: Any) -> list[Any]:
@@ -39,3 +47,14 @@ def load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None
     part.load_parameter_state_from_fully_reshardable(tensors)
     for values in counted:
         values["step"] = torch.tensor(float(updates))
+
+
+def main_shards(optimizer: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor, int, int]]:
+    """(model parameter, this rank's float32 shard of it in the optimizer, start and end of that shard in the flattened parameter).
+
+    Parameters of which this rank holds nothing are left out; megatron-core has no public way to ask.
+    """
+    for part in _parts(optimizer):
+        for parameter, (group, order) in part.model_param_group_index_map.items():
+            reach = part._get_model_param_range_map(parameter)["param"]
+            yield parameter, part.optimizer.param_groups[group]["params"][order], reach.start, reach.end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import Platform
+from .probe import Probe
 
 
 def activate(local_rank: int) -> Platform:
@@ -19,4 +20,6 @@ def activate(local_rank: int) -> Platform:
         backend="nccl",
         device_name=torch.cuda.get_device_name(local_rank),
         memory_peak=lambda: torch.cuda.max_memory_allocated(),
+        memory_total=lambda: torch.cuda.mem_get_info()[1],
+        own_seconds=Probe(torch.device("cuda", local_rank), torch.cuda),
     )

@@ -7,6 +7,7 @@ import importlib.util
 import torch
 
 from . import Platform
+from .probe import Probe
 
 
 def activate(local_rank: int) -> Platform:
@@ -28,4 +29,6 @@ def activate(local_rank: int) -> Platform:
         backend="hccl",
         device_name=torch.npu.get_device_name(local_rank),
         memory_peak=lambda: torch.npu.max_memory_allocated(),
+        memory_total=lambda: torch.npu.mem_get_info()[1],
+        own_seconds=Probe(torch.device("npu", local_rank), torch.npu),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -30,10 +31,11 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
     """
     if parallel_state.is_initialized():
         return
-    size, model_size = world_size(), parallel.tensor * parallel.pipeline
+    size, model_size = world_size(), parallel.model_size
     if size % model_size:
         raise RunError(
-            f"{size} processes cannot be split into groups of {model_size} (parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}); "
+            f"{size} processes cannot be split into groups of {model_size} (parallel.tensor={parallel.tensor} x parallel.context={parallel.context} x "
+            f"parallel.pipeline={parallel.pipeline}); "
             f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
         )
     timeout = datetime.timedelta(minutes=timeout_minutes)
@@ -45,10 +47,17 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
         distributed_timeout_minutes=int(max(1, timeout_minutes)),
     )
     # megatron-core forks this generator under sequence parallelism; nothing here draws from it.
     tensor_parallel.model_parallel_cuda_manual_seed(0)
+
+
+def control_group(timeout_minutes: float = 30.0) -> Any:
+    """A group of all ranks for small messages on CPU tensors, so that no device waits for them; a collective."""
+    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
 
 
 def stop() -> None:

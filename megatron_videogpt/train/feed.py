@@ -1,4 +1,4 @@
-"""Samples to every rank of a model parallel group: one rank reads and encodes, the others receive latents."""
+"""Samples to every rank that works on them (TP x CP x PP): one rank reads and encodes, the others receive latents."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from . import distributed
 
 
 def is_reader() -> bool:
-    """Whether this rank reads data for its model parallel group."""
-    return torch.distributed.get_rank() == _source()
+    """Whether this rank reads data for the ranks that share its samples: the first one of all but the data parallel axis."""
+    context = parallel_state.get_context_parallel_rank()
+    return _is_first() and context == 0
 
 
-def _group() -> Any:
-    return parallel_state.get_model_parallel_group()
+def _is_first() -> bool:
+    return torch.distributed.get_rank() == _ranks(parallel_state.get_model_parallel_group())[0]
 
 
-def _source() -> int:
-    return torch.distributed.get_process_group_ranks(_group())[0]
+def _ranks(group: Any) -> list[int]:
+    return torch.distributed.get_process_group_ranks(group)
+
+
+def _groups() -> list[Any]:
+    """The way of the samples: over context parallel ranks first, then from each of these to its tensor and pipeline parallel ranks."""
+    first, second = parallel_state.get_context_parallel_group(), parallel_state.get_model_parallel_group()
+    return [group for group, here in ((first, _is_first()), (second, True)) if here and group.size() > 1]
 
 
 def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list[Sample]:
@@ -40,11 +47,12 @@ def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list
             header = [[(s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None) for s in samples]]
         except ValueError as error:
             header = [str(error)]
-    if torch.distributed.get_world_size(_group()) > 1:
-        torch.distributed.broadcast_object_list(header, _source(), group=_group())
+    groups = _groups()
+    for group in groups:
+        torch.distributed.broadcast_object_list(header, _ranks(group)[0], group=group)
     if isinstance(header[0], str):
         raise distributed.RunError(header[0])
-    if torch.distributed.get_world_size(_group()) == 1:
+    if is_reader() and not groups:
         return [replace(sample, pixels=None) for sample in samples]
 
     sizes = [torch.Size(shape).numel() * (2 if posterior else 1) for _, _, _, shape, posterior in header[0]]
@@ -53,7 +61,8 @@ def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list
         flat = torch.cat(parts).float().to(device)
     else:
         flat = torch.empty(sum(sizes), device=device)
-    torch.distributed.broadcast(flat, _source(), group=_group())
+    for group in groups:
+        torch.distributed.broadcast(flat, _ranks(group)[0], group=group)
     received = []
     for (key, name, clips, shape, posterior), part in zip(header[0], flat.cpu().split(sizes)):
         both = part.reshape(-1, *shape)

@@ -17,10 +17,11 @@ from ..platforms import activate
 from . import checkpoint, distributed
 
 
-def load_denoiser(run: Path, step: int | None = None, platform: str = "auto") -> tuple[Denoiser, Config]:
+def load_denoiser(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
     """The model of a run's newest checkpoint (or of `step`) on one process, whatever layout trained it, and its configuration.
 
-    Weights keep their precision on a GPU and become float32 on a CPU.  Raises ValueError in one line when there is no such checkpoint.
+    average: take the moving average of the weights (optimizer.ema_decay).  Weights keep their precision on a GPU and become float32 on a CPU.
+    Raises ValueError in one line when there is no such checkpoint.
     """
     path = checkpoint.find(run, step)
     config = checkpoint.checkpoint_config(path)
@@ -35,6 +36,6 @@ def load_denoiser(run: Path, step: int | None = None, platform: str = "auto") ->
     distributed.start(device, parallel)
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     backend, _ = select(config.attention.backend, device.device.type, dtype, config.model.head_dim)
-    model = VideoGPT(config, codec.channels, device, backend)
-    checkpoint.load_weights(path, model)
-    return model_denoiser(model, config, device.device), config
+    chunks = [VideoGPT(config, codec.channels, device, backend)]
+    checkpoint.load_weights(path, chunks, average)
+    return model_denoiser(chunks, config, device.device), config

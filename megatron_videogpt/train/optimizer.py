@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from ..config.schema import Config, OptimizerConfig
 from ..model.videogpt import VideoGPT
@@ -25,15 +28,42 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def wrap(model: VideoGPT) -> DistributedDataParallel:
-    """The model with its gradients in one buffer, reduced over data parallel ranks at the end of a step."""
-    model.config.finalize_model_grads_func = finalize_model_grads
-    settings = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-    return DistributedDataParallel(model.config, settings, model)
+def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel]:
+    """The model chunks of this rank with their gradients in buffers that are reduced over data (and context) parallel ranks."""
+    layout = config.parallel
+    settings = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=layout.overlap_grad_reduce,
+        overlap_param_gather=layout.overlap_param_gather,
+        bucket_size=layout.bucket_size or None,
+    )
+    # Communication of later chunks is hidden behind the other chunks' work, so that they need no buckets.
+    wrapped = [DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(chunks)]
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = finalize_model_grads
+    if layout.overlap_grad_reduce:
+        # megatron-core's schedules read the first chunk's configuration.
+        hooks = [chunk.no_sync for chunk in wrapped]
+        chunks[0].config.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+    return wrapped
 
 
-def build_optimizer(config: Config, model: DistributedDataParallel) -> Any:
-    """megatron-core's optimizer for one model chunk: fp32 main parameters, state sharded over data parallel ranks."""
+@contextlib.contextmanager
+def whole_parameters(chunks: list[DistributedDataParallel]) -> Iterator[None]:
+    """Every parameter up to date inside, whatever is still being gathered: for validation, sampling and checkpoints."""
+    overlapped = [chunk for chunk in chunks if chunk.ddp_config.overlap_param_gather]
+    for chunk in overlapped:
+        chunk.disable_forward_pre_hook()
+    try:
+        yield
+    finally:
+        for chunk in overlapped:
+            chunk.enable_forward_pre_hook()
+
+
+def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> Any:
+    """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and context) parallel ranks."""
     options, bf16 = config.optimizer, config.train.precision == "bf16"
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -47,10 +77,10 @@ def build_optimizer(config: Config, model: DistributedDataParallel) -> Any:
             bf16=bf16,
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
             use_distributed_optimizer=True,
-            # 0 would also skip the norm, which is logged.
-            clip_grad=options.clip_grad or float("inf"),
+            overlap_param_gather=config.parallel.overlap_param_gather,
+            clip_grad=options.clip_grad,
         ),
-        [model],
+        chunks,
     )
 
 
@@ -58,3 +88,19 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
     """Give every parameter group its rate for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def update(optimizer: Any, clip: float, accept: Callable[[float], bool]) -> tuple[float, bool]:
+    """One update from the reduced gradients -> (their norm over the whole model, whether it was taken).
+
+    megatron-core's own `step` in its three parts, so that `accept(norm)` decides in between; the norm is the same on every rank, and so is the decision.
+    clip: largest norm; 0 for none.
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not accept(norm):
+        return norm, False
+    if clip:
+        for part in optimizer.chained_optimizers:
+            clip_grad_by_total_norm_fp32(part.get_parameters(), max_norm=clip, total_norm=norm)
+    return norm, bool(optimizer.step_with_ready_grads())

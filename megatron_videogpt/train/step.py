@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from ..objective.base import Inputs, Objective
+from .optimizer import update
 
 NOISE_BINS = 5
 """Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
@@ -20,7 +22,9 @@ def statistics(total: Tensor, count: int, per_frame: Tensor, timestep: Tensor) -
     """``[2 + 2*bins]`` float64: loss sum, frames, then per noise bin the loss sum and the frames.  Sums, so that micro-batches and ranks add up."""
     place = (timestep * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
     bins = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=per_frame.device)
-    bins.index_add_(1, place, torch.stack([per_frame.double(), torch.ones_like(per_frame, dtype=torch.float64)]))
+    # A later shard of a row adds to the loss of frames that the first one counts.
+    counted = torch.full_like(per_frame, float(count > 0), dtype=torch.float64)
+    bins.index_add_(1, place, torch.stack([per_frame.double(), counted]))
     head = torch.stack([total.detach().double(), torch.tensor(float(count), dtype=torch.float64, device=total.device)])
     return torch.cat([head, bins.flatten()])
 
@@ -31,9 +35,9 @@ def empty_statistics(device: torch.device) -> Tensor:
 
 
 def describe(values: Tensor) -> dict[str, float]:
-    """Summed `statistics` as named means; empty noise bins are left out."""
+    """Summed `statistics` as named means; what no frame counts to is left out."""
     numbers = values.tolist()
-    named = {"loss": numbers[0] / max(1.0, numbers[1])}
+    named = {"loss": numbers[0] / numbers[1]} if numbers[1] else {}
     sums, counts = numbers[2 : 2 + NOISE_BINS], numbers[2 + NOISE_BINS :]
     for place, (loss, frames) in enumerate(zip(sums, counts)):
         if frames:
@@ -41,22 +45,33 @@ def describe(values: Tensor) -> dict[str, float]:
     return named
 
 
-def run_schedule(model: Any, objective: Objective, rows: list[Inputs], forward_only: bool) -> Tensor:
-    """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off the last stage)."""
+def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], forward_only: bool) -> Tensor:
+    """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off the last stage).
 
-    def forward_step(data: Iterator[Inputs], stage: Any) -> tuple[Tensor, Any]:
-        inputs = next(data)
+    chunks: the model chunks of this rank, one but for interleaved pipelines.  Those work through their micro-batches in groups of one per pipeline
+    rank; a forward pass fills the last group with copies that are not counted.
+    """
+    real = len(rows)
+    if len(chunks) > 1:
+        missing = -real % parallel_state.get_pipeline_model_parallel_world_size()
+        assert forward_only or not missing
+        rows = rows + rows[:1] * missing
+
+    def forward_step(data: Iterator[tuple[int, Inputs]], stage: Any) -> tuple[Tensor, Any]:
+        number, inputs = next(data)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             total, count, per_frame = objective.loss(output, inputs)
-            return total, torch.tensor(count, dtype=torch.int, device=total.device), statistics(total, count, per_frame, inputs.timestep)
+            values = statistics(total, count, per_frame, inputs.timestep) if number < real else empty_statistics(total.device)
+            return total, torch.tensor(count, dtype=torch.int, device=total.device), values
 
         return stage(inputs), loss
 
+    iterators = [iter(enumerate(rows)) for _ in chunks]
     stored = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(rows),
-        model=[model],
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks,
         num_microbatches=len(rows),
         seq_length=max(row.length for row in rows),
         micro_batch_size=1,
@@ -65,26 +80,25 @@ def run_schedule(model: Any, objective: Objective, rows: list[Inputs], forward_o
     return sum(stored[1:], stored[0]) if stored else empty_statistics(rows[0].positions.device)
 
 
-def train_step(model: Any, optimizer: Any, objective: Objective, rows: list[Inputs]) -> tuple[Tensor, float, bool]:
-    """One optimizer step over this rank's micro-batches -> (this rank's `statistics`, gradient norm, whether the step was taken)."""
-    model.zero_grad_buffer()
+def train_step(
+    chunks: list[Any], optimizer: Any, objective: Objective, rows: list[Inputs], clip: float = 1.0, accept: Callable[[float], bool] = math.isfinite
+) -> tuple[Tensor, float, bool]:
+    """One optimizer step over this rank's micro-batches -> (this rank's `statistics`, gradient norm, whether the step was taken).
+
+    rows: this context parallel rank's shards.  clip: largest gradient norm, 0 for none.  accept: whether to take a step of this gradient norm.
+    """
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = run_schedule(model, objective, rows, forward_only=False)
-    taken, norm, _ = optimizer.step()
-    return totals, float(norm or 0.0), bool(taken)
+    totals = run_schedule(chunks, objective, rows, forward_only=False)
+    norm, taken = update(optimizer, clip, accept)
+    return totals, norm, taken
 
 
 def reduce_statistics(values: Tensor) -> Tensor:
-    """Sum over data parallel ranks, the same on every rank of every pipeline stage."""
+    """Sum over data and context parallel ranks, the same on every rank of every pipeline stage."""
     values = values.clone()
-    torch.distributed.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    torch.distributed.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(), group=parallel_state.get_pipeline_model_parallel_group())
     return values
-
-
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank; all ranks get the same answer."""
-    value = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item())

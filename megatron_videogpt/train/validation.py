@@ -28,6 +28,10 @@ from .step import describe, empty_statistics, reduce_statistics, run_schedule
 T = TypeVar("T")
 
 
+def _bare(model: list[Any]) -> list[Any]:
+    return [getattr(chunk, "module", chunk) for chunk in model]
+
+
 class Validation:
     """A fixed set of held-out samples, encoded once; every data parallel rank takes its share."""
 
@@ -45,15 +49,20 @@ class Validation:
     def _mine(self, samples: list[T]) -> list[T]:
         return samples[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
 
-    def during(self, model: Any, writer: MetricsWriter, step: int) -> None:
-        """Whatever is due after `step`."""
+    def due(self, step: int) -> bool:
+        """Whether `during` has something to do after `step`."""
         options = self.config.eval
-        if options.every and step % options.every == 0 and step < self.config.train.steps:
+        return step < self.config.train.steps and any(every and step % every == 0 for every in (options.every, options.predict_every))
+
+    def during(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
+        """Whatever is due after `step` (see `due`).  model: this rank's chunks, wrapped or not, with whole parameters."""
+        options = self.config.eval
+        if options.every and step % options.every == 0:
             self.measure(model, writer, step)
-        if options.predict_every and step % options.predict_every == 0 and step < self.config.train.steps:
+        if options.predict_every and step % options.predict_every == 0:
             self.predict(model, writer, step)
 
-    def finish(self, model: Any, writer: MetricsWriter, step: int) -> None:
+    def finish(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
         """Validation loss, predicted video and pixel error of the finished model."""
         if self.config.eval.every:
             self.measure(model, writer, step)
@@ -62,15 +71,18 @@ class Validation:
             self.pixel_error(model, writer, step)
 
     @torch.no_grad()
-    def measure(self, model: Any, writer: MetricsWriter, step: int) -> float:
+    def measure(self, model: list[Any], writer: MetricsWriter, step: int) -> float:
         """Loss on the held-out samples, with the same noise every time."""
         size = self.config.train.micro_batch_size
         mine = self._mine(self.samples[: self.config.eval.samples])
         packs = [mine[start : start + size] for start in range(0, len(mine), size)]
-        rows = [self.objective.prepare(pack, self.config.parallel.tensor).to(self.platform.device) for pack in packs]
-        model.eval()
+        context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+        rows = [self.objective.prepare(pack, self.config.parallel.row_multiple).shard(*context).to(self.platform.device) for pack in packs]
+        for chunk in model:
+            chunk.eval()
         totals = run_schedule(model, self.objective, rows, forward_only=True) if rows else empty_statistics(self.platform.device)
-        model.train()
+        for chunk in model:
+            chunk.train()
         named = describe(reduce_statistics(totals))
         writer.log(step, {f"validation_{name}": value for name, value in named.items()})
         return named["loss"]
@@ -81,10 +93,10 @@ class Validation:
         given = max(1, min(self.config.sample.history, frames // 2))
         return given, frames - given
 
-    def predict(self, model: Any, writer: MetricsWriter, step: int) -> None:
+    def predict(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
         """A continuation of the first held-out sample: a video in the log, a contact sheet in the run's folder."""
         given, generated = self._given()
-        denoise = model_denoiser(model, self.config, self.platform.device)
+        denoise = model_denoiser(_bare(model), self.config, self.platform.device)
         (latents,) = predict(denoise, self.samples[:1], given, generated, self.config.sample, self.config.train.seed)
         if not distributed.is_rank_zero():
             return
@@ -98,7 +110,7 @@ class Validation:
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheet(truth[:first], frames, truth[first:], folder / f"step_{step:08d}.png")
 
-    def pixel_error(self, model: Any, writer: MetricsWriter, step: int) -> dict[str, float]:
+    def pixel_error(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
         """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last given frame instead.
 
         Half of the frames given, half predicted (in the clips of `sample.clips` where they fit), guidance 1, 20 steps, noise fixed by the seed;
@@ -107,7 +119,7 @@ class Validation:
         given, generated = self._given()
         settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
         mine = self._mine(list(range(min(self.config.eval.final_scenes, len(self.samples)))))
-        denoise = model_denoiser(model, self.config, self.platform.device)
+        denoise = model_denoiser(_bare(model), self.config, self.platform.device)
         predicted = predict(denoise, [self.samples[n] for n in mine], given, generated, settings, self.config.train.seed)
         sums = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
         if is_reader():

@@ -41,12 +41,13 @@ def run_layout(options: dict, platform):  # type: ignore[no-untyped-def]
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1),
     )
     distributed.start(platform, config.parallel)
-    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
-    model = VideoGPT(config, tiny.channels, platform, "ranged", pre_process=first, post_process=last)
     weights = dense.random_weights(tiny, seed=3)
-    load_released(model, config.model, lambda entry: weights[entry.hf])
-    model = wrap(model)
+    chunks = [VideoGPT(config, tiny.channels, platform, "ranged", chunk) for chunk in range(config.parallel.virtual_pipeline)]
+    for chunk in chunks:
+        load_released(chunk, config.model, lambda entry: weights[entry.hf])
+    model = wrap(config, chunks)
     optimizer, objective = build_optimizer(config, model), build_objective(config)
+    context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     rank, replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     share = BATCH // replicas
     result = []
@@ -56,7 +57,7 @@ def run_layout(options: dict, platform):  # type: ignore[no-untyped-def]
             key = step * BATCH + n
             samples.append(Sample(key=key, name=str(key), mean=normal(key, "latents", (4, 4, 4, 4)), logvar=None, clips=SPLITS[key % len(SPLITS)]))
         mine = samples[rank * share : (rank + 1) * share]
-        rows = [objective.prepare(mine[i : i + micro], config.parallel.tensor) for i in range(0, share, micro)]
+        rows = [objective.prepare(mine[i : i + micro], config.parallel.row_multiple).shard(*context) for i in range(0, share, micro)]
         set_learning_rate(optimizer, 3e-3)
         totals, norm, _ = train_step(model, optimizer, objective, rows)
         result.append((describe(reduce_statistics(totals))["loss"], norm))

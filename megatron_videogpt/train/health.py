@@ -1,0 +1,131 @@
+"""Whether a step may be taken, whether somebody asked to stop, and which rank is slow: all without holding up the step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.schema import Config, OptimizerConfig
+from ..platforms import Platform
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 50
+"""Gradient norms of taken steps that a spike is measured against, and how few are too few: half of them."""
+
+
+class Gate:
+    """Decides about each step by its gradient norm, which all ranks share, and so all decide alike.
+
+    norms: of the last taken steps, oldest first; skipped: steps skipped in a row.  Both belong to the run's state.
+    """
+
+    def __init__(self, options: OptimizerConfig, norms: list[float], skipped: int) -> None:
+        self.options, self.norms, self.skipped = options, list(norms), skipped
+
+    @property
+    def limit(self) -> float:
+        """Largest gradient norm that is taken."""
+        if not self.options.spike_factor or len(self.norms) < REMEMBERED // 2:
+            return math.inf
+        return self.options.spike_factor * statistics.median(self.norms)
+
+    def accept(self, norm: float) -> bool:
+        """Whether a step of this gradient norm is taken."""
+        return math.isfinite(norm) and norm <= self.limit
+
+    def note(self, norm: float, taken: bool) -> None:
+        """Remember a step."""
+        if taken:
+            self.norms = [*self.norms, norm][-REMEMBERED:]
+        self.skipped = 0 if taken else self.skipped + 1
+
+    def too_many(self) -> bool:
+        """Whether the run must stop."""
+        return self.skipped >= self.options.max_skipped
+
+
+def record_skipped(run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], rank0: bool) -> None:
+    """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), name and key of every sample."""
+    if not rank0:
+        return
+    why = f"is not finite ({norm})" if not math.isfinite(norm) else f"{norm:g} is above the limit of {limit:g}"
+    names = ", ".join(sorted({sample["name"] for sample in samples}))
+    log.warning("step %d skipped on all ranks: the gradient norm %s; its samples: %s", step, why, names)
+    line = {"step": step, "grad_norm": norm if math.isfinite(norm) else None, "samples": samples}
+    with open(run / "skipped.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+class Agreement:
+    """Whether any rank asked to stop, one step later: the answer travels while the next step works.
+
+    group: of all ranks, on CPU tensors, so that no device waits.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.pending: tuple[Any, torch.Tensor] | None = None
+
+    def ask(self, flag: bool) -> bool:
+        """Tell this rank's flag; returns whether any rank's was set at the call before, the same on all ranks."""
+        answer = self.close()
+        value = torch.tensor(int(flag))
+        self.pending = (torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.group, async_op=True), value)
+        return answer
+
+    def close(self) -> bool:
+        """The answer to the last call; afterwards nothing is on its way."""
+        if self.pending is None:
+            return False
+        work, value = self.pending
+        work.wait()
+        self.pending = None
+        return bool(value.item())
+
+
+class RankTimes:
+    """Every rank's own seconds per step and the seconds it waited for data, gathered in the background every `logging.slowest_every` steps.
+
+    Ranks wait for each other within a step, so that the step takes equally long on all of them; `Platform.own_seconds` is what a rank did itself.
+    """
+
+    def __init__(self, config: Config, platform: Platform, group: Any) -> None:
+        self.every, self.own, self.group = config.logging.slowest_every, platform.own_seconds, group
+        self.mark, self.waited, self.steps = self.own(), 0.0, 0
+        self.pending: tuple[Any, list[torch.Tensor]] | None = None
+
+    def add(self, step: int, waited: float) -> dict[str, float]:
+        """After each step, with its wait for data; once per interval returns who was slowest in the interval before, else nothing."""
+        self.waited, self.steps = self.waited + waited, self.steps + 1
+        if not self.every or step % self.every:
+            return {}
+        found = self._read()
+        now = self.own()
+        mine = torch.tensor([(now - self.mark) / self.steps, self.waited / self.steps], dtype=torch.float64)
+        parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+        self.pending = (torch.distributed.all_gather(parts, mine, group=self.group, async_op=True), parts)
+        self.mark, self.waited, self.steps = now, 0.0, 0
+        return found
+
+    def _read(self) -> dict[str, float]:
+        if self.pending is None:
+            return {}
+        work, parts = self.pending
+        work.wait()
+        times = torch.stack(parts)
+        slowest, median = int(times.sum(dim=1).argmax()), times.sum(dim=1).median()
+        log.info("seconds per step by rank (own + waiting for data): %s", " ".join(f"{n}:{own:.3f}+{wait:.3f}" for n, (own, wait) in enumerate(times.tolist())))
+        return {"slowest_rank": slowest, "slowest_rank_time": float(times[slowest].sum()), "median_rank_time": float(median)}
+
+    def close(self) -> dict[str, float]:
+        """The last interval's answer; afterwards nothing is on its way."""
+        found = self._read()
+        self.pending = None
+        return found
