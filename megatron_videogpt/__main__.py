@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 DESCRIPTION = """\
 Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
@@ -88,14 +89,20 @@ def run_train(args: argparse.Namespace) -> None:
         raise ConfigError(problems)
 
     from .platforms import activate
+    from .train.logs import start_logs
+    from .train.watchdog import Watchdog
 
-    # Before anything imports megatron-core, which looks for its device as it is imported.
-    activate(config.train.platform)
-    from .train import distributed
-    from .train.trainer import train
+    output = Path(config.train.output)
+    start_logs(output, int(os.environ.get("RANK", "0")))
+    with Watchdog(config.train.timeout_minutes, output) as watchdog:
+        # Before anything imports megatron-core, which looks for its device as it is imported.
+        activate(config.train.platform)
+        from .train import distributed
+        from .train.trainer import train
 
-    train(config)
-    distributed.stop()
+        train(config)
+        watchdog.phase("leaving the process group")
+        distributed.stop()
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -170,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        from .train.logs import log_failure
+
+        log_failure(error)
         if args.traceback or not is_user_error(error):
             raise
         print_error(error)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +25,7 @@ from megatron_videogpt.data.index import Source, Split
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 50  # replacements tried for one sample
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask the trainer to save and end
 WINDOW = 1000  # samples over which data.max_bad_fraction is taken
 
 
@@ -79,7 +82,8 @@ class Loader:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["megatron_videogpt.data.loader"])
             options = {"multiprocessing_context": context, "prefetch_factor": max(1, config.prefetch), "worker_init_fn": _start_worker}
-        self._batches = iter(DataLoader(dataset, batch_size=None, sampler=_Endless(), num_workers=config.workers, collate_fn=_as_is, **options))
+        with _deaf_children():
+            self._batches = iter(DataLoader(dataset, batch_size=None, sampler=_Endless(), num_workers=config.workers, collate_fn=_as_is, **options))
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return self
@@ -99,6 +103,9 @@ class Loader:
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+        for worker in getattr(self._batches, "_workers", ()):
+            if worker.is_alive():
+                worker.kill()
 
     def _note(self, good: int, rejections: list[BadVideo]) -> None:
         for error in rejections:
@@ -213,6 +220,21 @@ def _as_is(batch: Any) -> Any:
 
 
 def _start_worker(number: int) -> None:
-    """Ctrl-C is for the trainer, which saves first; one thread, because there are as many workers as cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals are for the trainer, which saves first; one thread, because there are as many workers as cores."""
+    for name in STOP_SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started meanwhile ignore `STOP_SIGNALS`, the fork server too: torchrun and Slurm signal a whole session, and the trainer still needs them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.signal(name, signal.SIG_IGN) for name in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

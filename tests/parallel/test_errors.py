@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from .launch import REPOSITORY, cli, torchrun
+from .test_resume import newest
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
 VIDEOS = ("data.source=videos", "data.max_aspect=2", "data.longest_side=32", "data.min_side=32", "data.frame_interval=[1,2]", "train.steps=2")
@@ -85,17 +86,22 @@ def test_bad_videos_are_named_and_skipped_and_training_goes_on(tmp_path: Path) -
     assert "none of 5 videos" in line
 
 
+def written(run: Path) -> dict[Path, int]:
+    """When each file of a run was written; the logs, which tell of refused starts too, are left out."""
+    return {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file() and path.parent.name != "logs"}
+
+
 def test_checkpoint_of_another_shape_is_refused_and_left_alone(trained: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in sorted(trained.rglob("*")) if path.is_file()}
+    before = written(trained)
     line = error_of(cli("train", CONFIG, f"train.output={trained}", "train.steps=6", "model.hidden_size=64"))
     assert "hidden_size is 32 there and 64 here" in line
-    assert before == {path: path.stat().st_mtime_ns for path in sorted(trained.rglob("*")) if path.is_file()}
+    assert before == written(trained)
 
 
 def test_a_checkpoint_of_another_codec_is_refused(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    state = run / "checkpoints" / (run / "checkpoints" / "latest").read_text() / "state.json"
+    state = run / "checkpoints" / newest(run) / "state.json"
     state.write_text(state.read_text().replace('"codec": "', '"codec": "0000'))
     for command in (
         ("train", CONFIG, f"train.output={run}", "train.steps=6"),
@@ -126,19 +132,17 @@ def test_full_disk_at_save(trained: Path, small_disk: Path) -> None:
     run = small_disk / "run"
     run.mkdir()
     (run / "checkpoints").mkdir()
-    newest = (trained / "checkpoints" / "latest").read_text()
-    shutil.copytree(trained / "checkpoints" / newest, run / "checkpoints" / newest)
-    shutil.copy(trained / "checkpoints" / "latest", run / "checkpoints" / "latest")
-    contents = {path.name: path.read_bytes() for path in (run / "checkpoints" / newest).iterdir()}
+    kept = newest(trained)
+    shutil.copytree(trained / "checkpoints" / kept, run / "checkpoints" / kept)
+    contents = {path.name: path.read_bytes() for path in (run / "checkpoints" / kept).iterdir()}
     # What is left holds the small files of a run, not another checkpoint.
     free = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(b"x" * max(0, free - 100_000))
     line = error_of(cli("train", CONFIG, f"train.output={run}", "train.steps=6"))
-    assert "step 6 could not be saved" in line and "space" in line and newest in line
-    assert contents == {path.name: path.read_bytes() for path in (run / "checkpoints" / newest).iterdir()}
-    assert (run / "checkpoints" / "latest").read_text() == newest
+    assert "step 6 could not be saved" in line and "space" in line and kept in line
+    assert contents == {path.name: path.read_bytes() for path in (run / "checkpoints" / kept).iterdir()}
     assert [path.name for path in (run / "checkpoints").glob("*.partial")] == []
     (small_disk / "filler").unlink()
     result = cli("train", CONFIG, f"train.output={run}", "train.steps=6")
     assert result.returncode == 0, result.stderr
-    assert f"resumed from {run / 'checkpoints' / newest}" in result.stdout
+    assert f"resumed from {run / 'checkpoints' / kept}" in result.stdout

@@ -1,0 +1,221 @@
+"""Ends a run that cannot go on, with one line that says why, where a rank would wait for ever or die in a traceback of its communication library.
+
+Three things end a run: a phase of the main thread that lasts longer than `train.timeout_minutes`; another process of this node that was killed; and the
+launcher's own death.  A thread looks twice a second, since the main thread may sit inside a collective operation that never returns.
+
+The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files in the temporary folder, named after
+the launcher and its restart count.  That needs no network, works before the process group exists and while it hangs, and cannot mix up the process ids of
+two machines.  A process that ends properly removes its file; one that fails with an error of its own writes so; what a killed one leaves says neither.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .logs import log_path
+
+INTERVAL = 0.5
+"""Seconds between two looks."""
+
+GRACE = 3.0
+"""Seconds that a lost connection waits for the news of who died: sockets close before the process is gone."""
+
+STALE = 60.0
+"""Seconds: files older than this at the start belong to an earlier round of the same launcher."""
+
+LOST = ("gloo", "NCCL", "HCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out waiting")
+"""What communication libraries say, beside torch.distributed's own exception types, when a peer is gone."""
+
+RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the main thread does, since when (seconds, monotonic), and whether `train.timeout_minutes` limits it."""
+
+    name: str
+    since: float
+    limited: bool
+
+
+def born(pid: int) -> str | None:
+    """When a process started, as the kernel counts; None when it is gone or only waits to be reaped.  "?" where /proc does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None if os.path.isdir("/proc/self") or not _answers(pid) else "?"
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an exception is a communication library's way to say that another rank is gone or silent."""
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
+
+
+class Watchdog:
+    """A context for the whole run; `phase` says what comes next.  Works with torchrun and without (then only phases are watched).
+
+    An exception that leaves the context passes through, but for lost connections: these become one line and the process's end.
+    """
+
+    def __init__(self, timeout_minutes: float, output: Path) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.timeout_minutes, self.output = timeout_minutes, output
+        self.log = logging.getLogger(__name__)
+        self._now = Phase("starting", time.monotonic(), True)
+        self._stop = threading.Event()
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._started = time.time()
+        self._folder = self._meet() if "RANK" in os.environ else None
+        self._file = -1
+
+    def phase(self, name: str, limited: bool = True) -> None:
+        """What the main thread does from now on; `limited=False` where a long time is no sign of trouble (collectives keep their own limit)."""
+        self._now = Phase(name, time.monotonic(), limited)
+        self._write("running")
+
+    def __enter__(self) -> Watchdog:
+        if self._folder is not None:
+            self._file = os.open(self._folder / f"rank_{self.rank:05d}", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            self._write("running")
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and is_lost_connection(error):
+            self.log.error("lost a connection", exc_info=error)
+            self._explain(error)
+        self._stop.set()
+        self._thread.join()
+        if error is not None:
+            self._write("failed")
+        elif self._folder is not None:
+            (self._folder / f"rank_{self.rank:05d}").unlink(missing_ok=True)
+            try:
+                self._folder.rmdir()
+            except OSError:  # not empty: others are still at work
+                pass
+
+    def _meet(self) -> Path:
+        """The folder that the processes of this launcher share; folders of launchers that are gone are removed."""
+        parent, start = os.getppid(), f"megatron_videogpt_{os.getuid()}_"
+        attempt = f"{parent}_{born(parent) or '?'}_{os.environ.get('MASTER_PORT', '0')}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        root = Path(tempfile.gettempdir())
+        for old in root.glob(f"{start}*_*_*"):
+            pid, when = old.name[len(start) :].split("_")[:2]
+            if born(int(pid)) != when and int(pid) != parent:
+                shutil.rmtree(old, ignore_errors=True)
+        folder = root / (start + attempt)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def _write(self, state: str) -> None:
+        if self._file >= 0:
+            about = {"rank": self.rank, "pid": os.getpid(), "born": born(os.getpid()), "state": state, "phase": self._now.name}
+            # One write of constant length: a reader never sees half of an old and half of a new text.
+            os.pwrite(self._file, json.dumps(about).ljust(400).encode(), 0)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._pause()):
+            now = self._now
+            lasted = time.monotonic() - now.since
+            if now.limited and lasted > 60 * self.timeout_minutes:
+                limit = f"train.timeout_minutes = {self.timeout_minutes:g}"
+                self._end(
+                    f"error (rank {self.rank}): '{now.name}' took longer than {limit}; this rank or one it waits for hangs: compare the ends of "
+                    f"{log_path(self.output, self.rank).parent}, or raise the limit where so long is right; {RESTART}"
+                )
+            self._look()
+            if self._launcher and os.getppid() != self._launcher:
+                self._end(f"error: the launcher (torchrun, pid {self._launcher}) is gone, and a run cannot go on without it; {RESTART}")
+
+    def _pause(self) -> float:
+        """Seconds to the next look: the very end of the phase's time, where that is nearer."""
+        now = self._now
+        left = now.since + 60 * self.timeout_minutes - time.monotonic() + 0.001
+        return min(INTERVAL, max(0.001, left)) if now.limited else INTERVAL
+
+    def _siblings(self) -> list[dict[str, Any]]:
+        """The other processes of this launcher, as they describe themselves."""
+        found = []
+        for path in sorted(self._folder.glob("rank_*")) if self._folder is not None else ():
+            try:
+                about = json.loads(path.read_text(encoding="utf-8"))
+                if about["rank"] != self.rank and path.stat().st_mtime > self._started - STALE:
+                    found.append(about)
+            except (OSError, ValueError):  # ended in this moment, or has not written yet
+                continue
+        return found
+
+    def _look(self) -> None:
+        """End this process if another one of this launcher is dead: with a line when it was killed, silently when it printed its own."""
+        dead = [about for about in self._siblings() if born(about["pid"]) != about["born"]]
+        # A process that ended between the two looks has removed its file by now.
+        dead = [about for about in dead if (self._folder or Path()).joinpath(f"rank_{about['rank']:05d}").exists()]
+        killed = [about for about in dead if about["state"] == "running"]
+        if killed and len(killed) == len(dead):
+            who = ", ".join(f"rank {about['rank']} (pid {about['pid']} on {socket.gethostname()})" for about in killed)
+            logs = ", ".join(str(log_path(self.output, about["rank"])) for about in killed)
+            self._end(f"error: {who} died during '{killed[0]['phase']}': killed, or out of memory; see {logs} and the kernel's log (dmesg); {RESTART}")
+        if dead:
+            self._end("")
+
+    def _explain(self, error: BaseException) -> None:
+        """End this process after a lost connection: with the news of a dead neighbour, or else with what the library said."""
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            self._look()
+            time.sleep(0.05)
+        if any(about["state"] == "failed" for about in self._siblings()):
+            self._end("")
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        what = f"'{self._now.name}' failed: {said}"
+        self._end(f"error (rank {self.rank}): {what}; a rank on another node may be gone or unreachable: look for its own error line; {RESTART}")
+
+    def _end(self, line: str) -> None:
+        """Print `line` unless a neighbour has printed its own, and end the process now: nothing that waits for other ranks would return."""
+        self._write("failed")
+        if line and self._is_first():
+            try:
+                os.write(2, f"{line}\n".encode())
+            except OSError:  # the terminal may have gone with the launcher
+                pass
+        # What follows takes locks that the stuck main thread may hold.
+        threading.Timer(1.0, os._exit, (1,)).start()
+        self.log.error(line or "another rank of this node has ended with an error; see its own line")
+        sys.stdout.flush()
+        os._exit(1)
+
+    def _is_first(self) -> bool:
+        if self._folder is None:
+            return True
+        try:
+            os.close(os.open(self._folder / "reported", os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            return False
+        return True

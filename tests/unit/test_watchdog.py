@@ -1,0 +1,136 @@
+"""The watchdog over real processes: who died, what took too long, and silence where an error was told already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_videogpt.train.watchdog import born, is_lost_connection
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BEGIN = """
+import os, sys, time
+from pathlib import Path
+from megatron_videogpt.train.logs import start_logs
+from megatron_videogpt.train.watchdog import Watchdog
+rank, output = int(os.environ["RANK"]), Path(sys.argv[1])
+start_logs(output, rank)
+"""
+FOREVER = "time.sleep(600)"  # as good as a collective operation that never returns
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts one rank with the given body inside the watchdog's context; all are killed in the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def one(rank: int, body: str, minutes: float = 10.0, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+        script = f"{BEGIN}with Watchdog({minutes}, output) as watchdog:\n    print('ready', flush=True)\n    {body}\n"
+        env = {**os.environ, "RANK": str(rank), "MASTER_PORT": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY), **environment}
+        command = [*prefix, sys.executable, "-c", script, str(tmp_path / "run")]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield one
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_until_ready(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+
+def ends(*processes: subprocess.Popen[str]) -> tuple[list[int], list[str]]:
+    """Exit codes, and the lines that all of them wrote to stderr."""
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    return [process.returncode for process in processes], [line for text in errors for line in text.splitlines()]
+
+
+def test_one_line_names_the_killed_rank_and_what_it_did(start: Start, tmp_path: Path) -> None:
+    ranks = [start(rank, f"watchdog.phase('step 7'); {FOREVER}") for rank in range(3)]
+    wait_until_ready(*ranks)
+    time.sleep(0.5)
+    ranks[1].send_signal(signal.SIGKILL)
+    codes, lines = ends(ranks[0], ranks[2])
+    assert codes == [1, 1]
+    (line,) = lines
+    assert line.startswith(f"error: rank 1 (pid {ranks[1].pid} on ") and "died during 'step 7'" in line
+    assert str(tmp_path / "run" / "logs" / "rank_00001.log") in line and "same command" in line
+
+
+def test_a_proper_end_is_no_death(start: Start) -> None:
+    first, second = start(0, "time.sleep(1)"), start(1, "time.sleep(5)")
+    assert ends(first, second) == ([0, 0], [])
+
+
+def test_an_error_of_its_own_is_told_once(start: Start) -> None:
+    other = start(0, FOREVER)
+    failing = start(1, "time.sleep(1); raise ValueError('mine')")
+    codes, lines = ends(other, failing)
+    assert codes == [1, 1]
+    assert [line for line in lines if line.startswith(("error", "ValueError"))] == ["ValueError: mine"]
+
+
+def test_a_phase_that_lasts_too_long_is_named(start: Start) -> None:
+    slow = start(0, f"time.sleep(2); watchdog.phase('quick'); watchdog.phase('reading data of step 7'); {FOREVER}", minutes=0.05)
+    codes, (line,) = ends(slow)
+    assert codes == [1]
+    assert line.startswith("error (rank 0): 'reading data of step 7' took longer than train.timeout_minutes = 0.05")
+
+
+def test_an_unlimited_phase_may_last(start: Start) -> None:
+    assert ends(start(0, "watchdog.phase('predicting', limited=False); time.sleep(2)", minutes=0.01)) == ([0], [])
+
+
+def test_a_lost_connection_is_one_line(start: Start, tmp_path: Path) -> None:
+    body = "watchdog.phase('saving'); raise RuntimeError('[tcp/pair.cc:1] Connection closed by peer [10.0.0.1]\\nfrom the depths')"
+    codes, (line,) = ends(start(0, body))
+    assert codes == [1]
+    assert line.startswith("error (rank 0): 'saving' failed: [tcp/pair.cc:1] Connection closed by peer [10.0.0.1]; a rank on another node may be gone")
+    log = (tmp_path / "run" / "logs" / "rank_00000.log").read_text()
+    assert "start: host" in log and "Traceback" in log and "from the depths" in log
+
+
+def test_a_lost_connection_to_a_killed_neighbour_names_it(start: Start) -> None:
+    killed = start(1, FOREVER)
+    wait_until_ready(killed)
+    body = f"os.kill({killed.pid}, 9); raise RuntimeError('gloo: Connection reset by peer')"
+    codes, lines = ends(start(0, body))
+    assert codes == [1] and len(lines) == 1
+    assert lines[0].startswith(f"error: rank 1 (pid {killed.pid} ")
+
+
+def test_nobody_outlives_the_launcher(start: Start, tmp_path: Path) -> None:
+    # The shell waits, as torchrun would.
+    shell = start(
+        0, "open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); " + FOREVER, prefix=("bash", "-c", '"$@"; true', "bash"), TORCHELASTIC_RUN_ID="x"
+    )
+    wait_until_ready(shell)
+    time.sleep(0.5)
+    worker = int((tmp_path / "run" / "pid").read_text())
+    shell.kill()
+    _, (line,) = ends(shell)
+    assert f"error: the launcher (torchrun, pid {shell.pid}) is gone" in line
+    assert born(worker) is None
+
+
+def test_which_errors_are_lost_connections() -> None:
+    class DistBackendError(type("DistError", (RuntimeError,), {})):  # type: ignore[misc]
+        pass
+
+    assert is_lost_connection(DistBackendError("x"))
+    assert is_lost_connection(RuntimeError("Timed out waiting 1800000ms for recv operation to complete"))
+    assert not is_lost_connection(ValueError("gloo"))
+    assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
