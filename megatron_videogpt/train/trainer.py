@@ -70,7 +70,7 @@ class Run:
     average: Average | None
     source: Any
     control: Any
-    phase: Callable[[str], None]
+    phase: Callable[..., None]
     state: State
 
     @property
@@ -101,7 +101,7 @@ def build_model(config: Config, channels: int, platform: Platform) -> list[Video
     return chunks
 
 
-def build(config: Config, phase: Callable[[str], None]) -> Run:
+def build(config: Config, phase: Callable[..., None]) -> Run:
     """Processes, data, model and optimizer; resumes from the newest complete checkpoint of `train.output`."""
     check_config(config, distributed.world_size())
     platform = activate(config.train.platform)
@@ -172,7 +172,10 @@ def micro_batches(run: Run) -> Iterator[list[Sample]]:
 
 
 class Stop:
-    """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask for a checkpoint and a clean end; a second one ends at once."""
+    """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask for a checkpoint and a clean end; a second Ctrl-C ends at once.
+
+    The others may come twice: Slurm signals every process of a job, and the launcher passes on what it got.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -180,12 +183,12 @@ class Stop:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
 
 
-def train(config: Config, phase: Callable[[str], None] = lambda name: None) -> None:
+def train(config: Config, phase: Callable[..., None] = lambda name: None) -> None:
     """Train to `train.steps`, resuming what `train.output` holds; raises RunError or ValueError in one line for whatever a user can mend.
 
     phase: is told what the run does next (see `watchdog.Watchdog`).
@@ -199,7 +202,7 @@ def train(config: Config, phase: Callable[[str], None] = lambda name: None) -> N
     try:
         finished = _loop(run, writer, validation, stop)
         if finished and validation is not None:
-            phase("validation after the last step")
+            phase("validation after the last step", limited=False)
             with whole_parameters(run.model):
                 validation.finish(run.model, writer, run.state.step)
     finally:
@@ -216,7 +219,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     times, agreement = RankTimes(config, run.platform, run.control), Agreement(run.control)
     saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint)
     if validation is not None and config.eval.every and state.step == 0:
-        run.phase("validation before the first step")
+        run.phase("validation before the first step", limited=False)
         with whole_parameters(run.model):
             validation.measure(run.model, writer, 0)
     with Progress(config.train.steps, state.step, distributed.is_rank_zero()) as progress:
@@ -230,7 +233,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
                 progress.update(state.step, line)
                 saver.poll()
             if validation is not None and validation.due(state.step):
-                run.phase(f"validation after step {state.step}")
+                run.phase(f"validation after step {state.step}", limited=False)
                 with whole_parameters(run.model):
                     validation.during(run.model, writer, state.step)
             asked = agreement.ask(stop.asked)
