@@ -1,7 +1,7 @@
-"""Parameters, sequence lengths, FLOPs and memory of a configuration, before anything is built.
+"""Parameters, sequence lengths and FLOPs of a configuration, before anything is built; `memory`, `communication` and `planner` go on from here.
 
 Parameters are counted from the same table that names and initialises them (`convert.mapping`), so they are exact.  Sequence lengths, attended
-pairs and FLOPs are exact for given clips, and exact expectations over the random clip split.  Memory is a rough guide.
+pairs and FLOPs are exact for given clips, and exact expectations over the random clip split.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,19 +80,49 @@ def component_of(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def rank_parameters(config: Config, channels: int) -> int:
-    """Parameters on the rank that holds most: tensor parallel shards, and the largest pipeline stage."""
+def pipeline_parameters(config: Config, channels: int) -> tuple[int, ...]:
+    """Parameters held by each pipeline rank: tensor parallel shards of the layers of its stages, and the embedding or the head at the ends."""
+    model, layout = config.model, config.parallel
+    layer, first, last = _sharded_parameters(model, channels, layout.tensor)
+    counts = [0] * layout.pipeline
+    for stage, layers in enumerate(stage_layers(config)):
+        counts[stage % layout.pipeline] += layers * layer
+    counts[0] += first
+    counts[-1] += last
+    return tuple(counts)
+
+
+def _sharded_parameters(model: ModelConfig, channels: int, tensor: int) -> tuple[int, int, int]:
+    """Parameters on one of `tensor` ranks of: a layer, what comes before the layers, what comes after them."""
+    return _shapes(model.hidden_size, model.ffn_hidden_size, model.num_attention_heads, model.num_query_groups, model.patch_size, channels, tensor)
+
+
+# A planner asks for the same few shapes thousands of times.
+@lru_cache(maxsize=256)
+def _shapes(width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int) -> tuple[int, int, int]:
     from ..convert.mapping import hf_shape, parameters
 
-    model, layout = config.model, config.parallel
-    stages = [0] * layout.pipeline
+    model = ModelConfig(num_layers=1, hidden_size=width, ffn_hidden_size=inner, num_attention_heads=heads, num_query_groups=groups, patch_size=patch)
+    layer = first = last = 0
     for parameter in parameters(model):
-        part, *rest = parameter.name.split(".")
-        layer = rest[0] == "layers"
-        stage = int(rest[1]) * layout.pipeline // model.num_layers if layer else 0 if part == "embedding" else layout.pipeline - 1
-        shards = layout.tensor if parameter.rule.split is not None else 1
-        stages[stage] += math.prod(hf_shape(parameter, model, channels)) // shards
-    return max(stages)
+        count = math.prod(hf_shape(parameter, model, channels)) // (tensor if parameter.rule.split is not None else 1)
+        if ".layers." in parameter.name:
+            layer += count
+        elif parameter.name.startswith("embedding."):
+            first += count
+        else:
+            last += count
+    return layer, first, last
+
+
+def layer_parameters(model: ModelConfig, channels: int) -> int:
+    """Parameters of one decoder layer."""
+    return _sharded_parameters(model, channels, 1)[0]
+
+
+def rank_parameters(config: Config, channels: int) -> int:
+    """Parameters on the rank that holds most."""
+    return max(pipeline_parameters(config, channels))
 
 
 @dataclass(frozen=True)
@@ -144,47 +175,47 @@ def expected_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
     return _work(frames, last, squares, kept_squared, patches)
 
 
-def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
-    """Model FLOPs of one forward and backward pass: 6 per weight and token, 12 per attended pair, attention channel and layer.
+def longest_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
+    """The longest sequence that the split can give: a last clip of one frame (of all frames where there is one clip only)."""
+    return clip_work((frames - 1, 1) if clips[1] > 1 else (frames,), patches)
+
+
+def patches_of(config: Config, frame: tuple[int, int]) -> int:
+    """Patches of a frame of (height, width) pixels."""
+    cell = geometry(config.codec).spatial_stride * config.model.patch_size
+    return (frame[0] // cell) * (frame[1] // cell)
+
+
+def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work:
+    """The longest micro-batch that a run can meet: `micro_batch_size` samples of the longest split, of `frame` pixels (None: square frames)."""
+    one = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (frame_side(config),) * 2))
+    return packed(one, config.train.micro_batch_size)
+
+
+def packed(work: Work, samples: int) -> Work:
+    """`samples` alike in one row."""
+    return Work(work.noisy * samples, work.clean * samples, work.patches, work.pairs * samples)
+
+
+def linear_flops(model: ModelConfig, channels: int, tokens: float) -> float:
+    """FLOPs of one forward and backward pass through weights: 6 per weight and token.
 
     Every token counts the decoder, one patch projection and, as every other token is noisy, half of the output projection; the networks that
-    run once per frame are left out (together under 1 %).  Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
+    run once per frame are left out (together under 1 %).
     """
-    counts = component_parameters(model, channels)
-    weights = counts["decoder.layers"] + counts["embedding.noisy_patch"] + counts["head.linear"] / 2
-    return 6 * weights * tokens + 12 * pairs * model.num_attention_heads * model.head_dim * model.num_layers
+    patch = model.patch_size**2 * channels
+    ends = (patch + 1) * model.hidden_size + (model.hidden_size + 1) * patch / 2
+    return 6 * (model.num_layers * layer_parameters(model, channels) + ends) * tokens
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on the fullest rank."""
-
-    parameters: float
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        """All of it; kernels' workspaces and the framework itself come on top."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+def attention_flops(model: ModelConfig, pairs: float) -> float:
+    """FLOPs of one forward and backward pass through attention: 12 per attended pair, channel and layer; pairs that the mask rules out do not count."""
+    return 12 * pairs * model.num_attention_heads * model.head_dim * model.num_layers
 
 
-def rank_memory(config: Config, channels: int, world_size: int, tokens: float) -> Memory:
-    """Rough bytes on the fullest rank while training micro-batches of `tokens` tokens.
+def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
+    """Model FLOPs of one forward and backward pass: `linear_flops` and `attention_flops`.
 
-    Gradients are float32.  bf16 adds a float32 main copy to Adam's two moments; the distributed optimizer shards these three.
-    Activations: two residual inputs and two norm outputs per layer, queries, keys, values, the attention output and the feed-forward's three;
-    full recompute keeps one input per layer and the rest for one layer only.  The first pipeline stage holds one micro-batch per stage.
+    Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
     """
-    model, layout = config.model, config.parallel
-    count, bf16 = rank_parameters(config, channels), config.train.precision == "bf16"
-    width = 2 if bf16 else 4
-    heads, groups = model.num_attention_heads * model.head_dim, model.kv_heads * model.head_dim
-    shards = layout.tensor if layout.sequence else 1
-    layer = width * tokens * (4 * model.hidden_size / shards + (2 * heads + 2 * groups + 3 * model.ffn_hidden_size) / layout.tensor)
-    kept = width * tokens * model.hidden_size / shards
-    layers = model.num_layers // layout.pipeline
-    activations = layer + layout.pipeline * layers * kept if layout.recompute == "full" else layout.pipeline * layers * layer
-    sharded = dp_size(config, world_size)
-    return Memory(width * count, 4 * count, (12 if bf16 else 8) * count / sharded, activations)
+    return linear_flops(model, channels, tokens) + attention_flops(model, pairs)

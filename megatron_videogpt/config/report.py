@@ -1,25 +1,36 @@
-"""What `python -m megatron_videogpt check` prints: model, layout, sequences, memory and FLOPs of a configuration."""
+"""What `python -m megatron_videogpt check` prints: model, layout, work, memory, communication and time of a configuration, and better layouts."""
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .check import missing_paths
+from .communication import Links, traffic
 from .estimate import (
     Work,
-    clip_work,
+    attention_flops,
     component_parameters,
     dp_size,
     expected_work,
     frame_side,
     geometry,
-    rank_memory,
+    linear_flops,
+    longest_row,
+    longest_work,
+    patches_of,
     rank_parameters,
+    stage_layers,
     training_flops,
     typical_frame,
 )
+from .memory import POLICIES, RESERVE, Memory, least_recompute, micro_batches, pipeline_memory, with_policy
+from .planner import Plan, Speed, device_of, plan_of, propose, run_days, speed_of
 from .schema import Config
+
+MEMORY_GB = 80.0
+"""Memory of a device that plans assume when none is named."""
 
 
 def in_units(value: float, step: int, units: str, suffix: str = "") -> str:
@@ -37,36 +48,59 @@ def flops(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes with a unit."""
-    return in_units(value, 1024, " KMGTP", "iB" if value >= 1024 else "B")
+    """Bytes with a decimal unit, as device memory is sold and `--memory-gb` counts it."""
+    return in_units(value, 1000, " kMGTP", "B")
 
 
-def print_report(config: Config, world_size: int, console: Console | None = None) -> None:
-    """Print the tables for a run of `world_size` processes; the configuration must have passed `check_config`."""
+def duration(seconds: float) -> str:
+    """Seconds with a unit that suits them."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def print_report(
+    config: Config,
+    world_size: int,
+    memory_gb: float | None = None,
+    mfu: float | None = None,
+    frame: tuple[int, int] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print the tables for a run of `world_size` processes; the configuration must have passed `check_config`.
+
+    memory_gb: of one device, in 10^9 bytes (None: `parallel.memory_gb`, else 80); mfu: assumed share of the peak (None: measured, else assumed);
+    frame: (height, width) in pixels of all frames (None: typical frames for the mean, the largest possible for the longest row).
+    """
     console = console or Console()
-    codec = geometry(config.codec)
-    cell = codec.spatial_stride * config.model.patch_size
-    height, width = typical_frame(config)
-    frames = config.data.frames
-    work = expected_work(frames, config.data.clips, (height // cell) * (width // cell))
-    longest = longest_work(frames, config.data.clips, (frame_side(config) // cell) ** 2)
-    console.print(_model_table(config, codec.channels))
-    console.print(_layout_table(config, world_size))
-    console.print(_work_table(config, codec.channels, work, longest, (height, width), world_size))
-    console.print(_memory_table(config, codec.channels, world_size, longest))
+    channels = geometry(config.codec).channels
+    named = memory_gb or config.parallel.memory_gb
+    memory_bytes = (named or MEMORY_GB) * 1e9
+    work = expected_work(config.data.frames, config.data.clips, patches_of(config, frame or typical_frame(config)))
+    longest = longest_row(config, frame)
+    resolved = _resolved(config, world_size, channels, longest, memory_bytes)
+    console.print(_model_table(config, channels))
+    console.print(_layout_table(config, resolved, world_size))
+    console.print(_work_table(config, channels, work, frame, world_size))
+    console.print(_memory_table(resolved, channels, world_size, longest))
+    tokens = work.tokens * config.train.micro_batch_size
+    if world_size > 1:
+        console.print(_traffic_table(resolved, channels, world_size, tokens))
+    console.print(_time_table(resolved, channels, world_size, work, longest, speed_of(config, mfu)))
+    _print_plans(console, propose(config, channels, world_size, work, memory_bytes, frame), memory_bytes, bool(named), longest)
     for line in missing_paths(config):
         console.print(f"note, before training: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def longest_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
-    """The longest sequence that the split can give: a last clip of one frame (of all frames where there is one clip only)."""
-    return clip_work((frames - 1, 1) if clips[1] > 1 else (frames,), patches)
+def _resolved(config: Config, world_size: int, channels: int, longest: Work, memory_bytes: float) -> Config:
+    """With `auto` replaced by what a run would choose; by full recomputation where not even that fits, so that the tables show by how much."""
+    if config.parallel.recompute != "auto":
+        return config
+    return least_recompute(config, world_size, channels, longest, memory_bytes) or with_policy(config, "full")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _table(title: str, *columns: str, caption: str = "") -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     return table
 
 
@@ -81,30 +115,46 @@ def _model_table(config: Config, channels: int) -> Table:
     return table
 
 
-def _layout_table(config: Config, world_size: int) -> Table:
+def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
     table = _table("Layout", "", "")
     layout, dp = config.parallel, dp_size(config, world_size)
-    table.add_row("processes", f"TP {layout.tensor} x PP {layout.pipeline} x DP {dp} = {world_size}")
+    sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "DP": dp}
+    table.add_row("processes", " x ".join(f"{axis} {count}" for axis, count in sizes.items() if axis != "CP" or count > 1) + f" = {world_size}")
     table.add_row("sequence parallelism", "on" if layout.sequence else "off")
-    table.add_row("recompute", layout.recompute)
-    per_rank = config.train.global_batch_size // (dp * config.train.micro_batch_size)
-    table.add_row("global batch", f"{config.train.global_batch_size} = {dp} DP x {config.train.micro_batch_size} per micro-batch x {per_rank} micro-batches")
+    if layout.pipeline > 1:
+        table.add_row("decoder layers by stage", " ".join(map(str, stage_layers(config))))
+    table.add_row("recompute", _policy(resolved) + (" (auto)" if layout.recompute == "auto" else ""))
+    count = micro_batches(config, world_size)
+    table.add_row("global batch", f"{config.train.global_batch_size} = {dp} DP x {config.train.micro_batch_size} per micro-batch x {count} micro-batches")
     table.add_row("precision", config.train.precision)
     return table
 
 
-def _work_table(config: Config, channels: int, work: Work, longest: Work, frame: tuple[int, int], world_size: int) -> Table:
-    height, width = frame
-    assumed = "" if config.data.source == "physics" else ", 16:9 assumed"
-    table = _table("Sequences and work", "", f"mean, {width}x{height}{assumed}", "longest")
-    table.add_row("noisy frames", f"{work.noisy:.1f}", f"{longest.noisy:.1f}")
-    table.add_row("clean frames", f"{work.clean:.1f}", f"{longest.clean:.1f}")
-    table.add_row("patches per frame", f"{work.patches}", f"{longest.patches}")
-    table.add_row("tokens per sample", f"{work.tokens:,.0f}", f"{longest.tokens:,.0f}")
-    table.add_row("mask density", f"{work.pairs / work.tokens**2:.3f}", f"{longest.pairs / longest.tokens**2:.3f}")
-    per_sample = [training_flops(config.model, channels, item.tokens, item.pairs) for item in (work, longest)]
-    table.add_row("model FLOPs per sample", *map(flops, per_sample))
+def _policy(config: Config) -> str:
+    layout = config.parallel
+    return layout.recompute + (f", {layout.recompute_layers} layers of each pipeline rank" if layout.recompute_layers else "")
+
+
+def _work_table(config: Config, channels: int, work: Work, frame: tuple[int, int] | None, world_size: int) -> Table:
+    height, width = frame or typical_frame(config)
+    side = frame_side(config)
+    largest = f"{width}x{height}" if frame else f"{side}x{side}"
+    assumed = "" if frame or config.data.source == "physics" else ", 16:9 assumed (--frame)"
+    longest = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (side, side)))
+    table = _table("Sequences and work", "", f"mean, {width}x{height}{assumed}", f"longest, {largest}")
+    both, model = (work, longest), config.model
+    table.add_row("noisy frames", *(f"{item.noisy:.1f}" for item in both))
+    table.add_row("clean frames", *(f"{item.clean:.1f}" for item in both))
+    table.add_row("patches per frame", *(f"{item.patches}" for item in both))
+    table.add_row("tokens per sample", *(f"{item.tokens:,.0f}" for item in both))
+    table.add_row("mask density", *(f"{item.pairs / item.tokens**2:.3f}" for item in both))
+    table.add_section()
+    table.add_row("model FLOPs per token", *(flops(training_flops(model, channels, item.tokens, item.pairs) / item.tokens) for item in both))
+    table.add_row("  linear", *(flops(linear_flops(model, channels, item.tokens) / item.tokens) for item in both))
+    table.add_row("  attention, attended pairs only", *(flops(attention_flops(model, item.pairs) / item.tokens) for item in both))
+    per_sample = [training_flops(model, channels, item.tokens, item.pairs) for item in both]
     batch = config.train.global_batch_size
+    table.add_row("model FLOPs per sample", *map(flops, per_sample))
     table.add_row("model FLOPs per step", *(flops(value * batch) for value in per_sample))
     table.add_row("model FLOPs per step and process", *(flops(value * batch / world_size) for value in per_sample))
     table.add_row("model FLOPs of the run", flops(per_sample[0] * batch * config.train.steps), "")
@@ -112,10 +162,66 @@ def _work_table(config: Config, channels: int, work: Work, longest: Work, frame:
 
 
 def _memory_table(config: Config, channels: int, world_size: int, longest: Work) -> Table:
-    memory = rank_memory(config, channels, world_size, longest.tokens * config.train.micro_batch_size)
-    table = _table("Memory of the fullest rank (rough)", "", "")
-    for name in ("parameters", "gradients", "optimizer", "activations"):
-        table.add_row(name, size(getattr(memory, name)))
+    """The fullest rank under the configured recomputation, then under every policy for all layers."""
+    chosen = _fullest(config, channels, world_size, longest)
+    every = [_fullest(with_policy(config, policy), channels, world_size, longest) for policy in POLICIES]
+    title = f"Memory of the fullest rank: this run, and with each recompute policy; rows of {longest.tokens:,.0f} tokens"
+    table = _table(title, "", "this run", *POLICIES)
+    for name in ("parameters", "gradients", "optimizer", "ema", "activations", "working"):
+        if name != "ema" or config.optimizer.ema_decay:
+            table.add_row(name, *(size(getattr(memory, name)) for memory in (chosen, *every)))
     table.add_section()
-    table.add_row("total, without kernels' workspaces", size(memory.total), style="bold")
+    table.add_row("peak", *(size(memory.total) for memory in (chosen, *every)), style="bold")
+    if config.parallel.pipeline > 1:
+        peaks = [size(memory.total) for memory in pipeline_memory(config, channels, world_size, longest)]
+        table.caption = f"peaks of the pipeline ranks: {', '.join(peaks)}"
     return table
+
+
+def _fullest(config: Config, channels: int, world_size: int, longest: Work) -> Memory:
+    return max(pipeline_memory(config, channels, world_size, longest), key=lambda memory: memory.total)
+
+
+def _traffic_table(config: Config, channels: int, world_size: int, tokens: float) -> Table:
+    links = Links()
+    speeds = f"{links.inside / 1e9:.0f} GB/s inside a node of {links.node} devices, {links.between / 1e9:.0f} GB/s and"
+    caption = f"assumed: {speeds} {links.latency_between * 1e6:.0f} us a call between nodes"
+    table = _table("Communication per step and rank", "axis", "what", "ranks", "calls", "sent", "time", "link", caption=caption)
+    for item in traffic(config, channels, world_size, tokens, links.node):
+        link = "inside a node" if item.inside else "between nodes"
+        table.add_row(item.axis, item.what, str(item.group), f"{item.calls:,.0f}", size(item.size), duration(item.seconds(links)), link)
+    return table
+
+
+def _time_table(config: Config, channels: int, world_size: int, work: Work, longest: Work, speed: Speed) -> Table:
+    plan = plan_of(config, channels, world_size, work, longest, device_of(config))
+    table = _table("Time", "", "")
+    time = plan.time
+    if config.parallel.pipeline > 1:
+        waiting = time.bubble / time.compute
+        table.add_row("pipeline bubble", f"{waiting:.1%} of the work, {waiting / (1 + waiting):.1%} of a step without communication")
+    table.add_row("estimated step", f"{duration(time.total)}: compute {duration(time.compute)}, communication not hidden {duration(time.communication)}")
+    table.add_row("estimated MFU", f"{plan.mfu:.2f} (a model of kernels and links: docs/planner.md)")
+    days = run_days(config, channels, world_size, work, speed)
+    table.add_row(f"days for {config.train.steps:,} steps", f"{days:.3g} on {world_size} devices at MFU {speed.mfu:.2f} ({speed.source})", style="bold")
+    return table
+
+
+def _print_plans(console: Console, plans: list[Plan], memory_bytes: float, named: bool, longest: Work) -> None:
+    """Proposals as a table and as lines to paste, or a line that nothing fits."""
+    memory = f"{memory_bytes / 1e9:g} GB" + ("" if named else " (assumed: --memory-gb)")
+    if not plans:
+        console.print(f"No layout fits devices of {memory} with rows of {longest.tokens:,.0f} tokens; use more devices or shorter samples.", soft_wrap=True)
+        return
+    title = f"Fastest layouts that fit {memory} with {RESERVE:.0%} to spare, by estimated step time"
+    table = _table(title, "", "TP", "CP", "PP", "batch", "recompute", "peak", "bubble", "MFU", "step")
+    table.box, table.caption, table.caption_justify = box.SIMPLE_HEAD, "PP: stages x chunks; batch: samples x micro-batches", "left"
+    for number, plan in enumerate(plans, 1):
+        layout, time = plan.config.parallel, plan.time
+        sizes = (f"{layout.tensor}{'+SP' * layout.sequence}", str(layout.context), f"{layout.pipeline}x{layout.virtual_pipeline}")
+        batch = f"{plan.config.train.micro_batch_size}x{micro_batches(plan.config, plan.world_size)}"
+        costs = (size(plan.memory.total), f"{time.bubble / (time.compute + time.bubble):.0%}", f"{plan.mfu:.2f}", duration(time.total))
+        table.add_row(str(number), *sizes, batch, f"{layout.recompute} {layout.recompute_layers or ''}".strip(), *costs)
+    console.print(table)
+    for number, plan in enumerate(plans, 1):
+        console.print(f"{number}: {' '.join(plan.overrides)}", soft_wrap=True, highlight=False)

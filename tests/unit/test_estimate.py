@@ -14,14 +14,14 @@ from megatron_videogpt.config.estimate import (
     clip_work,
     component_parameters,
     expected_work,
-    rank_memory,
+    longest_work,
     rank_parameters,
     stage_layers,
     training_flops,
     typical_frame,
 )
 from megatron_videogpt.config.load import config_from_dict
-from megatron_videogpt.config.report import in_units, longest_work
+from megatron_videogpt.config.report import in_units
 from megatron_videogpt.config.schema import ModelConfig
 from megatron_videogpt.sequence.intervals import attended_pairs
 from megatron_videogpt.sequence.layout import layout, training_shape
@@ -118,22 +118,6 @@ def test_layers_that_are_left_over_go_to_the_middle_stages(layers: int, pipeline
     assert stage_layers(config) == expected
     explicit = config_from_dict({"model": {"num_layers": layers}, "parallel": {**parallel, "pipeline_layers": list(reversed(expected))}})
     assert stage_layers(explicit) == expected[::-1]
-
-
-def test_memory_of_states_is_bytes_per_parameter() -> None:
-    def memory(precision: str, world: int, **parallel: object):  # type: ignore[no-untyped-def]
-        shape = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
-        config = config_from_dict({"model": shape, "parallel": parallel, "train": {"precision": precision}})
-        return rank_memory(config, 4, world, tokens=100), rank_parameters(config, 4)
-
-    fp32, count = memory("fp32", 1)
-    assert (fp32.parameters, fp32.gradients, fp32.optimizer) == (4 * count, 4 * count, 8 * count)
-    bf16, _ = memory("bf16", 4)
-    assert (bf16.parameters, bf16.gradients, bf16.optimizer) == (2 * count, 4 * count, 12 * count / 4)
-    assert bf16.activations == fp32.activations / 2
-    recomputed, _ = memory("fp32", 1, recompute="full")
-    assert recomputed.activations == fp32.activations / 2 + 2 * 4 * 100 * 64
-    assert fp32.total == 16 * count + fp32.activations
 
 
 def test_typical_frames_and_units() -> None:

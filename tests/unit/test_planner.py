@@ -1,0 +1,257 @@
+"""Memory, communication, bubble and plans against hand counts, simulation and exhaustive search."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_videogpt.config import memory as memory_module
+from megatron_videogpt.config.check import find_problems
+from megatron_videogpt.config.communication import inside_node, traffic
+from megatron_videogpt.config.estimate import Work, clip_work, expected_work, rank_parameters
+from megatron_videogpt.config.load import config_from_dict, load_config
+from megatron_videogpt.config.memory import (
+    RESERVE,
+    in_flight,
+    layer_bytes,
+    least_recompute,
+    pipeline_memory,
+    rank_memory,
+    recompute_choices,
+    recomputed_layers,
+    resolve_recompute,
+    with_policy,
+)
+from megatron_videogpt.config.planner import bubble, device_of, layouts, plan_of, propose, rank_seconds, run_days, speed_of, step_time
+from megatron_videogpt.config.schema import Config
+
+CHANNELS = 4
+WORK = clip_work((2, 2, 2), 64)
+STAGE4 = Path(__file__).resolve().parents[2] / "examples" / "videogpt" / "stage4.toml"
+
+
+def small(precision: str = "fp32", layers: int = 4, batch: int = 8, ema: float = 0.0, **parallel: object) -> Config:
+    return config_from_dict(
+        {
+            "model": {"num_layers": layers, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4},
+            "parallel": parallel,
+            "optimizer": {"ema_decay": ema},
+            "train": {"precision": precision, "global_batch_size": batch},
+        }
+    )
+
+
+def test_memory_of_states_is_bytes_per_parameter() -> None:
+    fp32 = small()
+    count = rank_parameters(fp32, CHANNELS)
+    alone = rank_memory(fp32, CHANNELS, 1, WORK)
+    assert (alone.parameters, alone.gradients, alone.optimizer, alone.ema) == (4 * count, 4 * count, 8 * count, 0)
+    bf16 = rank_memory(small("bf16", ema=0.99), CHANNELS, 4, WORK)
+    assert (bf16.parameters, bf16.gradients, bf16.optimizer, bf16.ema) == (2 * count, 4 * count, 12 * count / 4, 4 * count / 4)
+    # The optimizer's state is sharded over data and context parallel ranks together.
+    assert rank_memory(small("bf16", context=2), CHANNELS, 4, WORK).optimizer == 12 * count / 4
+    assert alone.total == alone.states + alone.activations + alone.working
+
+
+def test_one_layers_activations_by_hand() -> None:
+    # D = 64, F = 128, 4 heads of 16, t = 100 tokens in float32: see the list in docs/planner.md.
+    layer = layer_bytes(small(), 100)
+    t, wide, inner, rotary, statistics = 400, 64, 128, 16, 4
+    norms, attention = 2 * (3 * wide + 1), 4 * wide + 2 * wide + 4 * rotary + statistics
+    assert layer.kept("none") == t * (norms + attention + 4 * inner)
+    assert layer.kept("selective") == t * (2 * wide + attention + 2 * inner)
+    assert layer.kept("mlp") == t * (2 * wide + attention)
+    assert layer.kept("full") == t * wide
+    # Everything is cut by context parallelism, but the output is kept on both sides of the exchange, and values need no joint projection.
+    halved = layer_bytes(small(context=2), 100)
+    assert halved.kept("none") == t / 2 * (norms + attention - wide + 4 * inner)
+    sharded = layer_bytes(small(tensor=2, sequence=True), 100)
+    assert sharded.kept("none") == pytest.approx((layer.kept("none") + 2 * t * 4 * rotary / 2) / 2)
+
+
+@pytest.mark.parametrize(("pipeline", "chunks", "count"), [(1, 1, 3), (4, 1, 2), (4, 1, 9), (2, 2, 4), (4, 2, 8), (4, 4, 4)])
+def test_micro_batches_in_flight_are_megatrons(pipeline: int, chunks: int, count: int) -> None:
+    for rank in range(pipeline):
+        most = max(sum(moment) for moment in in_flight(pipeline, chunks, rank, count))
+        warm = pipeline - rank - 1 if chunks == 1 else 2 * (pipeline - rank - 1) + (chunks - 1) * pipeline
+        assert most == min(count * chunks, warm + 1)
+
+
+def simulated(times: tuple[float, ...], count: int) -> float:
+    """Makespan of one-forward-one-backward with a third of each rank's time in the forward pass, event by event."""
+    ranks = len(times)
+    orders = []
+    for rank in range(ranks):
+        warm = min(ranks - rank - 1, count)
+        steady = [(kind, n) for n in range(count - warm) for kind in ("F", "B")]
+        steady = [(kind, n + warm if kind == "F" else n) for kind, n in steady]
+        orders.append([("F", n) for n in range(warm)] + steady + [("B", n) for n in range(count - warm, count)])
+    done: dict[tuple[str, int, int], float] = {}
+    clock = [0.0] * ranks
+    while any(orders):
+        for rank, order in enumerate(orders):
+            if not order:
+                continue
+            kind, number = order[0]
+            needs = [("F", rank - 1, number)] if kind == "F" else [("F", rank, number), ("B", rank + 1, number)]
+            needs = [need for need in needs if 0 <= need[1] < ranks]
+            if all(need in done for need in needs):
+                order.pop(0)
+                start = max([clock[rank], *(done[need] for need in needs)])
+                clock[rank] = done[kind, rank, number] = start + times[rank] * (1 / 3 if kind == "F" else 2 / 3)
+    return max(clock)
+
+
+@pytest.mark.parametrize("times", [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, 1.2, 1.2, 1.0), (0.5, 1.0, 1.0, 0.9)])
+@pytest.mark.parametrize("count", [4, 8, 16])
+def test_the_bubble_is_the_simulated_schedules(times: tuple[float, ...], count: int) -> None:
+    work = count * sum(times) / len(times)
+    assert 1 + bubble(times, 1, count) == pytest.approx(simulated(times, count) / work, rel=0.05)
+    if len(set(times)) == 1:
+        assert bubble(times, 1, count) == pytest.approx((len(times) - 1) / count)
+        assert bubble(times, 2, count) == pytest.approx((len(times) - 1) / (2 * count))
+
+
+def test_communication_by_hand() -> None:
+    tokens, wide, layers = 100, 64, 4
+
+    def sent(world: int, **parallel: object) -> dict[tuple[str, str], tuple[float, float]]:
+        return {(item.axis, item.what): (item.calls, item.size) for item in traffic(small(**parallel), CHANNELS, world, tokens)}
+
+    stream, count = 4 * tokens * wide, 8
+    # Two sums forward and two backward per layer; an all-reduce over two ranks sends the tensor once.
+    assert sent(2, tensor=2) == {("TP", "all-reduce"): (4 * layers * count, 4 * layers * count * stream)}
+    shared = sent(2, tensor=2, sequence=True, recompute="full")
+    assert shared["TP", "all-gather"] == ((8 * layers + 1) * count, (8 * layers + 1) * count * stream / 2)
+    assert shared["TP", "reduce-scatter"] == (6 * layers * count, 6 * layers * count * stream / 2)
+    # A rank's half of the tokens, half of which stays.
+    context = sent(2, context=2)
+    assert context["CP", "all-to-all of q, k, v"] == (2 * layers * count, 2 * layers * count * 3 * stream / 4)
+    assert context["CP", "all-to-all of the output"] == (2 * layers * count, 2 * layers * count * stream / 4)
+    assert sent(2, pipeline=2)["PP", "send"] == (count, count * stream)
+    # Of stages 0 and 2, two send forward and one back; half of the micro-batches.
+    assert sent(4, pipeline=2, virtual_pipeline=2)["PP", "send"] == (3 * count / 2, 3 * count / 2 * stream)
+    held = rank_parameters(small(), CHANNELS)
+    data = sent(4)
+    assert data["DP", "reduce-scatter of gradients"] == (1, 4 * held * 3 / 4)
+    assert data["DP", "all-gather of parameters"] == (1, 4 * held * 3 / 4)
+
+
+def test_groups_share_a_node_when_their_span_does() -> None:
+    config = small(tensor=2, context=2, pipeline=2)
+    assert [inside_node(config, 16, axis) for axis in ("TP", "CP", "DP", "PP")] == [True, True, True, False]
+    assert [inside_node(config, 8, axis) for axis in ("TP", "CP", "DP", "PP")] == [True] * 4
+    assert not inside_node(config, 32, "DP")
+
+
+def test_stage_times_add_up_to_the_models_work() -> None:
+    config = small(layers=5, pipeline=2)
+    times = rank_seconds(config, CHANNELS, WORK, device_of(config))
+    alone = rank_seconds(small(layers=5), CHANNELS, WORK, device_of(config))
+    assert sum(times) == pytest.approx(alone[0], rel=0.05)
+    assert times[1] > times[0]
+
+
+def test_recomputed_layers_lead_and_memory_falls_with_them() -> None:
+    layout = small(layers=8, pipeline=2, virtual_pipeline=2, recompute="full", recompute_layers=3).parallel
+    assert recomputed_layers(layout, (2, 2)) == (2, 1)
+    assert recomputed_layers(replace(layout, recompute_layers=0), (2, 2)) == (2, 2)
+    assert recomputed_layers(replace(layout, recompute="selective", recompute_layers=0), (2, 2)) == (0, 0)
+    kept = [rank_memory(with_policy(small(), "full", count), CHANNELS, 1, WORK).activations for count in (1, 2, 3, 4)]
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_auto_chooses_the_least_recomputation_that_fits() -> None:
+    config = small(recompute="auto")
+    choices = recompute_choices(config, CHANNELS, WORK)
+    needs = [rank_memory(choice, CHANNELS, 1, WORK).total for choice in choices]
+    seen = set()
+    for limit in [need * factor for need in needs for factor in (0.999, 1.001)]:
+        chosen = least_recompute(config, 1, CHANNELS, WORK, limit / (1 - RESERVE))
+        fitting = [choice for choice, need in zip(choices, needs) if need <= limit]
+        assert chosen == (fitting[0] if fitting else None)
+        seen.add(chosen and chosen.parallel.recompute)
+    assert seen == {"none", "selective", "mlp", "full", None}
+
+
+def test_auto_that_cannot_fit_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(recompute="auto")
+    assert resolve_recompute(config, 1, CHANNELS, 80e9).parallel.recompute == "none"
+    assert resolve_recompute(small(recompute="mlp"), 1, CHANNELS, 1.0) == small(recompute="mlp")
+    with pytest.raises(ValueError, match=r"^parallel\.recompute = auto: rows of [\d,]+ tokens need [\d.]+ GB even with full") as raised:
+        resolve_recompute(config, 1, CHANNELS, 1e6)
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(memory_module, "RESERVE", 0.0)
+    need = rank_memory(with_policy(config, "full"), CHANNELS, 1, memory_module.longest_row(config)).total
+    assert memory_module.resolve_recompute(config, 1, CHANNELS, need * 1.0001).parallel.recompute == "full"
+
+
+def test_proposals_are_the_exhaustive_searchs() -> None:
+    config = small(batch=16, layers=4)
+    work, limit = expected_work(16, (16, 16), 16), 9e6
+    found = propose(config, CHANNELS, 8, work, limit)
+    every = []
+    for layout in layouts(config, 8):
+        longest = memory_module.longest_row(layout)
+        chosen = least_recompute(layout, 8, CHANNELS, longest, limit)
+        if not find_problems(layout, 8) and chosen is not None:
+            every.append(plan_of(chosen, CHANNELS, 8, work, longest, device_of(config)))
+    best: dict[tuple[int, ...], float] = {}
+    for plan in every:
+        key = (plan.config.parallel.tensor, plan.config.parallel.context, plan.config.parallel.pipeline)
+        best[key] = min(plan.time.total, best.get(key, plan.time.total))
+    assert [plan.time.total for plan in found] == sorted(best.values())[:5]
+    assert len({plan.config.parallel.recompute for plan in every}) > 1 and len(every) > len(found)
+    for plan in found:
+        assert plan.memory.total <= limit * (1 - RESERVE)
+
+
+def test_stage_4_on_320_devices() -> None:
+    config = load_config(STAGE4)
+    work = expected_work(config.data.frames, config.data.clips, 240)
+    plans = propose(config, CHANNELS, 320, work, 80e9, frame=(192, 320))
+    assert len(plans) == 5
+    for plan in plans:
+        pasted = load_config(STAGE4, plan.overrides)
+        assert not find_problems(pasted, 320)
+        assert pasted == plan.config
+        assert max(entry.total for entry in pipeline_memory(pasted, CHANNELS, 320, Work(80, 79, 240, 0))) < 80e9
+        assert 0.2 < plan.mfu < 0.65
+
+
+def test_more_recomputation_and_slower_links_take_longer() -> None:
+    config, work = load_config(STAGE4), expected_work(80, (2, 80), 240)
+    times = [step_time(with_policy(config, policy), CHANNELS, 320, work, device_of(config)).total for policy in ("none", "selective", "mlp", "full")]
+    assert times == sorted(times) and times[3] / times[0] == pytest.approx(4 / 3, rel=0.05)
+    overlapped = step_time(config, CHANNELS, 320, work, device_of(config))
+    exposed = replace(config, parallel=replace(config.parallel, overlap_grad_reduce=False, overlap_param_gather=False))
+    assert overlapped.communication < step_time(exposed, CHANNELS, 320, work, device_of(config)).communication
+
+
+def test_days_follow_the_given_the_measured_and_the_assumed_speed(tmp_path: Path) -> None:
+    config = replace(load_config(STAGE4), train=replace(load_config(STAGE4).train, output=str(tmp_path)))
+    work = expected_work(80, (2, 80), 240)
+    assumed = speed_of(config, None)
+    assert (assumed.mfu, assumed.flops) == (0.4, 0.4 * 989e12) and "assumed" in assumed.source
+    # 21.7 + 10.7 GFLOP per token at 16:9; 20,000 steps of 320 samples at 1.2 EFLOP each on 320 devices.
+    per_step = run_days(config, CHANNELS, 320, work, assumed) * 86400 / 20_000
+    flops = (6 * 3_624_075_264 * work.tokens + 12 * work.pairs * 3072 * 32) * 320
+    assert per_step * 320 * assumed.flops == pytest.approx(flops, rel=1e-3)
+    lines = [{"step": n, "mfu": mfu, "tflops_per_device": 500 * mfu} for n, mfu in enumerate((0.1, 0.3, 0.5))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "validation_loss": 1.0}]))
+    measured = speed_of(config, None)
+    assert (measured.mfu, measured.flops) == (0.3, 150e12) and "measured" in measured.source
+    assert speed_of(config, 0.2).flops == pytest.approx(0.2 * 989e12)
+
+
+def test_the_layouts_cover_every_axis() -> None:
+    seen = [layout.parallel for layout in layouts(small(batch=16, layers=8), 8)]
+    for name in ("tensor", "sequence", "context", "pipeline", "virtual_pipeline"):
+        assert len({getattr(layout, name) for layout in seen}) > 1, name
+    # Every product of sizes that divides 8 devices and, without PP, 4 heads.
+    sizes = {(layout.tensor, layout.context, layout.pipeline) for layout in seen}
+    assert sizes == {(t, c, p) for t, c, p in itertools.product((1, 2, 4, 8), repeat=3) if 4 % (t * c) == 0 and 8 % (t * c * p) == 0}
