@@ -76,10 +76,10 @@ WIDE = {"layers": 8, "width": 768}
 RUNS = [
     *(Run(f"fp32 {name}", samples=SAMPLES[name], options={"recompute": name}) for name in ("none", "selective", "mlp")),
     Run("fp32 full", samples=7, options={"recompute": "full"}, **WIDE),
-    Run("fp32 full, 4 of 6 layers", samples=10, options={"recompute": "full", "recompute_layers": 4}),
+    Run("fp32 full, 4 of 6 layers", samples=12, options={"recompute": "full", "recompute_layers": 4}),
     Run("bf16 none", precision="bf16", samples=10, options={"recompute": "none"}),
     Run("bf16 selective", precision="bf16", samples=14, options={"recompute": "selective"}),
-    Run("bf16 full", precision="bf16", samples=7, options={"recompute": "full"}, **WIDE),
+    Run("bf16 full", precision="bf16", samples=10, options={"recompute": "full"}, **WIDE),
     Run("TP2+SP fp32 none", 2, samples=12, options={"tensor": 2, "sequence": True}),
     Run("TP2+SP fp32 selective", 2, samples=16, options={"tensor": 2, "sequence": True, "recompute": "selective"}),
     Run("TP2 fp32 none", 2, samples=9, options={"tensor": 2}),
@@ -87,7 +87,7 @@ RUNS = [
     Run("PP2 fp32 full", 2, samples=7, rows=2, options={"pipeline": 2, "recompute": "full"}, layers=12, width=768),
     Run("PP2xVPP2 fp32 none", 2, layers=4, samples=6, rows=4, options={"pipeline": 2, "virtual_pipeline": 2}),
     Run("CP2 fp32 none", 2, samples=12, options={"context": 2}),
-    Run("CP2 bf16 selective", 2, precision="bf16", layers=8, samples=18, options={"context": 2, "recompute": "selective"}),
+    Run("CP2 bf16 selective", 2, precision="bf16", layers=8, samples=24, options={"context": 2, "recompute": "selective"}),
     Run("DP2 fp32 none", 2, samples=6),
     Run("DP2 bf16 none", 2, precision="bf16", samples=10),
 ]
