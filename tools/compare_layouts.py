@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""Train the same small model in every parallel layout, over real torchrun processes, and compare with one process."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.layout_cases import ALL_SINGLE, BATCH, CASES, MODELS, SPLITS, STEPS, Case, reference
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LIMITS = {"fp32": {"loss": 1e-5, "norm": 1e-5, "parameter": 1e-5}, "bf16": {"loss": 5e-3, "norm": 1e-2, "parameter": float("inf")}}
+"""Largest relative difference from one process in the same precision."""
+PATIENCE = 240
+"""Seconds without a finished layout after which a launch counts as hung."""
+
+EPILOG = f"""
+Every layout takes {STEPS} steps of AdamW on the same {STEPS * BATCH} samples.  Compared with one process in the same precision: the loss and the gradient norm
+of each step (largest relative difference), and every parameter afterwards (norm of the difference / norm of the parameter; the worst one is named).
+Limits: fp32 {LIMITS["fp32"]["loss"]:g} for all three; bf16 {LIMITS["bf16"]["loss"]:g} for losses, {LIMITS["bf16"]["norm"]:g} for gradient norms; parameters are
+only shown there.
+Layouts of the same number of processes share one launch.  Exit status: 0 when every layout agrees, 1 when one does not, 2 for a wrong command line.
+
+examples:
+  python tools/compare_layouts.py --fast                              the layouts that the test suite runs, fp32
+  python tools/compare_layouts.py --only "TP2 x CP2"                  layouts whose name contains the text
+  python tools/compare_layouts.py --output docs/parity.md             everything, and the table as a file
+  python tools/compare_layouts.py --list                              names of all layouts
+"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layout is from one process: largest relative differences, and the parameter that is worst."""
+
+    loss: float
+    norm: float
+    parameter: float
+    worst: str
+
+    def agrees(self, precision: str) -> bool:
+        """Whether all three are within the limits; a NaN is not."""
+        return all(getattr(self, name) <= limit for name, limit in LIMITS[precision].items())
+
+
+def compare(found: tuple[dict[str, Any], dict[str, Any]], expected: tuple[dict[str, Any], dict[str, Any]]) -> Difference:
+    """(JSON, parameters) of a layout and of its reference -> their difference; raises ValueError when they do not hold the same parameters."""
+    if found[1].keys() != expected[1].keys():
+        raise ValueError(f"parameters differ: {sorted(found[1].keys() ^ expected[1].keys())[:3]}")
+    if len(found[0]["losses"]) != len(expected[0]["losses"]):
+        raise ValueError(f"{len(found[0]['losses'])} steps, not {len(expected[0]['losses'])}")
+
+    def relative(name: str) -> float:
+        return max(abs(a - b) / abs(b) for a, b in zip(found[0][name], expected[0][name]))
+
+    def distance(name: str) -> float:
+        a, b = found[1][name].double(), expected[1][name].double()
+        return float((a - b).norm() / b.norm())
+
+    distances = {name: distance(name) for name in expected[1]}
+    # NaN sorts as the largest: it must not hide behind a number.
+    worst = max(distances, key=lambda name: (distances[name] != distances[name], distances[name]))
+    return Difference(relative("losses"), relative("norms"), distances[worst], worst)
+
+
+def read(folder: Path, case: Case) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """(JSON, parameters) that a case left, or None."""
+    from safetensors.torch import load_file
+
+    path = folder / f"{case.key}.json"
+    return (json.loads(path.read_text(encoding="utf-8")), load_file(folder / f"{case.key}.safetensors")) if path.is_file() else None
+
+
+def launch(processes: int, cases: list[Case], folder: Path, finished: Callable[[Case], None]) -> str:
+    """Run cases of one process count in one torchrun, in order; returns "" or why it ended early."""
+    asked, log = folder / "asked.json", folder / "log.txt"
+    asked.write_text(json.dumps({case.key: case.all_options for case in cases}), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command += [str(REPOSITORY / "tools" / "layouts_worker.py"), str(asked), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+    waiting, moved = list(cases), time.monotonic()
+    with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while True:
+                ended = process.poll() is not None
+                while waiting and (folder / f"{waiting[0].key}.json").is_file():
+                    finished(waiting.pop(0))
+                    moved = time.monotonic()
+                if ended:
+                    break
+                if time.monotonic() - moved > PATIENCE:
+                    return f"no result within {PATIENCE} s"
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    return "" if process.returncode == 0 and not waiting else reason(log.read_text(encoding="utf-8", errors="replace"))
+
+
+def reason(log: str) -> str:
+    """The line of a worker's log that says what went wrong."""
+    raised = re.findall(r"^(?:\[rank\d+\]:\s*)?(?:[\w.]+\.)?(\w+(?:Error|Exception): .+)$", log, flags=re.MULTILINE)
+    return (raised or log.strip().splitlines()[-1:] or ["no output"])[0][:200]
+
+
+def run_cases(cases: Iterable[Case], folder: Path, finished: Callable[[Case], None] = lambda case: None) -> dict[Case, str]:
+    """Run cases and their references into `folder`; returns the ones that failed to run, with the reason."""
+    cases = list(cases)
+    needed = list(dict.fromkeys([*(reference(case) for case in cases), *cases]))
+    failed: dict[Case, str] = {}
+    for processes in sorted({case.processes for case in needed}):
+        left = [case for case in needed if case.processes == processes]
+        while left:
+            problem = launch(processes, left, folder, finished)
+            left = [case for case in left if not (folder / f"{case.key}.json").is_file()]
+            if left:
+                # The first without a result is the one that ended the launch.
+                failed[left[0]] = problem
+                finished(left.pop(0))
+    return failed
+
+
+def row(case: Case, folder: Path, failed: dict[Case, str]) -> tuple[str, bool]:
+    """A case's line of the table, and whether it agrees."""
+    found, expected = read(folder, case), read(folder, reference(case))
+    name = case.name + ("" if case.model == "plain" else f", {case.model}")
+    if found is None or expected is None:
+        return f"| {name} | {case.processes} | {case.precision} | | | | **did not run**: {failed.get(case) or 'no reference'} |", False
+    difference = compare(found, expected)
+    good = difference.agrees(case.precision)
+    numbers = f"{difference.loss:.1e} | {difference.norm:.1e} | {difference.parameter:.1e} `{difference.worst}`"
+    return f"| {name} | {case.processes} | {case.precision} | {numbers} | {'agrees' if good else '**differs**'} |", good
+
+
+def facts(cases: Iterable[Case], folder: Path) -> str:
+    """What the rows of these runs were like, so that the table's reader knows that the awkward ones are among them."""
+    results = [result[0]["facts"] for case in cases if (result := read(folder, case))]
+    shards, bare, single, padding = (sum(values) for values in zip(*results)) if results else (0, 0, 0, 0)
+    return (
+        f"Over all runs the ranks worked on {shards:,} row shards: {bare:,} were context parallel shards without a clean row although their row has some,\n  "
+        f"{single:,} belonged to rows of single clips (no clean row anywhere), and their rows held {padding:,} padding tokens."
+    )
+
+
+TEXT = """# Every layout gives the numbers of one process
+
+Written by `{command}` on {date}: {machine}; {versions}; {seconds} seconds.
+
+Each layout runs as real processes over gloo, takes {steps} steps of AdamW (learning rate 1e-3, no warm-up, gradient norm clipped to 1, epsilon 1e-5, weight
+decay 0.1) with global batches of {batch} samples, and is compared with **one process in the same precision** and the same model.
+
+- *loss*, *gradient norm*: largest relative difference over the {steps} steps. *parameter*: after the last step, norm of the difference divided by the norm
+  of the parameter, for the worst parameter of the model, whose released name follows; `ema.` marks an exponential moving average.
+- Limits: fp32 {fp32[loss]:g} / {fp32[norm]:g} / {fp32[parameter]:g}. bf16 {bf16[loss]:g} / {bf16[norm]:g}; its parameters are shown without a limit, since one
+  rounding of a bf16 weight is up to 4e-3 of it.
+- Start weights are spread and non-zero. The real start has a zero head, which would give the backbone no gradient in the first step and hide errors.
+- Adam divides by the root of the second moment: where a gradient is smaller than epsilon's scale, rounding errors alone decide an update's size, and the
+  smaller epsilon, the more so. Epsilon is the project's default, not one chosen for this table.
+- Samples have {splits} frames per clip in turn and two resolutions, so that rows of "micro-batches of 2" hold two latent grids; in step {single}
+  every sample is a single clip.
+- {facts}
+- Overlapped gradient reduction and parameter gathering are on unless a row says "no overlap"; "small buckets" cuts the 0.4 million parameters of the
+  plain model into buckets of 20,000, so that several are under way at once.
+- Models: {models}.
+- TP tensor, SP sequence, CP context, PP pipeline, VP virtual pipeline, DP data parallel; options are those of `parallel.`, `ema` is `optimizer.ema_decay`.
+
+| layout | processes | precision | loss | gradient norm | worst parameter | verdict |
+|---|---|---|---|---|---|---|
+{table}
+
+{verdict}
+"""
+
+
+def machine() -> str:
+    """The processor and its cores."""
+    try:
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'an unknown CPU'}"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table, with its conditions, as Markdown")
+    parser.add_argument("--only", default="", metavar="NAME", help="layouts whose name contains this")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), help="default both (bf16 for a selection of the layouts); fp32 with --fast")
+    parser.add_argument("--fast", action="store_true", help="only the layouts that the test suite runs")
+    parser.add_argument("--list", action="store_true", help="print the names of the layouts and stop")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep losses, gradient norms and parameters of every layout here")
+    return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace) -> list[Case]:
+    """The cases that the command line asks for."""
+    wanted = args.precision or ("fp32" if args.fast else "both")
+    precisions = ("fp32", "bf16") if wanted == "both" else (wanted,)
+    cases = [case for case in CASES if args.only in f"{case.name}, {case.model}" and (case.fast or not args.fast)]
+    return [replace(case, precision=precision) for precision in precisions for case in cases if precision == "fp32" or case.bf16]
+
+
+def report(args: argparse.Namespace, cases: list[Case], folder: Path) -> tuple[str, bool]:
+    """Run the cases with a progress display -> (the Markdown file's text, whether all agree)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    started = time.monotonic()
+    total = len({*cases, *(reference(case) for case in cases)})
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting", total=total)
+        failed = run_cases(
+            cases, folder, lambda case: progress.update(task, advance=1, description=f"{case.name} ({case.processes} processes, {case.precision})")
+        )
+    lines, good = zip(*(row(case, folder, failed) for case in cases))
+    verdict = f"{sum(good)} of {len(cases)} agree."
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "megatron-core", "numpy"))
+    text = TEXT.format(
+        command=" ".join(["python", "tools/compare_layouts.py", *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        machine=machine(),
+        versions=f"Python {platform.python_version()}, {versions}",
+        seconds=round(time.monotonic() - started),
+        steps=STEPS,
+        batch=BATCH,
+        splits=" ".join("+".join(map(str, split)) for split in SPLITS),
+        single=ALL_SINGLE + 1,
+        facts=facts(cases, folder),
+        models="; ".join(f"*{name}*: `{options}`" for name, options in MODELS.items()),
+        table="\n".join(lines),
+        verdict=verdict,
+        **LIMITS,
+    )
+    return text, all(good)
+
+
+def main() -> int:
+    """Entry point."""
+    args = arguments()
+    cases = chosen(args)
+    if not cases:
+        print(f"error: no layout's name contains {args.only!r}; --list prints the names", file=sys.stderr)
+        return 2
+    if args.list:
+        print("\n".join(dict.fromkeys(f"{case.name}, {case.model}" + ("   (fast)" if case.fast else "") for case in cases)))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.json"):
+            old.unlink()
+        text, good = report(args, cases, folder)
+    print(text[text.index("| layout") :].rstrip())
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
