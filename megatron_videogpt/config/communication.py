@@ -91,8 +91,8 @@ def _tensor(config: Config, tokens: float) -> list[Item]:
     if not layout.sequence:
         calls = 4 * layers + repeated
         return [("TP", "all-reduce", calls, 2 * whole * calls)]
-    # The ends: the embedding's gradient is gathered, and so is the head's input.
-    gathers, scatters = 6 * layers + repeated + 1, 4 * layers + repeated
+    # The embedding's gradient is gathered, and so is the head's input: on one rank or on two.
+    gathers, scatters = 6 * layers + repeated + (2 if layout.pipeline == 1 else 1), 4 * layers + repeated
     return [("TP", "all-gather", gathers, whole * gathers), ("TP", "reduce-scatter", scatters, whole * scatters)]
 
 

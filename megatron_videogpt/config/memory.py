@@ -76,9 +76,11 @@ class LayerBytes:
 
     def working(self, policy: str) -> float:
         """What the backward pass of one such layer adds at most, while the layers before it still keep theirs."""
-        feed_forward = {"none": 2, "selective": 4, "mlp": 6, "full": 2}[policy] * self.inner
+        # At its fullest the feed-forward's backward has, beside what was kept: silu and product again, the product's gradient, those of gate and up,
+        # and both joined; without recomputation some of them take the place of what was kept.
+        feed_forward = {"none": 2, "selective": 7, "mlp": 7, "full": 2}[policy] * self.inner
         attention = self.backward - {"none": 4, "selective": 2, "mlp": 0, "full": 4}[policy] * self.inner
-        again = self.kept("none") if policy == "full" else 0.0
+        again = {"none": 0.0, "full": self.kept("none")}.get(policy, self.norm)
         return again + max(feed_forward, attention) + 2 * self.stream + 2 * self.gathered + self.weight
 
 

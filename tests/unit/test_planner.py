@@ -126,7 +126,7 @@ def test_communication_by_hand() -> None:
     # Two sums forward and two backward per layer; an all-reduce over two ranks sends the tensor once.
     assert sent(2, tensor=2) == {("TP", "all-reduce"): (4 * layers * count, 4 * layers * count * stream)}
     shared = sent(2, tensor=2, sequence=True, recompute="full")
-    assert shared["TP", "all-gather"] == ((8 * layers + 1) * count, (8 * layers + 1) * count * stream / 2)
+    assert shared["TP", "all-gather"] == ((8 * layers + 2) * count, (8 * layers + 2) * count * stream / 2)
     assert shared["TP", "reduce-scatter"] == (6 * layers * count, 6 * layers * count * stream / 2)
     # A rank's half of the tokens, half of which stays.
     context = sent(2, context=2)
