@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -84,6 +86,7 @@ class Loader:
             options = {"multiprocessing_context": context, "prefetch_factor": max(1, config.prefetch), "worker_init_fn": _start_worker}
         with _deaf_children():
             self._batches = iter(DataLoader(dataset, batch_size=None, sampler=_Endless(), num_workers=config.workers, collate_fn=_as_is, **options))
+        self._end = weakref.finalize(self, _end_workers, self._batches)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return self
@@ -100,12 +103,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the worker processes."""
-        shutdown = getattr(self._batches, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
-        for worker in getattr(self._batches, "_workers", ()):
-            if worker.is_alive():
-                worker.kill()
+        self._end()
 
     def _note(self, good: int, rejections: list[BadVideo]) -> None:
         for error in rejections:
@@ -223,7 +221,26 @@ def _start_worker(number: int) -> None:
     """Signals are for the trainer, which saves first; one thread, because there are as many workers as cores."""
     for name in STOP_SIGNALS:
         signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_trainer() -> None:
+    """A killed trainer cannot stop its workers, and torch's own check sees only the fork server, which lives as long as they do."""
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
+
+
+def _end_workers(batches: Any) -> None:
+    """Stop the worker processes of an iterator over a DataLoader; those that do not listen are killed."""
+    shutdown = getattr(batches, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
+    for worker in getattr(batches, "_workers", ()):
+        if worker.is_alive():
+            worker.kill()
 
 
 @contextlib.contextmanager

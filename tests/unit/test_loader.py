@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,9 @@ from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import BadVideo, to_model_range, write_video
 from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import Loader, load_sample, validation_samples
+from megatron_videogpt.train.watchdog import born
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 CODEC = build_codec(CodecConfig())
 CONFIG = DataConfig(frames=4, frame_interval=(1, 3), clips=(1, 4), workers=0, physics=PhysicsConfig(size=32, epoch_scenes=10))
@@ -162,3 +169,29 @@ def test_a_file_that_vanishes_is_replaced(tmp_path: Path) -> None:
 def test_sizes_that_do_not_divide(source: Source) -> None:
     with pytest.raises(ValueError, match="train.global_batch_size=6.*multiple of.*4 times 1"):
         Loader(source, CODEC, CONFIG, 0, 6, 4)
+
+
+def test_workers_do_not_outlive_a_killed_trainer(tmp_path: Path) -> None:
+    script = """
+import multiprocessing, os
+from megatron_videogpt.config.schema import CodecConfig, DataConfig, PhysicsConfig
+from megatron_videogpt.data.codec import build_codec
+from megatron_videogpt.data.index import open_source
+from megatron_videogpt.data.loader import Loader
+if __name__ == "__main__":
+    codec = build_codec(CodecConfig())
+    data = DataConfig(source="physics", frames=4, clips=(1, 4), frame_interval=(2, 3), workers=1, physics=PhysicsConfig(size=32, epoch_scenes=20))
+    loader = Loader(open_source(data, codec), codec, data, 0, 2, 2)
+    next(loader)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    (tmp_path / "trainer.py").write_text(script)
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, str(tmp_path / "trainer.py")], env=env, capture_output=True, text=True, timeout=200)
+    workers = [int(pid) for pid in result.stdout.split()]
+    assert workers, result.stderr
+    deadline = time.monotonic() + 60
+    while any(born(pid) is not None for pid in workers):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.1)

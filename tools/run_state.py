@@ -1,0 +1,51 @@
+"""Where a run is: prints `new`, `resumes at step N` or `finished at step N`.
+
+  python tools/run_state.py [--processes N] FILE.toml [section.option=value ...]
+
+A wrong configuration, or one that does not fit N processes, is named on stderr as `train` would name it, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_videogpt.config.check import load_checked
+from megatron_videogpt.config.load import ConfigError
+
+
+def saved_step(run: Path) -> int:
+    """Step of the newest complete checkpoint of a run; 0 without one."""
+    states = [path / "state.json" for path in (run / "checkpoints").glob("step_*") if path.suffix != ".partial"]
+    return max((json.loads(path.read_text(encoding="utf-8"))["step"] for path in states if path.is_file()), default=0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, metavar="N", help="also check that the layout fits so many processes")
+    parser.add_argument("file", metavar="FILE.toml")
+    parser.add_argument("overrides", metavar="section.option=value", nargs="*")
+    args = parser.parse_args()
+    try:
+        config = load_checked(args.file, args.overrides, args.processes)
+        step = saved_step(Path(config.train.output))
+    except ConfigError as error:
+        for line in error.problems:
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if step >= config.train.steps:
+        print(f"finished at step {step}")
+    else:
+        print(f"resumes at step {step}" if step else "new")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
