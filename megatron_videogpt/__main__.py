@@ -139,7 +139,7 @@ def run_train(args: argparse.Namespace) -> None:
         from .train import distributed
         from .train.trainer import train
 
-        train(config)
+        train(config, watchdog.phase)
         watchdog.phase("leaving the process group")
         distributed.stop()
 

@@ -29,7 +29,8 @@ RANGES: tuple[Rule, ...] = (
         "at least 0",
         lambda v: v >= 0,
         """model.num_query_groups model.init_std data.workers optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
-        optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb train.seed train.threads checkpoint.every checkpoint.keep
+        optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb
+        train.seed train.threads checkpoint.every checkpoint.keep
         checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history
         sample.guidance logging.peak_tflops""",
     ),

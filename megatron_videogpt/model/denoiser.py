@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.schema import Config
 from ..objective.base import Inputs
@@ -18,7 +19,7 @@ Denoiser = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
 """See `sample.denoise.Denoiser`; repeated here because data flows from the model to the sampler."""
 
 
-def forward_row(chunks: list[nn.Module], inputs: Inputs) -> Tensor:
+def forward_row(chunks: list[Any], inputs: Inputs) -> Tensor:
     """Model output ``[noisy patches, p*p*C]`` of one whole packed row on every rank, through all context shards and pipeline stages, without gradients.
 
     chunks: the model chunks of this rank, one but for interleaved pipelines.
@@ -28,7 +29,7 @@ def forward_row(chunks: list[nn.Module], inputs: Inputs) -> Tensor:
     return _join_shards(output, inputs)
 
 
-def _through_stages(chunks: list[nn.Module], inputs: Inputs) -> Tensor:
+def _through_stages(chunks: list[Any], inputs: Inputs) -> Tensor:
     stages, interleaved = parallel_state.get_pipeline_model_parallel_world_size(), len(chunks) > 1
     stored = get_forward_backward_func()(
         forward_step_func=lambda _, stage: (stage(inputs), lambda output, non_loss_data=False: output),
@@ -58,7 +59,7 @@ def _join_shards(output: Tensor, inputs: Inputs) -> Tensor:
     return whole
 
 
-def model_denoiser(chunks: list[nn.Module], config: Config, device: torch.device) -> Denoiser:
+def model_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:
     """`denoise(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at timestep t -> predicted clean clips.
 
     Several videos share one packed row; sizes and lengths may differ.

@@ -18,9 +18,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from ..config.estimate import stage_layers
+from ..config.memory import recomputed_layers
 from ..config.schema import Config
 from .core_attention import IntervalAttention
-from .recompute import GatedMLP, layers_to_recompute, megatron_options
+from .recompute import GatedMLP, megatron_options
 from .rope import attention_factor
 
 
@@ -78,7 +79,7 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
     fused = has_transformer_engine(platform)
     layers, interleaved = stage_layers(config), parallel.virtual_pipeline > 1
     rank, chunk = stage % parallel.pipeline, stage // parallel.pipeline
-    recomputed = layers_to_recompute(parallel, layers[rank :: parallel.pipeline])[chunk]
+    recomputed = recomputed_layers(parallel, layers[rank :: parallel.pipeline])[chunk]
     provider = _provider(platform)
     return VideoGPTConfig(
         interval_backend=backend,

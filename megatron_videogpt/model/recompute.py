@@ -12,23 +12,7 @@ from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor
 
-from ..config.schema import ParallelConfig
 from ..platforms import compat
-
-
-def layers_to_recompute(parallel: ParallelConfig, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Of each model chunk of a pipeline rank with these decoder layers, how many leading layers `parallel.recompute_layers` names.
-
-    Earlier chunks first: their activations are held longest.  All layers where the option is 0, none under policies that do not count layers.
-    """
-    if parallel.recompute not in ("mlp", "full"):
-        return (0,) * len(layers)
-    left = parallel.recompute_layers or sum(layers)
-    counts = []
-    for count in layers:
-        counts.append(min(count, left))
-        left -= counts[-1]
-    return tuple(counts)
 
 
 def megatron_options(policy: str, count: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Inputs:
     def to(self, device: torch.device) -> Inputs:
         """A copy on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moved.items() if isinstance(value, Tensor)})
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moved.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
 
     def shard(self, rank: int, size: int) -> Inputs:
         """The contiguous part of a whole row that context parallel rank `rank` of `size` works on; `size` must divide the row's length."""

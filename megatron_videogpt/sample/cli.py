@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog, parser.formatter_class = DESCRIPTION, EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="folder of a training run (its train.output)")
     parser.add_argument("--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)")
+    weights = "trained, or average: their moving average, which a run keeps with optimizer.ema_decay (default: trained)"
+    parser.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--video", metavar="FILE", help="the video to continue, of any format that PyAV reads")
     source.add_argument("--scene", type=_scene, metavar="KIND/NUMBER", help=f"a physics scene instead of a video; kinds: {', '.join(SCENES)}")
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     device = activate("auto").device
     from ..train.inference import load_denoiser
 
-    denoiser, config = load_denoiser(Path(args.checkpoint), args.step)
+    denoiser, config = load_denoiser(Path(args.checkpoint), args.step, average=args.weights == "average")
     settings, interval = resolve(args, config)
     codec = build_codec(config.codec).to(device, torch.float32)
     material = read_material(args, config, settings, interval, codec)
@@ -116,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
         video = decode_continuation(codec, history, new)
     report = {
         "checkpoint": str(args.checkpoint),
+        "weights": args.weights,
         "input": args.video or "/".join(map(str, args.scene)),
         "settings": {**asdict(settings), "history": len(history), "interval": interval, "seed": args.seed},
         "given_frames": len(material.condition),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,12 @@ def read_state(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
-def sharded_weights(chunks: list[nn.Module]) -> dict[str, Any]:
+def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
     """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
     return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
 
 
-def load_weights(path: Path, chunks: list[nn.Module], average: bool = False) -> None:
+def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False) -> None:
     """Fill a model (any layout) with a checkpoint's weights, or with their moving average.  Raises RunError when there is no average."""
     weights = sharded_weights(chunks)
     if not average:
@@ -118,7 +119,7 @@ def load_weights(path: Path, chunks: list[nn.Module], average: bool = False) -> 
     ema.use(chunks, dist_checkpointing.load({"ema": ema.template(chunks, weights)}, str(path))["ema"])
 
 
-def load(path: Path, chunks: list[nn.Module], optimizer: Any, average: ema.Average | None) -> dict[str, Any]:
+def load(path: Path, chunks: Sequence[nn.Module], optimizer: Any, average: ema.Average | None) -> dict[str, Any]:
     """Restore a run from a checkpoint of any layout; returns its `state.json`.
 
     Where the checkpoint has no average of the weights but the run keeps one, it starts from the loaded weights.

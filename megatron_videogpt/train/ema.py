@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Average:
     chunks: the model chunks of this rank (without their wrapping); the weights are the optimizer's float32 main parameters.
     """
 
-    def __init__(self, chunks: list[nn.Module], optimizer: Any, decay: float) -> None:
+    def __init__(self, chunks: Sequence[nn.Module], optimizer: Any, decay: float) -> None:
         self.chunks, self.optimizer, self.decay = chunks, optimizer, decay
         self.shards = [shard.detach().clone() for shard in self._main()]
 
@@ -69,12 +70,12 @@ class Average:
                     shard.copy_(tensors[name].flatten()[start:end])
 
 
-def template(chunks: list[nn.Module], weights: dict[str, Any]) -> dict[str, Any]:
+def template(chunks: Sequence[nn.Module], weights: dict[str, Any]) -> dict[str, Any]:
     """Entries to load an average into: float32 tensors of whole (tensor parallel shards of) parameters, on the CPU."""
     return _entries(chunks, weights, lambda parameter: torch.empty(parameter.shape, dtype=torch.float32))
 
 
-def _entries(chunks: list[nn.Module], weights: dict[str, Any], value: Any) -> dict[str, Any]:
+def _entries(chunks: Sequence[nn.Module], weights: dict[str, Any], value: Any) -> dict[str, Any]:
     return {
         place: {name: make_sharded_optimizer_tensor(weights[place][name], value(parameter), PREFIX) for name, parameter in chunk.named_parameters()}
         for place, chunk in zip(weights, chunks)
@@ -82,7 +83,7 @@ def _entries(chunks: list[nn.Module], weights: dict[str, Any], value: Any) -> di
 
 
 @torch.no_grad()
-def use(chunks: list[nn.Module], loaded: dict[str, Any]) -> None:
+def use(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
     """Overwrite the weights of a model with a loaded average."""
     for chunk, tensors in zip(chunks, loaded.values()):
         for name, parameter in chunk.named_parameters():

@@ -17,7 +17,7 @@ from ..platforms import activate
 from . import checkpoint, distributed
 
 
-def load_denoiser(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
+def load_model(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config]:
     """The model of a run's newest checkpoint (or of `step`) on one process, whatever layout trained it, and its configuration.
 
     average: take the moving average of the weights (optimizer.ema_decay).  Weights keep their precision on a GPU and become float32 on a CPU.
@@ -36,6 +36,12 @@ def load_denoiser(run: Path, step: int | None = None, platform: str = "auto", av
     distributed.start(device, parallel)
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     backend, _ = select(config.attention.backend, device.device.type, dtype, config.model.head_dim)
-    chunks = [VideoGPT(config, codec.channels, device, backend)]
-    checkpoint.load_weights(path, chunks, average)
-    return model_denoiser(chunks, config, device.device), config
+    model = VideoGPT(config, codec.channels, device, backend)
+    checkpoint.load_weights(path, [model], average)
+    return model, config
+
+
+def load_denoiser(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
+    """The model of `load_model` as the function that the sampler calls, and its configuration."""
+    model, config = load_model(run, step, platform, average)
+    return model_denoiser([model], config, activate(platform).device), config

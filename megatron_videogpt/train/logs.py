@@ -35,7 +35,7 @@ def start_logs(output: Path, rank: int) -> None:
         screen.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         screen.setLevel(logging.WARNING)
         # Failures are printed as one line where they are handled; only the file has the whole story.
-        screen.addFilter(lambda record: not record.name.startswith(__package__))
+        screen.addFilter(lambda record: record.exc_info is None)
         root.addHandler(screen)
     logging.captureWarnings(True)
     environment = {name: os.environ.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("TORCHELASTIC_RESTART_COUNT", "0"))}

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Saver:
     chunks: the model chunks of this rank (without their wrapping); average: of the weights, or None; codec: its fingerprint.
     """
 
-    def __init__(self, config: Config, chunks: list[nn.Module], optimizer: Any, average: Average | None, codec: str) -> None:
+    def __init__(self, config: Config, chunks: Sequence[nn.Module], optimizer: Any, average: Average | None, codec: str) -> None:
         self.config, self.chunks, self.optimizer, self.average, self.codec = config, chunks, optimizer, average, codec
         self.run = Path(config.train.output)
         self.queue = AsyncCallsQueue()

@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 from ..attention import select
 from ..config.check import check_config
 from ..config.load import config_to_toml
+from ..config.memory import resolve_recompute
 from ..config.schema import Config
 from ..data.clips import Sample
 from ..data.codec import Codec, build_codec
@@ -111,6 +112,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     control = distributed.control_group(config.train.timeout_minutes)
     phase("building the model")
     codec = build_codec(config.codec).to(platform.device, torch.float32)
+    config = _with_recompute(config, codec.channels, platform)
     source = open_source(config.data, codec) if is_reader() else None
     model = wrap(config, build_model(config, codec.channels, platform))
     optimizer = build_optimizer(config, model)
@@ -121,6 +123,19 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
         run.output.mkdir(parents=True, exist_ok=True)
         (run.output / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
     return run
+
+
+def _with_recompute(config: Config, channels: int, platform: Platform) -> Config:
+    """`parallel.recompute=auto` resolved for this device's memory."""
+    memory = config.parallel.memory_gb * 1e9 or platform.memory_total()
+    try:
+        resolved = resolve_recompute(config, distributed.world_size(), channels, memory)
+    except ValueError as error:
+        raise distributed.RunError(str(error)) from None
+    if resolved is not config and distributed.is_rank_zero():
+        layers = f", {resolved.parallel.recompute_layers} layers of each pipeline rank" if resolved.parallel.recompute_layers else ""
+        print(f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)", flush=True)
+    return resolved
 
 
 def _restore(run: Run) -> None:

@@ -158,7 +158,7 @@ BROKEN = [
     ({"model": {"rope_theta": 0.0}}, 1, "model.rope_theta", "10000.0"),
     ({"model": {"position_table_size": 3}}, 1, "data.physics.size", "use at most 48"),
     ({"parallel": {"tensor": 3}, "model": {"num_attention_heads": 4}}, 3, "parallel.tensor", "1, 2, 4"),
-    ({"parallel": {"tensor": 4}, "model": {"num_attention_heads": 8, "num_query_groups": 2, "hidden_size": 128}}, 2, "parallel.tensor", "multiple of 4 processes"),
+    ({"parallel": {"tensor": 4}, "model": {"num_attention_heads": 8, "num_query_groups": 2, "hidden_size": 128}}, 2, "parallel.tensor", "multiple of 4"),
     ({"parallel": {"tensor": 2}, "model": {"num_attention_heads": 6, "num_query_groups": 3, "hidden_size": 96}}, 2, "parallel.tensor", "use one of 1, 3"),
     ({"parallel": {"tensor": 2, "context": 4}}, 8, "parallel.context", "use one of 1, 2"),
     ({"parallel": {"virtual_pipeline": 2}}, 1, "parallel.virtual_pipeline", "parallel.pipeline=2"),
