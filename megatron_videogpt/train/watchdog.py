@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -50,13 +51,31 @@ class Phase:
     limited: bool
 
 
+def _stat(pid: int | str) -> list[str]:
+    """What the kernel says of a process: state, parent, group, ..., start at place 19 (`man proc_pid_stat`, without the first two); empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def born(pid: int) -> str | None:
     """When a process started, as the kernel counts; None when it is gone or only waits to be reaped.  "?" where /proc does not say."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    fields = _stat(pid)
+    if not fields:
         return None if os.path.isdir("/proc/self") or not _answers(pid) else "?"
     return None if fields[0] in "ZX" else fields[19]
+
+
+def kill_helpers(pid: int) -> None:
+    """Kill the helpers that a rank leaves behind (loaders, checkpoint writers): its children, and its process group where it leads one."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        other, fields = int(path.parent.name), _stat(path.parent.name)
+        if fields and other != pid and str(pid) in fields[1:3]:
+            try:
+                os.kill(other, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
 
 
 def _answers(pid: int) -> bool:
@@ -180,6 +199,8 @@ class Watchdog:
         killed = [about for about in dead if about["state"] == "running"]
         if killed and len(killed) == len(dead):
             who = ", ".join(f"rank {about['rank']} (pid {about['pid']} on {socket.gethostname()})" for about in killed)
+            for about in killed:
+                kill_helpers(about["pid"])
             logs = ", ".join(str(log_path(self.output, about["rank"])) for about in killed)
             self._end(f"error: {who} died during '{killed[0]['phase']}': killed, or out of memory; see {logs} and the kernel's log (dmesg); {RESTART}")
         if dead:
@@ -209,6 +230,8 @@ class Watchdog:
         threading.Timer(1.0, os._exit, (1,)).start()
         self.log.error(line or "another rank of this node has ended with an error; see its own line")
         sys.stdout.flush()
+        # Nobody would end them, and they hold the launcher's pipes open.
+        kill_helpers(os.getpid())
         os._exit(1)
 
     def _is_first(self) -> bool:

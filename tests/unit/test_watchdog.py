@@ -70,6 +70,18 @@ def test_one_line_names_the_killed_rank_and_what_it_did(start: Start, tmp_path: 
     assert str(tmp_path / "run" / "logs" / "rank_00001.log") in line and "same command" in line
 
 
+def test_helpers_of_a_killed_rank_are_ended(start: Start, tmp_path: Path) -> None:
+    body = "import subprocess; child = subprocess.Popen(['sleep', '600']); open(sys.argv[1] + f'/child_{rank}', 'w').write(str(child.pid)); " + FOREVER
+    ranks = [start(rank, body, prefix=("setsid",)) for rank in range(2)]
+    wait_until_ready(*ranks)
+    time.sleep(0.5)
+    children = [int((tmp_path / "run" / f"child_{rank}").read_text()) for rank in range(2)]
+    ranks[1].send_signal(signal.SIGKILL)
+    codes, lines = ends(ranks[0])
+    assert codes == [1] and len(lines) == 1
+    assert [born(pid) for pid in children] == [None, None]
+
+
 def test_a_proper_end_is_no_death(start: Start) -> None:
     first, second = start(0, "time.sleep(1)"), start(1, "time.sleep(5)")
     assert ends(first, second) == ([0, 0], [])
