@@ -1,7 +1,7 @@
 """Peak memory of real training steps against the estimate: prints a Markdown table.
 
-    python tools/measure_memory.py                       every run of the table (CPU, about 10 minutes)
-    python tools/measure_memory.py --only "fp32" "TP2"   runs whose name contains one of these texts
+    python tools/measure_memory.py                       every run of the table (CPU, 15 minutes on two idle cores)
+    python tools/measure_memory.py --only fp32 TP2       runs whose name contains one of these texts
     python tools/measure_memory.py --list
 
 Each run is a fresh torchrun launch that takes two optimizer steps (the optimizer's state exists from the second one on).  On a CPU, memory is the

@@ -76,9 +76,9 @@ class LayerBytes:
 
     def working(self, policy: str) -> float:
         """What the backward pass of one such layer adds at most, while the layers before it still keep theirs."""
-        # At its fullest the feed-forward's backward has, beside what was kept: silu and product again, the product's gradient, those of gate and up,
-        # and both joined; without recomputation some of them take the place of what was kept.
-        feed_forward = {"none": 2, "selective": 7, "mlp": 7, "full": 2}[policy] * self.inner
+        # Measured operation by operation: gradients of silu, gate and up and of both joined, beside what is computed again; without recomputation
+        # some of them take the place of what was kept.
+        feed_forward = {"none": 2, "selective": 4, "mlp": 5, "full": 3}[policy] * self.inner
         attention = self.backward - {"none": 4, "selective": 2, "mlp": 0, "full": 4}[policy] * self.inner
         again = {"none": 0.0, "full": self.kept("none")}.get(policy, self.norm)
         return again + max(feed_forward, attention) + 2 * self.stream + 2 * self.gathered + self.weight
@@ -195,7 +195,8 @@ def ends(config: Config, layer: LayerBytes, work: Work, rank: int, count: int) -
         noisy = row * work.noisy * work.patches
         # The final norm without its output, then of each noisy patch: input and result of the layer norm, scale and scaled result.
         head = layer.norm - layer.stream + 4 * noisy
-        working = 4 * noisy + row * work.tokens
+        # The head's own backward, then that of the final norm in float32.
+        working = max(4 * noisy + row * work.tokens, 16 * layer.stream / width + 2 * layer.stream - 4 * noisy)
     return embedding, head, working
 
 

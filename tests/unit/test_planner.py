@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt import __main__ as cli
 from megatron_videogpt.config import memory as memory_module
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.communication import inside_node, traffic
@@ -255,3 +256,29 @@ def test_the_layouts_cover_every_axis() -> None:
     # Every product of sizes that divides 8 devices and, without PP, 4 heads.
     sizes = {(layout.tensor, layout.context, layout.pipeline) for layout in seen}
     assert sizes == {(t, c, p) for t, c, p in itertools.product((1, 2, 4, 8), repeat=3) if 4 % (t * c) == 0 and 8 % (t * c * p) == 0}
+
+
+def test_check_prints_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["check", str(STAGE4), "--gpus", "320", "--memory-gb", "64", "--mfu", "0.5", "--frame", "192x320"]
+    assert cli.main([*argv, "parallel.pipeline=4", "parallel.tensor=2", "parallel.sequence=true", "parallel.recompute=auto"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("38,478", "this run", "selective", "attended pairs only", "reduce-scatter", "MFU 0.50 (as given", "fit 64 GB with 8% to spare", "(auto)"):
+        assert expected in out, expected
+    # Eight micro-batches on four even stages, but for the ends.
+    (line,) = [line for line in out.splitlines() if "pipeline bubble" in line]
+    assert float(line.split()[4].rstrip("%")) == pytest.approx(100 * 3 / 8, abs=0.5)
+    pasted = next(line for line in out.splitlines() if line.startswith("1: "))[3:].split()
+    assert not find_problems(load_config(STAGE4, pasted), 320)
+
+
+@pytest.mark.parametrize("wrong", [["--memory-gb", "0"], ["--mfu", "much"], ["--frame", "320"], ["--gpus", "1.5"]])
+def test_wrong_numbers_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["check", str(STAGE4), *wrong])
+    assert stopped.value.code == 2
+    assert f"argument {wrong[0]}: '{wrong[1]}': must be" in capsys.readouterr().err
+
+
+def test_a_plan_that_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(STAGE4), "--gpus", "1", "--memory-gb", "40", "train.global_batch_size=1"]) == 0
+    assert "No layout fits devices of 40 GB with rows of 63,918 tokens" in capsys.readouterr().out
