@@ -202,8 +202,9 @@ def _time_table(config: Config, channels: int, world_size: int, work: Work, long
         table.add_row("pipeline bubble", f"{waiting:.1%} of the work, {waiting / (1 + waiting):.1%} of a step without communication")
     table.add_row("estimated step", f"{duration(time.total)}: compute {duration(time.compute)}, communication not hidden {duration(time.communication)}")
     table.add_row("estimated MFU", f"{plan.mfu:.2f} (a model of kernels and links: docs/planner.md)")
-    days = run_days(config, channels, world_size, work, speed)
-    table.add_row(f"days for {config.train.steps:,} steps", f"{days:.3g} on {world_size} devices at MFU {speed.mfu:.2f} ({speed.source})", style="bold")
+    days, devices = run_days(config, channels, world_size, work, speed), f"{world_size} device{'s' * (world_size > 1)}"
+    length = f"{days:.3g} days" if days >= 0.1 else duration(days * 86400)
+    table.add_row(f"{config.train.steps:,} steps", f"{length} on {devices} at MFU {speed.mfu:.2f} ({speed.source})", style="bold")
     return table
 
 
