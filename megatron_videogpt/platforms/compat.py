@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +49,28 @@ def load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None
     part.load_parameter_state_from_fully_reshardable(tensors)
     for values in counted:
         values["step"] = torch.tensor(float(updates))
+
+
+@contextlib.contextmanager
+def packed_buckets(optimizer: Any) -> Iterator[None]:
+    """Inside, `sharded_state_dict` saves what belongs to each parameter, with more than one bucket too.
+
+    It drops the padding between buckets from the state it gathers, and then cuts that state at offsets that still count the padding: behind the first
+    bucket whose size data parallelism does not divide, every moment and main parameter was saved shifted, without an error.
+    """
+    buffers = [buffer for part in _parts(optimizer) for buffer in part.buffers]
+    padded = [buffer.param_index_map for buffer in buffers]
+    for buffer in buffers:
+        starts = itertools.accumulate((bucket.numel_unpadded for bucket in buffer.buckets), initial=0)
+        surplus = [bucket.offset - start for bucket, start in zip(buffer.buckets, starts)]
+        buffer.param_index_map = {
+            parameter: (start - surplus[bucket], end - surplus[bucket], bucket) for parameter, (start, end, bucket) in buffer.param_index_map.items()
+        }
+    try:
+        yield
+    finally:
+        for buffer, offsets in zip(buffers, padded):
+            buffer.param_index_map = offsets
 
 
 def main_shards(optimizer: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor, int, int]]:

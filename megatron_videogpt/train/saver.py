@@ -41,15 +41,16 @@ class Saver:
         self.queue = AsyncCallsQueue()
         self.writing: dict[str, Any] | None = None
 
-    def save(self, state: dict[str, Any], must: bool) -> Path | None:
+    def save(self, state: dict[str, Any], must: bool, again: bool = False) -> Path | None:
         """Write a checkpoint of step ``state["step"]``; returns its folder, or None when it is still being written or could not be.
 
         A failed attempt leaves what was there before and is repeated `checkpoint.retries` times.  After that, a RunError on every rank if `must`,
-        else a warning.  Background saves (`checkpoint.async_save`) are for periodic ones: `must` writes in the foreground.
+        else a warning.  Background saves (`checkpoint.async_save`) are for periodic ones: `must` writes in the foreground, and so does `again`,
+        after a background save that failed.
         """
         self.finish()
         state = {**state, "codec": self.codec, "seed": self.config.train.seed, "ema": self.average is not None}
-        background = self.config.checkpoint.async_save and not must
+        background = self.config.checkpoint.async_save and not must and not again
         for attempt in range(1 + self.config.checkpoint.retries):
             if attempt:
                 time.sleep(RETRY_SECONDS)
@@ -59,13 +60,13 @@ class Saver:
             self._report(state, error, fatal=must and attempt == self.config.checkpoint.retries)
         return None
 
-    def poll(self) -> None:
-        """Complete a background save that all ranks have written; returns at once while one is still writing."""
-        self._complete(wait=False)
+    def poll(self) -> bool:
+        """Complete a background save that all ranks have written; returns at once while one is still writing, and True when one failed."""
+        return self._complete(wait=False)
 
-    def finish(self) -> None:
-        """Wait for a background save and complete it."""
-        self._complete(wait=True)
+    def finish(self) -> bool:
+        """Wait for a background save and complete it; returns True when it failed."""
+        return self._complete(wait=True)
 
     def _folder(self, state: dict[str, Any]) -> Path:
         return checkpoint_root(self.run) / checkpoint_name(state["step"])
@@ -85,7 +86,8 @@ class Saver:
 
     def _contents(self) -> dict[str, Any]:
         weights = sharded_weights(self.chunks)
-        contents = {"model": weights, "optimizer": self.optimizer.sharded_state_dict(weights, metadata=compat.OPTIMIZER_FORMAT)}
+        with compat.packed_buckets(self.optimizer):
+            contents = {"model": weights, "optimizer": self.optimizer.sharded_state_dict(weights, metadata=compat.OPTIMIZER_FORMAT)}
         if self.average is not None:
             contents["ema"] = self.average.sharded(weights)
         return contents
@@ -111,22 +113,25 @@ class Saver:
             except (Exception, CheckpointException) as problem:  # noqa: BLE001  (reported on every rank)
                 error = _root_cause(problem)
         error = _first_error(error)
+        if error:
+            self._discard(state)
         self.writing = None if error else state
         return error
 
-    def _complete(self, wait: bool) -> None:
+    def _complete(self, wait: bool) -> bool:
         if self.writing is None:
-            return
+            return False
         state, error = self.writing, ""
         try:
             if not self.queue.maybe_finalize_async_calls(blocking=wait):
-                return
+                return False
         except (Exception, CheckpointException) as problem:  # noqa: BLE001  (reported on every rank)
             error = _root_cause(problem)
         self.writing = None
         error = self._publish(state, _first_error(error))
         if error:
             self._report(state, error, fatal=False)
+        return bool(error)
 
     def _publish(self, state: dict[str, Any], error: str) -> str:
         """Make a written checkpoint complete and drop old ones, or remove what is left of a failed one; returns the error that stands."""
@@ -141,9 +146,13 @@ class Saver:
             except OSError as problem:
                 error = str(problem)
         error = _first_error(error)
-        if error and is_rank_zero():
-            shutil.rmtree(partial, ignore_errors=True)
+        if error:
+            self._discard(state)
         return error
+
+    def _discard(self, state: dict[str, Any]) -> None:
+        if is_rank_zero():
+            shutil.rmtree(self._partial(state), ignore_errors=True)
 
     def _report(self, state: dict[str, Any], error: str, fatal: bool) -> None:
         root, before = checkpoint_root(self.run), latest(self.run)
