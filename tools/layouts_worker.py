@@ -57,7 +57,7 @@ def spread(parameter: Any, config: Any, channels: int) -> Tensor:
     digest = hashlib.blake2b(parameter.hf.encode(), digest_size=7).digest()
     draws = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
     if len(shape) > 1:
-        return draws / math.sqrt(math.prod(shape[1:]))
+        return 0.5 * draws / math.sqrt(math.prod(shape[1:]))
     return (1.0 if "norm" in parameter.hf else 0.0) + 0.2 * draws
 
 
