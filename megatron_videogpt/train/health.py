@@ -100,32 +100,36 @@ class RankTimes:
         self.every, self.own, self.group = config.logging.slowest_every, platform.own_seconds, group
         self.mark, self.waited, self.steps = self.own(), 0.0, 0
         self.pending: tuple[Any, list[torch.Tensor]] | None = None
+        self.found: dict[str, float] = {}
 
-    def add(self, step: int, waited: float) -> dict[str, float]:
-        """After each step, with its wait for data; once per interval returns who was slowest in the interval before, else nothing."""
+    def add(self, step: int, waited: float) -> None:
+        """After each step, with its wait for data; once per interval the ranks' times go on their way and the ones before are read."""
         self.waited, self.steps = self.waited + waited, self.steps + 1
         if not self.every or step % self.every:
-            return {}
-        found = self._read()
+            return
+        self._read()
         now = self.own()
         mine = torch.tensor([(now - self.mark) / self.steps, self.waited / self.steps], dtype=torch.float64)
         parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
         self.pending = (torch.distributed.all_gather(parts, mine, group=self.group, async_op=True), parts)
         self.mark, self.waited, self.steps = now, 0.0, 0
-        return found
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> None:
         if self.pending is None:
-            return {}
+            return
         work, parts = self.pending
         work.wait()
+        self.pending = None
         times = torch.stack(parts)
         slowest, median = int(times.sum(dim=1).argmax()), times.sum(dim=1).median()
         log.info("seconds per step by rank (own + waiting for data): %s", " ".join(f"{n}:{own:.3f}+{wait:.3f}" for n, (own, wait) in enumerate(times.tolist())))
-        return {"slowest_rank": slowest, "slowest_rank_time": float(times[slowest].sum()), "median_rank_time": float(median)}
+        self.found = {"slowest_rank": slowest, "slowest_rank_time": float(times[slowest].sum()), "median_rank_time": float(median)}
 
-    def close(self) -> dict[str, float]:
-        """The last interval's answer; afterwards nothing is on its way."""
-        found = self._read()
-        self.pending = None
+    def report(self) -> dict[str, float]:
+        """Who was slowest in the last interval that was read, once; else nothing."""
+        found, self.found = self.found, {}
         return found
+
+    def close(self) -> None:
+        """Nothing is on its way afterwards."""
+        self._read()

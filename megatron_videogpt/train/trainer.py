@@ -240,30 +240,31 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     with Progress(config.train.steps, state.step, distributed.is_rank_zero()) as progress:
         while state.step < config.train.steps:
             line = _step(run, data, meter, gate, times)
-            last = state.step == config.train.steps
+            last, again = state.step == config.train.steps, False
             if state.step % config.logging.every == 0 or last:
                 run.phase(f"logging step {state.step}")
-                line = {**meter.report(), **line}
+                line = {**meter.report(), **times.report(), **line}
                 writer.log(state.step, line)
                 progress.update(state.step, line)
-                saver.poll()
+                again = saver.poll() and config.checkpoint.retries > 0
             if validation is not None and validation.due(state.step):
                 run.phase(f"validation after step {state.step}", limited=False)
                 with whole_parameters(run.model):
                     validation.during(run.model, writer, state.step)
             asked = agreement.ask(stop.asked)
-            if last or asked or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+            if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 run.phase(f"saving {checkpoint.checkpoint_name(state.step)}")
                 meter.flush()
                 with whole_parameters(run.model):
-                    path = saver.save(asdict(state), must=last or asked)
+                    path = saver.save(asdict(state), must=last or asked, again=again)
             if asked and not last:
                 if distributed.is_rank_zero():
                     print(f"stopped at step {state.step} as asked; saved {path}; the same command resumes", flush=True)
                 break
     run.phase("completing the last checkpoint")
     saver.finish()
-    agreement.close(), times.close()
+    agreement.close()
+    times.close()
     data.close()  # type: ignore[attr-defined]
     return state.step == config.train.steps
 
@@ -292,7 +293,8 @@ def _step(run: Run, data: Iterator[list[Sample]], meter: Meter, gate: Gate, time
     if not taken:
         _skipped(run, gate, norm, limit, [sample for batch in batches for sample in batch])
     meter.add(totals if taken else None, work, time.perf_counter() - started, waited)
-    return {"grad_norm": norm, "learning_rate": rate, "skipped_steps": float(state.step - state.updates), **times.add(state.step, waited)}
+    times.add(state.step, waited)
+    return {"grad_norm": norm, "learning_rate": rate, "skipped_steps": float(state.step - state.updates)}
 
 
 def _skipped(run: Run, gate: Gate, norm: float, limit: float, samples: list[Sample]) -> None:
