@@ -41,7 +41,10 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
     timeout = datetime.timedelta(minutes=timeout_minutes)
     if not torch.distributed.is_initialized():
         if "RANK" in os.environ:
-            torch.distributed.init_process_group(platform.backend, timeout=timeout)
+            store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+            # torch 2.13's launcher keeps its store over a restart, with the addresses of the processes that are gone.
+            store = torch.distributed.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            torch.distributed.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
         else:
             torch.distributed.init_process_group(platform.backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
     parallel_state.initialize_model_parallel(

@@ -228,7 +228,7 @@ class Watchdog:
                 pass
         # What follows takes locks that the stuck main thread may hold.
         threading.Timer(1.0, os._exit, (1,)).start()
-        self.log.error(line or "another rank of this node has ended with an error; see its own line")
+        self.log.info(line or "another rank of this node has ended with an error; see its own line")
         sys.stdout.flush()
         # Nobody would end them, and they hold the launcher's pipes open.
         kill_helpers(os.getpid())
