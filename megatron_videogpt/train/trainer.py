@@ -197,6 +197,11 @@ class Stop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
+    def done(self) -> None:
+        """There is nothing more to save; Python would restore the default, death, while it shuts down."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -225,6 +230,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name: None) -> Non
     if distributed.is_rank_zero():
         plot_loss(run.output / "metrics.jsonl", run.output / "loss.png")
     parallel_state.destroy_model_parallel()
+    stop.done()
 
 
 def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: Stop) -> bool:
