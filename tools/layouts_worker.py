@@ -66,12 +66,13 @@ def start(config: Any, channels: int) -> Session:
     device = platform()
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective import build_objective
-    from megatron_videogpt.train import distributed, trainer
+    from megatron_videogpt.train import distributed
     from megatron_videogpt.train.ema import Average
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
+    from megatron_videogpt.train.run import build_model
 
     distributed.start(device, config.parallel)
-    bare = trainer.build_model(config, channels, device)
+    bare = build_model(config, channels, device)
     for chunk in bare:
         load_released(chunk, config.model, lambda entry: spread(entry, config, channels))
     chunks = wrap(config, bare)

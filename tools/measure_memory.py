@@ -107,8 +107,8 @@ def worker(asked: Path, answer: Path) -> None:
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.train import distributed
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
+    from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
-    from megatron_videogpt.train.trainer import build_model
 
     run = Run(**json.loads(asked.read_text()))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -23,7 +23,8 @@ class Platform:
     """What a device kind needs.
 
     backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
-    memory_peak: bytes allocated at most so far on the device (resident set on a CPU); memory_total: bytes that this process may fill;
+    memory_peak: bytes allocated at most so far on the device (resident set on a CPU); reset_memory_peak: forget it (not on a CPU);
+    memory_total: bytes that this process may fill;
     own_seconds: a clock that stands still while this rank waits for others, to find slow ones.
     """
 
@@ -32,6 +33,7 @@ class Platform:
     backend: str
     device_name: str
     memory_peak: Callable[[], int]
+    reset_memory_peak: Callable[[], None]
     memory_total: Callable[[], int]
     own_seconds: Callable[[], float]
 

@@ -148,6 +148,7 @@ def activate(local_rank: int) -> Platform:
         backend="gloo",
         device_name=_cpu_name(),
         memory_peak=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        reset_memory_peak=lambda: None,
         memory_total=lambda: psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         # A rank that waits for a socket uses no processor.
         own_seconds=time.process_time,

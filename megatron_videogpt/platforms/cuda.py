@@ -20,6 +20,7 @@ def activate(local_rank: int) -> Platform:
         backend="nccl",
         device_name=torch.cuda.get_device_name(local_rank),
         memory_peak=lambda: torch.cuda.max_memory_allocated(),
+        reset_memory_peak=torch.cuda.reset_peak_memory_stats,
         memory_total=lambda: torch.cuda.mem_get_info()[1],
         own_seconds=Probe(torch.device("cuda", local_rank), torch.cuda),
     )

@@ -29,6 +29,7 @@ def activate(local_rank: int) -> Platform:
         backend="hccl",
         device_name=torch.npu.get_device_name(local_rank),
         memory_peak=lambda: torch.npu.max_memory_allocated(),
+        reset_memory_peak=torch.npu.reset_peak_memory_stats,
         memory_total=lambda: torch.npu.mem_get_info()[1],
         own_seconds=Probe(torch.device("npu", local_rank), torch.npu),
     )

@@ -2,164 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
-from ..attention import select
-from ..config.check import check_config
-from ..config.load import config_to_toml
-from ..config.memory import resolve_recompute
 from ..config.schema import Config
 from ..data.clips import Sample
-from ..data.codec import Codec, build_codec
-from ..data.index import open_source
 from ..data.loader import Loader
-from ..model.init import initialise
-from ..model.videogpt import VideoGPT
-from ..objective import Objective, build_objective
-from ..platforms import Platform, activate
 from ..sequence.intervals import attended_pairs
 from . import checkpoint, distributed
-from .ema import Average
 from .feed import is_reader, share
 from .health import Agreement, Gate, RankTimes, record_skipped
 from .meter import Meter
 from .metrics import MetricsWriter, Progress, plot_loss
-from .optimizer import build_optimizer, learning_rate, set_learning_rate, whole_parameters, wrap
+from .optimizer import learning_rate, set_learning_rate, whole_parameters
+from .run import Run, build
 from .saver import Saver
-from .step import NOISE_BINS, train_step
+from .step import train_step
 from .validation import Validation
-
-
-@dataclass
-class State:
-    """Where the run is: all that a checkpoint must know beside tensors.
-
-    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken; norms, skipped: of `health.Gate`.
-    """
-
-    step: int = 0
-    consumed: int = 0
-    updates: int = 0
-    pending: list[float] = field(default_factory=lambda: [0.0] * (2 + 2 * NOISE_BINS))
-    norms: list[float] = field(default_factory=list)
-    skipped: int = 0
-
-
-@dataclass
-class Run:
-    """Everything a step needs.
-
-    model: this rank's wrapped chunks; average: of the weights, or None; control: a group of all ranks on CPU tensors; phase: told what comes next, for
-    the watchdog.
-    """
-
-    config: Config
-    platform: Platform
-    codec: Codec
-    objective: Objective
-    model: list[Any]
-    optimizer: Any
-    average: Average | None
-    source: Any
-    control: Any
-    phase: Callable[..., None]
-    state: State
-
-    @property
-    def output(self) -> Path:
-        """The run's folder."""
-        return Path(self.config.train.output)
-
-    @property
-    def chunks(self) -> list[VideoGPT]:
-        """This rank's model chunks without their wrapping."""
-        return [chunk.module for chunk in self.model]
-
-
-def _threads(config: Config) -> None:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // local))
-
-
-def build_model(config: Config, channels: int, platform: Platform) -> list[VideoGPT]:
-    """This rank's stage of the model with its start values: one chunk, or `parallel.virtual_pipeline` of them."""
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    backend, reason = select(config.attention.backend, platform.device.type, dtype, config.model.head_dim)
-    if distributed.is_rank_zero():
-        print(f"attention: {backend} ({reason})", flush=True)
-    chunks = [VideoGPT(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]
-    for chunk in chunks:
-        initialise(chunk, config.model, channels, config.train.seed)
-    return chunks
-
-
-def build(config: Config, phase: Callable[..., None]) -> Run:
-    """Processes, data, model and optimizer; resumes from the newest complete checkpoint of `train.output`."""
-    check_config(config, distributed.world_size())
-    platform = activate(config.train.platform)
-    _threads(config)
-    phase("joining the process groups")
-    distributed.start(platform, config.parallel, config.train.timeout_minutes)
-    control = distributed.control_group(config.train.timeout_minutes)
-    phase("building the model")
-    codec = build_codec(config.codec).to(platform.device, torch.float32)
-    config = _with_recompute(config, codec.channels, platform)
-    source = open_source(config.data, codec) if is_reader() else None
-    model = wrap(config, build_model(config, codec.channels, platform))
-    optimizer = build_optimizer(config, model)
-    average = Average([chunk.module for chunk in model], optimizer, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
-    run = Run(config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, State())
-    _restore(run)
-    if distributed.is_rank_zero():
-        run.output.mkdir(parents=True, exist_ok=True)
-        (run.output / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
-    return run
-
-
-def _with_recompute(config: Config, channels: int, platform: Platform) -> Config:
-    """`parallel.recompute=auto` resolved for this device's memory."""
-    memory = config.parallel.memory_gb * 1e9 or platform.memory_total()
-    try:
-        resolved = resolve_recompute(config, distributed.world_size(), channels, memory)
-    except ValueError as error:
-        raise distributed.RunError(str(error)) from None
-    if resolved is not config and distributed.is_rank_zero():
-        layers = f", {resolved.parallel.recompute_layers} layers of each pipeline rank" if resolved.parallel.recompute_layers else ""
-        print(f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)", flush=True)
-    return resolved
-
-
-def _restore(run: Run) -> None:
-    config = run.config
-    path = checkpoint.latest(run.output)
-    resumes = path is not None
-    if not resumes and config.train.init_from:
-        path = checkpoint.find(Path(config.train.init_from))
-    if path is None:
-        return
-    run.phase(f"loading {path}")
-    checkpoint.check_same_model(path, config)
-    checkpoint.check_same_codec(path, run.codec)
-    if resumes:
-        checkpoint.check_same_seed(path, config)
-        state = checkpoint.load(path, run.chunks, run.optimizer, run.average)
-        run.state = State(**{f.name: state[f.name] for f in fields(State)})
-    else:
-        checkpoint.load_weights(path, run.chunks)
-        run.optimizer.reload_model_params()
-        if run.average is not None:
-            run.average.restart()
-    if distributed.is_rank_zero():
-        print(f"{'resumed from' if resumes else 'weights from'} {path}", flush=True)
 
 
 def micro_batches(run: Run) -> Iterator[list[Sample]]:

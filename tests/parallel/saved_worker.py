@@ -24,7 +24,7 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     from megatron_videogpt.objective import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.train import distributed
-    from megatron_videogpt.train.trainer import build_model
+    from megatron_videogpt.train.run import build_model
 
     config = config_from_dict(values)
     distributed.start(platform, config.parallel)

@@ -59,8 +59,8 @@ def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]],
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.train import distributed
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
+    from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
-    from megatron_videogpt.train.trainer import build_model
 
     config = config_from_dict(values)
     distributed.start(platform, config.parallel)
