@@ -87,7 +87,9 @@ def profiled(step: Callable[[], None], platform: Any) -> float:
     kind = torch.autograd.DeviceType.CUDA if on_device else torch.autograd.DeviceType.CPU
     spans: tuple[list, list] = [], []
     for event in found.events():
-        if event.device_type == kind and event.time_range.end > event.time_range.start:
+        # On a CPU the ranges of autograd's nodes and of megatron-core span what they wait for.
+        wanted = is_communication(event.name) or on_device or event.name.startswith("aten::")
+        if wanted and event.device_type == kind and event.time_range.end > event.time_range.start:
             spans[0 if is_communication(event.name) else 1].append((event.time_range.start / 1e6, event.time_range.end / 1e6))
     return exposed_seconds(*spans)
 
