@@ -88,6 +88,15 @@ def _answers(pid: int) -> bool:
     return True
 
 
+def _launcher() -> int:
+    """Process id of torchrun's agent; -1 when it died before this process got here, and the system's first process took its place."""
+    parent = os.getppid()
+    try:
+        return -1 if parent == 1 and b"torch" not in Path("/proc/1/cmdline").read_bytes() else parent
+    except OSError:
+        return parent
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an exception is a communication library's way to say that another rank is gone or silent."""
     if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
@@ -107,7 +116,7 @@ class Watchdog:
         self.log = logging.getLogger(__name__)
         self._now = Phase("starting", time.monotonic(), True)
         self._stop = threading.Event()
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._launcher = _launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._started = time.time()
         self._folder = self._meet() if "RANK" in os.environ else None
         self._file = -1
