@@ -79,7 +79,10 @@ def test_helpers_of_a_killed_rank_are_ended(start: Start, tmp_path: Path) -> Non
     ranks[1].send_signal(signal.SIGKILL)
     codes, lines = ends(ranks[0])
     assert codes == [1] and len(lines) == 1
-    assert [born(pid) for pid in children] == [None, None]
+    deadline = time.monotonic() + 30
+    while any(born(pid) is not None for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_proper_end_is_no_death(start: Start) -> None:
@@ -135,7 +138,10 @@ def test_nobody_outlives_the_launcher(start: Start, tmp_path: Path) -> None:
     shell.kill()
     _, (line,) = ends(shell)
     assert f"error: the launcher (torchrun, pid {shell.pid}) is gone" in line
-    assert born(worker) is None
+    deadline = time.monotonic() + 30
+    while born(worker) is not None:  # its pipes close a moment before it is gone
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_which_errors_are_lost_connections() -> None:
