@@ -111,6 +111,16 @@ def test_a_checkpoint_of_another_codec_is_refused(trained: Path, tmp_path: Path)
         assert "another tiny codec" in line and "fingerprint 0000" in line
 
 
+def test_another_seed_is_refused(trained: Path) -> None:
+    line = error_of(cli("train", CONFIG, f"train.output={trained}", "train.steps=6", "train.seed=3"))
+    assert "train.seed = 3" in line and "seed 0" in line and "train.init_from" in line
+
+
+def test_more_recomputation_than_there_is(tmp_path: Path) -> None:
+    line = error_of(cli("train", CONFIG, f"train.output={tmp_path / 'run'}", "parallel.recompute=auto", "parallel.memory_gb=0.0001"))
+    assert "parallel.recompute = auto" in line and "parallel.tensor" in line
+
+
 def test_sampling_without_a_checkpoint(tmp_path: Path) -> None:
     moving_square(tmp_path / "in.mp4", 8)
     line = error_of(cli("sample", "--checkpoint", str(tmp_path), "--video", str(tmp_path / "in.mp4"), "--output", str(tmp_path / "out.mp4")))
