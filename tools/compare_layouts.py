@@ -125,7 +125,7 @@ def run_cases(cases: Iterable[Case], folder: Path, finished: Callable[[Case], No
     needed = list(dict.fromkeys([*(reference(case) for case in cases), *cases]))
     failed: dict[Case, str] = {}
     for processes in sorted({case.processes for case in needed}):
-        left = [case for case in needed if case.processes == processes]
+        left = [case for case in needed if case.processes == processes and not (folder / f"{case.key}.json").is_file()]
         while left:
             problem = launch(processes, left, folder, finished)
             left = [case for case in left if not (folder / f"{case.key}.json").is_file()]
@@ -160,7 +160,8 @@ def facts(cases: Iterable[Case], folder: Path) -> str:
 
 TEXT = """# Every layout gives the numbers of one process
 
-Written by `{command}` on {date}: {machine}; {versions}; {seconds} seconds.
+Written by `{command}` on {date}: {machine}; {versions}. Building and training took
+{seconds} s altogether, beside starting the processes.
 
 Each layout runs as real processes over gloo, takes {steps} steps of AdamW (learning rate 1e-3, no warm-up, gradient norm clipped to 1, epsilon 1e-5, weight
 decay 0.1) with global batches of {batch} samples, and is compared with **one process in the same precision** and the same model.
@@ -207,7 +208,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), help="default both (bf16 for a selection of the layouts); fp32 with --fast")
     parser.add_argument("--fast", action="store_true", help="only the layouts that the test suite runs")
     parser.add_argument("--list", action="store_true", help="print the names of the layouts and stop")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep losses, gradient norms and parameters of every layout here")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the results here; what is there is not run again, so delete it after changes")
     return parser.parse_args()
 
 
@@ -224,7 +225,6 @@ def report(args: argparse.Namespace, cases: list[Case], folder: Path) -> tuple[s
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    started = time.monotonic()
     total = len({*cases, *(reference(case) for case in cases)})
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -240,7 +240,7 @@ def report(args: argparse.Namespace, cases: list[Case], folder: Path) -> tuple[s
         date=datetime.date.today().isoformat(),
         machine=machine(),
         versions=f"Python {platform.python_version()}, {versions}",
-        seconds=round(time.monotonic() - started),
+        seconds=round(sum(result[0]["seconds"] for case in cases if (result := read(folder, case)))),
         steps=STEPS,
         batch=BATCH,
         splits=" ".join("+".join(map(str, split)) for split in SPLITS),
@@ -267,8 +267,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.json"):
-            old.unlink()
         text, good = report(args, cases, folder)
     print(text[text.index("| layout") :].rstrip())
     if args.output:
