@@ -160,10 +160,11 @@ class Session:
     def close(self) -> None:
         """Free the memory and the groups, so that the same processes can take another layout."""
         import torch
-        from megatron.core import parallel_state
+
+        from tools.layouts_worker import stop
 
         self.chunks = self.bare = self.optimizer = None  # type: ignore[assignment]
-        parallel_state.destroy_model_parallel()
+        stop()
         torch.cuda.empty_cache()
 
 

@@ -141,10 +141,16 @@ def gather(session: Session) -> dict[str, Tensor]:
 
 
 def stop() -> None:
-    """Forget the layout, so that the same processes can take another one."""
+    """Forget the layout, so that the same processes can take another one.
+
+    megatron-core drops its process groups without ending them, and each keeps threads that poll its sockets: after forty layouts more than a thousand.
+    """
     from megatron.core import parallel_state
+    from torch.distributed import distributed_c10d
 
     parallel_state.destroy_model_parallel()
+    for group in [group for group in distributed_c10d._world.pg_map if group is not torch.distributed.group.WORLD]:
+        torch.distributed.destroy_process_group(group)
 
 
 def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from typing import Any
 
@@ -38,7 +39,9 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
             f"parallel.pipeline={parallel.pipeline}); "
             f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
         )
-    timeout = datetime.timedelta(minutes=timeout_minutes)
+    # Longer than a phase may last: the watchdog of the rank that hangs speaks before the communication of those that wait for it.
+    minutes = math.ceil(timeout_minutes) + 1
+    timeout = datetime.timedelta(minutes=minutes)
     if not torch.distributed.is_initialized():
         if "RANK" in os.environ:
             store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
@@ -52,7 +55,7 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
-        distributed_timeout_minutes=int(max(1, timeout_minutes)),
+        distributed_timeout_minutes=minutes,
     )
     # megatron-core forks this generator under sequence parallelism; nothing here draws from it.
     tensor_parallel.model_parallel_cuda_manual_seed(0)
@@ -60,7 +63,7 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
 
 def control_group(timeout_minutes: float = 30.0) -> Any:
     """A group of all ranks for small messages on CPU tensors, so that no device waits for them; a collective."""
-    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
+    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=math.ceil(timeout_minutes) + 1))
 
 
 def stop() -> None:

@@ -1,4 +1,4 @@
-"""`python -m megatron_videogpt <arguments>`, but rank 1 never finishes preparing its third row."""
+"""`python -m megatron_videogpt <arguments>`, but rank 1 never finishes preparing its ninth row, the first of step 3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     def hanging(*arguments: Any) -> Any:
         global calls
         calls += 1
-        if os.environ["RANK"] == "1" and calls == 3:
+        if os.environ["RANK"] == "1" and calls == 9:
             time.sleep(10_000)
         return prepare(*arguments)
 
