@@ -27,8 +27,8 @@ def run(task: dict[str, Any]) -> None:
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.train import checkpoint
     from megatron_videogpt.train.optimizer import whole_parameters
+    from megatron_videogpt.train.run import State
     from megatron_videogpt.train.saver import Saver
-    from megatron_videogpt.train.trainer import State
     from tools.layout_cases import BATCH, CHANNELS, sample_of
 
     config = config_from_dict(parse_overrides([*task["options"], f"train.output={task['output']}", "train.seed=7"]))
