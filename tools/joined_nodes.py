@@ -6,15 +6,35 @@ python tools/joined_nodes.py MASTER_ADDR:MASTER_PORT JOB_ID
 from __future__ import annotations
 
 import datetime
+import io
 import pickle
 import sys
+from typing import Any
 
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 
+ALLOWED = {
+    ("torch.distributed.elastic.rendezvous.dynamic_rendezvous", "_RendezvousState"),
+    ("torch.distributed.elastic.rendezvous.dynamic_rendezvous", "_NodeDesc"),
+    ("datetime", "datetime"),
+}
+"""What torchrun's agents put into their state."""
+
+
+class RendezvousState(pickle.Unpickler):
+    """Reads the state that torchrun's agents keep pickled in their store, and no other class: whoever reaches the port can write there."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class that a pickle asks for; UnpicklingError for any that is not in `ALLOWED`."""
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong into a rendezvous state")
+        return super().find_class(module, name)
+
 
 def main() -> int:
+    """Print who has joined; exit code 1 when node 0 does not answer, or with something else."""
     host, _, port = sys.argv[1].rpartition(":")
     try:
         store = TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=5))
@@ -23,8 +43,11 @@ def main() -> int:
         return 1
     if found is None:
         return 1
-    # torchrun's own agents keep their state so, and unpickle it from the same place every few seconds.
-    state = pickle.loads(found[0])  # noqa: S301
+    try:
+        state = RendezvousState(io.BytesIO(found[0])).load()
+    except pickle.UnpicklingError as error:
+        print(error, file=sys.stderr)
+        return 1
     print("complete" if state.complete else "waiting")
     for node in sorted(state.participants):
         print(node.addr)

@@ -25,6 +25,7 @@ def saved_step(run: Path) -> int:
 
 
 def main() -> int:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, metavar="N", help="also check that the layout fits so many processes")
     parser.add_argument("file", metavar="FILE.toml")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.cluster_check import exposed_seconds, fitting, is_communication, name_of
+from tools.cluster_check import fitting, name_of
+from tools.exposed import exposed_seconds, is_communication
 
 SPANS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10)).map(lambda pair: (float(pair[0]), float(pair[0] + pair[1]))), max_size=8)
 
