@@ -46,6 +46,7 @@ def submit(calls: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_the_warning_before_the_time_limit_saves_and_queues_again(calls: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = (CONFIG, f"train.output={run}", "checkpoint.every=0", "parallel.tensor=2")

@@ -64,6 +64,7 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return max(float((value - second[name]).abs().max()) for name, value in first.items())
 
 
+@pytest.mark.long
 def test_an_interrupted_chain_hands_on_weights_only(stages: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     # Interrupted in stage 1 as Slurm would, then given again.

@@ -78,6 +78,7 @@ def test_a_killed_rank_is_named_and_the_run_resumes(whole: dict[int, float], tmp
     assert losses(run) == whole
 
 
+@pytest.mark.long
 def test_max_restarts_does_so_unattended(whole: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = launch(run, restarts=1)
@@ -92,6 +93,7 @@ def test_max_restarts_does_so_unattended(whole: dict[int, float], tmp_path: Path
     assert "restart 0" in log and "restart 1" in log and "rank 1" in log
 
 
+@pytest.mark.long
 def test_a_hanging_rank_is_named_with_what_it_did(tmp_path: Path) -> None:
     script = str(REPOSITORY / "tests" / "parallel" / "hang_worker.py")
     options = (f"train.output={tmp_path / 'run'}", "train.timeout_minutes=1.5", *LAYOUT)

@@ -78,6 +78,7 @@ def test_two_nodes_give_the_losses_of_one_process(nodes: Nodes, tmp_path: Path) 
     assert [place.partition(" of")[0] for place in places] == ["0 (local 0)", "1 (local 1)", "2 (local 0)", "3 (local 1)"]
 
 
+@pytest.mark.long
 def test_a_node_that_waits_alone_says_so_within_a_minute(nodes: Nodes, tmp_path: Path) -> None:
     started = time.monotonic()
     node = nodes.start(0, 2, tmp_path / "run", *LAYOUT, JOIN_TIMEOUT="")  # the default
@@ -96,6 +97,7 @@ def test_a_node_without_node_0(nodes: Nodes, tmp_path: Path) -> None:
     assert f"node 0 did not answer at 127.0.0.1:{nodes.port} within JOIN_TIMEOUT = 5 s" in line
 
 
+@pytest.mark.long
 def test_a_node_too_many(nodes: Nodes, tmp_path: Path) -> None:
     long = ("train.steps=100000", "checkpoint.every=0")
     pair = [nodes.start(rank, 2, tmp_path / "run", *LAYOUT, *long) for rank in (0, 1)]

@@ -192,7 +192,7 @@ CONFIG = Config(
 def model(monkeypatch):
     """The command with a model that predicts no motion and a lossless codec."""
     inference = types.ModuleType("megatron_videogpt.train.inference")
-    inference.load_denoiser = lambda folder, step=None: (repeat_last, CONFIG)
+    inference.load_denoiser = lambda folder, step=None, average=False: (repeat_last, CONFIG)
     monkeypatch.setitem(sys.modules, "megatron_videogpt.train.inference", inference)
     monkeypatch.setattr(cli, "build_codec", lambda config: Unshuffle())
     monkeypatch.setattr(cli, "activate", lambda name: types.SimpleNamespace(device=torch.device("cpu")))
