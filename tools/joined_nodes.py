@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 ALLOWED = {
     ("torch.distributed.elastic.rendezvous.dynamic_rendezvous", "_RendezvousState"),
     ("torch.distributed.elastic.rendezvous.dynamic_rendezvous", "_NodeDesc"),
-    ("datetime", "datetime"),
+    *(("datetime", name) for name in ("datetime", "timedelta", "timezone")),
 }
 """What torchrun's agents put into their state."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import pickle
@@ -15,6 +16,8 @@ from tools.joined_nodes import RendezvousState
 def test_a_rendezvous_state_is_read() -> None:
     state = _RendezvousState()
     state.participants = {_NodeDesc("10.0.0.2", 7, 0): 0, _NodeDesc("10.0.0.1", 9, 0): 1}
+    state.last_heartbeats = {node: datetime.datetime.now(datetime.timezone.utc) for node in state.participants}
+    state.deadline = datetime.datetime.now(datetime.timezone.utc)
     found = RendezvousState(io.BytesIO(pickle.dumps(state))).load()
     assert sorted(node.addr for node in found.participants) == ["10.0.0.1", "10.0.0.2"] and not found.complete
 
