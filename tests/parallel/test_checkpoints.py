@@ -64,6 +64,7 @@ def test_resuming_from_the_newest_complete_checkpoint(in_background: Path, tmp_p
     assert (state["step"], state["consumed"], state["updates"]) == (14, 56, 14)
 
 
+@pytest.mark.long
 def test_averages_follow_their_recursion_and_survive_a_change_of_layout(tmp_path: Path) -> None:
     output, options = (
         tmp_path / "run",

@@ -70,6 +70,7 @@ def test_all_ranks_skip_a_step_with_a_broken_gradient_and_name_its_samples(tmp_p
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
 
 
+@pytest.mark.long
 def test_too_many_skipped_steps_stop_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = sabotaged(2, "nan_from_step_3", run, "optimizer.max_skipped=3", check=False)
