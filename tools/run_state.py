@@ -8,7 +8,6 @@ A wrong configuration, or one that does not fit N processes, is named on stderr 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,12 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.config.load import ConfigError
-
-
-def saved_step(run: Path) -> int:
-    """Step of the newest complete checkpoint of a run; 0 without one."""
-    states = [path / "state.json" for path in (run / "checkpoints").glob("step_*") if path.suffix != ".partial"]
-    return max((json.loads(path.read_text(encoding="utf-8"))["step"] for path in states if path.is_file()), default=0)
+from megatron_videogpt.train.folders import latest, read_state
 
 
 def main() -> int:
@@ -33,7 +27,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = load_checked(args.file, args.overrides, args.processes)
-        step = saved_step(Path(config.train.output))
+        newest = latest(Path(config.train.output))
+        step = read_state(newest)["step"] if newest else 0
     except ConfigError as error:
         for line in error.problems:
             print(f"error: {line}", file=sys.stderr)

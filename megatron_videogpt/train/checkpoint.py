@@ -9,7 +9,6 @@ checkpoints you trust; Hugging Face folders are for exchange.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,7 @@ from ..data.codec import Codec
 from ..platforms import compat
 from . import ema
 from .distributed import RunError
-
-
-def checkpoint_root(run: Path) -> Path:
-    """Folder of a run's checkpoints."""
-    return run / "checkpoints"
-
-
-def checkpoint_name(step: int) -> str:
-    """Name of a checkpoint's folder."""
-    return f"step_{step:08d}"
-
-
-def complete(run: Path) -> list[Path]:
-    """A run's complete checkpoints, oldest first."""
-    folders = (path for path in checkpoint_root(run).glob("step_*") if not path.name.endswith(".partial"))
-    return sorted(path for path in folders if (path / "state.json").is_file())
-
-
-def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    return next(reversed(complete(run)), None)
+from .folders import checkpoint_name, checkpoint_root, complete, latest, read_state
 
 
 def find(run: Path, step: int | None = None) -> Path:
@@ -94,11 +73,6 @@ def check_same_seed(path: Path, config: Config) -> None:
             f"train.seed = {config.train.seed}: {path} was saved with seed {saved}, which decides the order of its data; "
             f"use train.seed={saved}, or start another run from its weights (train.init_from={path.parent.parent} and another train.output)"
         )
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """What `state.json` of a checkpoint holds."""
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:

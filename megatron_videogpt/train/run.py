@@ -24,6 +24,7 @@ from ..platforms import Platform, activate
 from . import checkpoint, distributed
 from .ema import Average
 from .feed import is_reader
+from .folders import latest
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
 
@@ -101,7 +102,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     control = distributed.control_group(config.train.timeout_minutes)
     phase("building the model")
     codec = build_codec(config.codec).to(platform.device, torch.float32)
-    config = _with_recompute(config, codec.channels, platform)
+    config = _with_recompute(config, codec.channels, platform, control)
     source = open_source(config.data, codec) if is_reader() else None
     model = wrap(config, build_model(config, codec.channels, platform))
     optimizer = build_optimizer(config, model)
@@ -114,9 +115,11 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     return run
 
 
-def _with_recompute(config: Config, channels: int, platform: Platform) -> Config:
-    """`parallel.recompute=auto` resolved for this device's memory."""
-    memory = config.parallel.memory_gb * 1e9 or platform.memory_total()
+def _with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:
+    """`parallel.recompute=auto` resolved for the smallest device: ranks that recompute differently would wait in different collectives."""
+    smallest = torch.tensor(config.parallel.memory_gb * 1e9 or platform.memory_total(), dtype=torch.float64)
+    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
+    memory = float(smallest)
     try:
         resolved = resolve_recompute(config, distributed.world_size(), channels, memory)
     except ValueError as error:
@@ -129,7 +132,7 @@ def _with_recompute(config: Config, channels: int, platform: Platform) -> Config
 
 def _restore(run: Run) -> None:
     config = run.config
-    path = checkpoint.latest(run.output)
+    path = latest(run.output)
     resumes = path is not None
     if not resumes and config.train.init_from:
         path = checkpoint.find(Path(config.train.init_from))

@@ -20,9 +20,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..platforms import compat
-from .checkpoint import checkpoint_name, checkpoint_root, complete, latest, sharded_weights
+from .checkpoint import sharded_weights
 from .distributed import RunError, is_rank_zero
 from .ema import Average
+from .folders import checkpoint_name, checkpoint_root, complete, latest
 
 log = logging.getLogger(__name__)
 

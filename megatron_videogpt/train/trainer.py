@@ -15,8 +15,9 @@ from ..config.schema import Config
 from ..data.clips import Sample
 from ..data.loader import Loader
 from ..sequence.intervals import attended_pairs
-from . import checkpoint, distributed
+from . import distributed
 from .feed import is_reader, share
+from .folders import checkpoint_name
 from .health import Agreement, Gate, RankTimes, record_skipped
 from .meter import Meter
 from .metrics import MetricsWriter, Progress, plot_loss
@@ -73,7 +74,7 @@ class Stop:
         self.asked = True
 
 
-def train(config: Config, phase: Callable[..., None] = lambda name: None) -> None:
+def train(config: Config, phase: Callable[..., None] = lambda name, limited=True: None) -> None:
     """Train to `train.steps`, resuming what `train.output` holds; raises RunError or ValueError in one line for whatever a user can mend.
 
     phase: is told what the run does next (see `watchdog.Watchdog`).
@@ -124,7 +125,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
                     validation.during(run.model, writer, state.step)
             asked = agreement.ask(stop.asked)
             if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-                run.phase(f"saving {checkpoint.checkpoint_name(state.step)}")
+                run.phase(f"saving {checkpoint_name(state.step)}")
                 meter.flush()
                 with whole_parameters(run.model):
                     path = saver.save(asdict(state), must=last or asked, again=again)

@@ -118,6 +118,7 @@ class Watchdog:
         self._stop = threading.Event()
         self._launcher = _launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._started = time.time()
+        self._born = born(os.getpid())
         self._folder = self._meet() if "RANK" in os.environ else None
         self._file = -1
 
@@ -164,7 +165,7 @@ class Watchdog:
 
     def _write(self, state: str) -> None:
         if self._file >= 0:
-            about = {"rank": self.rank, "pid": os.getpid(), "born": born(os.getpid()), "state": state, "phase": self._now.name}
+            about = {"rank": self.rank, "pid": os.getpid(), "born": self._born, "state": state, "phase": self._now.name}
             # One write of constant length: a reader never sees half of an old and half of a new text.
             os.pwrite(self._file, json.dumps(about).ljust(400).encode(), 0)
 
