@@ -219,3 +219,26 @@ def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: floa
     Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
     """
     return linear_flops(model, channels, tokens) + attention_flops(model, pairs)
+
+
+def hardware_flops(config: Config, channels: int, tokens: float, pairs: float) -> float:
+    """FLOPs that devices execute for one forward and backward pass: `training_flops` and what activation recomputation repeats of it.
+
+    `full` repeats a layer's forward pass with its attention, `mlp` the products of its feed-forward, `selective` nothing that counts.  The scores that
+    attention kernels compute again in their own backward pass do not count: they are part of the algorithm (Dao et al. 2022), not a choice of the run,
+    and utilisation stays comparable with published figures.  Nor do pairs that a kernel computes in vain in tiles that attend in part.
+    Raises ValueError where `parallel.recompute` is still `auto`.
+    """
+    # `memory` builds on this module.
+    from .memory import recomputed_layers
+
+    model, layout = config.model, config.parallel
+    if layout.recompute == "auto":
+        raise ValueError("parallel.recompute=auto has no FLOPs yet: resolve it with memory.resolve_recompute first")
+    layers = stage_layers(config)
+    again = sum(sum(recomputed_layers(layout, layers[rank :: layout.pipeline])) for rank in range(layout.pipeline))
+    if layout.recompute == "full":
+        repeated = 2 * layer_parameters(model, channels) * tokens + attention_flops(model, pairs) / model.num_layers / 3
+    else:
+        repeated = 2 * 3 * model.hidden_size * model.ffn_hidden_size * tokens
+    return training_flops(model, channels, tokens, pairs) + again * repeated

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_videogpt.config.estimate import (
     clip_work,
     component_parameters,
     expected_work,
+    hardware_flops,
     longest_work,
     rank_parameters,
     stage_layers,
@@ -22,8 +26,8 @@ from megatron_videogpt.config.estimate import (
 )
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.report import in_units
-from megatron_videogpt.config.schema import ModelConfig
-from megatron_videogpt.sequence.intervals import attended_pairs
+from megatron_videogpt.config.schema import Config, ModelConfig
+from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
 
 TINY = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4)
@@ -56,6 +60,7 @@ def test_work_is_the_layouts(clips: tuple[int, ...], grid: tuple[int, int]) -> N
     row = layout(training_shape(clips, grid))
     work = clip_work(clips, grid[0] * grid[1])
     assert (work.tokens, work.pairs) == (len(row), attended_pairs(row.intervals))
+    assert work.pairs == int(dense_mask(row.intervals).sum())
 
 
 @pytest.mark.parametrize("clips", [(1, 1), (2, 7), (3, 3), (7, 7), (1, 7)])
@@ -83,6 +88,62 @@ def test_flops_of_one_layer_by_hand() -> None:
     norms, patch, head = 2 * 8, 4 * 8 + 8, 8 * 4 + 4
     # Query-key products and the weighted values are 2 * 2 * pairs * 8 forward, and twice that backward.
     assert training_flops(model, 1, tokens=10, pairs=7) == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
+
+
+@pytest.fixture
+def processes() -> Iterator[None]:
+    """One process on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.train import distributed
+
+    distributed.start(platform, Config().parallel)
+    yield
+    distributed.stop()
+
+
+def counted_flops(config: Config) -> tuple[int, int]:
+    """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens); every pair counts, for `reference` computes them all."""
+    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.objective import build_objective
+    from megatron_videogpt.platforms import activate
+
+    model, objective = VideoGPT(config, 4, activate("cpu"), "reference"), build_objective(config)
+    row = objective.prepare([Sample(key=1, name="1", mean=torch.randn(4, 4, 8, 8), logvar=None, clips=(1, 2, 1))], 1)
+    with FlopCounterMode(display=False) as counter:
+        objective.loss(model(row), row)[0].backward()
+    return counter.get_total_flops(), row.length
+
+
+@pytest.mark.parametrize(("policy", "count", "layers"), [("selective", 0, 0), ("mlp", 0, 3), ("mlp", 1, 1), ("full", 0, 3), ("full", 2, 2)])
+def test_recomputation_adds_the_flops_that_torch_counts(processes: None, policy: str, count: int, layers: int) -> None:
+    model = {"num_layers": 3, "hidden_size": 64, "ffn_hidden_size": 112, "num_attention_heads": 4, "num_query_groups": 2}
+    plain, again = (
+        config_from_dict({"model": model, "parallel": parallel, "train": {"precision": "fp32"}})
+        for parallel in ({}, {"recompute": policy, "recompute_layers": count})
+    )
+    (before, tokens), (after, _) = counted_flops(plain), counted_flops(again)
+    pairs = tokens**2
+    assert hardware_flops(plain, 4, tokens, pairs) == training_flops(plain.model, 4, tokens, pairs)
+    # The estimate counts weights of norms as if they were matrices; torch does not.
+    norms = layers * 2 * 2 * 64 * tokens if policy == "full" else 0
+    assert hardware_flops(again, 4, tokens, pairs) - hardware_flops(plain, 4, tokens, pairs) == after - before + norms
+    assert (after > before) == (layers > 0)
+    # All of the model: what runs once per frame and the norms are within 3 % even here.
+    assert training_flops(plain.model, 4, tokens, pairs) == pytest.approx(before, rel=0.03)
+
+
+def test_hardware_flops_of_a_pipeline_are_those_of_all_ranks() -> None:
+    def extra(**parallel: object) -> float:
+        config = config_from_dict({"model": {"num_layers": 8}, "parallel": parallel})
+        return hardware_flops(config, 4, 1000, 5000) - training_flops(config.model, 4, 1000, 5000)
+
+    assert extra(recompute="full", recompute_layers=1, pipeline=4) == pytest.approx(extra(recompute="full", recompute_layers=4), rel=1e-12)
+    assert extra(recompute="mlp", pipeline=2, virtual_pipeline=2) == 8 * 6 * 3072 * 8192 * 1000
+    with pytest.raises(ValueError, match="resolve_recompute"):
+        extra(recompute="auto")
 
 
 def test_a_ranks_parameters_follow_tensor_and_pipeline_parallelism() -> None:
