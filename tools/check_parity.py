@@ -43,7 +43,7 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     platform = activate("cpu")
     import torch
 
-    from megatron_videogpt.attention import select
+    from megatron_videogpt.attention.choice import select
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.convert import parity
     from megatron_videogpt.train import distributed

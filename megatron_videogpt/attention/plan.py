@@ -21,6 +21,9 @@ MASKED_OUT = -1e30
 _WIDTH = 96
 """Most groups in a chunk."""
 
+_BEYOND = np.iinfo(np.int32).max
+"""Behind every key."""
+
 
 class Costs(NamedTuple):
     """What a call costs, in units of computing one (row, key) pair of all heads, forward and backward.
@@ -65,10 +68,11 @@ class _Side(NamedTuple):
         return _Side(*(x[rows] for x in self))
 
 
-def _side(start: np.ndarray, stop: np.ndarray, length: int) -> _Side:
+def _side(start: np.ndarray, stop: np.ndarray) -> _Side:
     """One interval of every group; an empty one must neither widen a hull nor leave a core."""
     empty = stop <= start
-    return _Side(np.where(empty, length, start), np.where(empty, 0, stop), np.where(empty, length, start), np.where(empty, 0, stop))
+    start, stop = np.where(empty, _BEYOND, start), np.where(empty, 0, stop)
+    return _Side(start, stop, start, stop)
 
 
 def _side_costs(side: _Side, rows: np.ndarray, costs: Costs) -> tuple[np.ndarray, np.ndarray]:
@@ -89,10 +93,10 @@ def _joint_costs(a: _Side, b: _Side, rows: np.ndarray, costs: Costs) -> np.ndarr
     return np.where((a.high > a.low) & (b.high > b.low), costs.call + keys * (costs.key + rows * (1 + costs.mask)), np.inf)
 
 
-def _chunks(starts: np.ndarray, groups: np.ndarray, length: int, costs: Costs) -> list[tuple[int, int]]:
+def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[tuple[int, int]]:
     """The cheapest cut of the groups into chunks, as (first group, end group) in order."""
     count = len(groups)
-    a, b = (_side(groups[:, i], groups[:, i + 1], length) for i in (0, 2))
+    a, b = (_side(groups[:, i], groups[:, i + 1]) for i in (0, 2))
     wide_a, wide_b = a, b
     price, alone = np.full((count + 1, min(_WIDTH, count)), np.inf), np.zeros(count + 1)
     for width in range(1, price.shape[1] + 1):
@@ -156,8 +160,8 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
     starts = np.concatenate([[0], 1 + np.flatnonzero((intervals[1:] != intervals[:-1]).any(axis=1)), [length]])
     groups = intervals[starts[:-1]].astype(np.int64)
     boxes: list[Rectangle] = []
-    for first, end in _chunks(starts, groups, length, costs):
-        sides = [_side(groups[first:end, i], groups[first:end, i + 1], length) for i in (0, 2)]
+    for first, end in _chunks(starts, groups, costs):
+        sides = [_side(groups[first:end, i], groups[first:end, i + 1]) for i in (0, 2)]
         a, b = (_Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)) for s in sides)
         boxes += _rectangles(intervals, a, b, int(starts[first]), int(starts[end]), costs)
     return tuple(boxes)
@@ -166,6 +170,6 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
 def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
     """Rectangles (masks on the CPU) that together cover every attended pair exactly once, and no other.
 
-    intervals: int32 ``[L, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks for the same ones.
+    intervals: int32 ``[Lq, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks for the same ones.
     """
     return _plan(intervals.detach().to("cpu", torch.int32).contiguous().numpy().tobytes(), costs)

@@ -102,9 +102,10 @@ class _Ranged(torch.autograd.Function):
         """Scores are computed again, rectangle by rectangle."""
         q, k, v, out, lse = ctx.saved_tensors
         # Sums over rectangles are kept in at least float32, whatever the inputs are.
-        sums = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, q, q)]
+        wide = [q, _repeat(k, q), _repeat(v, q)]
+        sums = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in wide]
         grad_q, grad_k, grad_v = (_heads(x) for x in sums)
-        grad, queries, keys, values, outputs = (_heads(x) for x in (grads[0].contiguous(), q, _repeat(k, q), _repeat(v, q), out))
+        grad, outputs, queries, keys, values = (_heads(x) for x in (grads[0].contiguous(), out, *wide))
         for box in ctx.rectangles:
             rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
             inputs = (grad[:, :, rows], queries[:, :, rows], keys[:, :, columns], values[:, :, columns], outputs[:, :, rows], lse[:, :, rows])
@@ -129,8 +130,8 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
     return (grad if grad.shape == x.shape else grad.unflatten(1, (x.shape[1], -1)).sum(2)).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:
-    """Interval attention on any device; shapes as in `attention.attend`."""
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+    """Interval attention on any device; shapes as in `attention.attend`.  Rectangles are added in a fixed order, `deterministic` or not."""
     pair_flops = 14 * q.shape[1] * q.shape[2]
     call_flops = _CALL_FLOPS if torch.get_num_threads() == 1 else _SHARED_CALL_FLOPS
     costs = Costs(call=call_flops / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)

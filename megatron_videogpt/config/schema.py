@@ -107,8 +107,12 @@ class AttentionConfig:
     """Which kernel computes attention; all give the same result."""
 
     backend: str = option(
-        "auto", "auto, reference (dense oracle), ranged (CPU default, portable) or flex (CUDA)", choices=("auto", "reference", "ranged", "flex")
+        "auto",
+        "auto (the fastest that works here, checked at start-up), flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), "
+        "ranged (portable, CPU default) or reference (dense oracle)",
+        choices=("auto", "flash", "triton", "flex", "ranged", "reference"),
     )
+    deterministic: bool = option(True, "add up gradients in a fixed order (flash, triton): the same bits in every run; false may be faster")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ..attention import select
+from ..attention.choice import obstacle
 from ..config.schema import Config, ParallelConfig
 from ..data.codec import build_codec
 from ..model.denoiser import Denoiser, model_denoiser
 from ..model.videogpt import VideoGPT
 from ..platforms import activate
 from . import checkpoint, distributed
+from .kernels import choose_attention
 
 
 def load_model(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config]:
@@ -32,10 +33,14 @@ def load_model(run: Path, step: int | None = None, platform: str = "auto", avera
     checkpoint.check_same_codec(path, codec)
     parallel = ParallelConfig()
     train = replace(config.train, precision="fp32") if device.name == "cpu" else config.train
-    config = replace(config, parallel=parallel, train=train)
-    distributed.start(device, parallel)
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    backend, _ = select(config.attention.backend, device.device.type, dtype, config.model.head_dim)
+    wanted = config.attention.backend
+    if wanted != "auto" and obstacle(wanted, device.device.type, dtype, config.model.head_dim):
+        # The run was trained on another kind of device.
+        wanted = "auto"
+    config = replace(config, parallel=parallel, train=train, attention=replace(config.attention, backend=wanted))
+    distributed.start(device, parallel)
+    backend, _ = choose_attention(config, device)
     model = VideoGPT(config, codec.channels, device, backend)
     checkpoint.load_weights(path, [model], average)
     return model, config

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..attention import select
 from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.memory import resolve_recompute
@@ -25,6 +24,7 @@ from . import checkpoint, distributed
 from .ema import Average
 from .feed import is_reader
 from .folders import latest
+from .kernels import choose_attention, row_multiple
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
 
@@ -70,6 +70,11 @@ class Run:
         return Path(self.config.train.output)
 
     @property
+    def row_multiple(self) -> int:
+        """Tokens that packed rows are padded to a multiple of."""
+        return row_multiple(self.config, self.chunks[0].config.interval_backend)
+
+    @property
     def chunks(self) -> list[VideoGPT]:
         """This rank's model chunks without their wrapping."""
         return [chunk.module for chunk in self.model]
@@ -82,8 +87,7 @@ def _threads(config: Config) -> None:
 
 def build_model(config: Config, channels: int, platform: Platform) -> list[VideoGPT]:
     """This rank's stage of the model with its start values: one chunk, or `parallel.virtual_pipeline` of them."""
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    backend, reason = select(config.attention.backend, platform.device.type, dtype, config.model.head_dim)
+    backend, reason = choose_attention(config, platform)
     if distributed.is_rank_zero():
         print(f"attention: {backend} ({reason})", flush=True)
     chunks = [VideoGPT(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]

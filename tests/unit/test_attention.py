@@ -1,4 +1,4 @@
-"""Attention backends against the dense oracle, the oracle against one softmax a row, the plan and the tiles against the dense mask."""
+"""Attention backends against the dense oracle, the oracle against one softmax a row, the plan and FlexAttention's mask against the dense mask."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.attention import attend, flex, select
+from megatron_videogpt.attention import attend, flex
 from megatron_videogpt.attention.plan import Costs, plan
-from megatron_videogpt.sequence.intervals import dense_mask, padding_intervals
+from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import Clip, ClipShape, Source, layout, pack
 
 CLIPS = st.lists(st.builds(Clip, st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4).map(tuple)
@@ -152,11 +152,15 @@ def test_ranged_saves_nothing_that_grows_with_the_square_of_the_length() -> None
 
 @settings(deadline=None, max_examples=40)
 @given(MASKS)
-def test_flex_tiles_match_dense_mask(intervals: torch.Tensor) -> None:
-    tile = 4
-    mask = flex.block_mask(intervals, tile)
-    padded = torch.cat([intervals, padding_intervals(len(intervals), -len(intervals) % tile)])
-    seen = dense_mask(padded).unflatten(1, (-1, tile)).unflatten(0, (-1, tile)).sum((1, 3))
+def test_flex_mask_matches_dense_mask(intervals: torch.Tensor) -> None:
+    length, tile = len(intervals), 4
+    mask = flex.block_mask(intervals, length, tile)
+    rows = length + -length % tile
+    dense = torch.zeros(rows, rows, dtype=torch.bool)
+    dense[:length, :length] = dense_mask(intervals)
+    # Padding looks at key 0, so that no row is empty; no row looks at it.
+    dense[length:, 0] = True
+    seen = dense.unflatten(1, (-1, tile)).unflatten(0, (-1, tile)).sum((1, 3))
     lists = {
         "partial": (mask.kv_num_blocks, mask.kv_indices, (seen > 0) & (seen < tile * tile)),
         "full": (mask.full_kv_num_blocks, mask.full_kv_indices, seen == tile * tile),
@@ -166,8 +170,21 @@ def test_flex_tiles_match_dense_mask(intervals: torch.Tensor) -> None:
     for name, (counts, indices, expected) in lists.items():
         for row, (count, order) in enumerate(zip(counts[0, 0].tolist(), indices[0, 0].tolist())):
             assert order[:count] == expected[row].nonzero().flatten().tolist(), (name, row)
-    rows, keys = torch.arange(len(padded))[:, None], torch.arange(len(padded))
-    assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), rows, keys), dense_mask(padded))
+    assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), torch.arange(rows)[:, None], torch.arange(rows)), dense)
+
+
+@settings(deadline=None, max_examples=20)
+@given(MASKS, st.data())
+def test_some_rows_alone_get_what_they_get_among_all(intervals: torch.Tensor, data: st.DataObject) -> None:
+    """The last layer asks for scored rows only: fewer queries than keys."""
+    chosen = torch.tensor(sorted(data.draw(st.sets(st.integers(0, len(intervals) - 1), min_size=1))))
+    q, k, v, grad = tensors(len(intervals), 4, 2, 16, torch.float64)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    whole = attend("reference", *leaves, intervals, 0.3)[chosen]
+    expected = [whole, *torch.autograd.grad(whole, leaves, grad[chosen])]
+    for backend in ("reference", "ranged"):
+        out = attend(backend, q[chosen], k, v, intervals[chosen], 0.3)
+        assert worst([out.detach(), *torch.autograd.grad(out, leaves, grad[chosen])], [x.detach() for x in expected]) <= 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -186,17 +203,3 @@ def test_flex_notices_intervals_changed_in_place() -> None:
     attend("flex", q, k, v, intervals, 0.3)
     intervals[:, 0], intervals[:, 1] = 2, 4
     torch.testing.assert_close(attend("flex", q, k, v, intervals, 0.3), attend("reference", q, k, v, intervals, 0.3))
-
-
-def test_select() -> None:
-    assert select("auto", "cpu", torch.float32, 96)[0] == "ranged"
-    assert select("auto", "npu", torch.bfloat16, 96)[0] == "ranged"
-    assert select("auto", "cuda", torch.float64, 96)[0] == "ranged"
-    assert select("auto", "cuda", torch.bfloat16, 8)[0] == "ranged"
-    assert select("reference", "cuda", torch.bfloat16, 96)[0] == "reference"
-    with pytest.raises(ValueError, match="no backward on cpu.*auto or ranged"):
-        select("flex", "cpu", torch.float32, 96)
-    with pytest.raises(ValueError, match="'flash'.*auto, reference, ranged, flex"):
-        select("flash", "cuda", torch.float32, 96)
-    with pytest.raises(ValueError, match="attention.select"):
-        attend("auto", *tensors(2, 1, 1, 4, torch.float32)[:3], torch.tensor([[0, 2, 0, 0]] * 2, dtype=torch.int32), 1.0)

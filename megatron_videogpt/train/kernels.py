@@ -1,0 +1,40 @@
+"""The attention backend of a run: the same on every rank, and compared with the dense oracle before the first step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..attention import ROW_MULTIPLES
+from ..attention.choice import WrongHere, choose
+from ..config.schema import Config
+from ..platforms import Platform
+from .distributed import RunError
+
+
+def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:
+    """(backend, why), agreed by all ranks; a collective.  See `attention.choice.choose`.
+
+    Raises RunError where no rank can go on, and ValueError on the ranks whose device computed something wrong.
+    """
+
+    def worst(outcome: int) -> int:
+        value = torch.tensor(outcome, device=platform.device)
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+        return int(value)
+
+    model = config.model
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    heads = model.num_attention_heads // model.kv_heads
+    try:
+        return choose(config.attention.backend, platform.device, dtype, model.head_dim, heads, config.attention.deterministic, worst)
+    except WrongHere:
+        raise
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def row_multiple(config: Config, backend: str) -> int:
+    """Tokens that packed rows are padded to a multiple of, so that ranks get equal parts and the backend whole tiles without copying anything."""
+    return math.lcm(config.parallel.row_multiple, ROW_MULTIPLES.get(backend, 1))
