@@ -38,6 +38,7 @@ setup(
     extras_require={
         "npu": ["torch_npu"],  # MindSpeed (branch core_r0.16.0) must be installed from source as well
         "wandb": ["wandb"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit"],
+        # triton: its interpreter runs our kernels on a CPU, and it compiles them for sm_90 without a GPU; CUDA builds of torch bring their own.
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
     },
 )

@@ -61,7 +61,13 @@ echo "set-up: installing into $VENV (some minutes the first time)"
 "$VENV/bin/python" -m pip install -qq --upgrade 'pip>=23.3'
 install_torch
 if "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  "$VENV/bin/python" -m pip install -qq --constraint constraints-cpu.txt --editable '.[dev]'
+  # A CUDA build of torch has brought the release of triton that it was built with.
+  exact=constraints-cpu.txt
+  if has_gpu; then
+    exact=$VENV/constraints.txt
+    grep -v '^triton==' constraints-cpu.txt >"$exact"
+  fi
+  "$VENV/bin/python" -m pip install -qq --constraint "$exact" --editable '.[dev]'
 else
   echo "set-up: the exact versions of constraints-cpu.txt need Python 3.11; installing the newest that fit Python 3.10"
   "$VENV/bin/python" -m pip install -qq "$TORCH" --editable '.[dev]'
