@@ -2,12 +2,14 @@
 
 Rows with equal intervals form a group.  Neighbouring groups share a call when the pairs computed in vain cost less than a call of their own: a hint
 token's single row joins its frame, small frames join one another, packed samples stay apart.  The best cut of the groups into chunks is found
-by dynamic programming over a cost in units of one (row, key) pair.
+by dynamic programming over a cost in units of one (row, key) pair.  Before that, groups whose rows attend the same long history are stacked: one tall
+rectangle covers what all of them attend, because kernels are slow where few rows meet many keys, and the chunks cover the rest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,6 +22,12 @@ MASKED_OUT = -1e30
 
 _WIDTH = 96
 """Most groups in a chunk."""
+
+_TALL, _MEDIUM = 768, 192
+"""Rows from which on torch's CPU kernels work on 256 and on 64 rows at once (below: 32), and so read the keys less often."""
+
+_KEYS = 2048
+"""Most keys of a rectangle without a mask: they, the values and the gradients of both stay in a core's cache."""
 
 _BEYOND = np.iinfo(np.int32).max
 """Behind every key."""
@@ -68,6 +76,11 @@ class _Side(NamedTuple):
         return _Side(*(x[rows] for x in self))
 
 
+def _effort(rows: np.ndarray) -> np.ndarray:
+    """Time of one pair in rectangles of so many rows, relative to tall ones (measured with heads of 96: docs/benchmarks.md)."""
+    return np.where(rows >= _TALL, 1.0, np.where(rows >= _MEDIUM, 1.17, 1.4))
+
+
 def _side(start: np.ndarray, stop: np.ndarray) -> _Side:
     """One interval of every group; an empty one must neither widen a hull nor leave a core."""
     empty = stop <= start
@@ -79,7 +92,8 @@ def _side_costs(side: _Side, rows: np.ndarray, costs: Costs) -> tuple[np.ndarray
     """(cost, whether to cut the hull into core and ragged ends) of covering one interval of each chunk."""
     hull = np.maximum(side.high - side.low, 0)
     core = np.maximum(side.stop - side.start, 0)
-    masked, plain = rows * (1 + costs.mask), rows
+    plain = rows * _effort(rows)
+    masked = plain * (1 + costs.mask)
     whole = costs.call + hull * (costs.key + np.where(core == hull, plain, masked))
     ends = (side.start > side.low).astype(np.int64) + (side.stop < side.high)
     split = costs.call * (1 + ends) + core * plain + (hull - core) * masked + hull * costs.key
@@ -90,11 +104,14 @@ def _side_costs(side: _Side, rows: np.ndarray, costs: Costs) -> tuple[np.ndarray
 def _joint_costs(a: _Side, b: _Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
     """Cost of covering both intervals, and the gap between them, in one masked call; infinite where there is only one."""
     keys = np.maximum(a.high, b.high) - np.minimum(a.low, b.low)
-    return np.where((a.high > a.low) & (b.high > b.low), costs.call + keys * (costs.key + rows * (1 + costs.mask)), np.inf)
+    return np.where((a.high > a.low) & (b.high > b.low), costs.call + keys * (costs.key + rows * _effort(rows) * (1 + costs.mask)), np.inf)
 
 
-def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[tuple[int, int]]:
-    """The cheapest cut of the groups into chunks, as (first group, end group) in order."""
+def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[tuple[int, int]], float]:
+    """The cheapest cut of the groups into chunks, as (first group, end group) in order, and its cost.
+
+    groups: intervals ``[G, 4]``; starts ``[G + 1]``: first row of each, and the end of the last.
+    """
     count = len(groups)
     a, b = (_side(groups[:, i], groups[:, i + 1]) for i in (0, 2))
     wide_a, wide_b = a, b
@@ -120,7 +137,53 @@ def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[tuple[
     while end:
         chunks.append((end - int(widths[end]), end))
         end -= int(widths[end])
-    return chunks[::-1]
+    return chunks[::-1], float(best[count])
+
+
+class _Stack(NamedTuple):
+    """Groups ``[first, end)`` whose rows all attend the keys ``[key0, key1)``, which one tall rectangle covers; none where these are equal."""
+
+    first: int
+    end: int
+    key0: int
+    key1: int
+
+
+def _without(intervals: np.ndarray, key1: int) -> np.ndarray:
+    """Intervals whose first one no longer holds the keys before `key1`."""
+    rest = intervals.copy()
+    rest[:, 0] = np.maximum(rest[:, 0], key1)
+    rest[rest[:, 1] <= rest[:, 0], :2] = 0
+    return rest
+
+
+def _tall(starts: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cuts the groups where `_TALL` rows are reached, and where the first intervals start elsewhere or stop getting longer."""
+    start, stop = groups[:, 0], groups[:, 1]
+    other = np.concatenate([[False], (start[1:] != start[:-1]) | (stop[1:] < stop[:-1]) | (stop[:-1] <= start[:-1]), [True]])
+    first = 0
+    for end in range(1, len(groups) + 1):
+        if other[end] or starts[end] - starts[first] >= _TALL:
+            yield first, end
+            first = end
+
+
+def _stacks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Stack]:
+    """All groups in order: stacks where a shared history makes the plan cheaper, and between them the longest runs of groups without."""
+    stacks: list[_Stack] = []
+    for first, end in _tall(starts, groups):
+        own, edges = groups[first:end], starts[first : end + 1]
+        key0, key1 = int(own[0, 0]), int(own[:, 1].min())
+        if key1 > key0:
+            rows = edges[-1:] - edges[:1]
+            shared = costs.call + (key1 - key0) * (costs.key + float((rows * _effort(rows))[0]))
+            if shared + _chunks(edges, _without(own, key1), costs)[1] < _chunks(edges, own, costs)[1]:
+                stacks.append(_Stack(first, end, key0, key1))
+                continue
+        if stacks and stacks[-1].key0 == stacks[-1].key1:
+            first = stacks.pop().first
+        stacks.append(_Stack(first, end, 0, 0))
+    return stacks
 
 
 def _mask(intervals: np.ndarray, key0: int, key1: int) -> Tensor | None:
@@ -142,29 +205,43 @@ def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
     return [(k0, k1) for k0, k1 in ranges if k1 > k0]
 
 
-def _rectangles(intervals: np.ndarray, a: _Side, b: _Side, row0: int, row1: int, costs: Costs) -> list[Rectangle]:
-    """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with."""
-    rows, own = np.array([row1 - row0]), intervals[row0:row1]
+def _rectangles(own: np.ndarray, row0: int, costs: Costs, first: bool) -> list[Rectangle]:
+    """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with.  own: intervals of its rows, of which the first is `row0`."""
+    sides = [_side(own[:, i], own[:, i + 1]) for i in (0, 2)]
+    a, b = (_Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)) for s in sides)
+    rows = np.array([len(own)])
     (cost_a, cut_a), (cost_b, cut_b) = _side_costs(a, rows, costs), _side_costs(b, rows, costs)
     if _joint_costs(a, b, rows, costs)[0] <= cost_a[0] + cost_b[0]:
         parts = [(own, int(min(a.low[0], b.low[0])), int(max(a.high[0], b.high[0])))]
     else:
         parts = [(own[:, :2], *keys) for keys in _ranges(a, bool(cut_a[0]))] + [(own[:, 2:], *keys) for keys in _ranges(b, bool(cut_b[0]))]
-    return [Rectangle(row0, row1, k0, k1, _mask(part, k0, k1), number == 0) for number, (part, k0, k1) in enumerate(parts)]
+    row1 = row0 + len(own)
+    return [Rectangle(row0, row1, k0, k1, _mask(part, k0, k1), first and number == 0) for number, (part, k0, k1) in enumerate(parts)]
+
+
+def _cut(box: Rectangle) -> list[Rectangle]:
+    """A rectangle as ones of at most `_KEYS` keys, if it has no mask."""
+    keys = box.key1 - box.key0
+    parts = 1 if box.mask is not None else -(-keys // _KEYS)
+    edges = [box.key0 + keys * number // parts for number in range(parts + 1)]
+    return [replace(box, key0=edges[number], key1=edges[number + 1], first=box.first and number == 0) for number in range(parts)]
 
 
 @lru_cache(maxsize=8)
 def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
     intervals = np.frombuffer(table, dtype=np.int32).reshape(-1, 4)
-    length = len(intervals)
-    starts = np.concatenate([[0], 1 + np.flatnonzero((intervals[1:] != intervals[:-1]).any(axis=1)), [length]])
+    starts = np.concatenate([[0], 1 + np.flatnonzero((intervals[1:] != intervals[:-1]).any(axis=1)), [len(intervals)]])
     groups = intervals[starts[:-1]].astype(np.int64)
     boxes: list[Rectangle] = []
-    for first, end in _chunks(starts, groups, costs):
-        sides = [_side(groups[first:end, i], groups[first:end, i + 1]) for i in (0, 2)]
-        a, b = (_Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)) for s in sides)
-        boxes += _rectangles(intervals, a, b, int(starts[first]), int(starts[end]), costs)
-    return tuple(boxes)
+    for stack in _stacks(starts, groups, costs):
+        edges, alone = starts[stack.first : stack.end + 1], stack.key0 == stack.key1
+        if not alone:
+            boxes.append(Rectangle(int(edges[0]), int(edges[-1]), stack.key0, stack.key1, None, True))
+        own, rows = (x if alone else _without(x, stack.key1) for x in (groups[stack.first : stack.end], intervals[edges[0] : edges[-1]]))
+        for first, end in _chunks(edges, own, costs)[0]:
+            row0, row1 = int(edges[first]), int(edges[end])
+            boxes += _rectangles(rows[row0 - edges[0] : row1 - edges[0]], row0, costs, alone)
+    return tuple(part for box in boxes for part in _cut(box))
 
 
 def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:

@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_videogpt.attention import attend, flex
+from megatron_videogpt.attention import plan as plans
 from megatron_videogpt.attention.plan import Costs, plan
-from megatron_videogpt.sequence.intervals import dense_mask
+from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
 from megatron_videogpt.sequence.layout import Clip, ClipShape, Source, layout, pack
 
 CLIPS = st.lists(st.builds(Clip, st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4).map(tuple)
@@ -79,13 +80,40 @@ def test_reference_is_a_softmax_over_the_listed_keys(intervals: torch.Tensor) ->
 @settings(deadline=None, max_examples=60)
 @given(MASKS, st.sampled_from([0.0, 5.0, 300.0]))
 def test_plan_covers_each_pair_once(intervals: torch.Tensor, call: float) -> None:
+    check_cover(intervals, plan(intervals, Costs(call=call, key=2.0, mask=0.06)))
+
+
+def check_cover(intervals: torch.Tensor, boxes: tuple[plans.Rectangle, ...]) -> None:
+    """Every attended pair is in one rectangle, no other is in any, and the first rectangle of some rows says so."""
     covered, written = torch.zeros(len(intervals), len(intervals)), torch.zeros(len(intervals))
-    for box in plan(intervals, Costs(call=call, key=2.0, mask=0.06)):
+    for box in boxes:
         rows = slice(box.row0, box.row1)
         assert box.first == bool((written[rows] == 0).all()) and (box.first or bool((written[rows] > 0).all()))
         written[rows] += 1
         covered[rows, box.key0 : box.key1] += 1.0 if box.mask is None else (box.mask == 0).float()
     assert torch.equal(covered, dense_mask(intervals).float())
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(MASKS, st.sampled_from([0.0, 5.0]))
+def test_plan_of_tall_and_cut_rectangles_covers_each_pair_once(monkeypatch: pytest.MonkeyPatch, intervals: torch.Tensor, call: float) -> None:
+    monkeypatch.setattr(plans, "_TALL", 6)
+    monkeypatch.setattr(plans, "_MEDIUM", 3)
+    monkeypatch.setattr(plans, "_KEYS", 4)
+    plans._plan.cache_clear()
+    check_cover(intervals, plan(intervals, Costs(call=call, key=2.0, mask=0.06)))
+    plans._plan.cache_clear()
+
+
+def test_plan_stacks_frames_on_their_history() -> None:
+    # 20 clips of one frame of 242 tokens: without stacks, every rectangle but the masked ones has the 242 rows of one frame.
+    intervals = layout(ClipShape((Clip(1),) * 19 + (Clip(1, has_clean=False),), grid=(12, 20))).intervals
+    boxes = plan(intervals, Costs(call=6000.0, key=8.0, mask=0.06))
+    area = sum((box.row1 - box.row0) * (box.key1 - box.key0) for box in boxes)
+    tall = sum((box.row1 - box.row0) * (box.key1 - box.key0) for box in boxes if box.row1 - box.row0 >= 768)
+    assert tall > 0.5 * area and area < 1.03 * attended_pairs(intervals)
+    assert all(box.key1 - box.key0 <= 2048 for box in boxes if box.mask is None)
+    check_cover(intervals, boxes)
 
 
 def test_plan_joins_hint_rows_and_keeps_packed_samples_apart() -> None:
