@@ -112,8 +112,8 @@ def step(session: Session, samples: list[Any]) -> tuple[float, float]:
     totals, norm, taken = train_step(session.chunks, session.optimizer, session.objective, rows_of(session, samples), options.clip_grad)
     assert taken
     if session.average is not None:
-        session.average.update()
-    return describe(reduce_statistics(totals))["loss"], norm
+        session.average.update(taken)
+    return describe(reduce_statistics(totals))["loss"], float(norm)
 
 
 def gather(session: Session) -> dict[str, Tensor]:

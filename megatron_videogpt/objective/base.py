@@ -52,9 +52,15 @@ class Inputs:
         return self.intervals.shape[0]
 
     def to(self, device: torch.device) -> Inputs:
-        """A copy on `device`."""
+        """A copy on `device`, whose work until then the host does not wait for."""
+
+        def move(value: Tensor) -> Tensor:
+            # Only pinned memory is copied in the background.
+            pinned = value.pin_memory() if device.type != "cpu" and value.device.type == "cpu" else value
+            return pinned.to(device, non_blocking=True)
+
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moved.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
+        return replace(self, **{name: move(value) for name, value in moved.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
 
     def shard(self, rank: int, size: int) -> Inputs:
         """The contiguous part of a whole row that context parallel rank `rank` of `size` works on; `size` must divide the row's length."""

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 """The checkpoint format of the distributed optimizer that any layout can load; `dp_reshardable` came back with step 0 without Transformer Engine."""
+
+
+FUSED = ("cpu", "cuda")
+"""Device types whose fused AdamW is known to obey `found_inf` and `grad_scale` in the kernel."""
 
 
 def let_outputs_be_dropped() -> None:
@@ -25,14 +30,55 @@ def _parts(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
+def use_torch_adam() -> None:
+    """Make megatron-core build, save and load torch's AdamW, although Transformer Engine or Apex, where installed, would bring theirs.
+
+    One optimizer everywhere: the same numbers, one format of its step count, and a step that the device itself can skip (`take_step`).
+    """
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    optimizer.USING_PYTORCH_OPTIMIZER = True
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+
+
+def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
+    return [part.optimizer for part in _parts(optimizer)]
+
+
+def fuse(optimizer: Any) -> None:
+    """Run AdamW as one kernel per device where that kernel can skip a step (`FUSED`); a loaded checkpoint brings the setting of its own run."""
+    for group in (group for inner in _inner(optimizer) for group in inner.param_groups):
+        group["fused"] = all(parameter.device.type in FUSED for parameter in group["params"])
+
+
+def take_step(optimizer: Any, taken: Tensor, scale: Tensor) -> None:
+    """Divide the gradients by `scale` and update, if `taken`; else leave weights, moments and step count as they are.
+
+    taken: bool; scale: float; both 0-dimensional, on the device, which decides by itself.  Where its AdamW cannot (`FUSED`), the host waits for `taken`.
+    """
+    if all(group["fused"] for inner in _inner(optimizer) for group in inner.param_groups):
+        for inner in _inner(optimizer):
+            # torch's own protocol between its loss scaler and fused optimizers.
+            inner.found_inf, inner.grad_scale = 1.0 - taken.float(), scale.float()  # type: ignore[attr-defined]
+    elif not bool(taken):
+        return
+    else:
+        torch._foreach_div_([p.grad for inner in _inner(optimizer) for group in inner.param_groups for p in group["params"]], scale.float())
+    optimizer.step_with_ready_grads()
+
+
+def _step_count(parameter: Tensor, updates: int) -> Tensor:
+    """Adam's count of steps, where the fused kernel looks for it; it may be elsewhere for the others."""
+    return torch.full((), float(updates), dtype=torch.float32, device=parameter.device if parameter.device.type in FUSED else "cpu")
+
+
 def seed_optimizer_state(optimizer: Any) -> None:
     """Give torch's Adam empty moments: the loading template is made from them, and a fresh one has none."""
-    for part in _parts(optimizer):
-        inner = part.optimizer
-        if not isinstance(inner, torch.optim.Adam):
-            continue
+    for inner in _inner(optimizer):
         for parameter in (p for group in inner.param_groups for p in group["params"] if not inner.state[p]):
-            inner.state[parameter].update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter), step=torch.tensor(0.0))
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            inner.state[parameter].update(moments, step=_step_count(parameter, 0))
 
 
 def load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None:
@@ -45,10 +91,44 @@ def load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None
     tensors, kind = loaded.pop("param_state"), loaded.pop("param_state_sharding_type")
     assert kind == OPTIMIZER_FORMAT["distrib_optim_sharding_type"]
     part.load_state_dict(loaded)
-    counted = [values for values in part.optimizer.state.values() if values.pop("step", None) is not None]
+    for values in part.optimizer.state.values():
+        del values["step"]
     part.load_parameter_state_from_fully_reshardable(tensors)
-    for values in counted:
-        values["step"] = torch.tensor(float(updates))
+    for parameter, values in part.optimizer.state.items():
+        values["step"] = _step_count(parameter, updates)
+    fuse(optimizer)
+
+
+def finalize_gradients(model: list[Any], num_tokens: Tensor | None = None, pg_collection: Any = None, force_all_reduce: bool = False) -> None:
+    """megatron-core's `finalize_model_grads`, but for its `if num_tokens > 0`, which makes the host wait for forward and backward pass.
+
+    num_tokens: int32, what this rank's losses count; gradients are divided by the sum over ranks, if that is not 0.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+
+    finalize_model_grads(model, None, pg_collection, force_all_reduce)
+    if num_tokens is None:
+        return
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    torch.distributed.broadcast(num_tokens, last, group=parallel_state.get_pipeline_model_parallel_group())
+    torch.distributed.all_reduce(num_tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    share = 1.0 / num_tokens.clamp(min=1)
+    for chunk in model:
+        chunk.scale_gradients(share)
+
+
+def expect_lengths(chunks: list[Any], lengths: set[int]) -> None:
+    """Tell megatron-core whether the rows of this step differ in length.
+
+    Where they do, its pipeline stages tell each other the shape of every tensor, and the host waits for each of these messages.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.utils import get_model_config
+
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        for chunk in chunks:
+            get_model_config(chunk).variable_seq_lengths = len(lengths) > 1
 
 
 @contextlib.contextmanager

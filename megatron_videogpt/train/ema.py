@@ -30,9 +30,11 @@ class Average:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """After an optimizer update that was taken."""
-        torch._foreach_lerp_(self.shards, self._main(), 1.0 - self.decay)
+    def update(self, taken: Tensor) -> None:
+        """After an optimizer update; taken: bool ``[]`` on the device, False leaves the average as it is."""
+        weight = (1.0 - self.decay) * taken.float()
+        for shard, main in zip(self.shards, self._main()):
+            shard.lerp_(main, weight)
 
     def restart(self) -> None:
         """Start again from the current weights."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -27,16 +29,35 @@ def _ranks(group: Any) -> list[int]:
     return torch.distributed.get_process_group_ranks(group)
 
 
-def _groups() -> list[Any]:
+def _device_groups() -> list[Any]:
     """The way of the samples: over context parallel ranks first, then from each of these to its tensor and pipeline parallel ranks."""
     first, second = parallel_state.get_context_parallel_group(), parallel_state.get_model_parallel_group()
-    return [group for group, here in ((first, _is_first()), (second, True)) if here and group.size() > 1]
+    return [group for group, here in ((first, _is_first()), (second, True)) if here]
 
 
-def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list[Sample]:
-    """`read()` on the reading rank, its samples (without pixels) on all; a ValueError of the reader becomes a RunError on every rank.
+def host_group(timeout_minutes: float) -> Any:
+    """A group of the ranks that share samples, for tensors on the CPU: no device holds up the reading of the next step, nor is held up by it.  A collective."""
+    replicas: list[int] = [0] * torch.distributed.get_world_size()
+    mine = parallel_state.get_data_parallel_rank()
+    torch.distributed.all_gather_object(replicas, mine)
+    ranks = [rank for rank, replica in enumerate(replicas) if replica == mine]
+    timeout = datetime.timedelta(minutes=distributed._patience(timeout_minutes))
+    return torch.distributed.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
 
-    Latents travel as one float32 tensor; clips, names and keys beside it.
+
+def aside(device: torch.device) -> Callable[[], Any]:
+    """Contexts in which work on `device` does not queue behind a training step, so that a codec's latents come at once."""
+    if device.type == "cpu":
+        return contextlib.nullcontext
+    module = torch.get_device_module(device)
+    stream = module.Stream(device)
+    return lambda: module.stream(stream)
+
+
+def share(read: Callable[[], list[Sample]] | None, device: torch.device, groups: list[Any] | None = None) -> list[Sample]:
+    """`read()` on the reading rank, its samples (without pixels, on the CPU) on all; a ValueError of the reader becomes a RunError on every rank.
+
+    Latents travel as one float32 tensor on `device`, first through the first of `groups` (megatron-core's by default); clips, names and keys beside it.
     """
     samples: list[Sample] = []
     header: list[Any] = [None]
@@ -47,13 +68,13 @@ def share(read: Callable[[], list[Sample]] | None, device: torch.device) -> list
             header = [[(s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None) for s in samples]]
         except ValueError as error:
             header = [str(error)]
-    groups = _groups()
+    groups = [group for group in (_device_groups() if groups is None else groups) if group.size() > 1]
     for group in groups:
         torch.distributed.broadcast_object_list(header, _ranks(group)[0], group=group)
     if isinstance(header[0], str):
         raise distributed.RunError(header[0])
     if is_reader() and not groups:
-        return [replace(sample, pixels=None) for sample in samples]
+        return [replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu()) for s in samples]
 
     sizes = [torch.Size(shape).numel() * (2 if posterior else 1) for _, _, _, shape, posterior in header[0]]
     if is_reader():

@@ -21,7 +21,7 @@ REMEMBERED = 50
 
 
 class Gate:
-    """Decides about each step by its gradient norm, which all ranks share, and so all decide alike.
+    """Which gradient norm a step may have, by those of the steps before; all ranks share them, and so all decide alike.
 
     norms: of the last taken steps, oldest first; skipped: steps skipped in a row.  Both belong to the run's state.
     """
@@ -31,14 +31,10 @@ class Gate:
 
     @property
     def limit(self) -> float:
-        """Largest gradient norm that is taken."""
+        """Largest gradient norm of a step that is taken; one that is not finite never is."""
         if not self.options.spike_factor or len(self.norms) < REMEMBERED // 2:
             return math.inf
         return self.options.spike_factor * statistics.median(self.norms)
-
-    def accept(self, norm: float) -> bool:
-        """Whether a step of this gradient norm is taken."""
-        return math.isfinite(norm) and norm <= self.limit
 
     def note(self, norm: float, taken: bool) -> None:
         """Remember a step."""

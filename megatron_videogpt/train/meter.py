@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from ..config.estimate import training_flops
+from ..config.estimate import hardware_flops, training_flops
 from ..config.schema import Config
 from ..platforms import Platform
+from .later import Later
 from .metrics import peak_tflops
 from .step import describe, reduce_statistics
 
 
+@dataclass(frozen=True)
+class Interval:
+    """What lies between two log lines: work of this rank, seconds that it waited for data, bytes at the peak; statistics summed over ranks."""
+
+    statistics: Later
+    before: list[float]
+    tokens: int
+    pairs: int
+    steps: int
+    waited: float
+    memory: int
+
+
 class Meter:
-    """Sums statistics, work and time between log lines; nothing here waits for the device until `report`.
+    """Sums statistics and work from step to step; the host waits for the device in `flush` only.
 
     state: of the run; `flush` adds to its `pending`.  channels: latent channels of the codec.
     """
@@ -29,15 +44,14 @@ class Meter:
     def _clear(self) -> None:
         self.totals: Tensor | None = None
         self.tokens = self.pairs = self.steps = 0
-        self.seconds = self.waited = 0.0
+        self.waited = 0.0
 
-    def add(self, totals: Tensor | None, work: list[tuple[int, int]], seconds: float, waited: float) -> None:
-        """One step of this rank; totals: its `statistics`, None for a step that was skipped."""
-        if totals is not None:
-            self.totals = totals if self.totals is None else self.totals + totals
+    def add(self, totals: Tensor, work: list[tuple[int, int]], waited: float) -> None:
+        """One step of this rank.  totals: its `statistics`; work: (tokens, attended pairs) of its rows; waited: seconds for data."""
+        self.totals = totals if self.totals is None else self.totals + totals
         self.tokens += sum(tokens for tokens, _ in work)
         self.pairs += sum(pairs for _, pairs in work)
-        self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + 1
+        self.waited, self.steps = self.waited + waited, self.steps + 1
 
     def flush(self) -> None:
         """Move this rank's statistics into the run's state, summed over ranks, so that a checkpoint holds them."""
@@ -46,18 +60,28 @@ class Meter:
             self.state.pending = [a + b for a, b in zip(self.state.pending, reduced)]
             self.totals = None
 
-    def report(self) -> dict[str, float]:
-        """Means since the last report, over all ranks."""
-        self.flush()
-        named = describe(torch.tensor(self.state.pending, dtype=torch.float64))
+    def close(self) -> Interval:
+        """End the interval after a step that was added; its statistics are on their way, and the next interval begins."""
+        assert self.totals is not None
+        interval = Interval(
+            Later(reduce_statistics(self.totals)), self.state.pending, self.tokens, self.pairs, self.steps, self.waited, self.platform.memory_peak()
+        )
         self.state.pending = [0.0] * len(self.state.pending)
+        self._clear()
+        return interval
+
+    def describe(self, interval: Interval, seconds: float) -> dict[str, float]:
+        """Means of an interval that took so long, over all ranks."""
+        sums = [a + b for a, b in zip(interval.before, interval.statistics.numbers())]
+        named = describe(torch.tensor(sums, dtype=torch.float64))
         replicas = parallel_state.get_data_parallel_world_size()
-        flops = training_flops(self.config.model, self.channels, self.tokens * replicas, self.pairs * replicas)
-        named["tokens_per_second"] = self.tokens * replicas / self.seconds
-        named["step_time"], named["data_wait"] = self.seconds / self.steps, self.waited / self.steps
-        named["tflops_per_device"] = flops / self.seconds / torch.distributed.get_world_size() / 1e12
-        named["memory_peak_gib"] = self.platform.memory_peak() / 2**30
+        tokens, pairs = interval.tokens * replicas, interval.pairs * replicas
+        devices = torch.distributed.get_world_size() * 1e12
+        named["tokens_per_second"] = tokens / seconds
+        named["step_time"], named["data_wait"] = seconds / interval.steps, interval.waited / interval.steps
+        named["tflops_per_device"] = training_flops(self.config.model, self.channels, tokens, pairs) / seconds / devices
+        named["memory_peak_gib"] = interval.memory / 2**30
         if self.peak:
             named["mfu"] = named["tflops_per_device"] / self.peak
-        self._clear()
+            named["hfu"] = hardware_flops(self.config, self.channels, tokens, pairs) / seconds / devices / self.peak
         return named

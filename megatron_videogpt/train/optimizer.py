@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor
 
 from ..config.schema import Config, OptimizerConfig
 from ..model.videogpt import VideoGPT
+from ..platforms import compat
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -41,7 +41,9 @@ def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel
     # Communication of later chunks is hidden behind the other chunks' work, so that they need no buckets.
     wrapped = [DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(chunks)]
     for chunk in chunks:
-        chunk.config.finalize_model_grads_func = finalize_model_grads
+        chunk.config.finalize_model_grads_func = compat.finalize_gradients
+        # A way around a fault of old releases of PyTorch: the host would wait for the device at every message between pipeline stages.
+        chunk.config.batch_p2p_sync = False
     if layout.overlap_grad_reduce:
         # megatron-core's schedules read the first chunk's configuration.
         hooks = [chunk.no_sync for chunk in wrapped]
@@ -65,7 +67,8 @@ def whole_parameters(chunks: list[DistributedDataParallel]) -> Iterator[None]:
 def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> Any:
     """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and context) parallel ranks."""
     options, bf16 = config.optimizer, config.train.precision == "bf16"
-    return get_megatron_optimizer(
+    compat.use_torch_adam()
+    optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
             lr=options.lr,
@@ -82,6 +85,8 @@ def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> An
         ),
         chunks,
     )
+    compat.fuse(optimizer)
+    return optimizer
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
@@ -90,17 +95,28 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def update(optimizer: Any, clip: float, accept: Callable[[float], bool]) -> tuple[float, bool]:
-    """One update from the reduced gradients -> (their norm over the whole model, whether it was taken).
+@torch.no_grad()
+def gradient_norm(optimizer: Any) -> Tensor:
+    """2-norm of the gradient over the whole model, float64 ``[]`` on the device and the same on every rank; `prepare_grads` comes before.
 
-    megatron-core's own `step` in its three parts, so that `accept(norm)` decides in between; the norm is the same on every rank, and so is the decision.
-    clip: largest norm; 0 for none.
+    megatron-core's own is a number, for which the host waits; the sum of squares is float32, as there.
+    """
+    parts = optimizer.chained_optimizers
+    grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
+    squares = torch.stack(torch._foreach_norm(grads)).norm().square() if grads else torch.zeros((), device=parts[0].get_loss_scale().device)
+    torch.distributed.all_reduce(squares, group=optimizer.get_grad_stats_parallel_group())
+    return squares.double().sqrt()
+
+
+def update(optimizer: Any, clip: float, limit: float) -> tuple[Tensor, Tensor]:
+    """One update from the reduced gradients -> (their norm: float64 ``[]``, whether it was taken: bool ``[]``), both on the device, the same on every rank.
+
+    megatron-core's own `step` in its parts.  The device decides: a norm that is not finite or above `limit` leaves weights and optimizer as they are.
+    clip: largest norm, scaled down to ``clip * norm / (norm + 1e-6)`` as megatron-core does; 0 for none.
     """
     optimizer.prepare_grads()
-    norm = float(optimizer.get_grad_norm())
-    if not accept(norm):
-        return norm, False
-    if clip:
-        for part in optimizer.chained_optimizers:
-            clip_grad_by_total_norm_fp32(part.get_parameters(), max_norm=clip, total_norm=norm)
-    return norm, bool(optimizer.step_with_ready_grads())
+    norm = gradient_norm(optimizer)
+    taken = norm.isfinite() & (norm <= limit)
+    scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+    compat.take_step(optimizer, taken, scale)
+    return norm, taken

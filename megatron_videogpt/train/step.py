@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from ..objective.base import Inputs, Objective
+from ..platforms import compat
 from .optimizer import update
 
 NOISE_BINS = 5
@@ -25,7 +26,7 @@ def statistics(total: Tensor, count: int, per_frame: Tensor, timestep: Tensor) -
     # A later shard of a row adds to the loss of frames that the first one counts.
     counted = torch.full_like(per_frame, float(count > 0), dtype=torch.float64)
     bins.index_add_(1, place, torch.stack([per_frame.double(), counted]))
-    head = torch.stack([total.detach().double(), torch.tensor(float(count), dtype=torch.float64, device=total.device)])
+    head = torch.stack([total.detach().double(), torch.full((), float(count), dtype=torch.float64, device=total.device)])
     return torch.cat([head, bins.flatten()])
 
 
@@ -63,10 +64,11 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             total, count, per_frame = objective.loss(output, inputs)
             values = statistics(total, count, per_frame, inputs.timestep) if number < real else empty_statistics(total.device)
-            return total, torch.tensor(count, dtype=torch.int, device=total.device), values
+            return total, torch.full((), count, dtype=torch.int, device=total.device), values
 
         return stage(inputs), loss
 
+    compat.expect_lengths(chunks, {row.length for row in rows})
     iterators = [iter(enumerate(rows)) for _ in chunks]
     stored = get_forward_backward_func()(
         forward_step_func=forward_step,
@@ -80,19 +82,31 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
     return sum(stored[1:], stored[0]) if stored else empty_statistics(rows[0].positions.device)
 
 
-def train_step(
-    chunks: list[Any], optimizer: Any, objective: Objective, rows: list[Inputs], clip: float = 1.0, accept: Callable[[float], bool] = math.isfinite
-) -> tuple[Tensor, float, bool]:
-    """One optimizer step over this rank's micro-batches -> (this rank's `statistics`, gradient norm, whether the step was taken).
+class Step(NamedTuple):
+    """What became of an optimizer step, on the device, which may still be at work on it.
 
-    rows: this context parallel rank's shards.  clip: largest gradient norm, 0 for none.  accept: whether to take a step of this gradient norm.
+    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float64 ``[]``, and taken: bool ``[]``, same on every rank.
+    """
+
+    totals: Tensor
+    norm: Tensor
+    taken: Tensor
+
+
+def train_step(
+    chunks: list[Any], optimizer: Any, objective: Objective, rows: list[Inputs], clip: float = 1.0, limit: Callable[[], float] = lambda: math.inf
+) -> Step:
+    """Queue one optimizer step over this rank's micro-batches on the device; the host waits for nothing.
+
+    rows: this context parallel rank's shards.  clip: largest gradient norm, 0 for none.  limit: the largest norm of a step that is taken; asked for when
+    forward and backward pass are queued, so that the device has work while the host waits for the numbers of the step before.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     totals = run_schedule(chunks, objective, rows, forward_only=False)
-    norm, taken = update(optimizer, clip, accept)
-    return totals, norm, taken
+    norm, taken = update(optimizer, clip, limit())
+    return Step(torch.where(taken, totals, 0.0), norm, taken)
 
 
 def reduce_statistics(values: Tensor) -> Tensor:

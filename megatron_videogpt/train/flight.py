@@ -1,0 +1,146 @@
+"""Optimizer steps that a device works on while the host prepares the next one.
+
+The host queues step n's forward and backward pass and then reads the numbers of step n-1, which the device has finished by then: so it never waits for
+a device that would have nothing to do meanwhile, and yet the limit of step n's gradient norm knows all steps before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from ..data.clips import Sample
+from ..objective.base import Inputs
+from ..sequence.intervals import attended_pairs
+from . import distributed
+from .feed import is_reader
+from .health import Gate, RankTimes, record_skipped
+from .later import Later, Mark
+from .meter import Interval, Meter
+from .optimizer import learning_rate, set_learning_rate
+from .run import Run
+from .step import train_step
+
+
+@dataclass
+class Launched:
+    """A step that the device may still work on.
+
+    outcome: gradient norm and whether it was taken (0 or 1); limit: of that norm; interval and line: of the log line that is due after it, if one is.
+    """
+
+    step: int
+    outcome: Later
+    limit: float
+    samples: list[Sample]
+    interval: Interval | None
+    line: dict[str, float]
+
+
+class Flight:
+    """The steps of a run.  After `launch`, `step` and `consumed` of the run's state are those of the new step; the rest, and its log line, after `land`.
+
+    A step's seconds last from the end of the one before to its own end, by the device's clock; after a pause, from its own start.
+
+    log: writes a line, with its step.
+    """
+
+    def __init__(self, run: Run, log: Callable[[int, dict[str, float]], None]) -> None:
+        self.run, self.log = run, log
+        self.meter = Meter(run.config, run.platform, run.codec.channels, run.state)
+        self.gate = Gate(run.config.optimizer, run.state.norms, run.state.skipped)
+        self.times = RankTimes(run.config, run.platform, run.control)
+        self.pending: Launched | None = None
+        self.before: Mark | None = None
+        self.seconds = 0.0
+
+    def launch(self, data: Iterator[list[Sample]]) -> bool:
+        """Read, prepare and queue one step; returns whether a log line is due after it."""
+        run, config, state, started = self.run, self.run.config, self.run.state, time.perf_counter()
+        if self.pending is None:
+            self.before = Mark(run.platform.device)
+        run.phase(f"reading data of step {state.step + 1}")
+        samples, rows = self._read(data)
+        waited = time.perf_counter() - started
+        rate = learning_rate(config.optimizer, state.step, config.train.steps)
+        set_learning_rate(run.optimizer, rate)
+        context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+        shards = [row.shard(*context).to(run.platform.device) for row in rows]
+        run.phase(f"forward, backward and update of step {state.step + 1}")
+        done = train_step(run.model, run.optimizer, run.objective, shards, config.optimizer.clip_grad, self._limit)
+        if run.average is not None:
+            run.average.update(done.taken)
+        outcome = Later(torch.stack([done.norm, done.taken.to(done.norm)]))
+        self.meter.add(done.totals, [(row.length, attended_pairs(row.intervals)) for row in rows], waited)
+        state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
+        self.times.add(state.step, waited)
+        due = state.step % config.logging.every == 0 or state.step == config.train.steps
+        line = {**(self.times.report() if due else {}), "learning_rate": rate}
+        self.pending = Launched(state.step, outcome, self.gate.limit, samples, self.meter.close() if due else None, line)
+        return due
+
+    def _read(self, data: Iterator[list[Sample]]) -> tuple[list[Sample], list[Inputs]]:
+        """This rank's part of a global batch, and its rows on the CPU."""
+        config = self.run.config
+        count = config.train.global_batch_size // (parallel_state.get_data_parallel_world_size() * config.train.micro_batch_size)
+        try:
+            batches = [next(data) for _ in range(count)]
+        except distributed.RunError:
+            # The run ends here; what it did before is recorded.
+            self.land()
+            raise
+        rows = [self.run.objective.prepare(batch, self.run.row_multiple) for batch in batches]
+        return [sample for batch in batches for sample in batch], rows
+
+    def _limit(self) -> float:
+        """The largest gradient norm of the step that is being launched."""
+        now = self.run.state.step
+        if self.pending is not None:
+            self.run.phase(f"forward, backward and update of step {now}, on the device")
+            self.land()
+            self.run.phase(f"forward, backward and update of step {now + 1}")
+        return self.gate.limit
+
+    def land(self) -> None:
+        """Take in the numbers of the last launched step: afterwards the run's state is complete, and nothing is on its way.
+
+        A step that was skipped is recorded; RunError when there were too many in a row.
+        """
+        if self.pending is None:
+            return
+        done, self.pending, state = self.pending, None, self.run.state
+        norm, taken = done.outcome.numbers()
+        assert self.before is not None
+        self.seconds, self.before = self.seconds + done.outcome.mark.since(self.before), done.outcome.mark
+        self.gate.note(norm, bool(taken))
+        state.updates, state.norms, state.skipped = state.updates + int(taken), self.gate.norms, self.gate.skipped
+        if not taken:
+            self._skipped(done, norm)
+        if done.interval is not None:
+            numbers = self.meter.describe(done.interval, self.seconds)
+            self.log(done.step, {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)})
+            self.seconds = 0.0
+
+    def _skipped(self, done: Launched, norm: float) -> None:
+        """Name the samples of a step that no rank took, in `skipped.jsonl` and the log; RunError when there were too many in a row."""
+        run = self.run
+        mine = [{"name": sample.name, "key": sample.key} for sample in done.samples] if is_reader() else []
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, mine, group=run.control)
+        record_skipped(run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], distributed.is_rank_zero())
+        if self.gate.too_many():
+            advice = "lower optimizer.lr, or look at the samples named there; the checkpoints before are untouched"
+            raise distributed.RunError(
+                f"step {done.step}: {self.gate.skipped} steps in a row were skipped (optimizer.max_skipped = {run.config.optimizer.max_skipped}), the last "
+                f"for a gradient norm of {norm:g}; their samples are in {run.output / 'skipped.jsonl'}; {advice}"
+            )
+
+    def flush(self) -> None:
+        """Land, and move the statistics since the last log line into the run's state: it is then what a checkpoint of this step must hold."""
+        self.land()
+        self.meter.flush()

@@ -1,0 +1,175 @@
+"""Steps in flight: when the host asks for numbers, what the run's state says meanwhile, and what is logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.session import Session
+
+
+@pytest.fixture(autouse=True)
+def processes() -> Iterator[None]:
+    """One process on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.train import distributed
+
+    distributed.start(platform, ParallelConfig())
+    yield
+    distributed.stop()
+
+
+class Codec:
+    """As much of a codec as a step asks for."""
+
+    channels = 4
+
+
+def start(output: Path, every: int = 1, steps: int = 100, **optimizer: Any) -> tuple[Any, list[tuple[int, dict[str, float]]]]:
+    """(steps of a tiny run, the lines that it logs)."""
+    from dataclasses import replace
+
+    from megatron_videogpt.config.schema import LoggingConfig, TrainConfig
+    from megatron_videogpt.platforms import activate
+    from megatron_videogpt.train import distributed
+    from megatron_videogpt.train.flight import Flight
+    from megatron_videogpt.train.run import Run, State
+
+    session = Session(**optimizer)
+    config = replace(
+        session.config,
+        train=TrainConfig(precision="fp32", steps=steps, global_batch_size=1, output=str(output)),
+        logging=LoggingConfig(every=every, peak_tflops=100.0),
+    )
+    lines: list[tuple[int, dict[str, float]]] = []
+    control = distributed.control_group()
+    run = Run(
+        config, activate("cpu"), Codec(), session.objective, session.chunks, session.optimizer, session.average, None, control, lambda *_, **__: None, State()
+    )
+    return Flight(run, lambda step, line: lines.append((step, line))), lines
+
+
+def samples(broken: tuple[int, ...] = (), factor: float = math.nan) -> Iterator[list[Any]]:
+    """Micro-batches of one sample; the latents of broken ones (from 1) are multiplied."""
+    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.objective.noise import normal
+
+    number = 0
+    while True:
+        number += 1
+        latents = normal(number, "latents", (4, 4, 4, 4)) * (factor if number in broken else 1.0)
+        yield [Sample(key=number, name=f"video {number}", mean=latents, logvar=None, clips=(1, 2, 1))]
+
+
+def test_numbers_are_read_when_the_next_step_has_work_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_videogpt.train import flight, step
+
+    events: list[str] = []
+    for owner, name in ((step, "run_schedule"), (step, "update"), (flight.Gate, "note")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _name=name, _real=real, **k: (events.append(_name), _real(*a, **k))[1])
+    tested, _ = start(tmp_path)
+    data = samples()
+    for _ in range(3):
+        tested.launch(data)
+    assert events == ["run_schedule", "update", "run_schedule", "note", "update", "run_schedule", "note", "update"]
+    tested.land()
+    tested.land()
+    assert events[-1] == "note" and events.count("note") == 3
+
+
+def test_lines_have_the_numbers_of_their_own_steps(tmp_path: Path) -> None:
+    one, every_line = start(tmp_path)
+    two, some_lines = start(tmp_path, every=2, steps=5)
+    first, second = samples(), samples()
+    due = []
+    for _ in range(5):
+        one.launch(first)
+        due.append(two.launch(second))
+    assert due == [False, True, False, True, True] and [step for step, _ in some_lines] == [2, 4] and [step for step, _ in every_line] == [1, 2, 3, 4]
+    one.land()
+    two.land()
+    assert [step for step, _ in some_lines] == [2, 4, 5] and [step for step, _ in every_line] == [1, 2, 3, 4, 5]
+    losses = {step: line["loss"] for step, line in every_line}
+    for (step, line), parts in zip(some_lines, ((1, 2), (3, 4), (5,))):
+        # Every step counts four frames.
+        assert line["loss"] == pytest.approx(sum(losses[part] for part in parts) / len(parts), rel=1e-12)
+        assert line["grad_norm"] == every_line[step - 1][1]["grad_norm"] and line["step_time"] > 0
+        # Nothing is recomputed here.
+        assert line["hfu"] == line["mfu"] == line["tflops_per_device"] / 100
+
+
+def test_state_is_that_of_the_last_step_once_landed(tmp_path: Path) -> None:
+    tested, lines = start(tmp_path, every=3, max_skipped=5)
+    data, state = samples(broken=(2,)), tested.run.state
+    for _ in range(2):
+        tested.launch(data)
+    # The second step is still in the air.
+    assert (state.step, state.consumed, state.updates, state.skipped) == (2, 2, 1, 0)
+    tested.flush()
+    assert (state.step, state.updates, state.skipped, len(state.norms)) == (2, 1, 1, 1)
+    # Only the first step counts: four frames.
+    assert state.pending[1] == 4 and lines == []
+    assert '"step": 2, "grad_norm": null' in (tmp_path / "skipped.jsonl").read_text() and "video 2" in (tmp_path / "skipped.jsonl").read_text()
+    tested.launch(data)
+    tested.flush()
+    ((step, line),) = lines
+    assert step == 3 and line["skipped_steps"] == 1 and state.pending[1] == 0 and (state.updates, state.skipped) == (2, 0)
+
+
+def test_a_limit_knows_all_steps_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_videogpt.train import health, step
+
+    monkeypatch.setattr(health, "REMEMBERED", 4)
+    tested, lines = start(tmp_path, spike_factor=1.5, max_skipped=100)
+    limits: list[float] = []
+    real = step.update
+    monkeypatch.setattr(step, "update", lambda optimizer, clip, limit: (limits.append(limit), real(optimizer, clip, limit))[1])
+    data = samples(broken=(6,), factor=1000.0)
+    for _ in range(9):
+        tested.launch(data)
+    tested.land()
+    norms, expected, taken = [line["grad_norm"] for _, line in lines], [], []
+    for norm in norms:
+        recent = sorted(taken[-4:])
+        median = (recent[(len(recent) - 1) // 2] + recent[len(recent) // 2]) / 2 if recent else 0
+        expected.append(1.5 * median if len(taken) >= 2 else math.inf)
+        taken += [norm] if norm <= expected[-1] else []
+    assert limits == pytest.approx(expected) and norms[5] > limits[5] and tested.run.state.updates == len(taken)
+
+
+def test_too_many_skipped_steps_end_the_run_before_another_update(tmp_path: Path) -> None:
+    from megatron_videogpt.train.distributed import RunError
+
+    tested, _ = start(tmp_path, max_skipped=2)
+    data = samples(broken=(2, 3))
+    for _ in range(3):
+        tested.launch(data)
+    before = [p.detach().clone() for p in tested.run.model[0].parameters()]
+    with pytest.raises(RunError, match="step 3: 2 steps in a row were skipped"):
+        tested.launch(data)
+    assert all(torch.equal(p, q) for p, q in zip(tested.run.model[0].parameters(), before))
+    assert tested.run.state.step == 3
+
+
+def test_a_line_is_not_lost_when_reading_fails(tmp_path: Path) -> None:
+    from megatron_videogpt.train.distributed import RunError
+
+    def failing() -> Iterator[list[Any]]:
+        yield next(samples())
+        raise RunError("no more videos")
+
+    tested, lines = start(tmp_path)
+    data = failing()
+    tested.launch(data)
+    with pytest.raises(RunError, match="no more videos"):
+        tested.launch(data)
+    assert [step for step, _ in lines] == [1]

@@ -1,0 +1,254 @@
+"""A training step queues its work without waiting for it: no value of a tensor reaches the host, and whether to take a step is decided on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.session import Session
+
+TO_HOST = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
+"""Methods of a tensor that give its values to Python."""
+DATA_DEPENDENT = ("_local_scalar_dense", "nonzero", "masked_select", "unique2", "repeat_interleave.Tensor", "equal", "is_nonzero")
+"""Operations whose result's shape or type depends on values."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Iterator[None]:
+    """One process on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.train import distributed
+
+    distributed.start(platform, ParallelConfig())
+    yield
+    distributed.stop()
+
+
+class Waits(TorchDispatchMode):
+    """Records every operation whose answer the host would wait for on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        # A mask as an index has as many results as it has ones.
+        indices = args[1] if name.startswith(("index.", "index_put")) else []
+        masked = any(isinstance(x, Tensor) and x.dtype is torch.bool for x in indices)
+        if masked or name.startswith(DATA_DEPENDENT):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def waits() -> Iterator[list[str]]:
+    """What inside would wait for a device, by name."""
+    with Waits() as mode, pytest.MonkeyPatch.context() as patch:
+        for name in TO_HOST:
+            real = getattr(Tensor, name)
+
+            def recorded(self: Tensor, *args: Any, _name: str = name, _real: Callable[..., Any] = real, **kwargs: Any) -> Any:
+                mode.found.append(f"Tensor.{_name}")
+                return _real(self, *args, **kwargs)
+
+            patch.setattr(Tensor, name, recorded)
+        real_tensor = torch.tensor
+
+        def tensor(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+            # A copy from memory that is not pinned; without a device the value stays on the CPU.
+            if kwargs.get("device") is not None:
+                mode.found.append("torch.tensor(device=...)")
+            return real_tensor(data, *args, **kwargs)
+
+        patch.setattr(torch, "tensor", tensor)
+        yield mode.found
+
+
+def host_step(session: Session, rows: list[Any], clip: float) -> float:
+    """The step as it was made before: megatron-core decides on the host, clips with a number and calls AdamW; returns the gradient norm."""
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    from megatron_videogpt.train.step import run_schedule
+
+    session.chunks[0].zero_grad_buffer()
+    session.optimizer.zero_grad()
+    run_schedule(session.chunks, session.objective, rows, forward_only=False)
+    session.optimizer.prepare_grads()
+    norm = float(session.optimizer.get_grad_norm())
+    clip_grad_by_total_norm_fp32(session.optimizer.chained_optimizers[0].get_parameters(), max_norm=clip, total_norm=norm)
+    for group in session.optimizer.param_groups:
+        group["fused"] = False
+    session.optimizer.step_with_ready_grads()
+    return norm
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "mlp", "full"])
+def test_nothing_of_a_step_reaches_the_host(recompute: str) -> None:
+    from megatron_videogpt.train.later import Later
+
+    session = Session(recompute)
+    session.step(session.rows(0))
+    rows = session.rows(1)
+    with waits() as found:
+        done = session.step(rows)
+        Later(torch.stack([done.norm, done.taken.to(done.norm)]))
+    assert found == []
+
+
+def test_the_watch_sees_what_waits() -> None:
+    values = torch.arange(4.0)
+    for wait in (
+        lambda: values[0].item(),
+        lambda: float(values[1]),
+        lambda: bool(values[1] > 0),
+        lambda: values.tolist(),
+        lambda: values[values > 1],
+        lambda: torch.masked_select(values, values > 1),
+        lambda: values.nonzero(),
+        lambda: torch.tensor(1.0, device="cuda"),
+    ):
+        with waits() as found:
+            wait()
+        assert found, wait
+
+
+def test_megatron_cores_own_step_would_wait() -> None:
+    session = Session()
+    host_step(session, session.rows(0), 1.0)
+    with waits() as found:
+        host_step(session, session.rows(1), 1.0)
+    assert "Tensor.item" in found
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e6])
+def test_steps_are_those_that_the_host_decided(clip: float) -> None:
+    ours, before = Session(), Session()
+    for number in range(5):
+        done, norm = ours.step(ours.rows(number), clip), host_step(before, before.rows(number), clip)
+        assert float(done.norm) == pytest.approx(norm, rel=1e-6) and bool(done.taken)
+        assert (norm > clip) == (clip < 1)
+    for mine, theirs in zip(ours.parameters(), before.parameters()):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_first_step_by_hand() -> None:
+    session = Session(eps=1e-3)
+    before = [p.detach().double() for p in session.parameters()]
+    done = session.step(session.rows(0), clip=0.25)
+    # The kernel leaves clipped gradients behind: their norm is clip * norm / (norm + 1e-6).
+    grads = [p.grad.double() for p in session.parameters()]
+    assert float(sum(g.square().sum() for g in grads).sqrt()) == pytest.approx(0.25, rel=1e-5)
+    assert float(done.norm) > 0.25
+    for p, start, g in zip(session.parameters(), before, grads):
+        # Bias correction makes the first moments g and g^2.
+        expected = start * (1 - 1e-2 * 0.1) - 1e-2 * g / (g.abs() + 1e-3)
+        torch.testing.assert_close(p.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "limit"), [(math.nan, math.inf), (math.inf, math.inf), (1.0, 1e-3)], ids=["nan", "inf", "spike"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_skipped_step_changes_nothing(factor: float, limit: float, fused: bool, first: bool) -> None:
+    from megatron_videogpt.platforms import compat
+
+    session, undisturbed = Session(), Session()
+    for one in (session, undisturbed):
+        for group in one.optimizer.param_groups:
+            group["fused"] = fused
+        if first:
+            compat.seed_optimizer_state(one.optimizer)
+        else:
+            one.step(one.rows(0))
+    before = session.everything()
+    done = session.step(session.rows(1, factor), limit=limit)
+    assert not bool(done.taken) and float(done.totals.abs().sum()) == 0.0
+    assert math.isfinite(float(done.norm)) == (factor == 1.0)
+    for mine, kept in zip(session.everything(), before, strict=True):
+        assert torch.equal(mine, kept)
+    # The step after it is the one that would have come without it, bit for bit.
+    session.step(session.rows(2))
+    undisturbed.step(undisturbed.rows(2))
+    for mine, expected in zip(session.everything(), undisturbed.everything(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(allow_nan=True, allow_infinity=True, width=32), st.floats(0, allow_nan=False, allow_infinity=True))
+def test_which_norms_are_taken(value: float, limit: float) -> None:
+    """`update` on a gradient of one number, whose norm is its size where its square is a float32 number."""
+    from megatron_videogpt.train.optimizer import update
+
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = Lone(parameter, torch.tensor([value]))
+    norm, taken = update(optimizer, 1.0, limit)
+    square = float(torch.tensor(abs(value)).square())
+    assert bool(taken) == (math.isfinite(square) and math.sqrt(square) <= limit)
+    assert (parameter.item() != 1.0) == (bool(taken) and square != 0)
+
+
+class Lone:
+    """As much of megatron-core's optimizer as `update` asks for, around one parameter."""
+
+    def __init__(self, parameter: torch.nn.Parameter, grad: Tensor) -> None:
+        parameter.grad = grad
+        self.optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.0, fused=True)
+        self.chained_optimizers, self.step_with_ready_grads = [self], self.optimizer.step
+        self.prepare_grads, self.get_grad_stats_parallel_group = lambda: False, lambda: None
+        self.get_main_grads_for_grad_norm = lambda: [parameter.grad]
+
+
+def test_adam_is_torchs_own_whatever_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    # As megatron-core sets them where Apex is installed.
+    monkeypatch.setattr(optimizer, "USING_PYTORCH_OPTIMIZER", False)
+    monkeypatch.setattr(distrib_optimizer, "HAVE_APEX_OR_TE", True)
+    monkeypatch.setattr(optimizer, "Adam", None)
+    session = Session()
+    inner = session.optimizer.chained_optimizers[0].optimizer
+    assert type(inner) is torch.optim.AdamW and all(group["fused"] for group in inner.param_groups)
+    session.step(session.rows(0))
+    assert session.optimizer.chained_optimizers[0].state_dict()["optimizer"]["param_groups"][0]["step"] == 1.0
+
+
+def test_averages_follow_taken_steps_only() -> None:
+    session = Session()
+    shards = [shard.clone() for shard in session.average.shards]
+    session.step(session.rows(0))
+    for shard, start, now in zip(session.average.shards, shards, session.parameters()):
+        torch.testing.assert_close(shard, 0.9 * start + 0.1 * now, rtol=1e-5, atol=1e-7)
+
+
+def test_numbers_come_later_as_they_were() -> None:
+    from megatron_videogpt.train.later import Later, Mark
+
+    start, values = Mark(torch.device("cpu")), torch.tensor([1.5, -2.0], dtype=torch.float64)
+    later = Later(values)
+    values.zero_()
+    assert later.numbers() == [1.5, -2.0]
+    assert later.mark.since(start) >= 0 and start.since(later.mark) <= 0
+
+
+def test_gradients_without_counted_frames_are_not_scaled() -> None:
+    from megatron_videogpt.platforms.compat import finalize_gradients
+
+    session = Session()
+    for count, expected in ((0, 3.0), (4, 0.75)):
+        for parameter in session.chunks[0].parameters():
+            parameter.main_grad.fill_(3.0)
+        finalize_gradients(session.chunks, torch.tensor(count, dtype=torch.int))
+        assert all(torch.equal(p.main_grad, torch.full_like(p.main_grad, expected)) for p in session.chunks[0].parameters())
