@@ -54,13 +54,14 @@ class Memory:
 class LayerBytes:
     """One decoder layer's tensors on one rank, for a whole packed row, in bytes.
 
-    stream: the hidden states; norm: what one RMSNorm keeps without recomputation; attention: queries, keys, values, output, log-sum-exp and rotary
-    tables; inner: F channels of the feed-forward; gathered: the hidden states that sequence parallelism gathers (0 without);
-    backward: attention's float32 sums and copies of gradients; weight: the gradient of the largest weight.
+    stream: the hidden states that come in; tail: those after attention, fewer in the last layer (`scores_rows_only`); statistics: both norms' numbers per
+    row; attention: queries, keys, values, output and log-sum-exp; inner: F channels of the feed-forward; gathered: the hidden states that sequence
+    parallelism gathers (0 without); backward: attention's float32 sums and copies of gradients; weight: the gradient of the largest weight.
     """
 
     stream: float
-    norm: float
+    tail: float
+    statistics: float
     attention: float
     inner: float
     gathered: float
@@ -71,16 +72,17 @@ class LayerBytes:
         """What one layer keeps from its forward to its backward pass, if it is among those that the policy recomputes."""
         if policy == "full":
             return self.stream
-        norms = 2 * self.norm if policy == "none" else 2 * self.stream
-        return norms + self.attention + {"none": 4, "selective": 2, "mlp": 0}[policy] * self.inner
+        # Of each norm the input, and without recomputation also the output and a number per row.
+        norms = self.stream + self.tail + (self.stream + self.tail + self.statistics if policy == "none" else 0.0)
+        return norms + self.attention + {"none": 3, "selective": 2, "mlp": 0}[policy] * self.inner
 
     def working(self, policy: str) -> float:
         """What the backward pass of one such layer adds at most, while the layers before it still keep theirs."""
-        # Measured operation by operation: gradients of silu, gate and up and of both joined, beside what is computed again; without recomputation
-        # some of them take the place of what was kept.
-        feed_forward = {"none": 2, "selective": 4, "mlp": 5, "full": 3}[policy] * self.inner
-        attention = self.backward - {"none": 4, "selective": 2, "mlp": 0, "full": 4}[policy] * self.inner
-        again = {"none": 0.0, "full": self.kept("none")}.get(policy, self.norm)
+        # The feed-forward's gradients of the product and of gate and up, beside what is computed again; without recomputation they partly take the place
+        # of what was kept.
+        feed_forward = {"none": 2, "selective": 4, "mlp": 5, "full": 2}[policy] * self.inner
+        attention = self.backward - {"none": 3, "selective": 2, "mlp": 0, "full": 3}[policy] * self.inner
+        again = {"none": 0.0, "full": self.kept("none")}.get(policy, self.stream + self.statistics / 2)
         return again + max(feed_forward, attention) + 2 * self.stream + 2 * self.gathered + self.weight
 
 
@@ -89,24 +91,33 @@ def bytes_per_value(config: Config) -> int:
     return 2 if config.train.precision == "bf16" else 4
 
 
-def layer_bytes(config: Config, tokens: float) -> LayerBytes:
-    """`LayerBytes` of a row of `tokens` tokens, context parallel shards not yet cut."""
+def scores_rows_only(layout: ParallelConfig) -> bool:
+    """Whether the last layer drops, once it has keys and values of all rows, the rows whose output nobody reads (`model/self_attention.py`).
+
+    Shards of a row would come out of unequal length.
+    """
+    return layout.context == 1 and not layout.sequence
+
+
+def layer_bytes(config: Config, tokens: float, rows: float | None = None) -> LayerBytes:
+    """`LayerBytes` of a row of `tokens` tokens, context parallel shards not yet cut.  rows: that a last layer computes, None for all."""
     model, layout, width = config.model, config.parallel, bytes_per_value(config)
     shard = tokens / layout.context
+    share = 1.0 if rows is None else rows / tokens
     local = shard / (layout.tensor if layout.sequence else 1)
     heads, groups = (count * model.head_dim / layout.tensor for count in (model.num_attention_heads, exchanged_groups(config)))
-    # Without an exchange the values stay a view of the joint projection, which therefore stays whole beside the rotated queries and keys.
-    channels = 3 * heads + 3 * groups if layout.context == 1 else 3 * heads + 2 * groups
-    statistics = 4 * shard * model.num_attention_heads / layout.tensor
-    rotary = 4 * width * shard * model.head_dim
+    # Queries and output; an exchange keeps the output on both sides.
+    queries = (2 if layout.context == 1 else 3) * heads
+    sums = 4 * model.num_attention_heads / layout.tensor
     exchange = 0.0 if layout.context == 1 else 2 * width * shard * (heads + 2 * groups)
     inner = model.ffn_hidden_size / layout.tensor
+    stream = width * local * model.hidden_size
     return LayerBytes(
-        stream=width * local * model.hidden_size,
-        # The float32 input, the result before the weight and the one after it.
-        norm=(4 + 2 * width) * local * model.hidden_size + 4 * local,
-        attention=width * shard * channels + statistics + rotary,
-        inner=width * shard * inner,
+        stream=stream,
+        tail=share * stream,
+        statistics=(1 + share) * 4 * local,
+        attention=shard * (share * (width * queries + sums) + width * 2 * groups),
+        inner=share * width * shard * inner,
         gathered=width * shard * model.hidden_size if layout.sequence else 0.0,
         backward=(12 + width) * shard * heads + exchange,
         weight=width * 2 * inner * model.hidden_size,
@@ -158,64 +169,65 @@ def in_flight(pipeline: int, chunks: int, rank: int, count: int) -> list[tuple[i
     return sorted(moments)
 
 
-def stage_activations(config: Config, layer: LayerBytes, rank: int, count: int) -> tuple[float, float]:
-    """(kept, working) bytes of pipeline rank `rank` with `count` micro-batches a step, without embedding and head.  The policy must be resolved."""
-    layout, width = config.parallel, bytes_per_value(config)
+def stage_activations(config: Config, layer: LayerBytes, last: LayerBytes, rank: int, count: int) -> tuple[float, float]:
+    """(kept, working) bytes of pipeline rank `rank` with `count` micro-batches a step, without the head.  The policy must be resolved.
+
+    last: the model's last layer; layer: any other.
+    """
+    layout = config.parallel
     layers = stage_layers(config)[rank :: layout.pipeline]
+    recomputed = recomputed_layers(layout, layers)
     policy = layout.recompute
     rest = "none" if policy == "full" else "selective" if policy == "mlp" else policy
-    chunks = []
-    for number, (total, again) in enumerate(zip(layers, recomputed_layers(layout, layers))):
-        kept = again * layer.kept(policy) + (total - again) * layer.kept(rest)
-        if layout.pipeline > 1:
-            # The schedule holds what a stage received, where no layer keeps it anyway, and what it sent.
-            received = (rank or number) and (width == 2 and rest == "none" and not (policy == "full" and again))
-            sent = not (rank == layout.pipeline - 1 and number == len(layers) - 1)
-            kept += layer.stream * (bool(received) + sent)
-        chunks.append(kept)
+    has_last = rank == layout.pipeline - 1 and layers[-1] > 0
+    of_last = policy if recomputed[-1] == layers[-1] else rest
+    chunks = [again * layer.kept(policy) + (total - again) * layer.kept(rest) for total, again in zip(layers, recomputed)]
+    if has_last:
+        chunks[-1] -= layer.kept(of_last) - last.kept(of_last)
+    if layout.pipeline > 1:
+        # The schedule holds what a stage sent; what it received its first layer keeps anyway.
+        chunks = [kept + layer.stream * (rank < layout.pipeline - 1 or number < len(layers) - 1) for number, kept in enumerate(chunks)]
     moments = in_flight(layout.pipeline, layout.virtual_pipeline, rank, count)
     # The last layer of a chunk runs its backward first, when all others still keep theirs; recomputed layers lead.
-    whole = any(again == total for total, again in zip(layers, recomputed_layers(layout, layers)))
+    whole = any(again == total for total, again in zip(layers, recomputed))
     working = layer.working(policy if policy in ("none", "selective") or whole else rest)
-    if policy == "full" and not whole and any(recomputed_layers(layout, layers)):
-        freed = min(total - again for total, again in zip(layers, recomputed_layers(layout, layers)) if again)
+    if policy == "full" and not whole and any(recomputed):
+        freed = min(total - again for total, again in zip(layers, recomputed) if again)
         working = max(working, layer.working("full") - freed * layer.kept("none"))
+    if has_last and len(layers) == 1:
+        # The layer before works when the last one's are gone.
+        working = max(last.working(of_last), working - last.kept(of_last) if layers[0] > 1 else 0.0)
     return max(sum(held * kept for held, kept in zip(moment, chunks)) for moment in moments), working
 
 
-def ends(config: Config, layer: LayerBytes, work: Work, rank: int, count: int) -> tuple[float, float, float]:
-    """(embedding kept, head kept, head working) bytes that pipeline rank `rank` has beside its layers."""
-    model, layout, width = config.model, config.parallel, bytes_per_value(config)
-    embedding = head = working = 0.0
-    row = width * model.hidden_size / layout.context
-    if rank == 0:
-        moments = in_flight(layout.pipeline, layout.virtual_pipeline, rank, count)
-        embedding = max(moment[0] for moment in moments) * row * work.tokens
-    if rank == layout.pipeline - 1:
-        noisy = row * work.noisy * work.patches
-        # The final norm without its output, then of each noisy patch: input and result of the layer norm, scale and scaled result.
-        head = layer.norm - layer.stream + 4 * noisy
-        # The head's own backward, then that of the final norm in float32.
-        working = max(4 * noisy + row * work.tokens, 16 * layer.stream / width + 2 * layer.stream - 4 * noisy)
-    return embedding, head, working
+def head_bytes(config: Config, layer: LayerBytes, work: Work) -> tuple[float, float]:
+    """(kept, working) bytes of the final norm and the head; the embedding keeps nothing but row numbers."""
+    width = bytes_per_value(config)
+    noisy = width * config.model.hidden_size / config.parallel.context * work.noisy * work.patches
+    normed = noisy if scores_rows_only(config.parallel) else layer.stream
+    # Input and statistics of the final norm; then of each noisy patch input and result of the layer norm, scale and scaled result.
+    kept = normed * (1 + 4 / width / config.model.hidden_size) + 4 * noisy
+    # The head's own backward, then that of the final norm in float32.
+    return kept, max(4 * noisy + normed, 16 * normed / width + 2 * normed - 4 * noisy)
 
 
 def pipeline_memory(config: Config, channels: int, world_size: int, work: Work) -> list[Memory]:
     """Memory of each pipeline rank while it trains micro-batches as large as `work` (a packed row).  `parallel.recompute` must be resolved."""
     layout, width = config.parallel, bytes_per_value(config)
     layer, count = layer_bytes(config, work.tokens), micro_batches(config, world_size)
+    last = layer_bytes(config, work.tokens, work.noisy * work.patches if scores_rows_only(layout) else None)
     sharded = dp_size(config, world_size) * layout.context
     memories = []
     for rank, held in enumerate(pipeline_parameters(config, channels)):
-        kept, working = stage_activations(config, layer, rank, count)
-        embedding, head, head_working = ends(config, layer, work, rank, count)
+        kept, working = stage_activations(config, layer, last, rank, count)
+        head, head_working = head_bytes(config, layer, work) if rank == layout.pipeline - 1 else (0.0, 0.0)
         memories.append(
             Memory(
                 parameters=width * held,
                 gradients=4 * held,
                 optimizer=(12 if width == 2 else 8) * held / sharded,
                 ema=4 * held / sharded if config.optimizer.ema_decay else 0.0,
-                activations=kept + embedding + head,
+                activations=kept + head,
                 working=max(working - head, head_working),
                 update=4 * held / sharded,
             )

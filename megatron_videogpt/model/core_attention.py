@@ -45,7 +45,7 @@ def to_tokens(x: Tensor, group: Any) -> Tensor:
     return parts.transpose(0, 1).reshape(tokens // size, size * heads, width)
 
 
-def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any) -> Tensor:
+def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any, deterministic: bool = True) -> Tensor:
     """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``, whole intervals ``[L, 4]``.
 
     Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these are repeated first, as few
@@ -60,7 +60,7 @@ def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals:
     parts = [x.view(tokens, size, share, width) for x, share in zip((q, k, v), shares)]
     joined = torch.cat(parts, dim=2).view(tokens, size * sum(shares), width)
     q, k, v = to_heads(joined, group).split(shares, dim=1)
-    return to_tokens(attend(backend, q, k, v, intervals, scale), group)
+    return to_tokens(attend(backend, q, k, v, intervals, scale, deterministic), group)
 
 
 class IntervalAttention(MegatronModule):
@@ -83,15 +83,18 @@ class IntervalAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         assert not config.attention_dropout and not attention_dropout
-        self.backend = config.interval_backend
+        self.backend, self.deterministic = config.interval_backend, config.interval_deterministic
         self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **unused: Any) -> Tensor:
-        """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel heads -> ``[l, 1, H*d]``."""
+        """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel heads -> ``[l, 1, H*d]``.
+
+        Without context parallelism there may be fewer queries than keys; intervals are the queries' then.
+        """
         q, k, v = (x[:, 0] for x in (query, key, value))
         if self.context_group is None:
-            out = attend(self.backend, q, k, v, attention_mask, self.scale)
+            out = attend(self.backend, q, k, v, attention_mask, self.scale, self.deterministic)
         else:
-            out = exchange_attention(self.backend, q.contiguous(), k.contiguous(), v.contiguous(), attention_mask, self.scale, self.context_group)
+            out = exchange_attention(self.backend, q, k, v, attention_mask, self.scale, self.context_group, self.deterministic)
         return out.reshape(out.shape[0], 1, -1)

@@ -68,4 +68,5 @@ class VideoEmbedding(nn.Module):
         values = torch.cat([self.hint[inputs.hint_ids], self.time_token(inputs.timestep)[inputs.time_frames], noisy, clean])
         rows = torch.cat([inputs.hint_rows, inputs.time_rows, inputs.noisy_rows, inputs.clean_rows])
         hidden = torch.zeros(len(inputs.positions), values.shape[1], dtype=dtype, device=values.device)
-        return hidden.index_copy(0, rows, values).unsqueeze(1)
+        # Unlike index_copy, this keeps the row numbers alone for its backward pass, not the values too.
+        return hidden.index_put((rows,), values).unsqueeze(1)

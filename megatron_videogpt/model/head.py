@@ -21,9 +21,12 @@ class VideoHead(nn.Module):
         self.modulation = nn.Linear(width, 2 * width, dtype=dtype, device=device)
         self.linear = nn.Linear(width, model.patch_size**2 * channels, dtype=dtype, device=device)
 
-    def forward(self, hidden: Tensor, inputs: Inputs) -> Tensor:
-        """Final hidden states ``[L, 1, D]`` -> predicted patches ``[noisy patches, p*p*C]`` float32, channel fastest."""
-        noisy = hidden[:, 0].index_select(0, inputs.noisy_rows)
+    def forward(self, hidden: Tensor, inputs: Inputs, scored: bool = False) -> Tensor:
+        """Final hidden states ``[L, 1, D]`` -> predicted patches ``[noisy patches, p*p*C]`` float32, channel fastest.
+
+        scored: hidden has the rows of noisy patches only, ``[noisy patches, 1, D]``.
+        """
+        noisy = hidden[:, 0] if scored else hidden[:, 0].index_select(0, inputs.noisy_rows)
         shift, scale = self.modulation(F.silu(self.time_embedder(inputs.timestep)))[inputs.noisy_frame].chunk(2, dim=-1)
         normed = F.layer_norm(noisy, noisy.shape[-1:], eps=1e-6)
         return self.linear(normed * (1 + scale) + shift).float()

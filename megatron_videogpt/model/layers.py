@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from ..config.estimate import stage_layers
 from ..config.memory import recomputed_layers
 from ..config.schema import Config
+from . import fused
 from .core_attention import IntervalAttention
 from .recompute import GatedMLP, megatron_options
 from .rope import attention_factor
+from .self_attention import RotaryAttention, add_to_scored
 
 
 def has_transformer_engine(platform: str) -> bool:
@@ -30,19 +32,26 @@ def has_transformer_engine(platform: str) -> bool:
     return platform == "cuda" and importlib.util.find_spec("transformer_engine") is not None
 
 
+def describe_kernels(platform: str) -> str:
+    """What computes norms, SwiGLU and rotary positions on a platform, and why, for the log."""
+    kernels, reason = fused.select(platform)
+    norms = "Transformer Engine for norms and linear layers, " if has_transformer_engine(platform) else ""
+    return f"{norms}{kernels} for {'' if norms else 'norms, '}SwiGLU and rotary positions ({reason})"
+
+
 class RMSNorm(nn.Module):
     """RMSNorm with float32 statistics; unlike megatron-core's `WrappedTorchNorm` it works under sequence parallelism, where the weight's
     gradient is partial and the mark makes megatron-core sum it over the tensor parallel group."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> None:
+    def __init__(self, config: VideoGPTConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.kernels = eps, config.kernels
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` -> same shape and dtype."""
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        return fused.rms_norm(x, self.weight, self.eps, self.kernels)
 
 
 @dataclass
@@ -50,7 +59,11 @@ class VideoGPTConfig(TransformerConfig):
     """megatron-core's configuration and what our own modules read from it."""
 
     interval_backend: str = "reference"
-    """Attention backend, resolved by `attention.select`."""
+    """Attention backend, resolved by `attention.choice`."""
+    interval_deterministic: bool = True
+    """Whether it adds up gradients in a fixed order."""
+    kernels: str = "torch"
+    """What computes norms (without Transformer Engine), SwiGLU and rotary positions: `fused.select`."""
     column_linear: Any = None
     row_linear: Any = None
     """Classes of the feed-forward's linear layers."""
@@ -76,13 +89,14 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
     """megatron-core's configuration of one chunk of our decoder.  stage: of `stage_layers`, chunk * PP + pipeline rank."""
     model, parallel = config.model, config.parallel
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    fused = has_transformer_engine(platform)
     layers, interleaved = stage_layers(config), parallel.virtual_pipeline > 1
     rank, chunk = stage % parallel.pipeline, stage // parallel.pipeline
     recomputed = recomputed_layers(parallel, layers[rank :: parallel.pipeline])[chunk]
     provider = _provider(platform)
     return VideoGPTConfig(
         interval_backend=backend,
+        interval_deterministic=config.attention.deterministic,
+        kernels=fused.select(platform)[0],
         column_linear=provider.column_parallel_linear(),
         row_linear=provider.row_parallel_linear(),
         recompute_activation=parallel.recompute in ("selective", "mlp"),
@@ -102,13 +116,13 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         activation_func=F.silu,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        # jit fusions compile at the first call, which costs a CPU run more than they save.
-        bias_activation_fusion=platform == "cuda",
+        # megatron-core's fusions compile for every row length; ours (`kernels`) do not.
+        bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=fused,
+        apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
-        persist_layer_norm=fused,
+        persist_layer_norm=has_transformer_engine(platform),
         # Parameters are set from their names after construction (model/init.py).
         perform_initialization=False,
         params_dtype=dtype,
@@ -139,24 +153,31 @@ def _provider(platform: str) -> BackendSpecProvider:
     return TESpecProvider()
 
 
-def decoder_spec(config: VideoGPTConfig, platform: str, chunk: int | None = None) -> TransformerBlockSubmodules:
-    """Pre-norm Phi-3 layers with interval attention.  Norms are never fused into the linear layers, so that parameter names are the same
-    with and without Transformer Engine.  chunk: virtual stage of this rank, None without."""
-    norm = _provider(platform).layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
+def _layer_spec(config: VideoGPTConfig, norm: Any, last: bool) -> ModuleSpec:
+    """One pre-norm Phi-3 layer with interval attention.  last: the model's last one, which computes scored rows only when it is told which."""
     attention = ModuleSpec(
-        module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.arbitrary},
+        module=RotaryAttention,
+        params={"attn_mask_type": AttnMaskType.arbitrary, "last": last},
         submodules=SelfAttentionSubmodules(linear_qkv=config.column_linear, core_attention=IntervalAttention, linear_proj=config.row_linear),
     )
-    layer = ModuleSpec(
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=add_to_scored if last else get_bias_dropout_add,
             pre_mlp_layernorm=norm,
             mlp=GatedMLP,
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, chunk), layer_norm=norm)
+
+
+def decoder_spec(config: VideoGPTConfig, platform: str, last: bool, chunk: int | None = None) -> TransformerBlockSubmodules:
+    """The layers of one chunk.  Norms are never fused into the linear layers, so that parameter names are the same with and without Transformer Engine.
+
+    last: whether the chunk ends with the model's last layer; chunk: virtual stage of this rank, None without.
+    """
+    norm = _provider(platform).layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
+    count = get_num_layers_to_build(config, chunk)
+    return TransformerBlockSubmodules(layer_specs=[_layer_spec(config, norm, last and n == count - 1) for n in range(count)], layer_norm=norm)

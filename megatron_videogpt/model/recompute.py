@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core import tensor_parallel
-from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor
 
 from ..platforms import compat
+from .fused import swiglu
 
 
 def megatron_options(policy: str, count: int) -> dict[str, Any]:
@@ -23,12 +22,6 @@ def megatron_options(policy: str, count: int) -> dict[str, Any]:
         compat.let_outputs_be_dropped()
         return {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}
     return {}
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """``[..., 2F]`` -> ``silu(first half) * second half``."""
-    gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 class GatedMLP(MLP):
@@ -60,7 +53,7 @@ class GatedMLP(MLP):
         return out, None
 
     def _activation(self, inner: Tensor) -> Tensor:
-        return bias_swiglu_impl(inner, None) if self.config.bias_activation_fusion else swiglu(inner)
+        return swiglu(inner, self.config.kernels)
 
     def _plain(self, hidden: Tensor) -> Tensor:
         inner, _ = self.linear_fc1(hidden)

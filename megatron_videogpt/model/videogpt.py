@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -11,6 +12,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
+from ..config.estimate import stage_layers
+from ..config.memory import scores_rows_only
 from ..config.schema import Config
 from ..objective.base import Inputs
 from ..platforms import Platform
@@ -19,6 +22,7 @@ from .head import VideoHead
 from .init import mark_shards
 from .layers import decoder_spec, transformer_config
 from .rope import angles, inverse_frequencies
+from .self_attention import Scored, scored
 
 
 class VideoGPT(MegatronModule):
@@ -38,6 +42,7 @@ class VideoGPT(MegatronModule):
         self.vp_stage = chunk if layout.virtual_pipeline > 1 else None
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
+        self.scored_only = post_process and stage_layers(config)[stage] > 0 and scores_rows_only(layout)
         # megatron-core asks every model.
         self.share_embeddings_and_output_weights = False
         self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
@@ -47,7 +52,7 @@ class VideoGPT(MegatronModule):
             self.embedding = VideoEmbedding(config.model, channels, dtype, platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
-            spec=decoder_spec(decoder_config, platform.name, self.vp_stage),
+            spec=decoder_spec(decoder_config, platform.name, self.scored_only, self.vp_stage),
             pre_process=pre_process,
             post_process=post_process,
             pg_collection=self.pg_collection,
@@ -72,10 +77,16 @@ class VideoGPT(MegatronModule):
             hidden = self.embedding(inputs)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
-        hidden = self.decoder(hidden, attention_mask=inputs.intervals, rotary_pos_emb=angles(inputs.positions, self.frequencies))
+        chosen: Scored | None = None
+        if self.scored_only and torch.is_grad_enabled():
+            chosen = scored(inputs.noisy_rows, inputs.intervals)
+        # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at nothing in it itself.
+        packed: Any = chosen
+        turns = angles(inputs.positions, self.frequencies)
+        hidden = self.decoder(hidden, attention_mask=inputs.intervals, rotary_pos_emb=turns, packed_seq_params=packed)
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
             # Every rank computes the same head from here on, so the gradient is split, not summed.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return self.head(hidden, inputs)
+        return self.head(hidden, inputs, scored=chosen is not None)

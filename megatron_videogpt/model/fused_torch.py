@@ -1,0 +1,79 @@
+"""RMSNorm, SwiGLU and the cut of a joint projection into rotated queries, keys and values, forward and backward, in plain torch for any device.
+
+Tensors are ``[rows, ...]`` with contiguous rows.  `fused_triton` has the same functions for CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x ``[rows, D]``, weight ``[D]`` -> (``x / rms(x)`` rounded to x's dtype, times weight; the reciprocal of rms(x) ``[rows]``, at least float32)."""
+    exact = x.to(_exact(x.dtype))
+    rstd = torch.rsqrt(exact.square().mean(-1) + eps)
+    return (exact * rstd[:, None]).to(x.dtype) * weight, rstd
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight."""
+    normed = x.to(rstd.dtype) * rstd[:, None]
+    to_output = grad.to(rstd.dtype)
+    grad_weight = (to_output * normed.to(x.dtype)).sum(0).to(weight.dtype)
+    to_normed = to_output * weight
+    inner = (to_normed * normed).mean(-1, keepdim=True)
+    return ((to_normed - normed * inner) * rstd[:, None]).to(x.dtype), grad_weight
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """``[rows, 2F]`` -> silu of the first half times the second ``[rows, F]``."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def swiglu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x from that of `swiglu`'s output ``[rows, F]``."""
+    gate, up = x.chunk(2, dim=-1)
+    return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)], dim=-1)
+
+
+def _turned(x: Tensor, angles: Tensor, sign: int) -> Tensor:
+    """x ``[rows, ..., d]`` rotated by sign * angles ``[rows, d]`` in half-split form: channel i and i + d/2 are a pair."""
+    exact = _exact(x.dtype)
+    half = x.shape[-1] // 2
+    angle = angles[:, :half].to(exact).reshape(len(x), *[1] * (x.dim() - 2), half)
+    cos, sin = angle.cos(), sign * angle.sin()
+    left, right = x[..., :half].to(exact), x[..., half:].to(exact)
+    return torch.cat([(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)], dim=-1)
+
+
+def split_rotary(joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Joint projection ``[L, G, H/G + 2, d]``, in each group the queries, the key and the value, and angles ``[L, d]`` -> rotated q ``[L, H, d]``,
+    rotated k and v ``[L, G, d]``, all contiguous.
+
+    rows: int64 ``[n]``, the only rows whose queries are wanted, q is then ``[n, H, d]``; place: int32 ``[L]``, where in it each row is, or -1.
+    """
+    queries, turns = (joint, angles) if rows is None else (joint.index_select(0, rows), angles.index_select(0, rows))
+    q = _turned(queries[:, :, :-2], turns, 1)
+    return q.flatten(1, 2), _turned(joint[:, :, -2], angles, 1), joint[:, :, -1].clone(memory_format=torch.contiguous_format)
+
+
+def split_rotary_backward(grads: tuple[Tensor, Tensor, Tensor], angles: Tensor, rows: Tensor | None, place: Tensor | None) -> Tensor:
+    """Gradient of the joint projection from those of q, k and v; queries that were not wanted get zeros."""
+    grad_q, grad_k, grad_v = grads
+    tokens, groups, width = grad_k.shape
+    joint = grad_k.new_empty(tokens, groups, grad_q.shape[1] // groups + 2, width)
+    if rows is None:
+        joint[:, :, :-2] = _turned(grad_q.unflatten(1, (groups, -1)), angles, -1)
+    else:
+        joint[:, :, :-2] = 0
+        joint[:, :, :-2].index_copy_(0, rows, _turned(grad_q.unflatten(1, (groups, -1)), angles.index_select(0, rows), -1))
+    joint[:, :, -2] = _turned(grad_k, angles, -1)
+    joint[:, :, -1] = grad_v
+    return joint

@@ -1,0 +1,161 @@
+"""The last layer computes scored rows only: the same loss and gradients, in any order of micro-batches, from fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_videogpt.config.load import config_from_dict
+from megatron_videogpt.config.memory import layer_bytes, scores_rows_only
+from megatron_videogpt.config.schema import ParallelConfig
+from megatron_videogpt.objective.base import Inputs
+
+CHANNELS = 4
+CLIPS = ((1, 2, 1), (3, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Iterator[None]:
+    """One process on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.train import distributed
+
+    distributed.start(platform, ParallelConfig())
+    yield
+    distributed.stop()
+
+
+def row_of(clips: tuple[int, ...]) -> Inputs:
+    """A packed row of one sample and a few padding tokens."""
+    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.objective.next_clip import NextClipDiffusion
+    from megatron_videogpt.objective.noise import normal
+
+    mean = normal(len(clips), "latents", (sum(clips), CHANNELS, 8, 8))
+    return NextClipDiffusion(2, 32).prepare([Sample(key=1, name="1", mean=mean, logvar=None, clips=clips)], 16)
+
+
+def built(recompute: str = "none", layers: int = 3, count: int = 0, backend: str = "ranged") -> Any:
+    """A model whose output is not zero."""
+    from megatron_videogpt.model.init import initialise
+    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.platforms import activate
+
+    config = config_from_dict(
+        {
+            "model": {
+                "num_layers": layers,
+                "hidden_size": 96,
+                "ffn_hidden_size": 208,
+                "num_attention_heads": 4,
+                "num_query_groups": 2,
+                "position_table_size": 32,
+            },
+            "parallel": {"recompute": recompute, "recompute_layers": count},
+            "train": {"precision": "fp32"},
+        }
+    )
+    model = VideoGPT(config, CHANNELS, activate("cpu"), backend)
+    initialise(model, config.model, CHANNELS, seed=0)
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if name.startswith("head.") or name.endswith(".bias"):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+    return model
+
+
+def loss_of(model: Any, row: Inputs) -> Tensor:
+    return (model(row) - row.target).square().mean()
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    for name, value in wanted.items():
+        assert value.abs().max() > 0, f"{name} has no gradient to compare"
+        assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+@pytest.mark.parametrize(("recompute", "count"), [("none", 0), ("selective", 0), ("mlp", 0), ("full", 0), ("full", 2)])
+@pytest.mark.parametrize("backend", ["ranged", "reference"])
+def test_loss_and_gradients_are_those_of_all_rows(recompute: str, count: int, backend: str) -> None:
+    model, row = built(recompute, count=count, backend=backend), row_of(CLIPS[0])
+    found = loss_of(model, row)
+    found.backward()
+    mine = gradients(model)
+    model.scored_only = False
+    wanted = loss_of(model, row)
+    wanted.backward()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    close(mine, gradients(model))
+
+
+def rows_seen(model: Any, run: Callable[[], Any]) -> list[int]:
+    """Rows that the feed-forward of each layer, the final norm and the head's linear layer get."""
+    seen: list[int] = []
+    modules = [*(layer.mlp for layer in model.decoder.layers), model.decoder.final_layernorm, model.head.linear]
+    hooks = [module.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].shape[0])) for module in modules]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_which_rows_are_computed() -> None:
+    model, row = built(), row_of(CLIPS[0])
+    every, scored = row.length, len(row.noisy_rows)
+    assert scored < every / 2 + 16
+    assert rows_seen(model, lambda: model(row)) == [every, every, scored, scored, scored]
+    # Without gradients the layers' outputs are whole, as the comparison with recorded intermediates wants them.
+    with torch.no_grad():
+        assert rows_seen(model, lambda: model(row)) == [every, every, every, every, scored]
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_micro_batches_in_flight_do_not_mix(recompute: str) -> None:
+    """As in a pipeline: two forward passes, then the backward passes, each with its own rows."""
+    model, rows = built(recompute), [row_of(clips) for clips in CLIPS]
+    wanted = []
+    for row in rows:
+        loss_of(model, row).backward()
+        wanted.append(gradients(model))
+    assert len(rows[0].noisy_rows) == len(rows[1].noisy_rows) and not torch.equal(rows[0].noisy_rows, rows[1].noisy_rows)
+    losses = [loss_of(model, row) for row in rows]
+    for loss, gradient in zip(losses, wanted):
+        loss.backward()
+        close(gradients(model), gradient)
+
+
+def test_names_are_those_of_a_plain_layer() -> None:
+    model = built(layers=2)
+    first, last = ([name.split(".", 3)[3] for name, _ in model.named_parameters() if name.startswith(f"decoder.layers.{n}.")] for n in (0, 1))
+    assert first == last and len(first) == 6
+    # One checkpoint tensor holds both layers' weights.
+    keys = [part.key for part in model.decoder.sharded_state_dict("decoder.").values() if hasattr(part, "local_shape")]
+    assert keys.count("decoder.layers.self_attention.linear_qkv.weight") == 2
+
+
+def test_only_where_shards_stay_even() -> None:
+    assert scores_rows_only(ParallelConfig()) and scores_rows_only(ParallelConfig(tensor=2, pipeline=2, virtual_pipeline=2))
+    assert not scores_rows_only(ParallelConfig(context=2)) and not scores_rows_only(ParallelConfig(tensor=2, sequence=True))
+
+
+def test_last_layer_keeps_less_by_hand() -> None:
+    config = config_from_dict({"model": {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}, "train": {"precision": "bf16"}})
+    # D = 64, F = 128, 4 heads of 16; 100 tokens, of which 40 are scored: keys, values and the first norm have all rows.
+    last = layer_bytes(config, 100, 40)
+    whole, scored = 2 * (2 * 64 + 2 * 64) + 4, 2 * (2 * 64 + 2 * 64) + 4 * 4 + 4
+    assert last.kept("none") == pytest.approx(100 * whole + 40 * (scored + 2 * 3 * 128))
+    assert last.kept("selective") == pytest.approx(100 * (whole - 2 * 64 - 4) + 40 * (scored - 2 * 64 - 4 + 2 * 2 * 128))
+    assert last.kept("full") == 100 * 2 * 64
