@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_videogpt.config.estimate import Work
 from megatron_videogpt.config.load import config_from_dict
-from megatron_videogpt.config.memory import layer_bytes, scores_rows_only
-from megatron_videogpt.config.schema import ParallelConfig
+from megatron_videogpt.config.memory import head_bytes, layer_bytes, scores_rows_only
+from megatron_videogpt.config.schema import Config, ParallelConfig
 from megatron_videogpt.objective.base import Inputs
 
 CHANNELS = 4
@@ -41,13 +42,8 @@ def row_of(clips: tuple[int, ...]) -> Inputs:
     return NextClipDiffusion(2, 32).prepare([Sample(key=1, name="1", mean=mean, logvar=None, clips=clips)], 16)
 
 
-def built(recompute: str = "none", layers: int = 3, count: int = 0, backend: str = "ranged") -> Any:
-    """A model whose output is not zero."""
-    from megatron_videogpt.model.init import initialise
-    from megatron_videogpt.model.videogpt import VideoGPT
-    from megatron_videogpt.platforms import activate
-
-    config = config_from_dict(
+def config_of(recompute: str, layers: int = 3, count: int = 0) -> Config:
+    return config_from_dict(
         {
             "model": {
                 "num_layers": layers,
@@ -61,6 +57,15 @@ def built(recompute: str = "none", layers: int = 3, count: int = 0, backend: str
             "train": {"precision": "fp32"},
         }
     )
+
+
+def built(recompute: str = "none", layers: int = 3, count: int = 0, backend: str = "ranged") -> Any:
+    """A model whose output is not zero."""
+    from megatron_videogpt.model.init import initialise
+    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.platforms import activate
+
+    config = config_of(recompute, layers, count)
     model = VideoGPT(config, CHANNELS, activate("cpu"), backend)
     initialise(model, config.model, CHANNELS, seed=0)
     with torch.no_grad():
@@ -135,6 +140,43 @@ def test_micro_batches_in_flight_do_not_mix(recompute: str) -> None:
     for loss, gradient in zip(losses, wanted):
         loss.backward()
         close(gradients(model), gradient)
+
+
+def saved_bytes(run: Callable[[], Any], outside: list[Tensor]) -> int:
+    """Bytes of all storages that autograd holds after `run`, but for those of `outside`."""
+    held: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (held.append(x), x)[1], lambda x: x):
+        result = run()
+    known = {x.untyped_storage().data_ptr() for x in outside}
+    storages = {x.untyped_storage()._cdata: x.untyped_storage() for x in held}
+    del result
+    return sum(storage.nbytes() for storage in storages.values() if storage.data_ptr() not in known)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "mlp"])
+def test_it_keeps_what_the_estimate_says(recompute: str) -> None:
+    model, row = built(recompute), row_of(CLIPS[0])
+    config, scored = config_of(recompute), len(row.noisy_rows)
+    work = Work(noisy=scored / 16, clean=0.0, patches=16, pairs=0.0)
+    outside = [*model.parameters(), row.intervals]
+    found = saved_bytes(lambda: loss_of(model, row), outside)
+    model.scored_only = False
+    whole = saved_bytes(lambda: loss_of(model, row), outside)
+    layer, last = layer_bytes(config, row.length), layer_bytes(config, row.length, scored)
+    norm = (row.length - scored) * 4 * (96 + 1)
+    assert whole - found == pytest.approx(layer.kept(recompute) - last.kept(recompute) + norm, rel=0.01)
+    # The head's four tensors, and the final norm of scored rows.
+    assert head_bytes(config, layer, work)[0] == pytest.approx(4 * (scored * (5 * 96 + 1)))
+
+
+def test_embedding_keeps_row_numbers() -> None:
+    """Of a row's tokens, not of their width: the values that are put into place are not needed again."""
+    model, row = built(layers=1), row_of(CLIPS[0])
+    fields = [value for value in vars(row).values() if isinstance(value, Tensor)]
+    held = saved_bytes(lambda: model.embedding(row), [*model.parameters(), *fields])
+    frames = len(row.timestep)
+    network = 4 * frames * (256 + 2 * 96)
+    assert held <= 8 * row.length * 2 + network + 1024 < 4 * 96 * row.length
 
 
 def test_names_are_those_of_a_plain_layer() -> None:
