@@ -213,16 +213,25 @@ def attention_flops(model: ModelConfig, pairs: float) -> float:
     return 12 * pairs * model.num_attention_heads * model.head_dim * model.num_layers
 
 
-def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
-    """Model FLOPs of one forward and backward pass: `linear_flops` and `attention_flops`.
+def unscored_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
+    """FLOPs of one forward and backward pass that the last layer does not need on `tokens` rows which no head reads: of these rows, which attend `pairs`
+    pairs, only keys and values matter."""
+    keys_values = model.hidden_size * (1 + 2 * model.kv_heads * model.head_dim)
+    return 6 * (layer_parameters(model, channels) - keys_values) * tokens + attention_flops(model, pairs) / model.num_layers
+
+
+def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)) -> float:
+    """Model FLOPs of one forward and backward pass: `linear_flops` and `attention_flops`, less `unscored_flops` of the (tokens, pairs) of rows that no head
+    reads, where they are known.
 
     Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
     """
-    return linear_flops(model, channels, tokens) + attention_flops(model, pairs)
+    return linear_flops(model, channels, tokens) + attention_flops(model, pairs) - unscored_flops(model, channels, *unscored)
 
 
-def hardware_flops(config: Config, channels: int, tokens: float, pairs: float) -> float:
-    """FLOPs that devices execute for one forward and backward pass: `training_flops` and what activation recomputation repeats of it.
+def hardware_flops(config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)) -> float:
+    """FLOPs that devices execute for one forward and backward pass: `training_flops`, what of it the last layer computes in vain, and what activation
+    recomputation repeats.
 
     `full` repeats a layer's forward pass with its attention, `mlp` the products of its feed-forward, `selective` nothing that counts.  The scores that
     attention kernels compute again in their own backward pass do not count: they are part of the algorithm (Dao et al. 2022), not a choice of the run,
@@ -230,15 +239,30 @@ def hardware_flops(config: Config, channels: int, tokens: float, pairs: float) -
     Raises ValueError where `parallel.recompute` is still `auto`.
     """
     # `memory` builds on this module.
-    from .memory import recomputed_layers
+    from .memory import recomputed_layers, scores_rows_only
 
     model, layout = config.model, config.parallel
     if layout.recompute == "auto":
         raise ValueError("parallel.recompute=auto has no FLOPs yet: resolve it with memory.resolve_recompute first")
-    layers = stage_layers(config)
-    again = sum(sum(recomputed_layers(layout, layers[rank :: layout.pipeline])) for rank in range(layout.pipeline))
-    if layout.recompute == "full":
-        repeated = 2 * layer_parameters(model, channels) * tokens + attention_flops(model, pairs) / model.num_layers / 3
-    else:
-        repeated = 2 * 3 * model.hidden_size * model.ffn_hidden_size * tokens
-    return training_flops(model, channels, tokens, pairs) + again * repeated
+    ranks = [stage_layers(config)[rank :: layout.pipeline] for rank in range(layout.pipeline)]
+    again = [recomputed_layers(layout, layers) for layers in ranks]
+    total = training_flops(model, channels, tokens, pairs)
+    repeated, skipped = _repeated(config, channels, tokens, pairs, unscored)
+    total += repeated * sum(map(sum, again))
+    if scores_rows_only(layout):
+        # Queries of all rows are projected together with keys and values.
+        queries = 6 * model.hidden_size * model.num_attention_heads * model.head_dim * unscored[0]
+        total -= unscored_flops(model, channels, *unscored) - queries
+        total -= skipped if again[-1][-1] == ranks[-1][-1] else 0.0
+    return total
+
+
+def _repeated(config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float]) -> tuple[float, float]:
+    """FLOPs that the backward pass repeats for one layer that recomputes, and how many fewer these are in a last layer that drops its unscored rows."""
+    model = config.model
+    products = 2 * 3 * model.hidden_size * model.ffn_hidden_size
+    if config.parallel.recompute != "full":
+        return products * tokens, products * unscored[0]
+    forward = 2 * layer_parameters(model, channels) * tokens + attention_flops(model, pairs) / model.num_layers / 3
+    queries = 2 * model.hidden_size * model.num_attention_heads * model.head_dim * unscored[0]
+    return forward, unscored_flops(model, channels, *unscored) / 3 - queries

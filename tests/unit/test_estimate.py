@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -103,8 +103,9 @@ def processes() -> Iterator[None]:
     distributed.stop()
 
 
-def counted_flops(config: Config) -> tuple[int, int]:
-    """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens); every pair counts, for `reference` computes them all."""
+def counted_flops(config: Config) -> tuple[int, int, int]:
+    """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens, rows that no head reads); every pair counts, for
+    `reference` computes them all."""
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.model.videogpt import VideoGPT
     from megatron_videogpt.objective import build_objective
@@ -114,25 +115,37 @@ def counted_flops(config: Config) -> tuple[int, int]:
     row = objective.prepare([Sample(key=1, name="1", mean=torch.randn(4, 4, 8, 8), logvar=None, clips=(1, 2, 1))], 1)
     with FlopCounterMode(display=False) as counter:
         objective.loss(model(row), row)[0].backward()
-    return counter.get_total_flops(), row.length
+    return counter.get_total_flops(), row.length, row.length - len(row.noisy_rows)
 
 
 @pytest.mark.parametrize(("policy", "count", "layers"), [("selective", 0, 0), ("mlp", 0, 3), ("mlp", 1, 1), ("full", 0, 3), ("full", 2, 2)])
 def test_recomputation_adds_the_flops_that_torch_counts(processes: None, policy: str, count: int, layers: int) -> None:
     model = {"num_layers": 3, "hidden_size": 64, "ffn_hidden_size": 112, "num_attention_heads": 4, "num_query_groups": 2}
-    plain, again = (
-        config_from_dict({"model": model, "parallel": parallel, "train": {"precision": "fp32"}})
-        for parallel in ({}, {"recompute": policy, "recompute_layers": count})
-    )
-    (before, tokens), (after, _) = counted_flops(plain), counted_flops(again)
-    pairs = tokens**2
-    assert hardware_flops(plain, 4, tokens, pairs) == training_flops(plain.model, 4, tokens, pairs)
-    # The estimate counts weights of norms as if they were matrices; torch does not.
-    norms = layers * 2 * 2 * 64 * tokens if policy == "full" else 0
-    assert hardware_flops(again, 4, tokens, pairs) - hardware_flops(plain, 4, tokens, pairs) == after - before + norms
+    recompute = {"recompute": policy, "recompute_layers": count}
+    plain, again = (config_from_dict({"model": model, "parallel": parallel, "train": {"precision": "fp32"}}) for parallel in ({}, recompute))
+    (before, tokens, unscored), (after, _, _) = counted_flops(plain), counted_flops(again)
+    work = (4, tokens, tokens**2, (unscored, unscored * tokens))
+    # The estimate counts weights of norms as if they were matrices; torch does not.  The last layer, where it is recomputed, has fewer rows in one norm.
+    norms = 2 * 64 * (2 * layers * tokens - (layers == 3) * unscored) if policy == "full" else 0
+    assert hardware_flops(again, *work) - hardware_flops(plain, *work) == pytest.approx(after - before + norms, rel=1e-12)
     assert (after > before) == (layers > 0)
-    # All of the model: what runs once per frame and the norms are within 3 % even here.
-    assert training_flops(plain.model, 4, tokens, pairs) == pytest.approx(before, rel=0.03)
+
+
+def test_hardware_flops_are_what_torch_counts(processes: None) -> None:
+    counted, tokens, unscored = zip(
+        *(counted_flops(config_from_dict({"model": {**asdict(TINY), "num_layers": layers}, "train": {"precision": "fp32"}})) for layers in (1, 2))
+    )
+
+    def estimated(function: Callable[..., float], layers: int) -> float:
+        model = replace(TINY, num_layers=layers)
+        first = config_from_dict({"model": asdict(model)}) if function is hardware_flops else model
+        return function(first, 4, tokens[0], tokens[0] ** 2, (unscored[0], unscored[0] * tokens[0]))
+
+    # A layer that is not the last; then the model of one: embedding, head, and a last layer that projects all rows' queries and computes the scored ones.
+    norms = 6 * 2 * 64 * tokens[0]
+    assert estimated(hardware_flops, 2) - estimated(hardware_flops, 1) == counted[1] - counted[0] + norms
+    assert estimated(hardware_flops, 1) == pytest.approx(counted[0], rel=0.03)
+    assert estimated(hardware_flops, 1) - estimated(training_flops, 1) == 6 * 64 * 64 * unscored[0]
 
 
 def test_hardware_flops_of_a_pipeline_are_those_of_all_ranks() -> None:
