@@ -40,9 +40,13 @@ def host_group(timeout_minutes: float) -> Any:
     replicas: list[int] = [0] * torch.distributed.get_world_size()
     mine = parallel_state.get_data_parallel_rank()
     torch.distributed.all_gather_object(replicas, mine)
-    ranks = [rank for rank, replica in enumerate(replicas) if replica == mine]
     timeout = datetime.timedelta(minutes=distributed._patience(timeout_minutes))
-    return torch.distributed.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+    # Every rank takes part in making every group: where only members do, the ranks must have made the same number of groups before.
+    groups = [
+        torch.distributed.new_group([rank for rank, replica in enumerate(replicas) if replica == number], timeout=timeout, backend="gloo")
+        for number in range(parallel_state.get_data_parallel_world_size())
+    ]
+    return groups[mine]
 
 
 def aside(device: torch.device) -> Callable[[], Any]:
