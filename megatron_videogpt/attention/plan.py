@@ -158,14 +158,15 @@ def _without(intervals: np.ndarray, key1: int) -> np.ndarray:
 
 
 def _tall(starts: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cuts the groups where `_TALL` rows are reached, and where the first intervals start elsewhere or stop getting longer."""
+    """Cuts the groups where the first intervals start elsewhere or stop getting longer, and what lies between into parts of `_TALL` rows or more."""
     start, stop = groups[:, 0], groups[:, 1]
-    other = np.concatenate([[False], (start[1:] != start[:-1]) | (stop[1:] < stop[:-1]) | (stop[:-1] <= start[:-1]), [True]])
-    first = 0
-    for end in range(1, len(groups) + 1):
-        if other[end] or starts[end] - starts[first] >= _TALL:
-            yield first, end
-            first = end
+    other = (start[1:] != start[:-1]) | (stop[1:] < stop[:-1]) | (stop[:-1] <= start[:-1])
+    edges = [0, *(1 + np.flatnonzero(other)), len(groups)]
+    for first, last in zip(edges, edges[1:]):
+        for end in range(first + 1, last + 1):
+            if end == last or min(starts[end] - starts[first], starts[last] - starts[end]) >= _TALL:
+                yield first, end
+                first = end
 
 
 def _stacks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Stack]:
@@ -173,10 +174,9 @@ def _stacks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Stack
     stacks: list[_Stack] = []
     for first, end in _tall(starts, groups):
         own, edges = groups[first:end], starts[first : end + 1]
-        key0, key1 = int(own[0, 0]), int(own[:, 1].min())
-        if key1 > key0:
-            rows = edges[-1:] - edges[:1]
-            shared = costs.call + (key1 - key0) * (costs.key + float((rows * _effort(rows))[0]))
+        rows, key0, key1 = int(edges[-1] - edges[0]), int(own[0, 0]), int(own[:, 1].min())
+        if rows >= _TALL and key1 > key0:
+            shared = costs.call + (key1 - key0) * (costs.key + rows)
             if shared + _chunks(edges, _without(own, key1), costs)[1] < _chunks(edges, own, costs)[1]:
                 stacks.append(_Stack(first, end, key0, key1))
                 continue
