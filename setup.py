@@ -38,6 +38,18 @@ setup(
     extras_require={
         "npu": ["torch_npu"],  # MindSpeed (branch core_r0.16.0) must be installed from source as well
         "wandb": ["wandb"],
+        # FlashAttention-4 and its CuTe packages are pre-releases that only fit one another: all of them exactly.  Tested: kernels compiled for sm_90a.
+        "flash": [
+            f"{package}; sys_platform == 'linux'"
+            for package in (
+                "flash-attn-4==4.0.0b36",
+                "nvidia-cutlass-dsl==4.8.1",  # brings nvidia-cutlass-dsl-libs-base, -core and -cu12 of the same version; [cu13] adds -cu13
+                "quack-kernels==0.6.5",
+                "apache-tvm-ffi==0.1.14.post1",
+                "torch-c-dlpack-ext==0.1.5",
+                "einops==0.8.2",
+            )
+        ],
         # triton: its interpreter runs our kernels on a CPU, and it compiles them for sm_90 without a GPU; CUDA builds of torch bring their own.
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
     },

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository and installs the project into it.  Does nothing when that was done already for these requirements.
-#   bash examples/setup_env.sh
+#   bash examples/setup_env.sh [EXTRAS]        EXTRAS: of setup.py, "dev" unless given
 # Without a GPU the CPU build of PyTorch is installed, with one the CUDA build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+EXTRAS=${1:-dev}
 VENV=$PWD/.venv
 TORCH=$(grep '^torch==' constraints-cpu.txt)
 CPU_INDEX=https://download.pytorch.org/whl/cpu
@@ -52,7 +53,7 @@ if [ ! -x "$VENV/bin/python" ]; then
   "$python" -m venv "$VENV"
 fi
 stamp=$(cat setup.py constraints-cpu.txt examples/setup_env.sh <(echo "$PWD") <("$VENV/bin/python" --version) | sha256sum)
-if [ "$(cat "$VENV/set-up-of" 2>/dev/null)" = "$stamp" ]; then
+if [ "$(cat "$VENV/set-up-of-$EXTRAS" 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi
 
@@ -67,9 +68,9 @@ if "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; the
     exact=$VENV/constraints.txt
     grep -v '^triton==' constraints-cpu.txt >"$exact"
   fi
-  "$VENV/bin/python" -m pip install -qq --constraint "$exact" --editable '.[dev]'
+  "$VENV/bin/python" -m pip install -qq --constraint "$exact" --editable ".[$EXTRAS]"
 else
   echo "set-up: the exact versions of constraints-cpu.txt need Python 3.11; installing the newest that fit Python 3.10"
-  "$VENV/bin/python" -m pip install -qq "$TORCH" --editable '.[dev]'
+  "$VENV/bin/python" -m pip install -qq "$TORCH" --editable ".[$EXTRAS]"
 fi
-echo "$stamp" >"$VENV/set-up-of"
+echo "$stamp" >"$VENV/set-up-of-$EXTRAS"

@@ -47,10 +47,10 @@ def _flex_obstacle(dtype: torch.dtype, head_dim: int) -> str:
     return "" if head_dim >= 16 else f"FlexAttention needs a head dimension of at least 16, and it is {head_dim}"
 
 
-def obstacle(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None = None) -> str:
+def obstacle(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None = None, deterministic: bool = False) -> str:
     """Why a backend cannot train on this kind of device, or an empty string.
 
-    device_type: as in `torch.device.type`.  capability: CUDA compute capability, None for this machine's.
+    device_type: as in `torch.device.type`.  capability: CUDA compute capability, None for this machine's.  deterministic: as in `attention.attend`.
     """
     if backend in ("reference", "ranged"):
         return ""
@@ -62,10 +62,12 @@ def obstacle(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, 
         return _triton_obstacle(dtype, head_dim)
     from .flash import obstacle as flash_obstacle
 
-    return flash_obstacle(capability or _capability(), dtype, head_dim)
+    return flash_obstacle(capability or _capability(), dtype, head_dim, deterministic)
 
 
-def candidates(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None = None) -> list[tuple[str, str]]:
+def candidates(
+    backend: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None = None, deterministic: bool = False
+) -> list[tuple[str, str]]:
     """Backends to try in order, each with the reason in words; the last always runs.
 
     backend: a name of `BACKENDS`, which comes first then, or `auto`.  Raises ValueError for an unknown name, and for a named backend that cannot train here.
@@ -73,7 +75,7 @@ def candidates(backend: str, device_type: str, dtype: torch.dtype, head_dim: int
     if backend not in (*BACKENDS, "auto"):
         raise ValueError(f"attention.backend is {backend!r}, but it must be one of {', '.join(('auto', *BACKENDS))}")
     order = FASTEST_FIRST[device_type]
-    missing = {name: obstacle(name, device_type, dtype, head_dim, capability) for name in {*order, backend} - {"auto"}}
+    missing = {name: obstacle(name, device_type, dtype, head_dim, capability, deterministic) for name in {*order, backend} - {"auto"}}
     if missing.get(backend):
         raise ValueError(f"attention.backend is {backend!r}, but {missing[backend]}: use attention.backend=auto or ranged")
     passed = "; ".join(f"not {name}: {missing[name]}" for name in order if missing[name])
@@ -93,7 +95,7 @@ def choose(
     dtype: torch.dtype,
     head_dim: int,
     queries_per_key: int = 1,
-    deterministic: bool = True,
+    deterministic: bool = False,
     worst: Callable[[int], int] = lambda outcome: outcome,
 ) -> tuple[str, str]:
     """The backend that will run, after it was compared with `reference` here, and why.
@@ -102,7 +104,7 @@ def choose(
     A backend that fails to import, compile or start on any rank is passed over with a warning.  One that gives other numbers than `reference` on any rank
     raises WrongHere there and ValueError elsewhere: nobody should train on a device or with a compiler that does that.
     """
-    listed = candidates(backend, device.type, dtype, head_dim)
+    listed = candidates(backend, device.type, dtype, head_dim, deterministic=deterministic)
     for number, (name, reason) in enumerate(listed):
         outcome, message = _try(name, device, dtype, head_dim, queries_per_key, deterministic)
         agreed = worst(outcome)

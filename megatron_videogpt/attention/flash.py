@@ -124,7 +124,7 @@ def mask_mod() -> Any:
     return interval_mask
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """Interval attention; shapes as in `attention.attend`.  Raises ValueError where the same bits in every run are asked for."""
     if deterministic:
         raise ValueError(f"attention backend flash with deterministic=true, but {_UNORDERED}")

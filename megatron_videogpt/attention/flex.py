@@ -48,7 +48,7 @@ def _compiled() -> Any:
     return torch.compile(flex_attention)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """Interval attention on CUDA; shapes as in `attention.attend`.  FlexAttention adds in a fixed order, `deterministic` or not.
 
     Elsewhere it runs uncompiled, with dense scores and without a backward: good for tests only, and `attention.select` refuses it.

@@ -130,7 +130,7 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
     return (grad if grad.shape == x.shape else grad.unflatten(1, (x.shape[1], -1)).sum(2)).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """Interval attention on any device; shapes as in `attention.attend`.  Rectangles are added in a fixed order, `deterministic` or not."""
     pair_flops = 14 * q.shape[1] * q.shape[2]
     call_flops = _CALL_FLOPS if torch.get_num_threads() == 1 else _SHARED_CALL_FLOPS

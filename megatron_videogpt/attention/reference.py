@@ -8,7 +8,7 @@ from torch import Tensor
 from ..sequence.intervals import dense_mask
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """softmax(scale * q k^T, where the intervals allow) v, in float32 (float64 for float64 inputs).
 
     q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` with Hkv dividing H, intervals int32 ``[Lq, 4]`` -> ``[Lq, H, d]`` in q's dtype.

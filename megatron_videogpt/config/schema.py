@@ -112,7 +112,7 @@ class AttentionConfig:
         "ranged (portable, CPU default) or reference (dense oracle)",
         choices=("auto", "flash", "triton", "flex", "ranged", "reference"),
     )
-    deterministic: bool = option(True, "add up gradients in a fixed order (flash, triton): the same bits in every run; false may be faster")
+    deterministic: bool = option(False, "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton takes a pass of its own for it")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def to_tokens(x: Tensor, group: Any) -> Tensor:
     return parts.transpose(0, 1).reshape(tokens // size, size * heads, width)
 
 
-def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any, deterministic: bool = True) -> Tensor:
+def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any, deterministic: bool = False) -> Tensor:
     """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``, whole intervals ``[L, 4]``.
 
     Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these are repeated first, as few

@@ -60,7 +60,7 @@ class VideoGPTConfig(TransformerConfig):
 
     interval_backend: str = "reference"
     """Attention backend, resolved by `attention.choice`."""
-    interval_deterministic: bool = True
+    interval_deterministic: bool = False
     """Whether it adds up gradients in a fixed order."""
     kernels: str = "torch"
     """What computes norms (without Transformer Engine), SwiGLU and rotary positions: `fused.select`."""

@@ -21,8 +21,11 @@ def test_auto_takes_the_fastest_that_can_run() -> None:
     assert names == ["ranged"]
     names = [name for name, _ in candidates("auto", "cuda", torch.float32, 96, (8, 0))]
     assert "flash" not in names and names[-1] == "ranged"
-    ((name, reason),) = candidates("auto", "cuda", torch.bfloat16, 8, (9, 0))
+    ((name, reason),) = candidates("auto", "cuda", torch.bfloat16, 12, (9, 0))
     assert name == "ranged" and "not flash:" in reason and "not triton:" in reason and "not flex: " in reason
+    # FlashAttention-4 cannot add in a fixed order (or is not installed): either way it is not the choice then.
+    names = [name for name, _ in candidates("auto", "cuda", torch.bfloat16, 96, (9, 0), deterministic=True)]
+    assert names == ["triton", "flex", "ranged"]
 
 
 def test_a_named_backend_comes_first_and_must_fit() -> None:
@@ -38,7 +41,7 @@ def test_a_named_backend_comes_first_and_must_fit() -> None:
         attend("auto", *[torch.ones(2, 1, 4)] * 3, torch.tensor([[0, 2, 0, 0]] * 2, dtype=torch.int32), 1.0)
 
 
-@pytest.mark.parametrize("tile, backend", [((128, 128), "triton"), ((128, 128), "flex"), ((384, 128), "flash"), ((64, 64), "ranged")])
+@pytest.mark.parametrize("tile, backend", [((128, 128), "triton"), ((128, 128), "flex"), ((192, 128), "flash"), ((64, 64), "ranged")])
 def test_the_mask_of_the_check_has_tiles_of_every_kind(tile: tuple[int, int], backend: str) -> None:
     partial, full = tiles(verify.mask(backend), *tile)
     assert partial.any() and full.any() and (~partial & ~full).any()
