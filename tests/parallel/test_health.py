@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ def test_all_ranks_skip_a_step_with_a_broken_gradient_and_name_its_samples(tmp_p
     alone = tmp_path / "alone"
     sabotaged(1, "nan_in_steps_3_and_4", alone, "train.steps=6")
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+    # Step 4 was skipped and saved: a run resumed from there goes on bit for bit.
+    whole = losses(alone)
+    shutil.rmtree(alone / "checkpoints" / "step_00000006")
+    assert train(1, alone, "train.steps=6") == whole and [line["skipped_steps"] for line in metrics(alone)] == [0, 0, 1, 2, 2, 2]
 
 
 @pytest.mark.long
