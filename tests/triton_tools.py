@@ -43,21 +43,32 @@ def interpreted(*names: str) -> Iterator[list[ModuleType]]:
     names: the modules with kernels and those that launch them, each after the modules that it imports kernels from with ``from .x import kernel``.
     bf16 `tl.dot` is silently wrong in the interpreter (use float16 or float32), and kernels are launched as ever.
     """
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(fn: Any) -> Any:
+        # At every call of a kernel's function the interpreter patches triton.language again, which takes half of all time; here the end of the block undoes it.
+        if id(fn.__globals__) not in patched:
+            patched.add(id(fn.__globals__))
+            patch(fn)
+        return interpreter._LangPatchScope()
 
     touched: list[Any] = [tl, tl.core, tl.math, tl.standard, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base]
     before = [dict(vars(one)) for one in touched]
     interpret = triton.knobs.runtime.interpret
     triton.knobs.runtime.interpret = True
+    interpreter._patch_lang = patch_once
     try:
         # Triton's own kernel functions (tl.sum, tl.zeros) were imported to be compiled.
         for one, members in zip(touched, before):
             for name, member in members.items():
                 if isinstance(member, triton.JITFunction):
-                    setattr(one, name, InterpretedFunction(member.fn))
+                    setattr(one, name, interpreter.InterpretedFunction(member.fn))
         yield _copies(names)
     finally:
         triton.knobs.runtime.interpret = interpret
+        interpreter._patch_lang = patch
         for one, members in zip(touched, before):
             # The interpreter's rewritten functions keep the names it adds to their module.
             added = set() if one is tl.standard else set(vars(one)) - set(members)
