@@ -106,7 +106,7 @@ def train_step(
     optimizer.zero_grad()
     totals = run_schedule(chunks, objective, rows, forward_only=False)
     norm, taken = update(optimizer, clip, limit())
-    return Step(torch.where(taken, totals, 0.0), norm, taken)
+    return Step(totals.masked_fill(~taken, 0.0), norm, taken)
 
 
 def reduce_statistics(values: Tensor) -> Tensor:

@@ -196,6 +196,35 @@ def test_numbers_come_later_as_they_were() -> None:
     assert later.mark.since(start) >= 0 and start.since(later.mark) <= 0
 
 
+def test_a_device_is_asked_for_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_videogpt.train.later import Mark
+
+    class Queue:
+        """A device that has done `now` milliseconds of work when it is asked to catch up."""
+
+        now, waited = 0.0, 0
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = Queue.now
+
+            def synchronize(self) -> None:
+                Queue.waited += 1
+
+            def elapsed_time(self, end: Queue.Event) -> float:
+                return end.at - self.at
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Queue)
+    start = Mark(torch.device("cuda"))
+    Queue.now = 250.0
+    end = Mark(torch.device("cuda"))
+    assert Queue.waited == 0
+    assert end.since(start) == 0.25 and Queue.waited == 1
+
+
 def test_gradients_without_counted_frames_are_not_scaled() -> None:
     from megatron_videogpt.platforms.compat import finalize_gradients
 
