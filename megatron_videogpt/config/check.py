@@ -292,6 +292,8 @@ def _check_rest(report: _Report) -> None:
         report.add("sample.window", f"hold the longest clip of sample.clips, {max(config.sample.clips)} frames", f"use {max(config.sample.clips)} or more")
     if config.attention.backend in ("flash", "triton", "flex") and config.train.platform in ("cpu", "npu"):
         report.add("attention.backend", f"not be {config.attention.backend} on train.platform={config.train.platform} (CUDA only)", "use auto or ranged")
+    if config.attention.backend == "flash" and config.attention.deterministic:
+        report.add("attention.deterministic", "be false with attention.backend = flash, which adds gradients in no fixed order", "use attention.backend=triton")
     if not config.train.output:
         report.add("train.output", "name the folder of the run", "use for example runs/first")
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:

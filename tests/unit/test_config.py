@@ -189,6 +189,8 @@ BROKEN = [
     ({"codec": {"name": "autoencoder_kl"}}, 1, "codec.path", 'codec.name="tiny"'),
     ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 90"),
     ({"attention": {"backend": "flex"}, "train": {"platform": "cpu"}}, 1, "attention.backend", "ranged"),
+    ({"attention": {"backend": "triton"}, "train": {"platform": "npu"}}, 1, "attention.backend", "ranged"),
+    ({"attention": {"backend": "flash", "deterministic": True}}, 1, "attention.deterministic", "triton"),
     ({"train": {"output": ""}}, 1, "train.output", "runs/first"),
 ]
 
