@@ -58,6 +58,15 @@ def waits() -> Iterator[list[str]]:
                 return _real(self, *args, **kwargs)
 
             patch.setattr(Tensor, name, recorded)
+        real_to = Tensor.to
+
+        def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            # A copy from another device, of which a CPU knows none, unless it runs in the background.
+            if any(isinstance(x, (torch.device, str)) for x in (*args, kwargs.get("device"))) and not kwargs.get("non_blocking"):
+                mode.found.append(f"Tensor.to(device) {_place()}")
+            return real_to(self, *args, **kwargs)
+
+        patch.setattr(Tensor, "to", to)
         real_tensor = torch.tensor
 
         def tensor(data: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -72,6 +72,7 @@ def test_the_watch_sees_what_waits() -> None:
         lambda: torch.masked_select(values, values > 1),
         lambda: values.nonzero(),
         lambda: torch.tensor(1.0, device="cuda"),
+        lambda: values.to("cuda"),
     ):
         with waits() as found:
             wait()
