@@ -125,23 +125,30 @@ def prepare(name: str, mask: masks.Mask, inputs: list[Tensor], result: Result, o
     return made[0] if made else None
 
 
-def measure(mask: masks.Mask, head_dim: int, options: argparse.Namespace) -> Case:
-    """All backends on one mask."""
+def measure(mask: masks.Mask, head_dim: int, options: argparse.Namespace, save: Callable[[Case], None]) -> Case:
+    """All backends on one mask.  save: is called whenever there are new numbers, in case a later backend never comes back."""
     kv_heads = options.kv_heads or options.heads
     case = Case(mask.name, len(mask.intervals), mask.tokens, mask.pairs, options.heads, kv_heads, head_dim, str(mask))
     inputs = tensors(len(mask.intervals), options.heads, kv_heads, head_dim, options)
     kernels: dict[str, tuple[Kernel, int]] = {}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in options.backends}
+
+    def time_once(name: str) -> None:
+        run, count = kernels[name]
+        times[name].append(forward_backward(run, inputs, options.device, count))
+        case.results[name].forward, case.results[name].backward = (statistics.median(pair[i] for pair in times[name]) for i in (0, 1))
+
     for name in options.backends:
         case.results[name] = Result()
         prepared = prepare(name, mask, inputs, case.results[name], options)
         if prepared is not None:
             kernels[name] = prepared
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in kernels}
-    for _ in range(options.repeat):
-        for name, (run, count) in kernels.items():
-            times[name].append(forward_backward(run, inputs, options.device, count))
-    for name, pairs in times.items():
-        case.results[name].forward, case.results[name].backward = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+            time_once(name)
+        save(case)
+    for _ in range(options.repeat - 1):
+        for name in kernels:
+            time_once(name)
+    save(case)
     return case
 
 
@@ -151,14 +158,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"`python tools/benchmark_attention.py {' '.join(sys.argv[1:])}`\n\n{machine(options.device, options.threads)}, {options.dtype}\n", flush=True)
     split, cases = masks.Split(options.frames, options.clips), []
+
+    def save(case: Case) -> None:
+        if options.json:
+            options.json.write_text(json.dumps([asdict(one) for one in (*cases, case)]), encoding="utf-8")
+
     for head_dim, name, length in itertools.product(options.head_dims, options.masks, options.lengths):
         mask = masks.build(name, length or None, options.grid, options.seed, options.rows, split, options.packed)
-        cases.append(measure(mask, head_dim, options))
+        cases.append(measure(mask, head_dim, options, save))
         print(case_table(cases[-1]), flush=True)
     if len(cases) > 1:
         print(summary_tables(cases))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(case) for case in cases]), encoding="utf-8")
     if options.plot:
         plot(options.plot, cases, machine(options.device, options.threads))
 

@@ -177,7 +177,7 @@ def measure_all(config: Config, platform: Platform, frame: tuple[int, int], opti
     config = replace(config, train=replace(config.train, global_batch_size=config.train.micro_batch_size))
     session = Session(config, platform, frame, options)
     longest = sum(row.length for row in session.rows(synthetic(config, frame, options, 0), "ranged"))
-    results = {}
+    results: dict[str, Timed] = {}
     for backend in backends(config, platform, options):
         result = results[backend] = Timed()
         result.note = obstacle_of(config, platform, backend, longest)
@@ -185,11 +185,18 @@ def measure_all(config: Config, platform: Platform, frame: tuple[int, int], opti
             use_backend(session.chunks, backend)
             result.note = attempt(partial(time_steps, session, backend, result))
         session.before = None
-    if options.json and int(os.environ.get("RANK", "0")) == 0:
-        facts = {"layers": config.model.num_layers, "recompute": config.parallel.recompute, "recompute_layers": config.parallel.recompute_layers}
-        rows = {name: {**asdict(result), "mfu": median_rate(result.model, result, peak_of(config, platform, options))} for name, result in results.items()}
-        options.json.write_text(json.dumps({**facts, "backends": rows}), encoding="utf-8")
+        save(config, platform, results, options)
     return results
+
+
+def save(config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace) -> None:
+    """Write what there is so far into the file that was asked for, in case a later backend never comes back."""
+    if not options.json or int(os.environ.get("RANK", "0")):
+        return
+    peak = peak_of(config, platform, options)
+    rows = {name: {**asdict(result), "mfu": median_rate(result.model, result, peak)} for name, result in results.items()}
+    facts = {"layers": config.model.num_layers, "recompute": config.parallel.recompute, "recompute_layers": config.parallel.recompute_layers}
+    options.json.write_text(json.dumps({**facts, "backends": rows}), encoding="utf-8")
 
 
 def backends(config: Config, platform: Platform, options: argparse.Namespace) -> Iterator[str]:
