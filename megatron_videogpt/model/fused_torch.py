@@ -39,8 +39,13 @@ def swiglu(x: Tensor) -> Tensor:
 
 def swiglu_backward(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x from that of `swiglu`'s output ``[rows, F]``."""
-    gate, up = x.chunk(2, dim=-1)
-    return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)], dim=-1)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (gate, up), (to_gate, to_up) = x.chunk(2, dim=-1), grad_x.chunk(2, dim=-1)
+    # In place: these are the widest tensors of a layer, and its backward pass is where a step needs most memory.
+    torch.mul(grad, up, out=to_gate)
+    torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
+    torch.ops.aten.silu.out(gate, out=to_up).mul_(grad)
+    return grad_x
 
 
 def _turned(x: Tensor, angles: Tensor, sign: int) -> Tensor:

@@ -46,15 +46,15 @@ def test_a_layer_keeps_what_autograd_saves(processes: int, tmp_path: Path) -> No
 
 
 def check(run: Run) -> None:
-    """Within 15 % of the fullest rank's growth, of a run that grows by 1.5 GB at least."""
+    """Within 15 % of the fullest rank's growth, of a run that grows by 1.2 GB at least: libraries' own buffers are a tenth of that."""
     peak = max(measure(run)["bytes"])
-    assert peak >= 1.5e9
+    assert peak >= 1.2e9
     assert estimate(run).total == pytest.approx(peak, rel=0.15)
 
 
 @pytest.mark.long
 def test_memory_is_the_measured_one() -> None:
-    check(Run("narrow", layers=6, width=256, samples=11))
+    check(Run("narrow", layers=6, width=256, samples=15))
 
 
 SUBSET = ("bf16 full", "TP2+SP fp32 selective", "PP2 fp32 full", "CP2 bf16 selective")
