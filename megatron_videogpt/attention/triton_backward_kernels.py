@@ -60,7 +60,7 @@ def _key_value_walk(
         start = following * ROW_TILE
         following = tl.load(entry + j + 1, mask=j + 1 < count, other=0)
         row = start + tl.arange(0, ROW_TILE)
-        # Rows from `rows` on have weight 1 and add nothing, because their gradient and their delta are 0; a full tile may hold such rows.
+        # A full tile may hold rows from `rows` on: their weight is 1, and they add nothing, because they are read as zeros.
         q0, q1 = load_rows(q, start, stride_q, rows, ROW_TILE, FIRST, SECOND, True)
         grad0, grad1 = load_rows(grad, start, stride_grad, rows, ROW_TILE, FIRST, SECOND, True)
         row_lse = tl.load(lse + row, mask=row < rows, other=0.0)
