@@ -6,7 +6,7 @@
     python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage1,stage4,nbp,causal,full \
         --lengths 8192,16384,32768,65536 --head-dims 64,96,128 --plot sweep.png     # several of anything: a sweep, with a summary
 
-Backends: those of the package, NAME/fast for one whose gradients need not be the same bits in every run, and two of torch: `sdpa` is
+Backends: those of the package, NAME/fixed for one whose gradients are the same bits in every run, and two of torch: `sdpa` is
 scaled_dot_product_attention with the mask as a dense boolean matrix, `sdpa-full` attends everything (its TFLOP/s count all pairs).
 FLOPs: 4 per attended pair and channel of all heads forward, 10 backward (2.5 times, as kernels compute the scores again).
 Repetitions alternate between the backends and the tables show medians, so that ratios are fair on a busy machine.  OMP_WAIT_POLICY=PASSIVE is set unless
@@ -64,13 +64,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--backends", type=names, default=("sdpa", "ranged"), help=f"comma-separated: {', '.join((*BASELINES, *BACKENDS))}, NAME/fast")
+    parser.add_argument("--backends", type=names, default=("sdpa", "ranged"), help=f"comma-separated: {', '.join((*BASELINES, *BACKENDS))}, NAME/fixed")
     parser.add_argument("--repeat", type=int, default=5, help="timed repetitions of each, alternating")
     parser.add_argument("--seed", type=int, default=0, help="of the clip split and the numbers")
     parser.add_argument("--plot", type=Path, help="also draw the speed by mask into this PNG")
     parser.add_argument("--json", type=Path, help="also write all results into this file")
     options = parser.parse_args()
-    unknown = {name.removesuffix("/fast") for name in options.backends} - {*BASELINES, *BACKENDS}
+    unknown = {name.removesuffix("/fixed") for name in options.backends} - {*BASELINES, *BACKENDS}
     if unknown:
         parser.error(f"--backends holds {sorted(unknown)}, but knows {', '.join((*BASELINES, *BACKENDS))}")
     if len(options.clips) != 2 or not 1 <= options.clips[0] <= options.clips[1] <= options.frames:

@@ -166,7 +166,7 @@ def obstacle_of(config: Config, platform: Platform, backend: str, tokens: float)
     """Why a backend cannot train here, or an empty string."""
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     if backend != "dense":
-        return obstacle(backend, platform.device.type, dtype, config.model.head_dim)
+        return obstacle(backend, platform.device.type, dtype, config.model.head_dim, deterministic=config.attention.deterministic)
     # One dense mask, and the scored rows of the last layer.
     need, free = 2 * dense_bytes(int(tokens), int(tokens), dtype), free_memory(platform.device.type)
     return f"dense masks need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} are free" if need > free else ""

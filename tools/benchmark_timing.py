@@ -48,34 +48,33 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1)
 
 
-def dense_attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+def dense_attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """Attention as the published Video-GPT code computes it: one dense mask, built once for all layers.  A backend for benchmarks only."""
     return sdpa(q, k, v, memoised(intervals, "dense mask", lambda: dense_mask(intervals, k.shape[0])), scale)
 
 
 def obstacle_of(name: str, intervals: Tensor, device: str, dtype: torch.dtype, head_dim: int) -> str:
     """Why a backend or baseline cannot be measured here, or an empty string."""
-    name = name.removesuffix("/fast")
     if name in BASELINES:
         # Comparisons build some more matrices of booleans.
         need = dense_bytes(len(intervals), len(intervals), dtype) + 3 * len(intervals) ** 2
         if name == "sdpa" and need > free_memory(device):
             return f"the dense mask needs {need / 2**30:.1f} GiB, and {free_memory(device) / 2**30:.1f} are free"
         return ""
-    return obstacle(name, device, dtype, head_dim)
+    return obstacle(name.removesuffix("/fixed"), device, dtype, head_dim, deterministic=name.endswith("/fixed"))
 
 
 def kernel(name: str, intervals: Tensor, scale: float) -> Kernel:
-    """A backend of `attention` or a baseline as a function of q, k, v.  NAME/fast: with `deterministic` off.  A dense mask is built here."""
+    """A backend of `attention` or a baseline as a function of q, k, v.  NAME/fixed: with `deterministic` on.  A dense mask is built here."""
     if name == "sdpa-full":
         return lambda q, k, v: sdpa(q, k, v, None, scale)
     if name == "sdpa":
         mask = dense_mask(intervals)
         return lambda q, k, v: sdpa(q, k, v, mask, scale)
-    backend, fast = name.removesuffix("/fast"), name.endswith("/fast")
+    backend, fixed = name.removesuffix("/fixed"), name.endswith("/fixed")
     if backend not in BACKENDS:
         raise ValueError(f"backend {name!r} is not one of {', '.join((*BASELINES, *BACKENDS))}")
-    return lambda q, k, v: attend(backend, q, k, v, intervals, scale, not fast)
+    return lambda q, k, v: attend(backend, q, k, v, intervals, scale, fixed)
 
 
 def seconds(call: Callable[[], Any], device: str, count: int = 1) -> float:

@@ -8,6 +8,16 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+case " $* " in
+  *" --cpu-rehearsal "*) ;;
+  *)
+    if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+      echo "gpu_check: no NVIDIA GPU on this machine (nvidia-smi lists none); --cpu-rehearsal tries the script itself" >&2
+      exit 2
+    fi
+    ;;
+esac
+
 PYTHON=${PYTHON:-}
 if [ -z "$PYTHON" ]; then
   PYTHON=python3
@@ -15,7 +25,6 @@ if [ -z "$PYTHON" ]; then
 fi
 
 rest=()
-rehearsal=no
 while [ $# -gt 0 ]; do
   case $1 in
     --install) "$PYTHON" -m pip install -q -e '.[flash]' ;;
@@ -25,17 +34,9 @@ while [ $# -gt 0 ]; do
       export PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH}
       shift
       ;;
-    --cpu-rehearsal)
-      rehearsal=yes
-      rest+=("$1")
-      ;;
     *) rest+=("$1") ;;
   esac
   shift
 done
 
-if [ $rehearsal = no ] && ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
-  echo "gpu_check: no NVIDIA GPU on this machine (nvidia-smi lists none); --cpu-rehearsal tries the script itself" >&2
-  exit 2
-fi
 exec "$PYTHON" tools/gpu_check.py "${rest[@]+"${rest[@]}"}"
