@@ -39,8 +39,8 @@ def block_mask(intervals: Tensor, keys: int, tile: int = TILE) -> BlockMask:
     padded = F.pad(intervals, (0, 0, 0, rows - intervals.shape[0]))
     padded[intervals.shape[0] :, 1] = 1
     by_row, _ = tile_lists(padded, tile, tile, columns)
-    lists = (x[None, None] for x in by_row)
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=tile, mask_mod=_sees(padded), seq_lengths=(rows, columns))
+    partial_count, partial, full_count, full = (x[None, None] for x in by_row)
+    return BlockMask.from_kv_blocks(partial_count, partial, full_count, full, BLOCK_SIZE=tile, mask_mod=_sees(padded), seq_lengths=(rows, columns))
 
 
 @lru_cache(maxsize=1)

@@ -167,7 +167,7 @@ class _Interval(torch.autograd.Function):
         return *_backward(q, k, v, out, lse, grad, intervals, ctx.scale, ctx.deterministic, ctx.launches), None, None, None, None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True, launches: Launches | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False, launches: Launches | None = None) -> Tensor:
     """Interval attention on an NVIDIA GPU; shapes as in `attention.attend`.
 
     bfloat16, float16 or float32 (exact and slow), head dimensions as in `HEAD_DIMS`, positive scale.  deterministic: gradients of q come from a kernel of

@@ -68,8 +68,8 @@ def errors(backend: str, inputs: list[Tensor], intervals: Tensor, deterministic:
     """
     scale, keys, dtype = inputs[0].shape[-1] ** -0.5, inputs[1].shape[0], inputs[0].dtype
     doubles, table = [x.detach().cpu().double() for x in inputs], intervals.cpu()
-    exact = _results(lambda *x: attend("reference", *x, table, scale), doubles)
-    found = _distance(_results(lambda *x: attend(backend, *x, intervals, scale, deterministic), inputs), exact)
+    exact = _results(lambda q, k, v: attend("reference", q, k, v, table, scale), doubles)
+    found = _distance(_results(lambda q, k, v: attend(backend, q, k, v, intervals, scale, deterministic), inputs), exact)
     if dtype in ALLOWED:
         return Errors(found, [ALLOWED[dtype]] * len(found))
     rounding = _distance(_results(_sdpa(intervals, keys, scale), inputs), exact)

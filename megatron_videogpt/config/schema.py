@@ -112,7 +112,9 @@ class AttentionConfig:
         "ranged (portable, CPU default) or reference (dense oracle)",
         choices=("auto", "flash", "triton", "flex", "ranged", "reference"),
     )
-    deterministic: bool = option(False, "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton takes a pass of its own for it")
+    deterministic: bool = option(
+        False, "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton takes a pass of its own for it"
+    )
 
 
 @dataclass(frozen=True)
