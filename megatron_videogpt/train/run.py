@@ -17,6 +17,7 @@ from ..config.schema import Config
 from ..data.codec import Codec, build_codec
 from ..data.index import open_source
 from ..model.init import initialise
+from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
 from ..objective import Objective, build_objective
 from ..platforms import Platform, activate
@@ -89,7 +90,7 @@ def build_model(config: Config, channels: int, platform: Platform) -> list[Video
     """This rank's stage of the model with its start values: one chunk, or `parallel.virtual_pipeline` of them."""
     backend, reason = choose_attention(config, platform)
     if distributed.is_rank_zero():
-        print(f"attention: {backend} ({reason})", flush=True)
+        print(f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name)}", flush=True)
     chunks = [VideoGPT(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]
     for chunk in chunks:
         initialise(chunk, config.model, channels, config.train.seed)

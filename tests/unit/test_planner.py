@@ -61,17 +61,17 @@ def test_memory_of_states_is_bytes_per_parameter() -> None:
 def test_one_layers_activations_by_hand() -> None:
     # D = 64, F = 128, 4 heads of 16, t = 100 tokens in float32: see the list in docs/planner.md.
     layer = layer_bytes(small(), 100)
-    t, wide, inner, rotary, statistics = 400, 64, 128, 16, 4
-    norms, attention = 2 * (3 * wide + 1), 4 * wide + 2 * wide + 4 * rotary + statistics
-    assert layer.kept("none") == t * (norms + attention + 4 * inner)
+    t, wide, inner, statistics = 400, 64, 128, 4
+    norms, attention = 2 * (2 * wide + 1), 4 * wide + statistics
+    assert layer.kept("none") == t * (norms + attention + 3 * inner)
     assert layer.kept("selective") == t * (2 * wide + attention + 2 * inner)
     assert layer.kept("mlp") == t * (2 * wide + attention)
     assert layer.kept("full") == t * wide
-    # Everything is cut by context parallelism, but the output is kept on both sides of the exchange, and values need no joint projection.
+    # Everything is cut by context parallelism, but the output is kept on both sides of the exchange.
     halved = layer_bytes(small(context=2), 100)
-    assert halved.kept("none") == t / 2 * (norms + attention - wide + 4 * inner)
+    assert halved.kept("none") == t / 2 * (norms + attention + wide + 3 * inner)
     sharded = layer_bytes(small(tensor=2, sequence=True), 100)
-    assert sharded.kept("none") == pytest.approx((layer.kept("none") + 2 * t * 4 * rotary / 2) / 2)
+    assert sharded.kept("none") == pytest.approx(layer.kept("none") / 2)
 
 
 @pytest.mark.parametrize(("pipeline", "chunks", "count"), [(1, 1, 3), (4, 1, 2), (4, 1, 9), (2, 2, 4), (4, 2, 8), (4, 4, 4)])
