@@ -20,9 +20,8 @@ from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.config.estimate import component_parameters, geometry, hardware_flops, training_flops
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.platforms import Platform
-from megatron_videogpt.sequence.intervals import attended_pairs
-from megatron_videogpt.train.kernels import row_multiple
 from megatron_videogpt.train.later import Later, Mark
+from megatron_videogpt.train.meter import row_work
 from megatron_videogpt.train.metrics import peak_tflops
 from megatron_videogpt.train.step import train_step
 from tools.benchmark_attention import attempt
@@ -95,7 +94,7 @@ class Session:
 
     def rows(self, samples: list[list[Any]], backend: str) -> list[Any]:
         """Whole rows on the CPU."""
-        multiple = row_multiple(self.config, backend)
+        multiple = self.config.parallel.row_multiple
         return [self.objective.prepare(batch, multiple) for batch in samples]
 
     def queue(self, rows: list[Any]) -> None:
@@ -116,10 +115,9 @@ class Session:
 def work_of(config: Config, rows: list[Any]) -> tuple[int, float, float]:
     """(tokens, model FLOPs, hardware FLOPs) of rows with all their shards."""
     channels = geometry(config.codec).channels
-    tokens, pairs = sum(row.length for row in rows), sum(attended_pairs(row.intervals) for row in rows)
-    scored_tokens, scored_pairs = sum(len(row.noisy_rows) for row in rows), sum(attended_pairs(row.intervals[row.noisy_rows]) for row in rows)
-    work = (tokens, pairs, (tokens - scored_tokens, pairs - scored_pairs))
-    return tokens, training_flops(config.model, channels, *work), hardware_flops(config, channels, *work)
+    work = row_work(rows)
+    parts = work.tokens, work.pairs, (work.unscored, work.unscored_pairs)
+    return work.tokens, training_flops(config.model, channels, *parts), hardware_flops(config, channels, *parts)
 
 
 def time_steps(session: Session, backend: str, result: Timed) -> None:

@@ -12,9 +12,6 @@ MODULES = {"reference": "reference", "ranged": "ranged", "flex": "flex", "triton
 BACKENDS = tuple(MODULES)
 """Names of the kernels; `auto` stands for the best of them on a device."""
 
-ROW_MULTIPLES = {"flex": 128}
-"""Rows of a packed sequence that a backend wants a multiple of (others: any number); it pads other lengths itself, with copies of q, k and v."""
-
 
 def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """Attention of every query row over the keys of its two intervals.

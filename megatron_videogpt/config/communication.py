@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .estimate import dp_size, pipeline_parameters, stage_layers
-from .memory import bytes_per_value, exchanged_groups, micro_batches, recomputed_layers
+from .estimate import Work, dp_size, pipeline_parameters, stage_layers
+from .memory import bytes_per_value, exchanged_groups, micro_batches, recomputed_layers, scores_rows_only
 from .schema import Config
 
 BUCKET = 40_000_000
@@ -56,13 +56,13 @@ def inside_node(config: Config, world_size: int, axis: str, node: int = 8) -> bo
     return span <= node and node % span == 0
 
 
-def traffic(config: Config, channels: int, world_size: int, tokens: float, node: int = 8) -> list[Traffic]:
-    """Everything the busiest rank sends in one step whose micro-batches have `tokens` tokens on average.  `parallel.recompute` must be resolved.
+def traffic(config: Config, channels: int, world_size: int, row: Work, node: int = 8) -> list[Traffic]:
+    """Everything the busiest rank sends in one step.  row: a micro-batch, on average.  `parallel.recompute` must be resolved.
 
     All-gathers and reduce-scatters send (n-1)/n of the whole tensor per rank, all-reduces twice that, all-to-alls (n-1)/n of the rank's own part.
     """
-    layout = config.parallel
-    found = _tensor(config, tokens) + _context(config, tokens) + _pipeline(config, tokens) + _data(config, channels, world_size)
+    layout, tokens = config.parallel, row.tokens
+    found = _tensor(config, row) + _context(config, tokens) + _pipeline(config, tokens) + _data(config, channels, world_size)
     count = micro_batches(config, world_size)
     groups = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "DP": dp_size(config, world_size) * layout.context}
     found = [(axis, what, calls, size) if axis == "DP" else (axis, what, calls * count, size * count) for axis, what, calls, size in found]
@@ -81,16 +81,22 @@ def _busiest(config: Config) -> tuple[int, int]:
     return max((sum(own), sum(recomputed_layers(layout, own))) for own in mine)
 
 
-def _tensor(config: Config, tokens: float) -> list[Item]:
+def _tensor(config: Config, row: Work) -> list[Item]:
     """Of one micro-batch.  Attention and feed-forward each end in a sum over ranks, and so does each of their backward passes; with sequence
-    parallelism the sums are reduce-scatters, inputs are gathered, and the backward pass gathers them once more for the weights' gradients."""
+    parallelism the sums are reduce-scatters, inputs are gathered, and the backward pass gathers them once more for the weights' gradients.
+
+    Where the last layer computes scored rows only, all its sums but the gradient of its input are shorter; in a pipeline another rank is the busiest.
+    """
     layout = config.parallel
     layers, again = _busiest(config)
-    repeated = again * {"full": 2, "mlp": 1}.get(layout.recompute, 0)
-    whole = bytes_per_value(config) * tokens / layout.context * config.model.hidden_size * (layout.tensor - 1) / layout.tensor
+    repeats = {"full": 2, "mlp": 1}.get(layout.recompute, 0)
+    repeated = again * repeats
+    whole = bytes_per_value(config) * row.tokens / layout.context * config.model.hidden_size * (layout.tensor - 1) / layout.tensor
     if not layout.sequence:
         calls = 4 * layers + repeated
-        return [("TP", "all-reduce", calls, 2 * whole * calls)]
+        shorter = 3 + repeats * (again == layers)
+        dropped = shorter * (1 - row.noisy * row.patches / row.tokens) if scores_rows_only(layout) and layout.pipeline == 1 else 0
+        return [("TP", "all-reduce", calls, 2 * whole * (calls - dropped))]
     # The embedding's gradient is gathered, and so is the head's input: on one rank or on two.
     gathers, scatters = 6 * layers + repeated + (2 if layout.pipeline == 1 else 1), 4 * layers + repeated
     return [("TP", "all-gather", gathers, whole * gathers), ("TP", "reduce-scatter", scatters, whole * scatters)]

@@ -98,7 +98,7 @@ def step_time(config: Config, channels: int, world_size: int, work: Work, device
     count = micro_batches(config, world_size)
     times = rank_seconds(config, channels, row, device)
     compute = count * sum(times) / len(times)
-    exposed = sum(exposed_seconds(config, item, max(times), device.links) for item in traffic(config, channels, world_size, row.tokens, device.links.node))
+    exposed = sum(exposed_seconds(config, item, max(times), device.links) for item in traffic(config, channels, world_size, row, device.links.node))
     return StepTime(compute, compute * bubble(times, config.parallel.virtual_pipeline, count), exposed)
 
 

@@ -19,6 +19,7 @@ from .estimate import (
     linear_flops,
     longest_row,
     longest_work,
+    packed,
     patches_of,
     rank_parameters,
     stage_layers,
@@ -81,9 +82,8 @@ def print_report(
     console.print(_layout_table(config, resolved, world_size))
     console.print(_work_table(config, channels, work, frame, world_size))
     console.print(_memory_table(resolved, channels, world_size, longest))
-    tokens = work.tokens * config.train.micro_batch_size
     if world_size > 1:
-        console.print(_traffic_table(resolved, channels, world_size, tokens))
+        console.print(_traffic_table(resolved, channels, world_size, packed(work, config.train.micro_batch_size)))
     console.print(_time_table(resolved, channels, world_size, work, longest, speed_of(config, mfu)))
     _print_plans(console, propose(config, channels, world_size, work, memory_bytes, frame), memory_bytes, bool(named), longest)
     for line in missing_paths(config):
@@ -182,12 +182,12 @@ def _fullest(config: Config, channels: int, world_size: int, longest: Work) -> M
     return max(pipeline_memory(config, channels, world_size, longest), key=lambda memory: memory.total)
 
 
-def _traffic_table(config: Config, channels: int, world_size: int, tokens: float) -> Table:
+def _traffic_table(config: Config, channels: int, world_size: int, row: Work) -> Table:
     links = Links()
     speeds = f"{links.inside / 1e9:.0f} GB/s inside a node of {links.node} devices, {links.between / 1e9:.0f} GB/s and"
     caption = f"assumed: {speeds} {links.latency_between * 1e6:.0f} us a call between nodes"
     table = _table("Communication per step and rank", "axis", "what", "ranks", "calls", "sent", "time", "link", caption=caption)
-    for item in traffic(config, channels, world_size, tokens, links.node):
+    for item in traffic(config, channels, world_size, row, links.node):
         link = "inside a node" if item.inside else "between nodes"
         table.add_row(item.axis, item.what, str(item.group), f"{item.calls:,.0f}", size(item.size), duration(item.seconds(links)), link)
     return table

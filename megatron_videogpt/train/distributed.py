@@ -39,7 +39,7 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
             f"parallel.pipeline={parallel.pipeline}); "
             f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
         )
-    minutes = _patience(timeout_minutes)
+    minutes = patience(timeout_minutes)
     timeout = datetime.timedelta(minutes=minutes)
     if not torch.distributed.is_initialized():
         if "RANK" in os.environ:
@@ -60,14 +60,14 @@ def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float =
     tensor_parallel.model_parallel_cuda_manual_seed(0)
 
 
-def _patience(timeout_minutes: float) -> int:
+def patience(timeout_minutes: float) -> int:
     """Minutes that a collective waits: longer than a phase may last, so that the watchdog of the rank that hangs speaks before those that wait for it."""
     return math.ceil(timeout_minutes) + 1
 
 
 def control_group(timeout_minutes: float = 30.0) -> Any:
     """A group of all ranks for small messages on CPU tensors, so that no device waits for them; a collective."""
-    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=_patience(timeout_minutes)))
+    return torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(minutes=patience(timeout_minutes)))
 
 
 def stop() -> None:

@@ -40,7 +40,7 @@ def host_group(timeout_minutes: float) -> Any:
     replicas: list[int] = [0] * torch.distributed.get_world_size()
     mine = parallel_state.get_data_parallel_rank()
     torch.distributed.all_gather_object(replicas, mine)
-    timeout = datetime.timedelta(minutes=distributed._patience(timeout_minutes))
+    timeout = datetime.timedelta(minutes=distributed.patience(timeout_minutes))
     # Every rank takes part in making every group: where only members do, the ranks must have made the same number of groups before.
     groups = [
         torch.distributed.new_group([rank for rank, replica in enumerate(replicas) if replica == number], timeout=timeout, backend="gloo")

@@ -16,12 +16,11 @@ from megatron.core import parallel_state
 
 from ..data.clips import Sample
 from ..objective.base import Inputs
-from ..sequence.intervals import attended_pairs
 from . import distributed
 from .feed import is_reader
 from .health import Gate, RankTimes, record_skipped
 from .later import Later, Mark
-from .meter import Interval, Meter
+from .meter import Interval, Meter, row_work
 from .optimizer import learning_rate, set_learning_rate
 from .run import Run
 from .step import train_step
@@ -76,7 +75,7 @@ class Flight:
         if run.average is not None:
             run.average.update(done.taken)
         outcome = Later(torch.stack([done.norm, done.taken.to(done.norm)]))
-        self.meter.add(done.totals, [(row.length, attended_pairs(row.intervals)) for row in rows], waited)
+        self.meter.add(done.totals, row_work(rows), waited)
         state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
         self.times.add(state.step, waited)
         due = state.step % config.logging.every == 0 or state.step == config.train.steps
@@ -94,7 +93,7 @@ class Flight:
             # The run ends here; what it did before is recorded.
             self.land()
             raise
-        rows = [self.run.objective.prepare(batch, self.run.row_multiple) for batch in batches]
+        rows = [self.run.objective.prepare(batch, config.parallel.row_multiple) for batch in batches]
         return [sample for batch in batches for sample in batch], rows
 
     def _limit(self) -> float:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from ..attention import ROW_MULTIPLES
 from ..attention.choice import WrongHere, choose
 from ..config.schema import Config
 from ..platforms import Platform
@@ -33,8 +30,3 @@ def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:
         raise
     except ValueError as error:
         raise RunError(str(error)) from None
-
-
-def row_multiple(config: Config, backend: str) -> int:
-    """Tokens that packed rows are padded to a multiple of, so that ranks get equal parts and the backend whole tiles without copying anything."""
-    return math.lcm(config.parallel.row_multiple, ROW_MULTIPLES.get(backend, 1))

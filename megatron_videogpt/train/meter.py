@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -11,10 +11,28 @@ from torch import Tensor
 
 from ..config.estimate import hardware_flops, training_flops
 from ..config.schema import Config
+from ..objective.base import Inputs
 from ..platforms import Platform
+from ..sequence.intervals import attended_pairs
 from .later import Later
 from .metrics import peak_tflops
 from .step import describe, reduce_statistics
+
+
+class RowWork(NamedTuple):
+    """Work of whole packed rows: tokens and the pairs that they attend; unscored and unscored_pairs: of the rows among them that no head reads."""
+
+    tokens: int
+    pairs: int
+    unscored: int
+    unscored_pairs: int
+
+
+def row_work(rows: list[Inputs]) -> RowWork:
+    """Of rows on the CPU."""
+    tokens, pairs = sum(row.length for row in rows), sum(attended_pairs(row.intervals) for row in rows)
+    scored, seen = sum(len(row.noisy_rows) for row in rows), sum(attended_pairs(row.intervals[row.noisy_rows]) for row in rows)
+    return RowWork(tokens, pairs, tokens - scored, pairs - seen)
 
 
 @dataclass(frozen=True)
@@ -23,8 +41,7 @@ class Interval:
 
     statistics: Later
     before: list[float]
-    tokens: int
-    pairs: int
+    work: RowWork
     steps: int
     waited: float
     memory: int
@@ -43,14 +60,13 @@ class Meter:
 
     def _clear(self) -> None:
         self.totals: Tensor | None = None
-        self.tokens = self.pairs = self.steps = 0
-        self.waited = 0.0
+        self.work = RowWork(0, 0, 0, 0)
+        self.steps, self.waited = 0, 0.0
 
-    def add(self, totals: Tensor, work: list[tuple[int, int]], waited: float) -> None:
-        """One step of this rank.  totals: its `statistics`; work: (tokens, attended pairs) of its rows; waited: seconds for data."""
+    def add(self, totals: Tensor, work: RowWork, waited: float) -> None:
+        """One step of this rank.  totals: its `statistics`; work: of its rows; waited: seconds for data."""
         self.totals = totals if self.totals is None else self.totals + totals
-        self.tokens += sum(tokens for tokens, _ in work)
-        self.pairs += sum(pairs for _, pairs in work)
+        self.work = RowWork(*(a + b for a, b in zip(self.work, work)))
         self.waited, self.steps = self.waited + waited, self.steps + 1
 
     def flush(self) -> None:
@@ -63,9 +79,7 @@ class Meter:
     def close(self) -> Interval:
         """End the interval after a step that was added; its statistics are on their way, and the next interval begins."""
         assert self.totals is not None
-        interval = Interval(
-            Later(reduce_statistics(self.totals)), self.state.pending, self.tokens, self.pairs, self.steps, self.waited, self.platform.memory_peak()
-        )
+        interval = Interval(Later(reduce_statistics(self.totals)), self.state.pending, self.work, self.steps, self.waited, self.platform.memory_peak())
         self.state.pending = [0.0] * len(self.state.pending)
         self._clear()
         return interval
@@ -75,13 +89,14 @@ class Meter:
         sums = [a + b for a, b in zip(interval.before, interval.statistics.numbers())]
         named = describe(torch.tensor(sums, dtype=torch.float64))
         replicas = parallel_state.get_data_parallel_world_size()
-        tokens, pairs = interval.tokens * replicas, interval.pairs * replicas
+        tokens, pairs, *unscored = (amount * replicas for amount in interval.work)
+        work = tokens, pairs, (unscored[0], unscored[1])
         devices = torch.distributed.get_world_size() * 1e12
         named["tokens_per_second"] = tokens / seconds
         named["step_time"], named["data_wait"] = seconds / interval.steps, interval.waited / interval.steps
-        named["tflops_per_device"] = training_flops(self.config.model, self.channels, tokens, pairs) / seconds / devices
+        named["tflops_per_device"] = training_flops(self.config.model, self.channels, *work) / seconds / devices
         named["memory_peak_gib"] = interval.memory / 2**30
         if self.peak:
             named["mfu"] = named["tflops_per_device"] / self.peak
-            named["hfu"] = hardware_flops(self.config, self.channels, tokens, pairs) / seconds / devices / self.peak
+            named["hfu"] = hardware_flops(self.config, self.channels, *work) / seconds / devices / self.peak
         return named

@@ -25,7 +25,7 @@ from . import checkpoint, distributed
 from .ema import Average
 from .feed import is_reader
 from .folders import latest
-from .kernels import choose_attention, row_multiple
+from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
 
@@ -69,11 +69,6 @@ class Run:
     def output(self) -> Path:
         """The run's folder."""
         return Path(self.config.train.output)
-
-    @property
-    def row_multiple(self) -> int:
-        """Tokens that packed rows are padded to a multiple of."""
-        return row_multiple(self.config, self.chunks[0].config.interval_backend)
 
     @property
     def chunks(self) -> list[VideoGPT]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_videogpt.config.communication import traffic
+from megatron_videogpt.config.estimate import clip_work
 from megatron_videogpt.config.load import config_from_dict
 
 from .launch import REPOSITORY, torchrun
@@ -21,6 +22,7 @@ LAYOUTS: list[dict[str, Any]] = [
     {},
     {"tensor": 2},
     {"tensor": 2, "recompute": "mlp"},
+    {"tensor": 2, "recompute": "full", "recompute_layers": 3},
     SHARDED,
     {**SHARDED, "recompute": "mlp"},
     {**SHARDED, "recompute": "full", "recompute_layers": 3},
@@ -45,7 +47,9 @@ def test_calls_and_bytes_are_those_of_real_steps(tmp_path: Path) -> None:
     assert answers.keys() == cases.keys()
     for name, values in cases.items():
         expected: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for item in traffic(config_from_dict(values), 4, 2, answers[name]["tokens"]):
+        row = clip_work((1, 2, 1), patches=16)
+        assert row.tokens == answers[name]["tokens"]
+        for item in traffic(config_from_dict(values), 4, 2, row):
             kind = item.what.split(" of ")[0]
             expected[kind][0] += item.calls
             expected[kind][1] += item.size

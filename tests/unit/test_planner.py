@@ -118,14 +118,16 @@ def test_the_bubble_is_the_simulated_schedules(times: tuple[float, ...], count: 
 
 
 def test_communication_by_hand() -> None:
-    tokens, wide, layers = 100, 64, 4
+    row, wide, layers = Work(noisy=3, clean=2, patches=18, pairs=0.0), 64, 4
+    tokens, scored = 100, 54
 
     def sent(world: int, **parallel: object) -> dict[tuple[str, str], tuple[float, float]]:
-        return {(item.axis, item.what): (item.calls, item.size) for item in traffic(small(**parallel), CHANNELS, world, tokens)}
+        return {(item.axis, item.what): (item.calls, item.size) for item in traffic(small(**parallel), CHANNELS, world, row)}
 
     stream, count = 4 * tokens * wide, 8
-    # Two sums forward and two backward per layer; an all-reduce over two ranks sends the tensor once.
-    assert sent(2, tensor=2) == {("TP", "all-reduce"): (4 * layers * count, 4 * layers * count * stream)}
+    # Two sums forward and two backward per layer, of which the last layer needs three for scored rows only; an all-reduce over two ranks sends the tensor once.
+    whole = 4 * layers - 3 + 3 * scored / tokens
+    assert sent(2, tensor=2) == {("TP", "all-reduce"): (4 * layers * count, pytest.approx(whole * count * stream))}
     shared = sent(2, tensor=2, sequence=True, recompute="full")
     assert shared["TP", "all-gather"] == ((8 * layers + 2) * count, (8 * layers + 2) * count * stream / 2)
     assert shared["TP", "reduce-scatter"] == (6 * layers * count, 6 * layers * count * stream / 2)
