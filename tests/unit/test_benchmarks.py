@@ -207,6 +207,7 @@ def test_peak_prints_the_override(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "logging.peak_tflops=1.64 (float32: 0.64)" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
     overrides = ["parallel.tensor=1", "parallel.sequence=false", "model.num_layers=2", "train.micro_batch_size=2", "data.frames=4", "data.clips=[2, 4]"]
     config = "examples/videogpt/quickstart.toml"

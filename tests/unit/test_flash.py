@@ -180,6 +180,7 @@ def hopper() -> dict[str, dict[str, Any]]:
     return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_compile_for_hopper_without_a_gpu(hopper: dict[str, dict[str, Any]], case: str) -> None:
     found = hopper[case]

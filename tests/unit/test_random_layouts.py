@@ -22,7 +22,14 @@ def test_the_layouts_hold_what_they_should() -> None:
     assert {case.heads // case.kv_heads for case in cases} == {1, 2, 3}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.long),
+        pytest.param(torch.float16, id="fp16", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_backend_matches_reference(backend: str, dtype: torch.dtype) -> None:
     reason = obstacle(backend, DEVICE, dtype, 96)

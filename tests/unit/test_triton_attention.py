@@ -66,7 +66,7 @@ def case_of(seed: int) -> Case:
     return case if seed % 4 == 0 else case._replace(heads=case.heads // case.kv_heads, kv_heads=1)
 
 
-@pytest.mark.parametrize("start", range(0, COUNT, 50))
+@pytest.mark.parametrize("start", [pytest.param(start, marks=[pytest.mark.long] if start else []) for start in range(0, COUNT, 50)])
 def test_matches_reference_on_random_rows(use: Callable[..., None], start: int) -> None:
     """Every third in float16, every other one with atomics, every fourth head dimension."""
     for seed in range(start, start + 50):
