@@ -125,10 +125,10 @@ class Session:
         """Free the memory and the groups, so that the same processes can take another layout."""
         import torch
 
-        from tools.layouts_worker import stop
+        from megatron_videogpt.train.distributed import leave_layout
 
         self.chunks = self.bare = self.optimizer = None  # type: ignore[assignment]
-        stop()
+        leave_layout()
         torch.cuda.empty_cache()
 
 

@@ -6,7 +6,6 @@ over tensor and pipeline parallel ranks, and the averages as ``ema.<name>``) per
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import math
@@ -141,23 +140,11 @@ def gather(session: Session) -> dict[str, Tensor]:
     return {name: value.float().contiguous().clone() for stage in stages for name, value in stage.items()}
 
 
-def stop() -> None:
-    """Forget the layout, so that the same processes can take another one.
-
-    megatron-core drops its process groups without ending them, and each keeps threads that poll its sockets: after forty layouts more than a thousand.
-    """
-    from megatron.core import parallel_state
-    from torch.distributed import distributed_c10d
-
-    parallel_state.destroy_model_parallel()
-    for group in [group for group in distributed_c10d._world.pg_map if group is not torch.distributed.group.WORLD]:
-        torch.distributed.destroy_process_group(group)
-
-
 def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`steps` steps in one layout -> (what goes into the JSON file, parameters)."""
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
+    from megatron_videogpt.train import distributed
     from tools.layout_cases import BATCH, sample_of
 
     started = time.perf_counter()
@@ -167,7 +154,7 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
     trace = [step(session, [sample_of(number, n) for n in range(BATCH)]) for number in range(steps)]
     parameters = gather(session)
     torch.distributed.all_reduce(session.facts)
-    stop()
+    distributed.leave_layout()
     losses, norms = zip(*trace)
     return {"losses": losses, "norms": norms, "facts": session.facts.tolist(), "seconds": time.perf_counter() - started}, parameters
 
@@ -182,8 +169,6 @@ def main() -> None:
     folder = Path(sys.argv[2])
     for key, options in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
         result, parameters = run_case(options, STEPS, CHANNELS)
-        # The layout's process groups are part of reference cycles, and their threads poll until these are found.
-        gc.collect()
         if torch.distributed.get_rank() == 0:
             save_file(parameters, folder / f"{key}.safetensors")
             partial = folder / f"{key}.partial"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import math
 import os
 from typing import Any
@@ -76,6 +77,18 @@ def stop() -> None:
         parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def leave_layout() -> None:
+    """Forget the model parallel groups, so that the same processes can take another layout.
+
+    megatron-core drops its process groups without ending them, and each keeps threads that poll its sockets: after forty layouts more than a thousand.
+    """
+    parallel_state.destroy_model_parallel()
+    for group in [group for group in torch.distributed.distributed_c10d._world.pg_map if group is not torch.distributed.group.WORLD]:
+        torch.distributed.destroy_process_group(group)
+    # Models are reference cycles that hold the groups of layouts before.
+    gc.collect()
 
 
 def is_rank_zero() -> bool:

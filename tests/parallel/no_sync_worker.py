@@ -41,7 +41,7 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     train_step(chunks, optimizer, objective, rows)
     with waits() as found:
         average.update(train_step(chunks, optimizer, objective, rows).taken)
-    parallel_state.destroy_model_parallel()
+    distributed.leave_layout()
     everyone: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everyone, sorted(set(found)))
     return [place for one in everyone for place in one]

@@ -46,7 +46,7 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     outside = parameters | {part.intervals.untyped_storage().data_ptr()}
     storages = {x.untyped_storage()._cdata: x.untyped_storage() for x in held}
     total = sum(storage.nbytes() for storage in storages.values() if storage.data_ptr() not in outside)
-    parallel_state.destroy_model_parallel()
+    distributed.leave_layout()
     return total, row.length
 
 

@@ -89,8 +89,10 @@ def test_max_restarts_does_so_unattended(whole: dict[int, float], tmp_path: Path
     assert f"rank 1 (pid {pid} on " in line
     assert "resumed from" in output
     assert losses(run) == whole
-    log = (run / "logs" / "rank_00003.log").read_text()
-    assert "restart 0" in log and "restart 1" in log and "rank 1" in log
+    logs = [(run / "logs" / f"rank_0000{rank}.log").read_text() for rank in (0, 2, 3)]
+    assert all("restart 0" in log and "restart 1" in log for log in logs)
+    # Whoever finds it first says it; the others may only see that a rank has ended.
+    assert any("error: rank 1 (pid " in log for log in logs)
 
 
 @pytest.mark.long

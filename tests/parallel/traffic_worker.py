@@ -72,7 +72,7 @@ def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]],
     for _ in range(2):
         counted.clear()
         train_step(chunks, optimizer, objective, [part] * ROWS)
-    parallel_state.destroy_model_parallel()
+    distributed.leave_layout()
     return dict(counted), row.length
 
 
