@@ -103,4 +103,5 @@ def test_a_hanging_rank_is_named_with_what_it_did(tmp_path: Path) -> None:
     assert result.returncode != 0
     (line,) = error_lines(result.stderr)
     assert line.startswith("error (rank 1): 'reading data of step 3' took longer than train.timeout_minutes = 1.5;")
-    assert max(losses(tmp_path / "run")) == 2
+    # The numbers of step 2 are read when step 3 has work on the device, which it never has.
+    assert max(losses(tmp_path / "run")) == 1
