@@ -69,6 +69,7 @@ def work(args: argparse.Namespace) -> None:
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective.noise import normal
+    from megatron_videogpt.train import distributed
 
     class Watch(TorchDispatchMode):
         """Remembers the largest tensor that any operation produced, and counts those of attention's backward pass."""
@@ -108,8 +109,7 @@ def work(args: argparse.Namespace) -> None:
         "backward": watch.backward,
     }
     (args.worker / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(report), encoding="utf-8")
-    worker.stop()
-    torch.distributed.destroy_process_group()
+    distributed.stop()
 
 
 def launch(folder: Path, processes: int) -> None:

@@ -25,7 +25,7 @@ def run(task: dict[str, Any]) -> None:
     import torch
 
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
-    from megatron_videogpt.train import checkpoint
+    from megatron_videogpt.train import checkpoint, distributed
     from megatron_videogpt.train.optimizer import whole_parameters
     from megatron_videogpt.train.run import State
     from megatron_videogpt.train.saver import Saver
@@ -50,7 +50,7 @@ def run(task: dict[str, Any]) -> None:
     losses = train(BEFORE, AFTER)
     if torch.distributed.get_rank() == 0:
         (Path(task["output"]) / "losses.json").write_text(json.dumps(losses))
-    worker.stop()
+    distributed.leave_layout()
 
 
 def kind(key: str) -> str:
