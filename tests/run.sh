@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests; installs first if needed.
-#   bash tests/run.sh            unit, parity and parallel tests
+#   bash tests/run.sh            unit, parity, data and parallel tests
 #   bash tests/run.sh --unit     unit tests only
 #   bash tests/run.sh --all      the long ones too, and with FlashAttention-4 (to compile its kernels, no GPU needed)
 # Everything else goes to pytest:  bash tests/run.sh --unit -k config -x        bash tests/run.sh tests/unit/test_config.py
@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 extras=dev
-folders=(tests/unit tests/parity tests/parallel)
+folders=(tests/unit tests/parity tests/data tests/parallel)
 selected=(-m "not long")
 rest=()
 for argument in "$@"; do

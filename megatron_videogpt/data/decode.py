@@ -14,20 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from megatron_videogpt.data.bad import BadVideo
+
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8
-
-
-class BadVideo(Exception):
-    """A file that cannot be used; ``str()`` is one line with path and reason."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        self.path, self.reason = os.fspath(path), " ".join(str(reason).split())
-        super().__init__(f"{self.path}: {self.reason}")
-
-    def __reduce__(self):
-        # Loader processes send it through a pipe, and the default would call the class with the joined message only.
-        return BadVideo, (self.path, self.reason)
 
 
 @dataclass(frozen=True)

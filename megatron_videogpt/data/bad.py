@@ -1,0 +1,96 @@
+"""Input that cannot be used: why, how often, and when it is too much."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter, deque
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+REASONS = {
+    "unreadable": "not a video that FFmpeg can read, or damaged",
+    "truncated": "the file or member ends early",
+    "no_frames": "no video stream, or no frame in it",
+    "too_small": "a side below data.min_side",
+    "too_elongated": "an aspect ratio above data.max_aspect",
+    "too_short": "fewer frames than a sample needs",
+    "too_large": "more bytes, frames or pixels than the limits allow (a decompression bomb?)",
+    "extension": "a file name extension that is no video's",
+    "metadata": "JSON metadata that is not an object with the expected fields",
+    "unsafe_name": "a member name that leads out of the folder, or is a link or a device",
+    "corrupt_tar": "a tar file whose structure is damaged",
+    "incomplete": "a key without its video or its metadata, or twice the same",
+    "codec": "latents of another VAE or geometry",
+    "missing": "the file or object is not there, or may not be read",
+    "stalled": "its reader did not finish in time",
+    "crashed": "its reader died",
+}
+"""Kinds of rejection, as they are counted in TensorBoard and JSONL."""
+WINDOW = 1000  # samples over which data.max_bad_fraction is taken
+
+
+class BadVideo(Exception):
+    """Input that cannot be used; ``str()`` is one line with its name and what is wrong.
+
+    name: path, or shard and key; reason: one line for people; kind: one of `REASONS`.
+    """
+
+    def __init__(self, name: str | os.PathLike[str], reason: str, kind: str = "unreadable") -> None:
+        assert kind in REASONS, kind
+        self.path, self.reason, self.kind = os.fspath(name), " ".join(str(reason).split()), kind
+        super().__init__(f"{self.path}: {self.reason}")
+
+    def __reduce__(self):
+        # Loader processes send it through a pipe, and the default would call the class with the joined message only.
+        return BadVideo, (self.path, self.reason, self.kind)
+
+
+class Rejections:
+    """What one reader rejected.
+
+    counts: by kind; file: gets a JSON line {"name", "kind", "reason"} for each name, once (None: only the log); limit: largest share of the last 1000 samples.
+    """
+
+    def __init__(self, limit: float, file: Path | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self._limit, self._file = limit, file
+        self._named: set[str] = set()
+        self._recent: deque[bool] = deque(maxlen=WINDOW)
+        self._last: BadVideo | None = None
+
+    @property
+    def total(self) -> int:
+        """All rejections so far."""
+        return sum(self.counts.values())
+
+    def good(self) -> None:
+        """A sample that was read."""
+        self._recent.append(False)
+
+    def add(self, error: BadVideo) -> None:
+        """Count a sample that could not be read, and name it unless it was named before."""
+        self.counts[error.kind] += 1
+        self._recent.append(True)
+        self._last = error
+        if error.path in self._named:
+            return
+        self._named.add(error.path)
+        log.warning("rejected (%s) %s", error.kind, error)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n")
+
+    def check(self) -> None:
+        """ValueError, one line, when the share of bad samples is over the limit."""
+        bad = sum(self._recent)
+        if bad <= self._limit * WINDOW:
+            return
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
+        raise ValueError(
+            f"{bad} of the last {len(self._recent)} samples could not be read, over data.max_bad_fraction={self._limit:g} of {WINDOW}; "
+            f"since the start: {kinds}; the last one: {self._last}"
+        )
