@@ -83,7 +83,9 @@ class DataConfig:
         "physics (built-in generator), videos (a folder of files that PyAV reads) or shards (WebDataset tar files of videos or of latents)",
         choices=("physics", "videos", "shards"),
     )
-    path: str = option("", "videos: folder, searched recursively; shards: folder or fsspec URL (s3://bucket/panda, a braced list shard-{000000..000127}.tar, ...)")
+    path: str = option(
+        "", "videos: folder, searched recursively; shards: folder or fsspec URL (s3://bucket/panda, a braced list shard-{000000..000127}.tar, ...)"
+    )
     mixture: dict = option({}, 'several data sets instead of one data.path, with their weights: {"/data/ucf101"=0.2, "s3://bucket/panda"=0.8}')
     frames: int = option(16, "frames N per sample")
     min_frames: int = option(0, "shorter videos give samples of as many frames as they have, but not fewer than this; 0: every sample has data.frames")
@@ -106,10 +108,14 @@ class DataConfig:
     prefetch: int = option(2, "steps that are read ahead")
     worker_timeout: float = option(120.0, "seconds after which a reader that is stuck on one sample is replaced, and the sample rejected")
     decoder: str = option(
-        "pyav", "pyav, or torchcodec where it is installed (also decodes on GPUs; its colours may differ by a level)", choices=("pyav", "torchcodec")
+        "pyav",
+        "pyav, or torchcodec where it is installed; torchcodec-cuda decodes on the GPU (its colours may differ by a level or two)",
+        choices=("pyav", "torchcodec", "torchcodec-cuda"),
     )
     decode_threads: int = option(1, "threads of one decoder; more than 1 helps when there are fewer readers than cores")
-    cache: str = option("", "folder that keeps what was read from remote storage, and indexes of data sets that cannot be written to; empty: ~/.cache/megatron_videogpt")
+    cache: str = option(
+        "", "folder that keeps what was read from remote storage, and indexes of data sets that cannot be written to; empty: ~/.cache/megatron_videogpt"
+    )
     cache_gb: float = option(20.0, "limit of that folder in 10^9 bytes; the longest unused go first")
     max_bad_fraction: float = option(0.05, "stop when more than this share of the last 1000 samples could not be read")
     max_video_mb: float = option(4096.0, "larger videos are rejected unread (10^6 bytes)")
