@@ -119,7 +119,8 @@ def _frame(text: str) -> tuple[int, int]:
 
 def run_train(args: argparse.Namespace) -> None:
     """Check first, so that no process group starts for a configuration that cannot run."""
-    from .config.check import load_checked, missing_paths
+    from .config.check import load_checked
+    from .config.check_data import missing_paths
     from .config.load import ConfigError
 
     config = load_checked(args.file, args.overrides, int(os.environ.get("WORLD_SIZE", "1")))

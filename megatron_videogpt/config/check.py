@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .estimate import dp_size, frame_side, geometry
+from .check_data import check_data
+from .estimate import dp_size
 from .load import ConfigError, options, read_config, show, to_toml, value_of
+from .problems import Report
 from .schema import Config
 
 Rule = tuple[str, Callable[[Any], bool], str]
@@ -29,13 +31,19 @@ RANGES: tuple[Rule, ...] = (
     (
         "at least 0",
         lambda v: v >= 0,
-        """model.num_query_groups model.init_std data.workers data.min_frames data.pack_tokens data.cost data.cost_buckets optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
+        """model.num_query_groups model.init_std data.workers data.min_frames data.pack_tokens data.cost data.cost_buckets
+        optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
         optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb
         train.seed train.threads checkpoint.every checkpoint.keep
         checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history
         sample.guidance logging.peak_tflops""",
     ),
-    ("above 0", lambda v: v > 0, "data.worker_timeout data.cache_gb data.max_video_mb data.max_megapixels model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr optimizer.eps train.timeout_minutes sample.time_shift"),
+    (
+        "above 0",
+        lambda v: v > 0,
+        """data.worker_timeout data.cache_gb data.max_video_mb data.max_megapixels model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr
+        optimizer.eps train.timeout_minutes sample.time_shift""",
+    ),
     ("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention data.max_bad_fraction"),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas optimizer.ema_decay sample.history_noise"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
@@ -59,46 +67,18 @@ def load_checked(path: str | Path, overrides: Sequence[str], world_size: int | N
     return config
 
 
-def missing_paths(config: Config) -> list[str]:
-    """Folders that a run of this configuration reads and that are not there, one line each."""
-    wanted = [("train.init_from", "a checkpoint folder, for example an earlier stage's train.output")] if config.train.init_from else []
-    if config.data.source == "videos" and config.data.path:
-        wanted.append(("data.path", "a folder with video files"))
-    if config.codec.name != "tiny" and config.codec.path:
-        wanted.append(("codec.path", 'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"'))
-    lines = [(name, str(value_of(config, name)), expected) for name, expected in wanted]
-    return [f"{name} = {show(path)}: there is no such folder; give {expected}" for name, path, expected in lines if not Path(path).is_dir()]
-
-
-class _Report:
-    """Collects problems; rules about options that are already wrong stay silent, so that one mistake gives one line."""
-
-    def __init__(self, config: Config, broken: set[str]) -> None:
-        self.config = config
-        self.broken = set(broken)
-        self.lines: list[str] = []
-
-    def sound(self, *names: str) -> bool:
-        """Whether none of these options has a problem of its own."""
-        return not self.broken.intersection(names)
-
-    def add(self, name: str, must: str, fix: str) -> None:
-        """One problem of one option."""
-        self.lines.append(f"{name} = {show(value_of(self.config, name))}: must {must}; {fix}")
-
-
 def find_problems(config: Config, world_size: int | None, broken: set[str] | None = None) -> list[str]:
     """Every broken rule, one line each; rules that involve an option named in `broken` are left out."""
-    report = _Report(config, broken or set())
+    report = Report(config, broken or set())
     _check_values(report)
     _check_model(report)
     _check_parallel(report, world_size)
-    _check_data(report)
+    check_data(report, world_size)
     _check_rest(report)
     return report.lines
 
 
-def _check_values(report: _Report) -> None:
+def _check_values(report: Report) -> None:
     """Each option on its own: known names and ranges."""
     known = {option.name: option for option in options()}
     wrong: list[tuple[str, str, str]] = []
@@ -125,7 +105,7 @@ def _divisors(*values: int) -> str:
     return ", ".join(found)
 
 
-def _check_model(report: _Report) -> None:
+def _check_model(report: Report) -> None:
     model = report.config.model
     width, heads = "model.hidden_size", "model.num_attention_heads"
     step = math.lcm(4, 2 * model.num_attention_heads)
@@ -144,7 +124,7 @@ def _check_model(report: _Report) -> None:
         report.add("model.max_position_embeddings", f"be at least model.original_max_position_embeddings = {original}", f"use {original} or more")
 
 
-def _check_rope_scaling(report: _Report) -> None:
+def _check_rope_scaling(report: Report) -> None:
     model, name = report.config.model, "model.rope_scaling"
     unknown = sorted(set(model.rope_scaling) - {"type", "long_factor", "short_factor"})
     if unknown:
@@ -162,7 +142,7 @@ def _check_rope_scaling(report: _Report) -> None:
             report.add(name, must, f"it has {len(entries)} entries there: copy the list of a Phi-3 config with this head size, or use {{}} for plain RoPE")
 
 
-def _check_parallel(report: _Report, world_size: int | None) -> None:
+def _check_parallel(report: Report, world_size: int | None) -> None:
     tensor, context, pipeline = "parallel.tensor", "parallel.context", "parallel.pipeline"
     layout = report.config.parallel
     _check_heads(report)
@@ -177,7 +157,7 @@ def _check_parallel(report: _Report, world_size: int | None) -> None:
         _check_world(report, world_size)
 
 
-def _check_heads(report: _Report) -> None:
+def _check_heads(report: Report) -> None:
     """TP shards heads and feed-forward; CP exchanges heads."""
     config, tensor, context, heads = report.config, "parallel.tensor", "parallel.context", "model.num_attention_heads"
     model, layout = config.model, config.parallel
@@ -198,7 +178,7 @@ def _check_heads(report: _Report) -> None:
         report.broken.add(context)
 
 
-def _check_stages(report: _Report) -> None:
+def _check_stages(report: Report) -> None:
     """The decoder's cut into pipeline stages."""
     config, layers, pipeline, chunks = report.config, "model.num_layers", "parallel.pipeline", "parallel.virtual_pipeline"
     layout, given = config.parallel, config.parallel.pipeline_layers
@@ -215,7 +195,7 @@ def _check_stages(report: _Report) -> None:
         report.add("parallel.pipeline_layers", must, f"it has {len(given)} with the sum {sum(given)}; [] spreads the layers")
 
 
-def _check_world(report: _Report, world_size: int) -> None:
+def _check_world(report: Report, world_size: int) -> None:
     """The layout against the number of processes, and the batch against the data parallel ranks."""
     config, layout = report.config, report.config.parallel
     product = layout.model_size
@@ -225,7 +205,8 @@ def _check_world(report: _Report, world_size: int) -> None:
         report.add("parallel.tensor", must, f"start a multiple of {product} processes, or use smaller sizes")
         return
     batch, micro = "train.global_batch_size", "train.micro_batch_size"
-    if not report.sound(batch, micro):
+    # With data.pack_tokens rows are filled by tokens, and any batch can be dealt.
+    if not report.sound(batch, micro) or config.data.pack_tokens:
         return
     replicas = dp_size(config, world_size)
     step, parts = replicas * config.train.micro_batch_size, f"{replicas} data parallel ranks * {micro} {config.train.micro_batch_size}"
@@ -237,53 +218,7 @@ def _check_world(report: _Report, world_size: int) -> None:
         report.add(batch, f"be a multiple of {parts} = {step}", f"use {near}, another {micro} or another number of processes")
 
 
-def _check_data(report: _Report) -> None:
-    data = report.config.data
-    for name, (low, high) in (("data.frame_interval", data.frame_interval), ("data.clips", data.clips)):
-        if report.sound(name) and low > high:
-            report.add(name, "have its smaller entry first", f"use [{high}, {low}]")
-    if report.sound("data.frames", "data.clips") and data.clips[1] > data.frames:
-        report.add("data.clips", f"fit data.frames = {data.frames}", f"use at most {data.frames} clips (every clip has at least one frame)")
-    if report.sound("codec.name"):
-        _check_frames(report)
-    if data.source != "videos":
-        return
-    if report.sound("data.path") and not data.path:
-        report.add("data.path", "name a folder when data.source is videos", "give the folder with your videos, or use data.source=physics")
-    least = math.ceil(data.size_multiple * data.max_aspect)
-    if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < least:
-        must = f"be at least data.size_multiple * data.max_aspect = {least} (so that the shorter side is not cropped away)"
-        report.add("data.longest_side", must, f"use {least} or more, or a smaller data.max_aspect")
-    elif report.sound("data.longest_side", "data.size_multiple") and data.longest_side % data.size_multiple:
-        near = data.longest_side + -data.longest_side % data.size_multiple
-        report.add("data.longest_side", f"be a multiple of data.size_multiple = {data.size_multiple}", f"use {near}")
-
-
-def _check_frames(report: _Report) -> None:
-    """Frame sides against the codec's stride, the patch size and the position table."""
-    config, data = report.config, report.config.data
-    try:
-        codec = geometry(config.codec)
-    except (ValueError, OSError) as error:
-        report.add("codec.path", "hold a readable VAE", str(error))
-        return
-    if not report.sound("model.patch_size"):
-        return
-    cell = codec.spatial_stride * config.model.patch_size
-    side = frame_side(config)
-    name, unit, why = "data.size_multiple", cell, ""
-    if data.source == "physics":
-        name, unit, why = "data.physics.size", math.lcm(16, cell), " and of 16"
-    if report.sound(name) and value_of(config, name) % unit:
-        must = f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}{why}"
-        report.add(name, must, f"use {value_of(config, name) + -value_of(config, name) % unit}")
-    source = "data.physics.size" if data.source == "physics" else "data.longest_side"
-    if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
-        table = f"model.position_table_size = {config.model.position_table_size}"
-        report.add(source, f"give at most {table} patches of {cell} pixels", f"use at most {cell * config.model.position_table_size}, or a larger table")
-
-
-def _check_rest(report: _Report) -> None:
+def _check_rest(report: Report) -> None:
     config = report.config
     if report.sound("codec.name", "codec.path") and config.codec.name != "tiny" and not config.codec.path:
         report.add("codec.path", f"name a local folder when codec.name is {config.codec.name}", 'give the VAE\'s folder, or use codec.name="tiny"')

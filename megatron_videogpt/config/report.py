@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .check import missing_paths
+from .check_data import missing_paths
 from .communication import Links, traffic
 from .estimate import (
     Work,

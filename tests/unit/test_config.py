@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.config.check import RANGES, check_config, find_problems, load_checked, missing_paths
+from megatron_videogpt.config.check import RANGES, check_config, find_problems, load_checked
+from megatron_videogpt.config.check_data import missing_paths
 from megatron_videogpt.config.load import ConfigError, config_from_dict, config_to_toml, load_config, options, parse_overrides, read_config
 from megatron_videogpt.config.schema import Config, ModelConfig
 
@@ -185,6 +186,14 @@ BROKEN = [
     ({"data": {"source": "videos", "path": "x", "size_multiple": 24, "longest_side": 96}}, 1, "data.size_multiple", "use 32"),
     ({"data": {"source": "videos", "path": "x", "longest_side": 32}}, 1, "data.longest_side", "use 64 or more"),
     ({"data": {"source": "videos", "path": "x", "longest_side": 100}}, 1, "data.longest_side", "use 112"),
+    ({"data": {"source": "shards"}}, 1, "data.path", "give the folder or URL of your shards"),
+    ({"data": {"source": "shards", "path": "x", "mixture": {"y": 1}}}, 1, "data.path", "name every data set in one"),
+    ({"data": {"source": "shards", "mixture": {"y": 0}}}, 1, "data.mixture", "'y' has 0"),
+    ({"data": {"mixture": {"y": 1}}}, 1, "data.mixture", "use data.source=videos or shards"),
+    ({"data": {"min_frames": 17}}, 1, "data.min_frames", "use 0"),
+    ({"data": {"cost": [0, 1e-9]}}, 1, "data.cost", "tools/fit_cost.py"),
+    ({"data": {"pack_tokens": 4096}, "train": {"micro_batch_size": 2}}, 1, "train.micro_batch_size", "data.pack_tokens=0"),
+    ({"data": {"pack_tokens": 4096}, "train": {"global_batch_size": 3, "micro_batch_size": 1}}, 4, "train.global_batch_size", "use 4 or more"),
     ({"data": {"validation_fraction": 0}}, 1, "data.validation_fraction", "0.05"),
     ({"codec": {"name": "autoencoder_kl"}}, 1, "codec.path", 'codec.name="tiny"'),
     ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 90"),
@@ -230,6 +239,8 @@ def test_folders_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert missing_paths(config_from_dict(there)) == []
     gone = {"data": {"source": "videos", "path": "no/a"}, "codec": {"name": "autoencoder_kl", "path": "no/b"}, "train": {"init_from": "no/c"}}
     assert [line.split(": ")[0] for line in missing_paths(config_from_dict(gone))] == ['train.init_from = "no/c"', 'data.path = "no/a"', 'codec.path = "no/b"']
+    mixed = {"data": {"source": "shards", "mixture": {"no/d": 1, "s3://bucket/e": 1, "no/f-{000..007}.tar": 1}}}
+    assert [line.split(":")[0] for line in missing_paths(config_from_dict(mixed))] == ['data.mixture = "no/d"']
     assert missing_paths(config_from_dict({"data": {"path": "no/a"}, "codec": {"path": "no/b"}})) == []
 
 

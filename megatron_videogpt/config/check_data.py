@@ -1,0 +1,113 @@
+"""Rules on where data comes from, its frames and its rows; `check` calls them with all others."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+from .estimate import dp_size, frame_side, geometry
+from .load import show, value_of
+from .problems import Report
+from .schema import Config
+
+
+def missing_paths(config: Config) -> list[str]:
+    """Folders that a run of this configuration reads and that are not there, one line each; remote ones are not looked for."""
+    wanted = [("train.init_from", config.train.init_from, "a checkpoint folder, for example an earlier stage's train.output")]
+    if config.data.source != "physics":
+        what = "a folder with video files" if config.data.source == "videos" else "a folder with shards (tools/prepare_videos.py makes them)"
+        wanted.append(("data.path", config.data.path, what))
+        wanted += [("data.mixture", path, what) for path in config.data.mixture]
+    if config.codec.name != "tiny":
+        wanted.append(("codec.path", config.codec.path, 'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"'))
+    local = [entry for entry in wanted if entry[1] and "://" not in entry[1] and "{" not in entry[1]]
+    gone = [entry for entry in local if not (Path(entry[1]).is_dir() or (entry[1].endswith(".tar") and Path(entry[1]).is_file()))]
+    return [f"{name} = {show(path)}: there is no such folder; give {expected}" for name, path, expected in gone]
+
+
+def check_data(report: Report, world_size: int | None) -> None:
+    """Samples, their source, their frames and their rows."""
+    data = report.config.data
+    for name, (low, high) in (("data.frame_interval", data.frame_interval), ("data.clips", data.clips)):
+        if report.sound(name) and low > high:
+            report.add(name, "have its smaller entry first", f"use [{high}, {low}]")
+    if report.sound("data.frames", "data.clips") and data.clips[1] > data.frames:
+        report.add("data.clips", f"fit data.frames = {data.frames}", f"use at most {data.frames} clips (every clip has at least one frame)")
+    if report.sound("data.frames", "data.min_frames") and data.min_frames > data.frames:
+        report.add("data.min_frames", f"not exceed data.frames = {data.frames}", "use 0 for samples of data.frames frames only")
+    if report.sound("codec.name"):
+        _check_frames(report)
+    if report.sound("data.source"):
+        _check_source(report)
+    _check_rows(report, world_size)
+
+
+def _check_source(report: Report) -> None:
+    data = report.config.data
+    if data.source == "physics":
+        if data.mixture:
+            report.add("data.mixture", "be {} when data.source is physics", "use data.source=videos or shards")
+        return
+    if report.sound("data.path", "data.mixture"):
+        _check_paths(report)
+    least = math.ceil(data.size_multiple * data.max_aspect)
+    if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < least:
+        must = f"be at least data.size_multiple * data.max_aspect = {least} (so that the shorter side is not cropped away)"
+        report.add("data.longest_side", must, f"use {least} or more, or a smaller data.max_aspect")
+    elif report.sound("data.longest_side", "data.size_multiple") and data.longest_side % data.size_multiple:
+        near = data.longest_side + -data.longest_side % data.size_multiple
+        report.add("data.longest_side", f"be a multiple of data.size_multiple = {data.size_multiple}", f"use {near}")
+    if data.decoder != "pyav" and importlib.util.find_spec("torchcodec") is None:
+        report.add("data.decoder", "be pyav where torchcodec is not installed", "pip install torchcodec (it needs FFmpeg's shared libraries), or use pyav")
+
+
+def _check_paths(report: Report) -> None:
+    data = report.config.data
+    if not data.path and not data.mixture:
+        what = "the folder with your videos" if data.source == "videos" else "the folder or URL of your shards"
+        report.add("data.path", f"name a folder when data.source is {data.source}", f"give {what}, or use data.source=physics")
+    if data.path and data.mixture:
+        report.add("data.path", 'be "" with data.mixture', "name every data set in one of the two")
+    for path, weight in data.mixture.items():
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < math.inf:
+            report.add("data.mixture", "give every path a weight above 0", f"{path!r} has {weight!r}")
+
+
+def _check_rows(report: Report, world_size: int | None) -> None:
+    """What goes into a row, and the batch against the data parallel ranks (rows of a fixed number of samples are a rule of the layout: `check`)."""
+    config, data = report.config, report.config.data
+    if report.sound("data.cost") and data.cost[1] and not data.cost[0]:
+        report.add("data.cost", "have a first number above 0, or be [0, 0]", "use what tools/fit_cost.py prints")
+    if not report.sound("data.pack_tokens", "train.micro_batch_size", "train.global_batch_size") or not data.pack_tokens:
+        return
+    if config.train.micro_batch_size != 1:
+        report.add("train.micro_batch_size", "be 1 with data.pack_tokens, which fills rows by tokens", "use 1, or data.pack_tokens=0")
+    if world_size is not None and report.sound("parallel.tensor", "parallel.context", "parallel.pipeline"):
+        replicas = max(1, dp_size(config, world_size))
+        if config.train.global_batch_size < replicas:
+            report.add("train.global_batch_size", f"be at least the {replicas} data parallel ranks", f"use {replicas} or more")
+
+
+def _check_frames(report: Report) -> None:
+    """Frame sides against the codec's stride, the patch size and the position table."""
+    config, data = report.config, report.config.data
+    try:
+        codec = geometry(config.codec)
+    except (ValueError, OSError) as error:
+        report.add("codec.path", "hold a readable VAE", str(error))
+        return
+    if not report.sound("model.patch_size"):
+        return
+    cell = codec.spatial_stride * config.model.patch_size
+    side = frame_side(config)
+    name, unit, why = "data.size_multiple", cell, ""
+    if data.source == "physics":
+        name, unit, why = "data.physics.size", math.lcm(16, cell), " and of 16"
+    if report.sound(name) and value_of(config, name) % unit:
+        must = f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}{why}"
+        report.add(name, must, f"use {value_of(config, name) + -value_of(config, name) % unit}")
+    source = "data.physics.size" if data.source == "physics" else "data.longest_side"
+    if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
+        table = f"model.position_table_size = {config.model.position_table_size}"
+        report.add(source, f"give at most {table} patches of {cell} pixels", f"use at most {cell * config.model.position_table_size}, or a larger table")
