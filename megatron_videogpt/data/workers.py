@@ -1,0 +1,398 @@
+"""Reader processes: tasks go out and results come back by number, and a process that is stuck or dies costs its one task.
+
+Tasks and results travel in files that live in memory (memfd) and are shared by file descriptor, two for each process: neither the size of /dev/shm nor
+the buffer of a pipe limits them, and no process is held up by one that does not listen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+import tempfile
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import connection, reduction, util
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_videogpt.data.bad import BadVideo
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask the trainer to save and end
+SLOTS = 2  # tasks that a process has: one in work, one waiting
+KEPT = 1 << 28  # bytes that a slot keeps between results
+STARTUP = 300.0  # seconds for a process to start and to import what it needs
+PATIENCE = 2.0  # seconds in which a process may end by itself
+ATTEMPTS = 3  # processes in a row that may fail to start
+
+
+class Pool:
+    """Processes that run tasks.
+
+    Args:
+        run: task -> result, called in the processes; both are pickled, and arrays of the result are copied only.
+        workers: processes; 0 runs each task here, when it is waited for, and then nothing can time out.
+        timeout: seconds for a task, after which its process is named in the log, killed and replaced.
+        label: task -> its name in messages.
+        start: called once in every process, before its first task.
+    """
+
+    def __init__(
+        self, run: Callable[[Any], Any], workers: int, timeout: float, label: Callable[[Any], str] = str, start: Callable[[], None] | None = None
+    ) -> None:
+        self._run = run
+        self._here: dict[int, Any] | None = None if workers else {}
+        if self._here is not None:
+            self._end: Callable[[], Any] = self._here.clear
+            if start is not None:
+                start()
+            return
+        self._crew = _Crew(pickle.dumps((run, start), 5), timeout, label)
+        with deaf_children():
+            self._crew.workers = [self._crew.hire() for _ in range(workers)]
+        self._crew.thread.start()
+        # multiprocessing's own finalizer, because it comes before multiprocessing joins its processes when the program ends.
+        self._end = util.Finalize(self, self._crew.close, exitpriority=100)
+
+    def submit(self, number: int, task: Any) -> None:
+        """Have a task done; results are kept until somebody waits for them."""
+        if self._here is not None:
+            self._here[number] = task
+        else:
+            self._crew.submit(number, task)
+
+    def wait(self, number: int) -> Any:
+        """The result of a submitted task, once.
+
+        Raises:
+            BadVideo: raised by the task, or of kind "stalled" or "crashed" when its process did not finish in time or died.
+            Exception: whatever else the task raised; RuntimeError when processes cannot be started.
+        """
+        if self._here is not None:
+            return self._run(self._here.pop(number))
+        return self._crew.wait(number)
+
+    def close(self) -> None:
+        """End the processes; those that do not listen are killed."""
+        self._end()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process.  slots: its shared files; tasks: (number, task, slot), the first one in work since `since`; ready: whether it has started."""
+
+    process: Any
+    pipe: Any
+    slots: list[int]
+    free: list[int] = field(default_factory=lambda: list(range(SLOTS)))
+    tasks: deque[tuple[int, Any, int]] = field(default_factory=deque)
+    since: float = 0.0
+    ready: bool = False
+
+    def end(self, patience: float) -> None:
+        """Wait for the process, kill it when it does not end, and give back what it held."""
+        self.process.join(patience)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+        self.pipe.close()
+        for memory in self.slots:
+            os.close(memory)
+
+
+class _Crew:
+    """The processes of a pool and the thread that serves them; knows nothing of the pool, which can so be forgotten."""
+
+    def __init__(self, payload: bytes, timeout: float, label: Callable[[Any], str]) -> None:
+        self.payload, self.timeout, self.label = payload, timeout, label
+        self.context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit locks of communication and OpenMP threads
+        self.context.set_forkserver_preload(["megatron_videogpt.data.loader"])
+        self.workers: list[_Worker] = []
+        self.failed = 0
+        self.changed = threading.Condition()
+        # Of these, the condition guards every use.
+        self.queue: deque[tuple[int, Any]] = deque()
+        self.results: dict[int, tuple[bool, Any]] = {}
+        self.failure: BaseException | None = None
+        self.closing = False
+        self.ear, self.bell = self.context.Pipe(duplex=False)
+        self.thread = threading.Thread(target=self.serve, name="reader pool", daemon=True)
+
+    def submit(self, number: int, task: Any) -> None:
+        """See `Pool.submit`."""
+        with self.changed:
+            self.queue.append((number, task))
+            # A pipe full of calls would stop this thread, so there is one for all that came together.
+            if len(self.queue) == 1 and not self.closing:
+                self.bell.send_bytes(b"!")
+
+    def wait(self, number: int) -> Any:
+        """See `Pool.wait`."""
+        with self.changed:
+            while number not in self.results:
+                if self.failure is not None:
+                    raise self.failure
+                if self.closing:
+                    raise RuntimeError(f"task {number}: the readers were closed")
+                self.changed.wait()
+            good, value = self.results.pop(number)
+        if good:
+            return value
+        raise value
+
+    def serve(self) -> None:
+        """Deal tasks and collect results until the pool closes."""
+        try:
+            while not self.closing:
+                self.deal()
+                for ready in connection.wait([self.ear, *(worker.pipe for worker in self.workers)], self.next_deadline()):
+                    if ready is self.ear:
+                        self.ear.recv_bytes()
+                        continue
+                    self.receive(next(worker for worker in self.workers if worker.pipe is ready))
+                self.replace_stuck()
+        except BaseException as error:  # noqa: BLE001
+            with self.changed:
+                self.failure = error
+                self.changed.notify_all()
+
+    def deal(self) -> None:
+        """Give waiting tasks to the processes with the fewest."""
+        while True:
+            worker = min((worker for worker in self.workers if worker.free), key=lambda worker: len(worker.tasks), default=None)
+            with self.changed:
+                if worker is None or not self.queue:
+                    return
+                number, task = self.queue.popleft()
+            slot = worker.free[-1]
+            try:
+                _put(worker.slots[slot], task)
+            except Exception as error:  # noqa: BLE001
+                self.finish(number, False, error)
+                continue
+            worker.free.pop()
+            if not worker.tasks and worker.ready:
+                worker.since = time.monotonic()
+            worker.tasks.append((number, task, slot))
+            # A process that has died is noticed when its pipe is read.
+            with contextlib.suppress(OSError):
+                worker.pipe.send_bytes(bytes([slot]))
+
+    def receive(self, worker: _Worker) -> None:
+        """A process says that it has started or finished a task, or is no more."""
+        try:
+            message = worker.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self.replace(worker, "crashed")
+            return
+        worker.since = time.monotonic()
+        if not worker.ready:
+            if message:
+                raise pickle.loads(message)  # noqa: S301
+            worker.ready, self.failed = True, 0
+            return
+        number, _, slot = worker.tasks.popleft()
+        self.finish(number, *_get(worker.slots[slot]))
+        worker.free.append(slot)
+
+    def finish(self, number: int, good: bool, value: Any) -> None:
+        """Hand a result to whoever waits for it."""
+        if not good and isinstance(value, tuple):
+            value, where = value
+            value.__cause__ = RuntimeError(f"in a reader process:\n{where}")
+        with self.changed:
+            self.results[number] = good, value
+            self.changed.notify_all()
+
+    def deadline(self, worker: _Worker) -> float:
+        """When a process must have said something, by the monotonic clock."""
+        if not worker.ready:
+            return worker.since + STARTUP
+        return worker.since + self.timeout if worker.tasks else float("inf")
+
+    def next_deadline(self) -> float | None:
+        """Seconds to wait at most; None without a limit."""
+        first = min(self.deadline(worker) for worker in self.workers)
+        return None if first == float("inf") else max(0.0, first - time.monotonic()) + 0.001
+
+    def replace_stuck(self) -> None:
+        """Kill and replace the processes whose time is over."""
+        now = time.monotonic()
+        for worker in [worker for worker in self.workers if self.deadline(worker) < now]:
+            # Its answer may have come while others were served.
+            if not worker.pipe.poll():
+                self.replace(worker, "stalled")
+
+    def replace(self, worker: _Worker, kind: str) -> None:
+        """A process that is stuck or dead loses the task in work; the one after it goes to another process."""
+        seconds = time.monotonic() - worker.since
+        if kind == "stalled":
+            worker.process.kill()
+        worker.process.join(PATIENCE)
+        pid, code = worker.process.pid, worker.process.exitcode
+        end = f"did not finish in {seconds:.0f} s" if kind == "stalled" else f"ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
+        if not worker.ready:
+            self.failed += 1
+            if self.failed >= ATTEMPTS:
+                raise RuntimeError(f"reader processes do not start: the last one {end}")
+        elif worker.tasks:
+            number, task, _ = worker.tasks.popleft()
+            name = self.label(task)
+            log.warning("the reader of %s (process %d) %s: replaced", name, pid, end)
+            self.finish(number, False, BadVideo(name, f"its reader {end}", kind))
+        with self.changed:
+            self.queue.extendleft((number, task) for number, task, _ in reversed(worker.tasks))
+        self.workers.remove(worker)
+        worker.end(0)
+        self.workers.append(self.hire())
+
+    def hire(self) -> _Worker:
+        """Start a process; it says when it is ready."""
+        slots = [_memory() for _ in range(SLOTS)]
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_work, args=(theirs, self.payload), daemon=True)
+        process.start()
+        theirs.close()
+        for slot in slots:
+            reduction.send_handle(ours, slot, process.pid)
+        return _Worker(process, ours, slots, since=time.monotonic())
+
+    def close(self) -> None:
+        """End everything; may be called from any thread, and when the program ends."""
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        self.bell.send_bytes(b"!")
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
+        for worker in self.workers:
+            worker.pipe.close()
+        limit = time.monotonic() + PATIENCE
+        for worker in self.workers:
+            worker.end(max(0.0, limit - time.monotonic()))
+        self.workers.clear()
+        self.ear.close()
+        self.bell.close()
+
+
+def _work(pipe: Any, payload: bytes) -> None:
+    """The life of a process."""
+    for name in STOP_SIGNALS:
+        # Signals are for the trainer, which saves first.
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+    # There are as many processes as cores.
+    torch.set_num_threads(1)
+    slots = [reduction.recv_handle(pipe) for _ in range(SLOTS)]
+    try:
+        run, start = pickle.loads(payload)  # noqa: S301
+        if start is not None:
+            start()
+    except Exception as error:  # noqa: BLE001
+        pipe.send_bytes(pickle.dumps(_portable(error)[0]))
+        return
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send_bytes(b"")
+        while True:
+            slot = slots[(message := pipe.recv_bytes())[0]]
+            try:
+                _put(slot, (True, run(_get(slot))))
+            except Exception as error:  # noqa: BLE001
+                _put(slot, (False, _portable(error)))
+            pipe.send_bytes(message)
+
+
+def _end_with_trainer() -> None:
+    """A killed trainer cannot stop its processes, and a task may not look at its pipe for long."""
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
+
+
+def _portable(error: Exception) -> tuple[Exception, str]:
+    """An exception that survives pickling, and its traceback."""
+    where = "".join(traceback.format_exception(error))
+    try:
+        return pickle.loads(pickle.dumps(error)), where  # noqa: S301
+    except Exception:  # noqa: BLE001
+        return RuntimeError(f"{type(error).__name__}: {error}"), where
+
+
+def _memory() -> int:
+    """A file descriptor of an empty file in memory (where the system has none, of a nameless one in the temporary folder)."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("megatron_videogpt")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _put(memory: int, value: Any) -> None:
+    """Write a value: sizes, pickle, then the bytes of its arrays."""
+    arrays: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, 5, buffer_callback=arrays.append)
+    parts = [memoryview(head), *(array.raw() for array in arrays)]
+    sizes = struct.pack(f"<{len(parts) + 1}Q", len(parts), *(len(part) for part in parts))
+    place = 0
+    for part in (memoryview(sizes), *parts):
+        while part:
+            done = os.pwrite(memory, part, place)
+            part, place = part[done:], place + done
+
+
+def _get(memory: int) -> Any:
+    """The value that was written last."""
+    (count,) = struct.unpack("<Q", _read(memory, 0, 8))
+    sizes = struct.unpack(f"<{count}Q", _read(memory, 8, 8 * count))
+    place, parts = 8 * (count + 1), []
+    for size in sizes:
+        parts.append(_read(memory, place, size))
+        place += size
+    if place > KEPT:
+        os.truncate(memory, 0)
+    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301
+
+
+def _read(memory: int, place: int, size: int) -> memoryview:
+    """Bytes of a file, writable."""
+    view = np.empty(size, np.uint8).data
+    done = 0
+    while done < size:
+        got = os.preadv(memory, [view[done:]], place + done)
+        if not got:
+            raise EOFError(f"a reader's result ends after {place + done} bytes")
+        done += got
+    return view
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started meanwhile ignore `STOP_SIGNALS`, the fork server too: torchrun and Slurm signal a whole session, and the trainer still needs them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.signal(name, signal.SIG_IGN) for name in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
