@@ -1,23 +1,33 @@
-"""Reading and writing video files with PyAV.  Frames are numbered in presentation order, from 0."""
+"""Reading video files with PyAV, from a path or from bytes.  Frames are numbered in presentation order, from 0."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 import av
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
+from megatron_videogpt.data.pictures import resize_frames, resized_shape, to_model_range, to_pixels, write_video
 
-LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
-SMALLEST_SIDE = 8
+__all__ = [
+    "BadVideo",
+    "Blob",
+    "Limits",
+    "VideoInfo",
+    "limits_of",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "resize_frames",
+    "resized_shape",
+    "to_model_range",
+    "to_pixels",
+    "write_video",
+]
 
 
 @dataclass(frozen=True)
@@ -33,90 +43,159 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class _Timeline:
-    """Presentation times of all packets, ascending, in stream units; None where the container has no usable ones."""
+    """Presentation times of all packets, ascending, in stream units (int64); None where the container has no usable ones."""
 
     count: int
-    times: tuple[int, ...] | None
+    times: np.ndarray | None
     fps: float
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Count the frames of a video and look at its first picture.
+def probe(video: Video, limits: Limits = DEFAULTS) -> VideoInfo:
+    """Count the frames of a video and decode its first picture.
 
     Raises:
-        BadVideo: not a readable video, no frames, damaged, or a picture side outside [8, 8192].
+        BadVideo: missing, not a readable video, no frames, damaged, over the limits, or a picture side outside [8, 8192].
     """
-    timeline = _timeline(*_identity(path))
-    try:
-        with av.open(os.fspath(path)) as container:
-            stream = _video_stream(path, container)
-            first = next(iter(container.decode(stream)), None)
-            if first is None:
-                raise BadVideo(path, "no picture could be decoded")
-            height, width = _upright(first, np.empty((first.height, first.width))).shape
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        raise BadVideo(path, _reason(error)) from error
-    if not (SMALLEST_SIDE <= width <= LARGEST_SIDE and SMALLEST_SIDE <= height <= LARGEST_SIDE):
-        raise BadVideo(path, f"picture of {width}x{height} pixels; sides must be within {SMALLEST_SIDE}..{LARGEST_SIDE}")
-    return VideoInfo(os.fspath(path), timeline.count, timeline.fps, width, height)
+    shapes: list[tuple[int, int]] = []
+
+    def look(frame: av.VideoFrame) -> np.ndarray:
+        shapes.append(_upright(frame, np.empty((frame.height, frame.width), np.uint8)).shape)
+        return np.empty(0)
+
+    with clear_errors(video):
+        timeline = _decode(video, [0], limits, 1, look)[0]
+    height, width = shapes[-1]
+    return VideoInfo(name_of(video), timeline.count, timeline.fps, width, height)
 
 
-def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> np.ndarray:
+def read_frames(video: Video, indices: Sequence[int], limits: Limits = DEFAULTS, threads: int = 1) -> np.ndarray:
     """Decode the frames with the given numbers, in one pass from the last keyframe before the first of them.
 
     Args:
-        path: a file that `probe` accepts.
+        video: a file that `probe` accepts, or its bytes.
         indices: frame numbers, strictly ascending.
+        limits: see `Limits`.
+        threads: of the decoder.
 
     Returns:
         uint8 array [len(indices), height, width, 3], RGB, upright.
 
     Raises:
-        BadVideo: unreadable, or frames missing.
+        BadVideo: unreadable, over the limits, or frames missing.
         ValueError: indices empty or not ascending.
     """
+    return _read(video, indices, limits, threads, _picture)
+
+
+def read_clip(
+    video: Video,
+    indices: Sequence[int],
+    longest_side: int,
+    multiple: int,
+    limits: Limits = DEFAULTS,
+    threads: int = 1,
+    decoder: str = "pyav",
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """The frames with the given numbers, each resized as soon as it is decoded: equal to ``resize_frames(read_frames(...))``.
+
+    Args:
+        video, indices, limits, threads: as for `read_frames`.
+        longest_side, multiple: as for `resize_frames`.
+        decoder: "pyav" or "torchcodec".
+        size: (height, width) that an index promised; None: not compared.
+
+    Returns:
+        uint8 array [len(indices), h, w, 3], RGB, upright.
+
+    Raises:
+        BadVideo: as `read_frames`; too elongated to be resized; kind "metadata" where the size is not the promised one.
+        ValueError: indices empty or not ascending.
+    """
+
+    def small(frame: av.VideoFrame) -> np.ndarray:
+        try:
+            return resize_frames(_picture(frame)[None], longest_side, multiple)[0]
+        except ValueError as error:
+            raise BadVideo(name_of(video), str(error), "too_elongated") from error
+
+    if decoder == "torchcodec":
+        from megatron_videogpt.data import torchcodec
+
+        clip = torchcodec.read_clip(video, indices, longest_side, multiple, limits=limits, threads=threads)
+    else:
+        clip = _read(video, indices, limits, threads, small)
+    if size is not None and clip.shape[1:3] != tuple(size):
+        promised, real = (f"{width}x{height}" for height, width in (size, clip.shape[1:3]))
+        raise BadVideo(name_of(video), f"pictures of {real} pixels after resizing, but its metadata promised {promised}", "metadata")
+    return clip
+
+
+def _read(video: Video, indices: Sequence[int], limits: Limits, threads: int, convert: Callable[[av.VideoFrame], np.ndarray]) -> np.ndarray:
     wanted = [int(index) for index in indices]
     if not wanted or wanted[0] < 0 or any(b <= a for a, b in zip(wanted, wanted[1:])):
         raise ValueError(f"read_frames: indices {wanted[:8]}: must be ascending frame numbers from 0")
-    timeline = _timeline(*_identity(path))
-    if wanted[-1] >= timeline.count:
-        raise BadVideo(path, f"frame {wanted[-1]} asked for, but it has {timeline.count} frames")
-    try:
-        found = _decode(path, timeline, wanted)
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        raise BadVideo(path, _reason(error)) from error
-    missing = [index for index in wanted if index not in found]
-    if missing:
-        raise BadVideo(path, f"frame {missing[0]} could not be decoded (truncated or damaged file?)")
+    with clear_errors(video):
+        found = _decode(video, wanted, limits, threads, convert)[1]
+    shapes = {picture.shape for picture in found.values()}
+    if len(shapes) > 1:
+        raise BadVideo(name_of(video), f"pictures of different sizes: {sorted(shapes)[:4]}")
     return np.stack([found[index] for index in wanted])
 
 
-def _decode(path: str | os.PathLike[str], timeline: _Timeline, wanted: list[int]) -> dict[int, np.ndarray]:
+def _decode(
+    video: Video, wanted: list[int], limits: Limits, threads: int, convert: Callable[[av.VideoFrame], np.ndarray]
+) -> tuple[_Timeline, dict[int, np.ndarray]]:
     """Wanted frames by number; falls back to counting from the start where seeking by time is not exact."""
-    number = None if timeline.times is None else {time: index for index, time in enumerate(timeline.times)}
-    if timeline.times is not None and wanted[0] > 0:
-        with av.open(os.fspath(path)) as container:
-            stream = _video_stream(path, container)
-            container.seek(timeline.times[wanted[0]], stream=stream)
-            found = _collect(path, container, stream, wanted, number)
-        if len(found) == len(wanted):
-            return found
-    with av.open(os.fspath(path)) as container:
-        return _collect(path, container, _video_stream(path, container), wanted, number)
+    remembered = _remembered(*identity(video, limits))
+    with opened(video, limits, threads) as (container, stream):
+        timeline = remembered[0] if remembered else _timeline(video, container, stream, limits)
+        if not isinstance(video, Blob):
+            remembered[:] = [timeline]
+        if wanted[-1] >= timeline.count:
+            raise BadVideo(name_of(video), f"frame {wanted[-1]} asked for, but it has {timeline.count} frames", "too_short")
+        if timeline.times is not None:
+            number = {int(timeline.times[index]): index for index in wanted}
+            if _sought(container, stream, int(timeline.times[wanted[0]])):
+                found = _collect(video, container, stream, wanted, number, limits, convert)
+                if len(found) == len(wanted):
+                    return timeline, found
+    with opened(video, limits, threads) as (container, stream):
+        found = _collect(video, container, stream, wanted, None if timeline.times is None else number, limits, convert)
+    missing = [index for index in wanted if index not in found]
+    if missing:
+        raise BadVideo(name_of(video), f"frame {missing[0]} could not be decoded (truncated or damaged file?)")
+    return timeline, found
 
 
-def _collect(path: str | os.PathLike[str], container, stream, wanted: list[int], number: dict[int, int] | None) -> dict[int, np.ndarray]:
-    """Decode forward until the last wanted frame; ``number`` maps times to frame numbers (None: count)."""
+def _collect(
+    video: Video, container, stream, wanted: list[int], number: dict[int, int] | None, limits: Limits, convert: Callable[[av.VideoFrame], np.ndarray]
+) -> dict[int, np.ndarray]:
+    """Decode forward until the last wanted frame; ``number`` maps times to wanted frame numbers (None: count)."""
     needed, found = set(wanted), {}
+    last = None if number is None else max(number)
     for count, frame in enumerate(container.decode(stream)):
         index = count if number is None else number.get(frame.pts, -1)
         if index in needed:
-            if max(frame.width, frame.height) > LARGEST_SIDE:
-                raise BadVideo(path, f"picture of {frame.width}x{frame.height} pixels")
-            found[index] = _upright(frame, frame.to_ndarray(format="rgb24"))
-        if len(found) == len(wanted) or index > wanted[-1]:
+            check_size(video, frame.width, frame.height, limits)
+            found[index] = convert(frame)
+        over = count >= wanted[-1] if last is None else frame.pts is not None and frame.pts > last
+        if len(found) == len(wanted) or over:
             break
     return found
+
+
+def _sought(container, stream, time: int) -> bool:
+    """Go to the keyframe before a time; False where the container cannot."""
+    try:
+        container.seek(time, stream=stream)
+    except (av.FFmpegError, OSError):
+        return False
+    return True
+
+
+def _picture(frame: av.VideoFrame) -> np.ndarray:
+    return _upright(frame, frame.to_ndarray(format="rgb24"))
 
 
 def _upright(frame: av.VideoFrame, picture: np.ndarray) -> np.ndarray:
@@ -124,124 +203,32 @@ def _upright(frame: av.VideoFrame, picture: np.ndarray) -> np.ndarray:
     return np.rot90(picture, round(getattr(frame, "rotation", 0) / 90) % 4)
 
 
-def _identity(path: str | os.PathLike[str]) -> tuple[str, int, int]:
-    """Path, size and modification time: a replaced file is probed anew."""
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise BadVideo(path, error.strerror or str(error)) from error
-    if stat.st_size == 0:
-        raise BadVideo(path, "empty file")
-    return os.fspath(path), stat.st_size, stat.st_mtime_ns
+@lru_cache(maxsize=64)
+def _remembered(path: str, size: int, modified: int) -> list[_Timeline]:
+    """Where the first reader of a file leaves its time line for the next (bytes leave nothing)."""
+    return []
 
 
-@lru_cache(maxsize=256)
-def _timeline(path: str, size: int, modified: int) -> _Timeline:
-    """Presentation times from the packets, without decoding."""
-    try:
-        with av.open(path) as container:
-            stream = _video_stream(path, container)
-            packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
-            # Only the mp4 family keeps an exact table of its frames; AVI headers, for one, may claim what was cut off.
-            claimed, base = stream.frames if "mp4" in container.format.name else 0, stream.time_base
-            rate = float(stream.average_rate or stream.guessed_rate or 25)
-    except (av.FFmpegError, ValueError, EOFError) as error:
-        raise BadVideo(path, _reason(error)) from error
-    if len(packets) < claimed:
-        raise BadVideo(path, f"truncated: {len(packets)} of {claimed} frames are there")
-    shown = [time for time, discarded in packets if not discarded]
+def _timeline(video: Video, container, stream, limits: Limits) -> _Timeline:
+    """Presentation times from the packets, without decoding; leaves the container at its end."""
+    # Only the mp4 family keeps an exact table of its frames; AVI headers, for one, may claim what was cut off.
+    claimed = stream.frames if "mp4" in container.format.name else 0
+    check_count(video, claimed, limits)
+    shown, count = [], 0
+    for packet in container.demux(stream):
+        if packet.size:
+            count += 1
+            if not packet.is_discard:
+                shown.append(packet.pts)
+            check_count(video, len(shown), limits)
+    if count < claimed:
+        raise BadVideo(name_of(video), f"truncated: {count} of {claimed} frames are there", "truncated")
     if not shown:
-        raise BadVideo(path, "no frames")
-    times = None if None in shown or len(set(shown)) < len(shown) else tuple(sorted(shown))
-    if times is not None and len(times) > 1 and base:
-        rate = float((len(times) - 1) / ((times[-1] - times[0]) * base))
-    return _Timeline(len(shown), times, rate)
-
-
-def _video_stream(path: str | os.PathLike[str], container):
-    if not container.streams.video:
-        raise BadVideo(path, "no video stream")
-    stream = container.streams.video[0]
-    # One decoding thread: loader processes already fill the cores.
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def _reason(error: BaseException) -> str:
-    """FFmpeg's message without its error number and path."""
-    text = str(getattr(error, "strerror", None) or error or type(error).__name__)
-    return f"not a readable video ({text.rstrip('.')})"
-
-
-def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.ndarray:
-    """Bring frames to a longest side, then crop both sides to a multiple (reference README, section 11).
-
-    Halved with a box filter while the shorter side is at least twice the limit, bicubic to the limit on the longer side
-    (small pictures grow), then a centred crop.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-        longest_side: pixels, a multiple of ``multiple``.
-        multiple: both returned sides are multiples of this.
-
-    Returns:
-        uint8 [F, h, w, 3] with max(h, w) = longest_side.
-
-    Raises:
-        ValueError: the shorter side would be empty.
-    """
-    height, width = frames.shape[1:3]
-    target_w, target_h = resized_shape(width, height, longest_side, multiple)
-    scale = longest_side / max(width, height)
-    full_w, full_h = max(target_w, round(width * scale)), max(target_h, round(height * scale))
-    left, top = (full_w - target_w) // 2, (full_h - target_h) // 2
-    out = np.empty((len(frames), target_h, target_w, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        picture = Image.fromarray(frame)
-        while min(picture.size) >= 2 * longest_side:
-            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-        if picture.size != (full_w, full_h):
-            picture = picture.resize((full_w, full_h), Image.Resampling.BICUBIC)
-        out[i] = np.asarray(picture)[top : top + target_h, left : left + target_w]
-    return out
-
-
-def resized_shape(width: int, height: int, longest_side: int, multiple: int) -> tuple[int, int]:
-    """(width, height) that `resize_frames` returns; ValueError when a side would be empty."""
-    scale = longest_side / max(width, height)
-    target = (round(width * scale) // multiple * multiple, round(height * scale) // multiple * multiple)
-    if min(target) == 0:
-        raise ValueError(f"a {width}x{height} picture at longest side {longest_side} has a side below {multiple} pixels: raise data.longest_side")
-    return target
-
-
-def to_model_range(frames: np.ndarray) -> Tensor:
-    """uint8 [F, H, W, 3] -> float32 [F, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
-
-
-def to_pixels(video: Tensor) -> np.ndarray:
-    """float [F, 3, H, W] in [-1, 1] (clamped) -> uint8 [F, H, W, 3]; inverse of `to_model_range`."""
-    return ((video.detach().float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Write uint8 [F, H, W, 3] as H.264 (yuv420p, mp4), which every player and browser shows.
-
-    Odd sides get one repeated row or column, because yuv420p needs even ones.  The file appears under its name only when complete.
-    """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    partial = f"{os.fspath(path)}.partial"
-    try:
-        with av.open(partial, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16", "preset": "medium"})
-            stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+        raise BadVideo(name_of(video), "no frames", "no_frames")
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    if None in shown or len(set(shown)) < len(shown):
+        return _Timeline(len(shown), None, rate)
+    times = sorted(shown)
+    if len(times) > 1 and stream.time_base:
+        rate = float((len(times) - 1) / ((times[-1] - times[0]) * stream.time_base))
+    return _Timeline(len(times), np.array(times, np.int64), rate)
