@@ -1,166 +1,86 @@
-"""Where samples come from: a folder of videos or the physics generator, each split into training and validation.
-
-A split answers two questions: `plan` (which frames make sample number i of an epoch; cheap, the same on every rank) and
-`pixels` (those frames; may raise BadVideo).
-"""
+"""Where samples come from: the physics generator, folders of videos, shards of videos or of latents, or a mixture, each split into training and validation."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.clips import SamplePlan, derived_key, plan_sample, sample_key, video_span
-from megatron_videogpt.data.decode import BadVideo, VideoInfo, probe, read_frames, resize_frames, resized_shape
-from megatron_videogpt.data.physics import check_physics, render_scene, scene_kind
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.datasets import Folder, Shards, open_folder, open_shards
+from megatron_videogpt.data.decode import limits_of
+from megatron_videogpt.data.files import EXTENSIONS, list_videos
+from megatron_videogpt.data.physics import check_physics
+from megatron_videogpt.data.splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes, sample_span
+
+__all__ = ["EXTENSIONS", "Geometry", "Source", "Split", "list_videos", "open_source"]
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv .y4m".split())
 TIME_SPLIT = 0.8  # a lone video is trained on its first part and validated on the rest
+NAMED = 20  # videos left out that are named; the others are counted
 
 
 class Geometry(Protocol):
-    """What is needed of a codec here (a Codec or a CodecGeometry)."""
+    """What is needed of a codec here (a Codec or a CodecGeometry; only the former has the fingerprint that latents are compared with)."""
 
+    @property
+    def channels(self) -> int: ...
     @property
     def spatial_stride(self) -> int: ...
     @property
     def temporal_stride(self) -> int: ...
 
 
-class Split(Protocol):
-    """Numbered samples; ``len`` is the samples of an epoch."""
-
-    @property
-    def name(self) -> str: ...
-    def __len__(self) -> int: ...
-    def plan(self, seed: int, epoch: int, index: int, attempt: int = 0) -> SamplePlan: ...
-    def pixels(self, plan: SamplePlan) -> np.ndarray: ...
-    def label(self, plan: SamplePlan) -> str: ...
-
-
 @dataclass(frozen=True)
 class Source:
-    """Training and validation samples, and what had to be left out."""
+    """Training and validation samples, and what had to be left out: the first few by name, all of it counted by kind."""
 
     train: Split
     validation: Split
     skipped: tuple[BadVideo, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A video, or for a lone one a part of it."""
-
-    info: VideoInfo
-    first: int
-    frames: int
-
-
-@dataclass(frozen=True)
-class FolderSplit:
-    """Videos of a folder.  An epoch visits each max(1, frames // sample span) times, in a permuted order."""
-
-    name: str
-    config: DataConfig
-    temporal_stride: int
-    segments: tuple[Segment, ...]
-
-    def __len__(self) -> int:
-        return len(_slots(self))
-
-    def plan(self, seed: int, epoch: int, index: int, attempt: int = 0) -> SamplePlan:
-        """Sample ``index`` of an epoch; ``attempt`` > 0 is its replacement when the ones before could not be read."""
-        key = sample_key(seed, epoch, index, self.name)
-        if attempt:
-            key = derived_key(key, f"attempt {attempt}")
-            index = key % len(self)
-        item = int(_slots(self)[_permutation(len(self), sample_key(seed, epoch, -1, self.name))[index]])
-        return plan_sample(self.config, self.temporal_stride, key, item, self.segments[item].frames)
-
-    def pixels(self, plan: SamplePlan) -> np.ndarray:
-        """uint8 [F, H, W, 3], resized and cropped; BadVideo when the file cannot be read (any more)."""
-        segment = self.segments[plan.item]
-        frames = read_frames(segment.info.path, [segment.first + frame for frame in plan.frames])
-        return resize_frames(frames, self.config.longest_side, self.config.size_multiple)
-
-    def label(self, plan: SamplePlan) -> str:
-        """File, first frame and interval."""
-        segment = self.segments[plan.item]
-        return f"{segment.info.path}[{segment.first + plan.frames[0]}::{plan.interval}]"
-
-
-@dataclass(frozen=True)
-class PhysicsSplit:
-    """Generated scenes: new ones in every epoch, those of validation disjoint from those of training."""
-
-    name: str
-    config: DataConfig
-    temporal_stride: int
-
-    def __len__(self) -> int:
-        return self.config.physics.epoch_scenes
-
-    def plan(self, seed: int, epoch: int, index: int, attempt: int = 0) -> SamplePlan:
-        """Sample ``index`` of an epoch (scenes can always be drawn, so ``attempt`` has no use here but to ask for another)."""
-        key = sample_key(seed, epoch, index, self.name)
-        return plan_sample(self.config, self.temporal_stride, derived_key(key, f"attempt {attempt}") if attempt else key, -1, None)
-
-    def pixels(self, plan: SamplePlan) -> np.ndarray:
-        """uint8 [F, size, size, 3]."""
-        return render_scene(self.config.physics, derived_key(plan.key, "scene"), len(plan.frames), plan.interval)
-
-    def label(self, plan: SamplePlan) -> str:
-        """Kind and key of the scene."""
-        return f"{scene_kind(self.config.physics, derived_key(plan.key, 'scene'))}-{plan.key:016x}"
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def open_source(config: DataConfig, codec: Geometry) -> Source:
     """Open the configured source.
 
     Raises:
-        ValueError: one line: an option out of range, a missing folder, no usable video.
+        ValueError: one line: an option out of range, a missing folder, no usable video, latents of another VAE.
     """
     _check(config, codec)
     if config.source == "physics":
         check_physics(config.physics)
         train, validation = (PhysicsSplit(name, config, codec.temporal_stride) for name in ("train", "validation"))
         return Source(train, validation)
-    return _open_folder(config, codec.temporal_stride)
-
-
-def list_videos(folder: str | Path) -> list[Path]:
-    """All files with a known video extension, searched recursively, sorted; ValueError when there are none."""
-    root = Path(folder)
-    if not str(folder):
-        raise ValueError("data.path is empty: data.source=videos needs a folder of videos")
-    if not root.exists():
-        raise ValueError(f"data.path={folder}: no such folder")
-    if not root.is_dir():
-        raise ValueError(f"data.path={folder}: is a file; give the folder that holds the videos")
-    videos = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not videos:
-        raise ValueError(f"data.path={folder}: no videos in it (looked for {', '.join(sorted(EXTENSIONS))})")
-    return videos
+    if not config.mixture:
+        train, validation, skipped, notes, left_out = _open(config, codec, config.path, 0)
+        return Source(train, validation, skipped, notes, left_out)
+    parts = [_open(config, codec, path, dataset) for dataset, path in enumerate(config.mixture)]
+    weights = tuple(float(weight) for weight in config.mixture.values())
+    train, validation = (Mixture(name, tuple(part[i] for part in parts), weights) for i, name in enumerate(("train", "validation")))
+    total: Counter[str] = sum((part[4] for part in parts), Counter())
+    return Source(train, validation, tuple(error for part in parts for error in part[2]), tuple(note for part in parts for note in part[3]), total)
 
 
 def _check(config: DataConfig, codec: Geometry) -> None:
     low, high = config.frame_interval
+    sources = ("physics", "videos", "shards")
     rules = [
-        (config.source in ("physics", "videos"), f"data.source={config.source!r}: choose physics or videos"),
+        (config.source in sources, f"data.source={config.source!r}: choose {', '.join(sources)}"),
         (config.frames >= 1, f"data.frames={config.frames}: must be at least 1"),
+        (0 <= config.min_frames <= config.frames, f"data.min_frames={config.min_frames}: must be between 0 and data.frames={config.frames}"),
         (1 <= low <= high, f"data.frame_interval={[low, high]}: needs 1 <= smallest <= largest"),
         (1 <= config.clips[0] <= config.clips[1], f"data.clips={list(config.clips)}: needs 1 <= smallest <= largest"),
         (config.clips[0] <= config.frames, f"data.clips={list(config.clips)}: the smallest exceeds data.frames={config.frames}"),
         (0 < config.validation_fraction < 1, f"data.validation_fraction={config.validation_fraction}: must be between 0 and 1"),
     ]
+    rules += [(weight > 0, f"data.mixture: the weight {weight} of {path} must be above 0") for path, weight in config.mixture.items()]
     if config.source == "physics":
         side = config.physics.size
         rules += [(side % codec.spatial_stride == 0, f"data.physics.size={side}: must be a multiple of the codec's stride {codec.spatial_stride}")]
@@ -181,75 +101,94 @@ def _check(config: DataConfig, codec: Geometry) -> None:
             raise ValueError(message)
 
 
-def _open_folder(config: DataConfig, temporal_stride: int) -> Source:
-    """Probe every video once; name, count and skip what cannot be used."""
-    needed = video_span(1 + temporal_stride * (config.frames - 1), config.frame_interval[0])
-    good: list[VideoInfo] = []
-    skipped: list[BadVideo] = []
-    for path in list_videos(config.path):
-        try:
-            good.append(_usable(probe(path), config, needed))
-        except BadVideo as error:
-            skipped.append(error)
-            log.warning("skipped video %s", error)
-    if skipped:
-        log.warning("%d of %d videos in %s skipped", len(skipped), len(skipped) + len(good), config.path)
-    if not good:
-        raise ValueError(f"data.path={config.path}: none of {len(skipped)} videos can be used; the first: {skipped[0]}")
-    train, validation, notes = _divide(good, config, needed)
+def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> tuple[VideoSplit, VideoSplit, tuple[BadVideo, ...], tuple[str, ...], Counter[str]]:
+    """(training, validation, the first few left out, notes, how many were left out by kind) of one data set."""
+    collection, rejected = open_folder(config, path) if config.source == "videos" else open_shards(config, codec, path)
+    needed = sample_span(config, codec.temporal_stride, config.min_frames or config.frames)
+    items, unusable, left_out = _usable(collection, config, needed)
+    skipped = (*rejected[:NAMED], *unusable)
+    left_out.update(error.kind for error in rejected)
+    for error in skipped:
+        log.warning("skipped video %s", error)
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        log.warning("%d of %d videos in %s skipped: %s", left_out.total(), left_out.total() + len(items), path, kinds)
+    if not len(items):
+        raise ValueError(f"data.path={path}: none of {left_out.total()} videos can be used" + (f"; the first: {skipped[0]}" if skipped else ""))
+    train, validation, notes = _divide(collection, items, config, codec.temporal_stride, needed, dataset)
     for note in notes:
         log.warning(note)
-    splits = [FolderSplit(name, config, temporal_stride, part) for name, part in (("train", train), ("validation", validation))]
-    return Source(splits[0], splits[1], tuple(skipped), notes)
+    return train, validation, skipped, notes, left_out
 
 
-def _usable(info: VideoInfo, config: DataConfig, needed: int) -> VideoInfo:
-    short, long = sorted((info.width, info.height))
-    if short < config.min_side:
-        raise BadVideo(info.path, f"too small: {info.width}x{info.height}, data.min_side={config.min_side}")
-    if long / short > config.max_aspect:
-        raise BadVideo(info.path, f"too elongated: {info.width}x{info.height}, data.max_aspect={config.max_aspect:g}")
-    if info.frames < needed:
-        raise BadVideo(info.path, f"too short: {info.frames} frames, a sample spans {needed}")
-    try:
-        resized_shape(info.width, info.height, config.longest_side, config.size_multiple)
-    except ValueError as error:
-        raise BadVideo(info.path, str(error)) from error
-    return info
+KINDS = ("", "too_large", "too_small", "too_elongated", "too_short", "too_small")
 
 
-def _divide(videos: list[VideoInfo], config: DataConfig, needed: int) -> tuple[tuple[Segment, ...], tuple[Segment, ...], tuple[str, ...]]:
-    """(training, validation, notes): whole videos by the hash of their path inside the folder; a lone video is cut in time."""
-    if len(videos) == 1:
-        info = videos[0]
-        cut = int(info.frames * TIME_SPLIT)
-        if min(cut, info.frames - cut) >= needed:
-            note = f"only one video: trained on its first {cut} frames, validated on the other {info.frames - cut}"
-            return (Segment(info, 0, cut),), (Segment(info, cut, info.frames - cut),), (note,)
-        whole = (Segment(info, 0, info.frames),)
-        return whole, whole, ("only one short video: validation uses the training video, so it cannot show over-fitting",)
-    share = {info: sample_key(0, 0, 0, Path(info.path).relative_to(config.path).as_posix()) / 2**63 for info in videos}
-    ranked = sorted(videos, key=lambda info: share[info])
-    held_out = sum(share[info] < config.validation_fraction for info in videos)
-    held_out = min(max(1, held_out), len(videos) - 1)
-    parts = ([Segment(info, 0, info.frames) for info in part] for part in (ranked[held_out:], ranked[:held_out]))
-    train, validation = (tuple(sorted(part, key=lambda segment: segment.info.path)) for part in parts)
-    return train, validation, ()
+def _usable(collection: Folder | Shards, config: DataConfig, needed: int) -> tuple[np.ndarray, list[BadVideo], Counter[str]]:
+    """(numbers of the videos that samples can be drawn from, the first few others, all others by kind)."""
+    usable: list[np.ndarray] = []
+    named: list[BadVideo] = []
+    counts: Counter[str] = Counter()
+    small = np.int32 if len(collection.entries) < 2**31 else np.int64
+    for start in range(0, len(collection.entries), BLOCK):
+        block = collection.entries[start : start + BLOCK]
+        faults = _faults(block, config, needed)
+        usable.append((start + np.flatnonzero(faults == 0)).astype(small))
+        bad = np.flatnonzero(faults)
+        counts.update(KINDS[fault] for fault in faults[bad].tolist())
+        for i in bad[: NAMED - len(named)].tolist():
+            named.append(BadVideo(collection.name(start + i), _reason(block[i], int(faults[i]), config, needed), KINDS[faults[i]]))
+    return np.concatenate(usable) if usable else np.empty(0, small), named, counts
 
 
-@lru_cache(maxsize=8)
-def _slots(split: FolderSplit) -> np.ndarray:
-    """Video number of every sample of an epoch, before permutation: int32 [len]."""
-    span = video_span(1 + split.temporal_stride * (split.config.frames - 1), split.config.frame_interval[0])
-    visits = [max(1, segment.frames // span) for segment in split.segments]
-    return np.repeat(np.arange(len(visits), dtype=np.int32), visits)
+def _faults(entries: np.ndarray, config: DataConfig, needed: int) -> np.ndarray:
+    """uint8 place in `KINDS` of the first rule that each video breaks; 0 for none."""
+    width, height, frames = (entries[name].astype(np.int64) for name in ("width", "height", "frames"))
+    short, long = np.minimum(width, height), np.maximum(width, height)
+    limits = limits_of(config)
+    resized = resized_sizes(width, height, config.longest_side, config.size_multiple)
+    rules = [
+        (width * height > limits.pixels) | (frames > limits.frames),
+        short < max(1, config.min_side),
+        long > config.max_aspect * short,
+        frames < needed,
+        np.minimum(*resized) < 1,
+    ]
+    return np.select(rules, list(range(1, len(KINDS))), 0).astype(np.uint8)
 
 
-@lru_cache(maxsize=8)
-def _permutation(length: int, key: int) -> np.ndarray:
-    """A permutation of 0..length-1: the order of hashed numbers (splitmix64), the same for every version of numpy."""
-    with np.errstate(over="ignore"):
-        z = np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+def _reason(entry: np.void, fault: int, config: DataConfig, needed: int) -> str:
+    size, frames = f"{entry['width']}x{entry['height']}", int(entry["frames"])
+    return (
+        "",
+        f"too large: {size} pixels, {frames} frames; limits are data.max_megapixels={config.max_megapixels:g}, data.max_video_frames={config.max_video_frames}",
+        f"too small: {size}, data.min_side={config.min_side}",
+        f"too elongated: {size}, data.max_aspect={config.max_aspect:g}",
+        f"too short: {frames} frames, a sample spans {needed}",
+        f"a {size} picture at longest side {config.longest_side} has a side below {config.size_multiple} pixels: raise data.longest_side",
+    )[fault]
+
+
+def _divide(
+    collection: Folder | Shards, items: np.ndarray, config: DataConfig, temporal_stride: int, needed: int, dataset: int
+) -> tuple[VideoSplit, VideoSplit, tuple[str, ...]]:
+    """(training, validation, notes): whole videos by the hash of their path or key; a lone video is cut in time."""
+
+    def split(name: str, chosen: np.ndarray, part: tuple[int, int] | None = None) -> VideoSplit:
+        return VideoSplit(name, config, temporal_stride, collection, chosen, dataset, part)
+
+    if len(items) == 1:
+        frames = int(collection.entries[items[0]]["frames"])
+        cut = int(frames * TIME_SPLIT)
+        if min(cut, frames - cut) >= needed:
+            note = f"only one video: trained on its first {cut} frames, validated on the other {frames - cut}"
+            return split("train", items, (0, cut)), split("validation", items, (cut, frames - cut)), (note,)
+        note = "only one short video: validation uses the training video, so it cannot show over-fitting"
+        return split("train", items), split("validation", items), (note,)
+    shares = collection.shares(items)
+    # Two videos of one source have the same hash and stay together; at least one source is on each side.
+    held_out = shares < np.uint64(int(config.validation_fraction * 2**64))
+    held_out |= shares == shares.min()
+    if held_out.all():
+        held_out = shares != shares.max()
+    return split("train", items[~held_out]), split("validation", items[held_out]), ()

@@ -1,0 +1,183 @@
+"""Data sets of videos: files in a folder, and members of shards.  What `splits.VideoSplit` draws from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.clips import SamplePlan, sample_key
+from megatron_videogpt.data.decode import limits_of, probe
+from megatron_videogpt.data.files import list_videos
+from megatron_videogpt.data.jobs import FileJob, Job, MemberJob, Reading, member_name, reading_of
+from megatron_videogpt.data.latents import LatentsJob, check_facts
+from megatron_videogpt.data.order import splitmix64
+
+if TYPE_CHECKING:
+    from megatron_videogpt.data.index import Geometry
+    from megatron_videogpt.data.remote import Cache
+    from megatron_videogpt.data.shards import Index
+
+FILE_ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("size", "<u8")])
+CACHE = "~/.cache/megatron_videogpt"  # data.cache="" means this
+BLOCK = 1 << 20  # keys hashed together
+FNV_START, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """Video files below a folder.  paths: relative, with slashes; entries: `FILE_ENTRY` of each."""
+
+    root: Path
+    paths: tuple[str, ...]
+    entries: np.ndarray
+    reading: Reading
+
+    @property
+    def fingerprint(self) -> str:
+        """Of relative paths, sizes and pictures."""
+        digest = hashlib.sha256()
+        for path, entry in zip(self.paths, self.entries.tolist()):
+            digest.update(f"{path}\0{entry}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def name(self, entry: int) -> str:
+        """The file's path."""
+        return str(self.root / self.paths[entry])
+
+    def shares(self, entries: np.ndarray) -> np.ndarray:
+        """uint64 [n]: hashes of the relative paths."""
+        return np.array([2 * sample_key(0, 0, 0, self.paths[i]) for i in entries.tolist()], np.uint64)
+
+    def job(self, plan: SamplePlan, entry: int) -> Job:
+        """Reads frames ``plan.frames`` of a file."""
+        return FileJob(plan, self.name(entry), self.reading)
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Members of tar files: videos, or latents that `tools/encode_latents.py` made of them."""
+
+    index: Index
+    cache: Cache
+    reading: Reading
+
+    @property
+    def entries(self) -> np.ndarray:
+        """`shards.ENTRY` of each member, memory-mapped."""
+        return self.index.entries
+
+    @property
+    def fingerprint(self) -> str:
+        """The index's."""
+        return self.index.fingerprint
+
+    def name(self, entry: int) -> str:
+        """Shard and key."""
+        return member_name(self.index.shard_url(entry), self.index.key(entry))
+
+    def shares(self, entries: np.ndarray) -> np.ndarray:
+        """uint64 [n]: hashes of the keys.
+
+        Clips of one source video should fall on one side, so keys like ``VIDEOID_0003`` are hashed without their number; if one source
+        then seems to hold over a quarter of the clips (all keys are ``clip_0003``), the number is no part of a source, and whole keys are hashed.
+        """
+        sources = self._hashes(entries, numbered=False)
+        if np.bincount((sources >> np.uint64(48)).astype(np.int64)).max() * 4 > len(entries):
+            return self._hashes(entries, numbered=True)
+        return sources
+
+    def job(self, plan: SamplePlan, entry: int) -> Job:
+        """Reads frames ``plan.frames`` of a member."""
+        found = self.entries[entry]
+        url, key, offset, size = self.index.shard_url(entry), self.index.key(entry), int(found["offset"]), int(found["size"])
+        if self.index.kind == "latents":
+            return LatentsJob(plan, url, key, offset, size, int(found["frames"]), self.index.facts["channels"], self.index.facts["spatial_stride"], self.cache)
+        return MemberJob(plan, url, key, offset, size, self.reading, self.cache)
+
+    def _hashes(self, entries: np.ndarray, numbered: bool) -> np.ndarray:
+        parts = []
+        for i in range(0, len(entries), BLOCK):
+            block = self.entries[entries[i : i + BLOCK]]
+            starts, sizes = block["key_start"].astype(np.int64), block["key_size"].astype(np.int64)
+            parts.append(hash_strings(self.index.keys, starts, sizes if numbered else source_sizes(self.index.keys, starts, sizes)))
+        return np.concatenate(parts)
+
+
+def open_folder(config: DataConfig, path: str) -> tuple[Folder, list[BadVideo]]:
+    """(the videos of a folder, files that are none); every file is probed once.  ValueError, one line, when there is no such folder, or nothing in it."""
+    root, limits = Path(path), limits_of(config)
+    paths: list[str] = []
+    rows: list[tuple[int, int, int, int]] = []
+    rejected: list[BadVideo] = []
+    for file in list_videos(path):
+        try:
+            info = probe(file, limits)
+        except BadVideo as error:
+            rejected.append(error)
+            continue
+        paths.append(file.relative_to(root).as_posix())
+        rows.append((info.width, info.height, info.frames, file.stat().st_size))
+    return Folder(root, tuple(paths), np.array(rows, FILE_ENTRY), reading_of(config)), rejected
+
+
+def open_shards(config: DataConfig, codec: Geometry, path: str) -> tuple[Shards, list[BadVideo]]:
+    """(the members of a shard data set, what its index left out); the index is built when it is missing.
+
+    Raises:
+        ValueError: one line: no shards there, or latents of another VAE or geometry.
+    """
+    from megatron_videogpt.data.shards import open_index
+
+    cache = cache_of(config)
+    index = open_index(path, cache, max(1, config.workers), limits_of(config))
+    if index.kind == "latents":
+        check_facts(path, index.facts, config, codec)
+    return Shards(index, cache, reading_of(config)), list(index.rejected)
+
+
+def cache_of(config: DataConfig) -> Cache:
+    """Where remote data and indexes are kept."""
+    from megatron_videogpt.data.remote import Cache
+
+    return Cache(Path(config.cache or CACHE).expanduser(), int(config.cache_gb * 1e9))
+
+
+def hash_strings(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """64-bit hashes (FNV-1a, then splitmix64) of n pieces of ``text``, column by column.
+
+    Args:
+        text: uint8.
+        starts, sizes: int64 [n].
+
+    Returns:
+        uint64 [n].
+    """
+    hashes = np.full(len(starts), FNV_START)
+    live = np.flatnonzero(sizes > 0)
+    column = 0
+    while len(live):
+        hashes[live] = (hashes[live] ^ text[starts[live] + column]) * FNV_PRIME
+        column += 1
+        live = live[sizes[live] > column]
+    return splitmix64(hashes)
+
+
+def source_sizes(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Sizes without a trailing ``_digits``; unchanged where there is none, or nothing before it.  int64 [n]."""
+    ends = sizes.copy()
+    live = np.flatnonzero(sizes > 0)
+    while len(live):
+        last = text[starts[live] + ends[live] - 1]
+        live = live[(last >= ord("0")) & (last <= ord("9"))]
+        ends[live] -= 1
+        live = live[ends[live] > 0]
+    numbered = (ends > 1) & (ends < sizes)
+    where = np.flatnonzero(numbered)
+    numbered[where] = text[starts[where] + ends[where] - 1] == ord("_")
+    return np.where(numbered, ends - 1, sizes)

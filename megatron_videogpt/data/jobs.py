@@ -1,0 +1,131 @@
+"""One sample's reading, as a small picklable object that a worker process runs: everything it needs is in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from megatron_videogpt.config.schema import DataConfig, PhysicsConfig
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.clips import Sample, SamplePlan, derived_key
+from megatron_videogpt.data.decode import Blob, Limits, limits_of, read_clip
+from megatron_videogpt.data.physics import render_scene, scene_kind
+
+if TYPE_CHECKING:
+    from megatron_videogpt.data.remote import Cache
+
+NO_LATENTS: Any = np.empty(0, np.float32)
+
+
+class Job(Protocol):
+    """What a worker is given."""
+
+    @property
+    def label(self) -> str:
+        """For people: where the sample comes from."""
+        ...
+
+    def read(self) -> Sample:
+        """The sample: ``pixels`` uint8 [F, h, w, 3] and an empty ``mean``, or latents (float32 arrays) and no pixels; BadVideo when it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are decoded: longest side and multiple of the sides in pixels, limits, threads of a decoder, its name."""
+
+    longest_side: int
+    size_multiple: int
+    limits: Limits
+    threads: int
+    decoder: str
+
+
+def reading_of(config: DataConfig) -> Reading:
+    """The options of a run that concern decoding."""
+    return Reading(config.longest_side, config.size_multiple, limits_of(config), config.decode_threads, config.decoder)
+
+
+@dataclass(frozen=True)
+class PhysicsJob:
+    """A generated scene."""
+
+    plan: SamplePlan
+    config: PhysicsConfig
+
+    @property
+    def label(self) -> str:
+        """Kind and key of the scene."""
+        return f"{scene_kind(self.config, derived_key(self.plan.key, 'scene'))}-{self.plan.key:016x}"
+
+    def read(self) -> Sample:
+        """pixels uint8 [F, size, size, 3]."""
+        plan = self.plan
+        return _sample(plan, self.label, render_scene(self.config, derived_key(plan.key, "scene"), len(plan.frames), plan.interval))
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """Frames ``plan.frames`` of a video file."""
+
+    plan: SamplePlan
+    path: str
+    reading: Reading
+
+    @property
+    def label(self) -> str:
+        """File, first frame and interval."""
+        return place(self.path, self.plan)
+
+    def read(self) -> Sample:
+        """pixels uint8 [F, h, w, 3], resized and cropped."""
+        return _sample(self.plan, self.label, _decode(self.path, self.plan, self.reading))
+
+
+@dataclass(frozen=True)
+class MemberJob:
+    """Frames ``plan.frames`` of a video in a shard.
+
+    url: of the tar file; key: of the member; offset, size: its bytes in the tar file.
+    """
+
+    plan: SamplePlan
+    url: str
+    key: str
+    offset: int
+    size: int
+    reading: Reading
+    cache: Cache
+
+    @property
+    def label(self) -> str:
+        """Shard, key, first frame and interval."""
+        return place(member_name(self.url, self.key), self.plan)
+
+    def read(self) -> Sample:
+        """pixels uint8 [F, h, w, 3], resized and cropped."""
+        name = member_name(self.url, self.key)
+        if self.size > self.reading.limits.bytes:
+            raise BadVideo(name, f"{self.size} bytes, over the limit of {self.reading.limits.bytes} (data.max_video_mb)", "too_large")
+        return _sample(self.plan, self.label, _decode(Blob(name, self.cache.read(self.url, self.offset, self.size)), self.plan, self.reading))
+
+
+def member_name(url: str, key: str) -> str:
+    """shard-000012.tar[clip_0003]"""
+    return f"{url.rsplit('/', 1)[-1]}[{key}]"
+
+
+def place(name: str, plan: SamplePlan) -> str:
+    """A video's name, the first frame and the interval of a sample: name[128::4]"""
+    return f"{name}[{plan.frames[0]}::{plan.interval}]"
+
+
+def _decode(video: str | Blob, plan: SamplePlan, how: Reading) -> np.ndarray:
+    # The row of this sample is laid out by the size that the index gives; metadata that others wrote may be wrong.
+    return read_clip(video, plan.frames, how.longest_side, how.size_multiple, how.limits, how.threads, how.decoder, size=plan.size)
+
+
+def _sample(plan: SamplePlan, label: str, pixels: np.ndarray) -> Sample:
+    return Sample(plan.key, label, NO_LATENTS, None, plan.clips, pixels, number=plan.number)

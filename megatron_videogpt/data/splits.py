@@ -1,0 +1,262 @@
+"""Numbered samples of one data set, of the physics generator, or of a mixture.
+
+A split maps global sample numbers to plans, vectorised and from the index alone (the same on every rank), and a plan to the job
+that reads it.  Number g is sample ``g % len`` of epoch ``g // len``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.data.clips import Plans, SamplePlan, plan_samples, sample_key, video_span
+from megatron_videogpt.data.jobs import Job, PhysicsJob
+from megatron_videogpt.data.order import mixture_pattern, permute
+
+SAMPLING = 2  # version of how samples are drawn; part of every fingerprint
+BLOCK = 1 << 20  # entries looked at together: bounds the memory that 70 million of them take
+
+
+class Split(Protocol):
+    """Numbered samples; ``len`` is the samples of an epoch."""
+
+    @property
+    def name(self) -> str:
+        """train or validation."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, hexadecimal, of the data and of every option that decides what the samples are; not of where the data lies."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
+        """Plans of the samples with these global numbers, in this order."""
+        ...
+
+    def job(self, plan: SamplePlan) -> Job:
+        """What reads a sample."""
+        ...
+
+    def largest_tokens(self, cell: int) -> int:
+        """Tokens of the longest sample that can be drawn; cell: pixels per patch side."""
+        ...
+
+
+class Collection(Protocol):
+    """The videos of one data set."""
+
+    @property
+    def entries(self) -> np.ndarray:
+        """Structured array with (at least) width, height and frames of every video."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the data set holds, not of where."""
+        ...
+
+    def name(self, entry: int) -> str:
+        """Of a video, for people."""
+        ...
+
+    def shares(self, entries: np.ndarray) -> np.ndarray:
+        """uint64 hashes that decide who is held out: uniform, and independent of where the data lies."""
+        ...
+
+    def job(self, plan: SamplePlan, entry: int) -> Job:
+        """What reads frames ``plan.frames`` of a video."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PhysicsSplit:
+    """Generated scenes: new ones in every epoch, those of validation disjoint from those of training."""
+
+    name: str
+    config: DataConfig
+    temporal_stride: int
+
+    def __len__(self) -> int:
+        return self.config.physics.epoch_scenes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Split`."""
+        physics = self.config.physics
+        data = {"scenes": physics.scenes, "difficulty": physics.difficulty, "size": physics.size, "fps": physics.fps, "epoch_scenes": physics.epoch_scenes}
+        return _digest({"name": self.name, "physics": data, **_drawing(self.config, self.temporal_stride)})
+
+    def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
+        """See `Split`."""
+        given = np.asarray(numbers, np.int64)
+        epochs, places = np.divmod(given, len(self))
+        size = np.full(len(given), self.config.physics.size, np.int64)
+        items = np.full(len(given), -1, np.int64)
+        return plan_samples(self.config, self.temporal_stride, _keys(seed, epochs, places, self.name), given, 0, items, None, (size, size))
+
+    def job(self, plan: SamplePlan) -> Job:
+        """See `Split`."""
+        return PhysicsJob(plan, self.config.physics)
+
+    def largest_tokens(self, cell: int) -> int:
+        """See `Split`."""
+        side = np.array([self.config.physics.size])
+        return int(_tokens(self.config, np.array([self.config.frames]), side, side, cell)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class VideoSplit:
+    """Videos of one data set.  An epoch visits each max(1, frames // sample span) times, in a permuted order.
+
+    items: int32 or int64 numbers of its videos in ``collection``, ascending; dataset: its number in a mixture, else 0;
+    part: (first frame, frames) when there is one video and the split has only a part of it.
+    """
+
+    name: str
+    config: DataConfig
+    temporal_stride: int
+    collection: Collection
+    items: np.ndarray
+    dataset: int = 0
+    part: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Split`."""
+        options = ("min_side", "max_aspect", "longest_side", "size_multiple", "validation_fraction")
+        description = {"name": self.name, "dataset": self.dataset, "data": self.collection.fingerprint, "videos": len(self.items), "samples": len(self)}
+        return _digest({**description, **_drawing(self.config, self.temporal_stride), **{name: getattr(self.config, name) for name in options}})
+
+    def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
+        """See `Split`."""
+        given = np.asarray(numbers, np.int64)
+        epochs, places = np.divmod(given, len(self))
+        split = self.name if not self.dataset else f"{self.name}/{self.dataset}"
+        slots = np.empty(len(given), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            slots[here] = permute(places[here], len(self), sample_key(seed, int(epoch), -1, split))
+        items = np.searchsorted(self._ends, slots, side="right")
+        found = self.collection.entries[self.items[items]]
+        sizes = resized_sizes(found["width"], found["height"], self.config.longest_side, self.config.size_multiple)
+        keys = _keys(seed, epochs, places, split)
+        return plan_samples(self.config, self.temporal_stride, keys, given, self.dataset, items, self._available(found), sizes)
+
+    def job(self, plan: SamplePlan) -> Job:
+        """See `Split`."""
+        if self.part is not None:
+            plan = replace(plan, frames=tuple(self.part[0] + frame for frame in plan.frames))
+        return self.collection.job(plan, int(self.items[plan.item]))
+
+    def largest_tokens(self, cell: int) -> int:
+        """See `Split`."""
+        largest = 0
+        for block in self._blocks():
+            height, width = resized_sizes(block["width"], block["height"], self.config.longest_side, self.config.size_multiple)
+            steps = (self._available(block) - 1) // (self.temporal_stride * self.config.frame_interval[0])
+            frames = np.minimum(self.config.frames, 1 + steps)
+            largest = max(largest, int(_tokens(self.config, frames, height, width, cell).max()))
+        return largest
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Cumulative visits: video i has the samples _ends[i-1] .. _ends[i]-1 of an unpermuted epoch."""
+        span = sample_span(self.config, self.temporal_stride, self.config.frames)
+        return np.cumsum(np.concatenate([np.maximum(1, self._available(block) // span) for block in self._blocks()]), dtype=np.int64)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        return (self.collection.entries[self.items[i : i + BLOCK]] for i in range(0, len(self.items), BLOCK))
+
+    def _available(self, entries: np.ndarray) -> np.ndarray:
+        frames = entries["frames"].astype(np.int64)
+        return frames if self.part is None else np.full_like(frames, self.part[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Several data sets, each with its own epochs; a repeating pattern says which one the next sample is from.
+
+    splits: `VideoSplit`s whose ``dataset`` is their place here; weights: above 0.  ``len``: samples until the last data set has given an epoch.
+    """
+
+    name: str
+    splits: tuple[VideoSplit, ...]
+    weights: tuple[float, ...]
+
+    def __len__(self) -> int:
+        pattern, counts, _ = self._pattern
+        return max(-(-len(split) // int(count)) for split, count in zip(self.splits, counts)) * len(pattern)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Split`."""
+        total = sum(self.weights)
+        return _digest({"mixture": [(split.fingerprint, round(weight / total, 12)) for split, weight in zip(self.splits, self.weights)]})
+
+    def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
+        """See `Split`."""
+        given = np.asarray(numbers, np.int64)
+        pattern, counts, before = self._pattern
+        cycles, places = np.divmod(given, len(pattern))
+        datasets = pattern[places]
+        own = cycles * counts[datasets] + before[places]
+        groups = [np.flatnonzero(datasets == i) for i in range(len(self.splits))]
+        plans = Plans.concatenate([split.plans(seed, own[group]) for split, group in zip(self.splits, groups) if len(group)])
+        return replace(plans.take(np.argsort(np.concatenate(groups), kind="stable")), number=given)
+
+    def job(self, plan: SamplePlan) -> Job:
+        """See `Split`."""
+        return self.splits[plan.dataset].job(plan)
+
+    def largest_tokens(self, cell: int) -> int:
+        """See `Split`."""
+        return max(split.largest_tokens(cell) for split in self.splits)
+
+    @cached_property
+    def _pattern(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return mixture_pattern(self.weights)
+
+
+def sample_span(config: DataConfig, temporal_stride: int, frames: int) -> int:
+    """Video frames that a sample of ``frames`` latent frames spans at the smallest interval."""
+    return video_span(1 + temporal_stride * (frames - 1), config.frame_interval[0])
+
+
+def resized_sizes(width: np.ndarray, height: np.ndarray, longest_side: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """(heights, widths) int64 that `decode.resized_shape` gives for each video; 0 where a side would be empty."""
+    scale = longest_side / np.maximum(1, np.maximum(width, height))
+    return (np.rint(height * scale).astype(np.int64) // multiple * multiple, np.rint(width * scale).astype(np.int64) // multiple * multiple)
+
+
+def _tokens(config: DataConfig, frames: np.ndarray, height: np.ndarray, width: np.ndarray, cell: int) -> np.ndarray:
+    """Tokens of a sample whose last clip has one frame (or which has one clip only)."""
+    blocks = 2 * frames - 1 if config.clips[1] > 1 else frames
+    return blocks * ((height // cell) * (width // cell) + 2)
+
+
+def _drawing(config: DataConfig, temporal_stride: int) -> dict[str, Any]:
+    """What decides how a sample is drawn from a video."""
+    options = ("frames", "min_frames", "frame_interval", "clips")
+    return {"sampling": SAMPLING, "temporal_stride": temporal_stride, **{name: getattr(config, name) for name in options}}
+
+
+def _keys(seed: int, epochs: np.ndarray, places: np.ndarray, split: str) -> np.ndarray:
+    keys = [sample_key(seed, epoch, place, split) for epoch, place in zip(epochs.tolist(), places.tolist())]
+    return np.array(keys, np.uint64)
+
+
+def _digest(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
