@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_videogpt.data import workers
+from megatron_videogpt.data import reader
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.workers import Pool
 from megatron_videogpt.train.watchdog import born
@@ -82,7 +82,7 @@ def test_results_come_in_any_order_and_arrays_are_equal() -> None:
 
 
 def test_results_larger_than_a_slot_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "KEPT", 1 << 16)
+    monkeypatch.setattr(reader, "KEPT", 1 << 16)
     with Pool(work, 1, 60) as pool:
         for number in range(4):
             pool.submit(number, ("array", number, (1 << 20,)))
@@ -179,7 +179,7 @@ def test_nothing_is_left_behind() -> None:
         else:
             pids.add(pool.wait(number)["pid"])
     # A reader has its slots, a pipe and two files of multiprocessing; the pool has a pipe; those that were killed have nothing.
-    assert open_files() == before + 2 * (workers.SLOTS + 3) + 2 and not pool._crew.results
+    assert open_files() == before + 2 * (reader.SLOTS + 3) + 2 and not pool._crew.results
     # Whoever forgets to close a pool, and a reader that does not listen.
     pool.submit(1000, ("sleep", 600))
     time.sleep(0.3)
