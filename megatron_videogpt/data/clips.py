@@ -158,7 +158,7 @@ def plan_samples(
     datasets: np.ndarray | Sequence[int] | int,
     items: np.ndarray | Sequence[int] | int,
     available: np.ndarray | Sequence[int] | None,
-    sizes: np.ndarray | Sequence[tuple[int, int]] | tuple[int, int],
+    sizes: tuple[np.ndarray | int, np.ndarray | int],
 ) -> Plans:
     """Draw interval, start and clip lengths of n samples (reference README, section 11).
 
@@ -169,10 +169,10 @@ def plan_samples(
     Args:
         config: frames, min_frames, frame_interval and clips.
         temporal_stride: of the codec.
-        keys: [n], from `sample_key`; all randomness comes from them.
+        keys: int64 or uint64 [n], from `sample_key`; all randomness comes from them.
         numbers, datasets, items: [n] (or one for all), passed through.
         available: [n] frames of the videos; None when there is no end (generated scenes).
-        sizes: [n, 2] (or one for all): height and width in pixels after resizing.
+        sizes: heights and widths, [n] each (or one for all), in pixels after resizing.
 
     Raises:
         ValueError: a video is too short.
@@ -194,9 +194,8 @@ def plan_samples(
     starts = _uniform(seeds, START, np.int64(0), room - spans) if available is not None else np.zeros(n, dtype=np.int64)
     clips = _uniform(seeds, CLIPS, np.minimum(config.clips[0], counts), np.minimum(config.clips[1], counts))
     cuts = _cuts(seeds, counts, clips, config.frames)
-    height, width = np.broadcast_to(np.array(sizes, dtype=np.int64), (n, 2)).T
-    passed = [np.broadcast_to(np.array(values, dtype=np.int64), (n,)) for values in (numbers, datasets, items)]
-    number, dataset, item = passed
+    passed = (np.broadcast_to(np.array(values, dtype=np.int64), (n,)) for values in (numbers, datasets, items, *sizes))
+    number, dataset, item, height, width = passed
     stride = np.full(n, temporal_stride, dtype=np.int64)
     return Plans(number, np.array(keys, dtype=np.int64), dataset, item, starts, intervals, counts, cuts, height, width, stride)
 
