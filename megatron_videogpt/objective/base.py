@@ -25,7 +25,8 @@ class Inputs:
     noisy_rows/clean_rows: int64, rows of the patches; noisy/clean: float32 ``[patches, p*p*C]``, channel fastest; noisy_grid/clean_grid: int64
     ``[patches, 2]``, row and column in the position table; noisy_frame: int64, noisy frame of each noisy patch; timestep: float32 ``[F]``, of all
     noisy frames of the row; target: float32 like noisy, or empty when sampling; weight: float32 ``[noisy patches]``, share of each patch in its
-    frame (1/P); frames: noisy frames that this shard counts (F on the first one, 0 on the others): what the loss is averaged over.
+    frame (1/P), 0 in samples that could not be read; counted: float32 ``[F]``, 1 for the noisy frames that this shard counts (those of readable samples
+    on the first one, none on the others); frames: how many these are: what the loss is averaged over.
     """
 
     intervals: Tensor
@@ -44,6 +45,7 @@ class Inputs:
     noisy_frame: Tensor
     target: Tensor
     weight: Tensor
+    counted: Tensor
     frames: int
 
     @property
@@ -69,7 +71,9 @@ class Inputs:
         assert self.length % size == 0 and self.positions.shape[0] == self.length
         each = self.length // size
         start = rank * each
-        parts = {"positions": self.positions[start : start + each], "frames": 0 if rank else self.frames}
+        parts: dict[str, Tensor | int] = {"positions": self.positions[start : start + each]}
+        if rank:
+            parts |= {"counted": torch.zeros_like(self.counted), "frames": 0}
         for rows, others in ROWS.items():
             place = getattr(self, rows)
             here = (place >= start) & (place < start + each)
@@ -98,4 +102,7 @@ class Objective(Protocol):
         """One micro-batch as a packed row, padded to a multiple of `multiple` tokens: noise, timesteps and targets from each sample's key."""
 
     def loss(self, output: Tensor, inputs: Inputs) -> tuple[Tensor, int, Tensor]:
-        """Model output for a row or a shard -> (sum over its patches, frames that it counts, detached loss per frame ``[F]`` of its patches)."""
+        """Model output for a row or a shard -> (sum over its patches, frames that it counts, detached loss per frame ``[F]`` of its patches).
+
+        Samples that are not scored add nothing to any of them.
+        """

@@ -43,13 +43,14 @@ def table_places(frames: int, grid: tuple[int, int], side: int) -> Tensor:
 @dataclass(frozen=True)
 class Sequence:
     """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to the model, a timestep per
-    noisy frame, and the targets (None when sampling)."""
+    noisy frame, the targets (None when sampling), and whether they count in the loss."""
 
     layout: Layout
     noisy: Tensor
     clean: Tensor
     timestep: Tensor
     target: Tensor | None = None
+    scored: bool = True
 
 
 def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: int) -> Inputs:
@@ -61,6 +62,7 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
     hint_rows = [row.rows(kind, role) for _, kind, role in hints]
     places = {kind: [table_places(len(getattr(item, kind)), grid_of(item.noisy, patch), table_side) for item in sequences] for kind in ("noisy", "clean")}
     per_frame = patches.repeat_interleave(frames)
+    counted = torch.tensor([float(item.scored) for item in sequences]).repeat_interleave(frames)
     noisy = torch.cat([patchify(item.noisy, patch) for item in sequences])
     targets = [patchify(item.target, patch) for item in sequences if item.target is not None]
     return Inputs(
@@ -79,8 +81,9 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
         timestep=torch.cat([item.timestep for item in sequences]),
         noisy_frame=torch.arange(len(per_frame)).repeat_interleave(per_frame),
         target=torch.cat(targets) if targets else noisy[:0],
-        weight=(1.0 / per_frame).repeat_interleave(per_frame),
-        frames=len(per_frame),
+        weight=(counted / per_frame).repeat_interleave(per_frame),
+        counted=counted,
+        frames=int(counted.sum()),
     )
 
 
@@ -110,6 +113,7 @@ class NextClipDiffusion:
             clean=mix(clean, normal(key, "clean noise", shape)[:kept], retention),
             timestep=timestep,
             target=target,
+            scored=sample.scored,
         )
 
     def prepare(self, samples: list[Sample], multiple: int) -> Inputs:

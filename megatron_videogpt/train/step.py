@@ -19,13 +19,12 @@ NOISE_BINS = 5
 """Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
 
 
-def statistics(total: Tensor, count: int, per_frame: Tensor, timestep: Tensor) -> Tensor:
+def statistics(total: Tensor, count: int, per_frame: Tensor, inputs: Inputs) -> Tensor:
     """``[2 + 2*bins]`` float64: loss sum, frames, then per noise bin the loss sum and the frames.  Sums, so that micro-batches and ranks add up."""
-    place = (timestep * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
+    place = (inputs.timestep * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
     bins = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=per_frame.device)
     # A later shard of a row adds to the loss of frames that the first one counts.
-    counted = torch.full_like(per_frame, float(count > 0), dtype=torch.float64)
-    bins.index_add_(1, place, torch.stack([per_frame.double(), counted]))
+    bins.index_add_(1, place, torch.stack([per_frame.double(), inputs.counted.double()]))
     head = torch.stack([total.detach().double(), torch.full((), float(count), dtype=torch.float64, device=total.device)])
     return torch.cat([head, bins.flatten()])
 
@@ -63,7 +62,7 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             total, count, per_frame = objective.loss(output, inputs)
-            values = statistics(total, count, per_frame, inputs.timestep) if number < real else empty_statistics(total.device)
+            values = statistics(total, count, per_frame, inputs) if number < real else empty_statistics(total.device)
             return total, torch.full((), count, dtype=torch.int, device=total.device), values
 
         return stage(inputs), loss
