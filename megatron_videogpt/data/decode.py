@@ -95,21 +95,19 @@ def read_clip(
     limits: Limits = DEFAULTS,
     threads: int = 1,
     decoder: str = "pyav",
-    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """The frames with the given numbers, each resized as soon as it is decoded: equal to ``resize_frames(read_frames(...))``.
 
     Args:
         video, indices, limits, threads: as for `read_frames`.
         longest_side, multiple: as for `resize_frames`.
-        decoder: "pyav" or "torchcodec".
-        size: (height, width) that an index promised; None: not compared.
+        decoder: "pyav", or one that `torchcodec.py` knows.
 
     Returns:
         uint8 array [len(indices), h, w, 3], RGB, upright.
 
     Raises:
-        BadVideo: as `read_frames`; too elongated to be resized; kind "metadata" where the size is not the promised one.
+        BadVideo: as `read_frames`, or too elongated to be resized.
         ValueError: indices empty or not ascending.
     """
 
@@ -119,16 +117,11 @@ def read_clip(
         except ValueError as error:
             raise BadVideo(name_of(video), str(error), "too_elongated") from error
 
-    if decoder == "torchcodec":
+    if decoder != "pyav":
         from megatron_videogpt.data import torchcodec
 
-        clip = torchcodec.read_clip(video, indices, longest_side, multiple, limits=limits, threads=threads)
-    else:
-        clip = _read(video, indices, limits, threads, small)
-    if size is not None and clip.shape[1:3] != tuple(size):
-        promised, real = (f"{width}x{height}" for height, width in (size, clip.shape[1:3]))
-        raise BadVideo(name_of(video), f"pictures of {real} pixels after resizing, but its metadata promised {promised}", "metadata")
-    return clip
+        return torchcodec.read_clip(video, indices, longest_side, multiple, limits, threads, decoder)
+    return _read(video, indices, limits, threads, small)
 
 
 def _read(video: Video, indices: Sequence[int], limits: Limits, threads: int, convert: Callable[[av.VideoFrame], np.ndarray]) -> np.ndarray:

@@ -1,0 +1,271 @@
+"""Data sets of WebDataset tar files: opening one, wherever it lies, and writing one."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.container import DEFAULTS, Limits
+from megatron_videogpt.data.remote import Cache, attempt, filesystem, is_local, local_path
+from megatron_videogpt.data.shard_index import Index, build, join, load, save
+from megatron_videogpt.data.shard_scan import ENTRY, LATENTS, SUFFIXES, TEXTS, Part, geometry_of, split_name
+
+__all__ = ["ENTRY", "SUFFIXES", "Index", "ShardWriter", "load_index", "merge_index", "open_index"]
+
+log = logging.getLogger(__name__)
+
+
+def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAULTS) -> Index:
+    """The index of a data set; built when it is missing or the shards have changed, by one process while others wait.
+
+    It is written beside the shards, or to the cache's folder where that cannot be done.
+
+    Args:
+        url: a folder of ``*.tar``, one tar file, or a braced list ``.../shard-{000000..000127}.tar``; a path or any fsspec URL.
+        cache: see `Cache`.
+        workers: processes that build.
+        limits: videos over them are left out.
+
+    Raises:
+        ValueError: one line: no tar file there, none usable, or storage that does not answer.
+    """
+    folder, shards, selected = find_shards(str(url))
+    identity = [*(name for name, _ in shards if selected), *([] if limits == DEFAULTS else [limits.bytes, limits.frames, limits.pixels])]
+    stem = f"index-{blake2b(json.dumps(identity).encode(), digest_size=6).hexdigest()}" if identity else "index"
+    beside = f"{local_path(folder) if is_local(folder) else folder}/{stem}"
+    kept = str(Path(cache.folder) / "indexes" / blake2b(folder.encode(), digest_size=10).hexdigest() / stem)
+
+    def existing() -> Index | None:
+        return load(beside, folder, shards, cache) or load(kept, folder, shards, cache)
+
+    if (index := existing()) is not None:
+        return index
+    with cache.lock(f"{folder}/{stem}"):
+        if (index := existing()) is not None:
+            return index
+        log.info("building the index of %d shards in %s", len(shards), folder)
+        kind, part = build(folder, shards, cache, workers, limits)
+        facts = _facts(folder, shards, cache) if kind == "latents" else {}
+        place = beside if is_local(folder) and os.access(local_path(folder), os.W_OK) else kept
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        save(place, shards, kind, facts, part)
+    index = load(place, folder, shards, cache)
+    if index is None:
+        raise ValueError(f"data.path={url}: the shards changed while they were indexed; try again")
+    return index
+
+
+def load_index(folder: str | Path) -> Index:
+    """The index in a folder of shards on this machine, as it is; ValueError when there is none."""
+    index = load(str(Path(folder) / "index"), str(folder), None, Cache(folder, 0))
+    if index is None:
+        raise ValueError(f"{folder}: no index in it, or a damaged one")
+    return index
+
+
+def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
+    """(folder, (file name, bytes) of each tar file, whether only some of the folder are meant); ValueError when there is none."""
+    wanted = expand_braces(url) if url.endswith(".tar") else []
+    folder = (wanted[0].rpartition("/")[0] or ".") if wanted else url.rstrip("/")
+    if any((name.rpartition("/")[0] or ".") != folder for name in wanted):
+        raise ValueError(f"data.path={url}: braces may vary the file's name only, not its folder")
+    sizes = _list(folder)
+    names = [name.rpartition("/")[2] for name in wanted] or [name for name in sizes if name.endswith(".tar")]
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        raise ValueError(f"data.path={url}: {len(missing)} of {len(names)} shards are not there, e.g. {missing[0]}")
+    if not names:
+        raise ValueError(f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (tools/prepare_videos.py makes them)")
+    return folder, [(name, sizes[name]) for name in sorted(set(names))], bool(wanted)
+
+
+def expand_braces(url: str) -> list[str]:
+    """``a-{000..002}.tar`` -> three names, ``{x,y}.tar`` -> two; ValueError over a million."""
+    match = re.search(r"\{([^{}]*)\}", url)
+    if match is None:
+        return [url]
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if bounds and int(bounds[2]) - int(bounds[1]) >= 1_000_000:
+        raise ValueError(f"data.path={url}: over a million shards")
+    choices = [f"{n:0{len(bounds[1])}d}" for n in range(int(bounds[1]), int(bounds[2]) + 1)] if bounds else match[1].split(",")
+    return [name for choice in choices for name in expand_braces(url[: match.start()] + choice + url[match.end() :])]
+
+
+def _list(folder: str) -> dict[str, int]:
+    """Bytes of each file of a folder, by name."""
+    if is_local(folder):
+        if not local_path(folder).is_dir():
+            raise ValueError(f"data.path={folder}: no such folder")
+        with os.scandir(local_path(folder)) as found:
+            return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+
+    def look() -> dict[str, int]:
+        system, path = filesystem(folder)
+        system.invalidate_cache()
+        return {
+            item["name"].rpartition("/")[2]: int(item["size"]) for item in system.ls(path, detail=True) if item["type"] == "file" and item["size"] is not None
+        }
+
+    try:
+        return attempt(folder, look)
+    except BadVideo as error:
+        raise ValueError(f"data.path={error}") from error
+
+
+def _facts(folder: str, shards: list[tuple[str, int]], cache: Cache) -> dict[str, Any]:
+    """What latents say about themselves, from the sidecar files that `ShardWriter` leaves; {} without them."""
+    found: list[dict[str, Any]] = []
+    for name, _ in shards:
+        try:
+            facts = json.loads(cache.fetch(f"{folder}/{name.removesuffix('.tar')}.json").read_text(encoding="utf-8"))["facts"]
+        except (BadVideo, OSError, ValueError, KeyError, TypeError):
+            continue
+        if facts not in found:
+            found.append(facts)
+    if len(found) > 1:
+        raise ValueError(f"data.path={folder}: latents of different codecs or sizes in one folder: {found[0]} and {found[1]}")
+    return found[0] if found else {}
+
+
+class ShardWriter:
+    """Writes tar files ``<prefix>-000000.tar``, ... each of which appears whole, with a sidecar file that says what it holds.
+
+    The same samples give the same bytes.  In a folder with shards of the same prefix it continues after the last one.
+
+    Args:
+        folder: made when missing.
+        kind: "videos" or "latents".
+        facts: of latents, what they were made with; the same in every shard of a data set.
+        shard_bytes, shard_count: a shard is closed when it reaches one of them (at the next new ``position``).
+        prefix: of the file names; several writers (ranks) of one folder need different ones.
+
+    Raises:
+        ValueError: one line: the folder holds shards of another kind, or that this class did not write.
+    """
+
+    def __init__(
+        self, folder: str | Path, kind: str, facts: dict[str, Any] | None = None, shard_bytes: int = 10**9, shard_count: int = 10_000, prefix: str = "shard"
+    ) -> None:
+        self._folder, self._kind, self._facts, self._prefix = Path(folder), kind, facts or {}, prefix
+        self._limits = shard_bytes, shard_count
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._number, self._position = 0, -1
+        for path in sorted(self._folder.glob(f"{prefix}-[0-9]*.tar")):
+            record = read_sidecar(path, kind, self._facts)
+            self._number, self._position = int(path.stem.rpartition("-")[2]) + 1, max(self._position, record["position"])
+        self._resume = self._position
+        for path in self._folder.glob(f"{prefix}-[0-9]*.tar.partial"):
+            path.unlink()
+        self._tar: tarfile.TarFile | None = None
+        self._rows: list[list[Any]] = []
+        self._keys: set[str] = set()
+
+    @property
+    def resume_position(self) -> int:
+        """The last source position that finished shards hold; -1 when there are none."""
+        return self._resume
+
+    def add(self, key: str, files: dict[str, bytes], meta: dict[str, Any], position: int = 0) -> None:
+        """Write a sample.
+
+        Args:
+            key: unique in its shard; no dot after the last slash, relative, no ``..``.
+            files: by extension without dot: one video (or safetensors), and text if any.
+            meta: becomes ``key.json``; width, height, frames are needed, fps is wanted.
+            position: of the source it is from, ascending; samples of one source stay in one shard.
+
+        Raises:
+            ValueError: one line: a bad key, extension or metadata.
+        """
+        videos = [suffix for suffix in files if suffix in SUFFIXES and (suffix == LATENTS) == (self._kind == "latents")]
+        if len(videos) != 1 or any(suffix not in (*videos, *TEXTS) for suffix in files):
+            raise ValueError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
+        if split_name(f"{key}.x") != (key, "x") or key.startswith("/") or {"..", "."} & set(key.split("/")) or not key.isprintable():
+            raise ValueError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
+        geometry = geometry_of(key, meta, Limits(frames=2**32 - 1, pixels=2**62))
+        if geometry is None:
+            raise ValueError(f"sample {key}: its metadata needs width, height and frames")
+        if self._tar is not None and position > self._position and (self._tar.offset >= self._limits[0] or len(self._rows) >= self._limits[1]):
+            self._finish()
+        if key in self._keys:
+            raise ValueError(f"sample {key}: its key is in this shard already")
+        self._keys.add(key)
+        self._position = max(self._position, position)
+        written = {suffix: self._write(f"{key}.{suffix}", data) for suffix, data in files.items()}
+        meta_place = self._write(f"{key}.json", json.dumps(meta, ensure_ascii=False, sort_keys=True).encode())
+        text = next((written[suffix] for suffix in files if suffix in TEXTS), (0, 0))
+        self._rows.append([key, SUFFIXES.index(videos[0]), *written[videos[0]], *meta_place, *text, *geometry])
+
+    def close(self) -> None:
+        """Finish the last shard; `merge_index` then makes the index."""
+        if self._tar is not None:
+            self._finish()
+
+    def _write(self, name: str, data: bytes) -> tuple[int, int]:
+        """(offset, size) of a new member's bytes."""
+        if self._tar is None:
+            self._tar = tarfile.open(f"{self._path}.partial", "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        self._tar.addfile(info, io.BytesIO(data))
+        # Python's list of members would grow without end.
+        self._tar.getmembers().clear()
+        return self._tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._prefix}-{self._number:06d}.tar"
+
+    def _finish(self) -> None:
+        assert self._tar is not None
+        self._tar.close()
+        partial = Path(f"{self._path}.partial")
+        record = {"kind": self._kind, "facts": self._facts, "bytes": partial.stat().st_size, "position": self._position, "samples": self._rows}
+        sidecar = self._path.with_suffix(".json")
+        Path(f"{sidecar}.partial").write_text(json.dumps(record), encoding="utf-8")
+        os.replace(f"{sidecar}.partial", sidecar)
+        # The tar file comes last: one that is there has its sidecar.
+        os.replace(partial, self._path)
+        self._tar, self._rows, self._keys, self._number = None, [], set(), self._number + 1
+
+
+def read_sidecar(path: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What `ShardWriter` noted about a tar file; ValueError, one line, when it does not fit."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        bytes_then, kind_then, facts_then = record["bytes"], record["kind"], record["facts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: has no sidecar file {path.stem}.json, so it was not written by this tool; choose another folder") from error
+    if bytes_then != path.stat().st_size:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes, but its sidecar file says {bytes_then}; delete both and run again")
+    if (kind_then, facts_then) != (kind, facts):
+        raise ValueError(f"{path}: holds {kind_then} {facts_then}, not {kind} {facts}; choose another folder")
+    return record
+
+
+def merge_index(folder: str | Path, kind: str, facts: dict[str, Any] | None = None) -> None:
+    """Write the index of a folder that `ShardWriter`s have filled, from their sidecar files.
+
+    Raises:
+        ValueError: one line: a shard of another kind or codec, or without its sidecar file.
+    """
+    paths = sorted(Path(folder).glob("*.tar"))
+    parts = []
+    for path in paths:
+        record = read_sidecar(path, kind, facts or {})
+        keys = [key.encode() for key, *_ in record["samples"]]
+        rows = [(0, *places_and_geometry, 0, len(key), suffix) for key, (_, suffix, *places_and_geometry) in zip(keys, record["samples"])]
+        entries = np.array(rows, ENTRY)
+        entries["key_start"] = np.cumsum(entries["key_size"], dtype=np.uint64) - entries["key_size"]
+        parts.append(Part(entries, b"".join(keys), []))
+    save(str(Path(folder) / "index"), [(path.name, path.stat().st_size) for path in paths], kind, facts or {}, join(parts))
