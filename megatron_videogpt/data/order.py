@@ -115,7 +115,7 @@ def bucketed(costs: np.ndarray, batch: int, key: int) -> np.ndarray:
         key: of the window.
 
     Returns:
-        int64 [W * batch]: positions in ``costs``, in the order in which they are taken.
+        int64 [W * batch]: positions in ``costs``, in the order in which they are taken; inside a batch ascending.
     """
     groups = np.argsort(costs, kind="stable").reshape(-1, batch)
-    return groups[permute(np.arange(len(groups)), len(groups), key)].reshape(-1)
+    return np.sort(groups[permute(np.arange(len(groups)), len(groups), key)], axis=1).reshape(-1)

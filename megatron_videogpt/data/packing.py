@@ -1,0 +1,238 @@
+"""Whole steps from sample numbers: which samples form a step, which rank and row each goes to, and how long the rows are.
+
+A pure function of (split, seed, configuration, consumed samples, data parallel size): every rank computes the same plan from the index alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_videogpt.config.estimate import attention_flops, geometry, linear_flops
+from megatron_videogpt.config.schema import Config
+from megatron_videogpt.data.clips import Plans, sample_key
+from megatron_videogpt.data.order import bucketed
+from megatron_videogpt.data.splits import Split
+
+REFERENCE = (100_000, 2_500_000_000)  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
+EXCHANGES = 4  # per rank, at most, to improve a dealing
+CLOSE = 0.0005  # a dealing whose largest share is so close to the mean is not improved further
+SMALLEST_BLANK = 3  # tokens of one frame of one patch, which the loader puts into an empty row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a rank: positions of its samples in the step's plans (none: a blank), and its length in tokens with padding."""
+
+    samples: tuple[int, ...]
+    length: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step: the plans of its samples, and for each data parallel rank its rows, as many for one as for another."""
+
+    plans: Plans
+    rows: tuple[tuple[Row, ...], ...]
+
+
+class StepPlanner:
+    """Plans the steps of a run.
+
+    With `data.pack_tokens` = 0 a step's samples go to the ranks in equal shares, in order, and `train.micro_batch_size` of them form a row, padded to a
+    multiple of `parallel.row_multiple`.  Otherwise they are dealt by cost (`deal`, `fill_rows`): each rank gets about the same cost in the same number
+    of rows, each of at most `data.pack_tokens` tokens and padded to one of at most `data.row_lengths` lengths.  No sample is left out.
+
+    `data.cost_buckets` = W makes batches of samples of similar cost, for which the samples of W steps are looked at together (see `order.bucketed` for
+    what that does to their distribution): window w holds the samples w * W * B .. (w + 1) * W * B - 1 in another order, B = `train.global_batch_size`.
+
+    Args:
+        split: numbered samples.
+        seed: of data order, frames and clips.
+        config: of the run; batch sizes, data, the model's and the codec's shape, pipeline and row multiple.
+        cell: pixels per side of a patch.
+        dp_size: data parallel ranks.
+
+    Raises:
+        ValueError: one line: a batch that does not divide, a sample longer than `data.pack_tokens`.
+    """
+
+    def __init__(self, split: Split, seed: int, config: Config, cell: int, dp_size: int) -> None:
+        self.split, self.seed, self.config, self.cell, self.dp_size = split, seed, config, cell, dp_size
+        self._weights = cost_weights(config)
+        self._windows: OrderedDict[int, Plans] = OrderedDict()
+        _check(split, config, cell, dp_size)
+        layout, data = config.parallel, config.data
+        self._row_step = layout.pipeline if layout.virtual_pipeline > 1 else 1
+        self._ladder = row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple) if data.pack_tokens else np.zeros(0, np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, hexadecimal, of all that decides which sample comes when: the split's, the seed and, with cost buckets, their windows and costs."""
+        windows = (self.config.data.cost_buckets, self.config.train.global_batch_size, self.cell, *self._weights)
+        parts = (self.split.fingerprint, self.seed, *(windows if self.config.data.cost_buckets else ()))
+        return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+    def step(self, consumed: int) -> StepPlan:
+        """The step after ``consumed`` samples."""
+        plans = self.plans(consumed)
+        tokens = plans.tokens(self.cell)
+        if not self.config.data.pack_tokens:
+            return StepPlan(plans, self._in_order(tokens))
+        costs = sample_costs(tokens, plans.pairs(self.cell), self._weights)
+        shares = fill_rows(deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step)
+        sums = [[sum(tokens[row]) if row else SMALLEST_BLANK for row in rows] for rows in shares]
+        lengths = self._ladder[np.searchsorted(self._ladder, sums)]
+        return StepPlan(plans, tuple(tuple(Row(tuple(row), int(length)) for row, length in zip(rows, own)) for rows, own in zip(shares, lengths)))
+
+    def plans(self, consumed: int) -> Plans:
+        """The samples of the step after ``consumed`` samples."""
+        batch, window = self.config.train.global_batch_size, self.config.train.global_batch_size * self.config.data.cost_buckets
+        if not window:
+            return self.split.plans(self.seed, np.arange(consumed, consumed + batch))
+        # A step crosses a window's edge when an earlier part of the run had another batch size.
+        first, last = consumed // window, (consumed + batch - 1) // window
+        parts = [
+            self._window(number).take(np.arange(max(consumed, number * window), min(consumed + batch, (number + 1) * window)) - number * window)
+            for number in range(first, last + 1)
+        ]
+        return parts[0] if len(parts) == 1 else Plans.concatenate(parts)
+
+    def _window(self, number: int) -> Plans:
+        """A window's plans in the order in which they are taken; the last two are kept."""
+        if number not in self._windows:
+            batch = self.config.train.global_batch_size
+            size = batch * self.config.data.cost_buckets
+            plans = self.split.plans(self.seed, np.arange(number * size, (number + 1) * size))
+            costs = sample_costs(plans.tokens(self.cell), plans.pairs(self.cell), self._weights)
+            self._windows[number] = plans.take(bucketed(costs, batch, sample_key(self.seed, number, 0, "window")))
+            while len(self._windows) > 2:
+                self._windows.popitem(last=False)
+        return self._windows[number]
+
+    def _in_order(self, tokens: np.ndarray) -> tuple[tuple[Row, ...], ...]:
+        size, multiple = self.config.train.micro_batch_size, self.config.parallel.row_multiple
+        lengths = -(-tokens.reshape(self.dp_size, -1, size).sum(axis=2) // multiple) * multiple
+        positions = np.arange(len(tokens)).reshape(self.dp_size, -1, size)
+        return tuple(tuple(Row(tuple(samples), length) for samples, length in zip(rows, own)) for rows, own in zip(positions.tolist(), lengths.tolist()))
+
+
+def _check(split: Split, config: Config, cell: int, dp_size: int) -> None:
+    batch, micro, budget = config.train.global_batch_size, config.train.micro_batch_size, config.data.pack_tokens
+    if not budget:
+        if batch < 1 or micro < 1 or batch % (micro * dp_size):
+            replicas = f"train.micro_batch_size={micro} times {dp_size} data parallel ranks"
+            raise ValueError(f"train.global_batch_size={batch}: must be a multiple of {replicas}; or set data.pack_tokens")
+        return
+    longest = split.largest_tokens(cell)
+    if longest > budget:
+        raise ValueError(f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at least that, or fewer data.frames")
+
+
+def cost_weights(config: Config) -> tuple[float, float]:
+    """Cost of a token and of an attended pair: `data.cost`, or FLOPs of a forward and backward pass."""
+    if any(config.data.cost):
+        return config.data.cost
+    return linear_flops(config.model, geometry(config.codec).channels, 1), attention_flops(config.model, 1)
+
+
+def sample_costs(tokens: np.ndarray, pairs: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
+    """int64 [n]: weights[0] * tokens + weights[1] * pairs, in units that make sums exact; the same on every machine."""
+    unit = (weights[0] * REFERENCE[0] + weights[1] * REFERENCE[1]) / 2**36
+    # Each operation is one correctly rounded IEEE operation: no machine fuses two of them across arrays.
+    return np.rint((tokens * weights[0] + pairs * weights[1]) / unit).astype(np.int64)
+
+
+def row_ladder(budget: int, count: int, multiple: int) -> np.ndarray:
+    """int64, ascending: at most ``count`` row lengths, the multiples of budget / count, each rounded up to a multiple of ``multiple``.
+
+    Even steps, because rows are nearly full: half a step is 0.8 % of a full row with 64 lengths.  Steps that grow with the length would waste more there.
+    """
+    steps = -(-np.arange(1, count + 1, dtype=np.int64) * budget // count)
+    lengths = np.unique(-(-steps // multiple) * multiple)
+    return lengths[lengths >= min(SMALLEST_BLANK, lengths[-1])]
+
+
+def deal(costs: np.ndarray, ranks: int) -> list[list[int]]:
+    """Sample numbers 0..n-1 of each rank, such that the largest sum of costs is small.
+
+    The largest sample first, each to the rank with least so far (LPT); then samples move or change places between the fullest and the emptiest rank.
+    """
+    groups: list[list[int]] = [[] for _ in range(ranks)]
+    heap = [(0, rank) for rank in range(ranks)]
+    values = costs.tolist()
+    for sample in np.argsort(-costs, kind="stable").tolist():
+        load, rank = heap[0]
+        groups[rank].append(sample)
+        heapq.heapreplace(heap, (load + values[sample], rank))
+    loads = np.zeros(ranks, dtype=np.int64)
+    for load, rank in heap:
+        loads[rank] = load
+    _exchange(groups, loads, values)
+    return groups
+
+
+def _exchange(groups: list[list[int]], loads: np.ndarray, costs: list[int]) -> None:
+    """Improve a dealing in place, while the fullest and the emptiest rank gain from each other."""
+    enough = int(loads.sum() / len(loads) * (1 + CLOSE))
+    for _ in range(EXCHANGES * len(groups)):
+        full, empty = int(loads.argmax()), int(loads.argmin())
+        gap = int(loads[full] - loads[empty])
+        if loads[full] <= enough:
+            return
+        # Of all differences that a move (against nothing: -1) or an exchange makes, the one nearest to half the gap.
+        gains = ((costs[give] - (costs[take] if take >= 0 else 0), give, take) for give in groups[full] for take in (-1, *groups[empty]))
+        gain, give, take = min(gains, key=lambda item: (abs(2 * item[0] - gap), item[1], item[2]))
+        if not 0 < gain < gap:
+            return
+        groups[full].remove(give)
+        groups[empty].append(give)
+        if take >= 0:
+            groups[empty].remove(take)
+            groups[full].append(take)
+        loads[full] -= gain
+        loads[empty] += gain
+
+
+def fill_rows(groups: list[list[int]], tokens: list[int], costs: list[int], budget: int, row_step: int = 1) -> list[list[list[int]]]:
+    """Rows of each rank: the same number for all, the fewest that first-fit finds for the rank that needs most, a multiple of ``row_step``.
+
+    Inside a rank the rows are balanced by cost, as stages of a pipeline wait for the longest; the costliest row comes first, samples of a row in order.
+    """
+    tight = [_first_fit(group, tokens, budget) for group in groups]
+    count = -(-max(1, *map(len, tight)) // row_step) * row_step
+    chosen = (_balanced(group, tokens, costs, budget, count) or fitted for group, fitted in zip(groups, tight))
+    return [[sorted(row) for row in sorted(rows, key=lambda row: -sum(costs[i] for i in row))] + [[]] * (count - len(rows)) for rows in chosen]
+
+
+def _first_fit(group: list[int], tokens: list[int], budget: int) -> list[list[int]]:
+    """The longest first, each into the first row that has room."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sample in sorted(group, key=lambda i: (-tokens[i], i)):
+        place = next((row for row, left in enumerate(room) if left >= tokens[sample]), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(budget)
+        rows[place].append(sample)
+        room[place] -= tokens[sample]
+    return rows
+
+
+def _balanced(group: list[int], tokens: list[int], costs: list[int], budget: int, count: int) -> list[list[int]] | None:
+    """The costliest first, each into the row of least cost that has room; None where one finds none."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    room, loads = [budget] * count, [0] * count
+    for sample in sorted(group, key=lambda i: (-costs[i], i)):
+        places = [row for row in range(count) if room[row] >= tokens[sample]]
+        if not places:
+            return None
+        place = min(places, key=loads.__getitem__)
+        rows[place].append(sample)
+        room[place] -= tokens[sample]
+        loads[place] += costs[sample]
+    return rows
