@@ -12,6 +12,8 @@ SIZES = ((4, 4), (4, 6))
 """Latent rows and columns of the samples in turn: two resolutions in every packed row."""
 ALL_SINGLE = 2
 """In this step (from 0) every sample is a single clip: no rank has a clean row, and the clean patch projection no gradient but zero."""
+BLANKS = ((1, 6), (3, 3), (3, 4))
+"""(step, number) of samples that could not be read: alone in their rows, or beside others, as the layout has it."""
 
 COMMON = """train.platform=cpu train.global_batch_size=8 model.hidden_size=64 model.ffn_hidden_size=128 model.position_table_size=16 optimizer.lr=1e-3
 optimizer.warmup_steps=0 train.threads=1 attention.backend=ranged"""
@@ -143,4 +145,11 @@ def sample_of(step: int, number: int) -> Any:
     key = step * BATCH + number
     clips = (FRAMES,) if step == ALL_SINGLE else SPLITS[key % len(SPLITS)]
     shape = (FRAMES, CHANNELS, *SIZES[key % len(SIZES)])
-    return Sample(key=key, name=str(key), mean=normal(key, "latents", shape), logvar=normal(key, "log variance", shape) - 4, clips=clips)
+    return Sample(
+        key=key,
+        name=str(key),
+        mean=normal(key, "latents", shape),
+        logvar=normal(key, "log variance", shape) - 4,
+        clips=clips,
+        scored=(step, number) not in BLANKS,
+    )
