@@ -14,16 +14,17 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.clips import SamplePlan, sample_key
 from megatron_videogpt.data.decode import limits_of, probe
 from megatron_videogpt.data.files import list_videos
-from megatron_videogpt.data.jobs import FileJob, Job, MemberJob, Reading, member_name, reading_of
+from megatron_videogpt.data.jobs import FileJob, Job, MemberJob, Reading, reading_of
 from megatron_videogpt.data.latents import LatentsJob, check_facts
 from megatron_videogpt.data.order import splitmix64
+from megatron_videogpt.data.remote import Cache
+from megatron_videogpt.data.shard_scan import label_of
+from megatron_videogpt.data.shards import Index, open_index
 
 if TYPE_CHECKING:
     from megatron_videogpt.data.index import Geometry
-    from megatron_videogpt.data.remote import Cache
-    from megatron_videogpt.data.shards import Index
 
-FILE_ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("size", "<u8")])
+FILE_ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("fps", "<f4"), ("size", "<u8")])
 CACHE = "~/.cache/megatron_videogpt"  # data.cache="" means this
 BLOCK = 1 << 20  # keys hashed together
 FNV_START, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
@@ -79,7 +80,7 @@ class Shards:
 
     def name(self, entry: int) -> str:
         """Shard and key."""
-        return member_name(self.index.shard_url(entry), self.index.key(entry))
+        return label_of(self.index.shard_url(entry), self.index.key(entry))
 
     def shares(self, entries: np.ndarray) -> np.ndarray:
         """uint64 [n]: hashes of the keys.
@@ -113,7 +114,7 @@ def open_folder(config: DataConfig, path: str) -> tuple[Folder, list[BadVideo]]:
     """(the videos of a folder, files that are none); every file is probed once.  ValueError, one line, when there is no such folder, or nothing in it."""
     root, limits = Path(path), limits_of(config)
     paths: list[str] = []
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int, float, int]] = []
     rejected: list[BadVideo] = []
     for file in list_videos(path):
         try:
@@ -122,7 +123,7 @@ def open_folder(config: DataConfig, path: str) -> tuple[Folder, list[BadVideo]]:
             rejected.append(error)
             continue
         paths.append(file.relative_to(root).as_posix())
-        rows.append((info.width, info.height, info.frames, file.stat().st_size))
+        rows.append((info.width, info.height, info.frames, info.fps, file.stat().st_size))
     return Folder(root, tuple(paths), np.array(rows, FILE_ENTRY), reading_of(config)), rejected
 
 
@@ -132,8 +133,6 @@ def open_shards(config: DataConfig, codec: Geometry, path: str) -> tuple[Shards,
     Raises:
         ValueError: one line: no shards there, or latents of another VAE or geometry.
     """
-    from megatron_videogpt.data.shards import open_index
-
     cache = cache_of(config)
     index = open_index(path, cache, max(1, config.workers), limits_of(config))
     if index.kind == "latents":
@@ -143,8 +142,6 @@ def open_shards(config: DataConfig, codec: Geometry, path: str) -> tuple[Shards,
 
 def cache_of(config: DataConfig) -> Cache:
     """Where remote data and indexes are kept."""
-    from megatron_videogpt.data.remote import Cache
-
     return Cache(Path(config.cache or CACHE).expanduser(), int(config.cache_gb * 1e9))
 
 

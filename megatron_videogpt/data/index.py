@@ -11,11 +11,12 @@ import numpy as np
 
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.clips import shortest_video
 from megatron_videogpt.data.datasets import Folder, Shards, open_folder, open_shards
 from megatron_videogpt.data.decode import limits_of
 from megatron_videogpt.data.files import EXTENSIONS, list_videos
 from megatron_videogpt.data.physics import check_physics
-from megatron_videogpt.data.splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes, sample_span
+from megatron_videogpt.data.splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
 
 __all__ = ["EXTENSIONS", "Geometry", "Source", "Split", "list_videos", "open_source"]
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 TIME_SPLIT = 0.8  # a lone video is trained on its first part and validated on the rest
 NAMED = 20  # videos left out that are named; the others are counted
+KINDS = ("", "too_large", "too_small", "too_elongated", "too_short", "too_small")  # of rejection, by the number of the rule in `_faults`
 
 
 class Geometry(Protocol):
@@ -47,6 +49,27 @@ class Source:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class Usable:
+    """A data set, the numbers of its videos that can be used, and what was left out: the first few, and all by kind."""
+
+    collection: Folder | Shards
+    items: np.ndarray
+    skipped: tuple[BadVideo, ...]
+    left_out: Counter[str]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """As `Source`, of one data set."""
+
+    train: VideoSplit
+    validation: VideoSplit
+    skipped: tuple[BadVideo, ...]
+    notes: tuple[str, ...]
+    left_out: Counter[str]
+
+
 def open_source(config: DataConfig, codec: Geometry) -> Source:
     """Open the configured source.
 
@@ -56,16 +79,19 @@ def open_source(config: DataConfig, codec: Geometry) -> Source:
     _check(config, codec)
     if config.source == "physics":
         check_physics(config.physics)
-        train, validation = (PhysicsSplit(name, config, codec.temporal_stride) for name in ("train", "validation"))
-        return Source(train, validation)
+        return Source(PhysicsSplit("train", config, codec.temporal_stride), PhysicsSplit("validation", config, codec.temporal_stride))
     if not config.mixture:
-        train, validation, skipped, notes, left_out = _open(config, codec, config.path, 0)
-        return Source(train, validation, skipped, notes, left_out)
+        one = _open(config, codec, config.path, 0)
+        return Source(one.train, one.validation, one.skipped, one.notes, one.left_out)
     parts = [_open(config, codec, path, dataset) for dataset, path in enumerate(config.mixture)]
     weights = tuple(float(weight) for weight in config.mixture.values())
-    train, validation = (Mixture(name, tuple(part[i] for part in parts), weights) for i, name in enumerate(("train", "validation")))
-    total: Counter[str] = sum((part[4] for part in parts), Counter())
-    return Source(train, validation, tuple(error for part in parts for error in part[2]), tuple(note for part in parts for note in part[3]), total)
+    return Source(
+        Mixture("train", tuple(part.train for part in parts), weights),
+        Mixture("validation", tuple(part.validation for part in parts), weights),
+        tuple(error for part in parts for error in part.skipped),
+        tuple(note for part in parts for note in part.notes),
+        sum((part.left_out for part in parts), Counter()),
+    )
 
 
 def _check(config: DataConfig, codec: Geometry) -> None:
@@ -101,44 +127,49 @@ def _check(config: DataConfig, codec: Geometry) -> None:
             raise ValueError(message)
 
 
-def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> tuple[VideoSplit, VideoSplit, tuple[BadVideo, ...], tuple[str, ...], Counter[str]]:
-    """(training, validation, the first few left out, notes, how many were left out by kind) of one data set."""
-    collection, rejected = open_folder(config, path) if config.source == "videos" else open_shards(config, codec, path)
-    needed = sample_span(config, codec.temporal_stride, config.min_frames or config.frames)
-    items, unusable, left_out = _usable(collection, config, needed)
-    skipped = (*rejected[:NAMED], *unusable)
-    left_out.update(error.kind for error in rejected)
-    for error in skipped:
+def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> _Opened:
+    """One data set, divided."""
+    needed = shortest_video(config, codec.temporal_stride)
+    usable = usable_videos(config, codec, path, needed, NAMED)
+    for error in usable.skipped:
         log.warning("skipped video %s", error)
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        log.warning("%d of %d videos in %s skipped: %s", left_out.total(), left_out.total() + len(items), path, kinds)
-    if not len(items):
-        raise ValueError(f"data.path={path}: none of {left_out.total()} videos can be used" + (f"; the first: {skipped[0]}" if skipped else ""))
-    train, validation, notes = _divide(collection, items, config, codec.temporal_stride, needed, dataset)
+    bad, total = usable.left_out.total(), usable.left_out.total() + len(usable.items)
+    if bad:
+        log.warning("%d of %d videos in %s skipped: %s", bad, total, path, ", ".join(f"{count} {kind}" for kind, count in usable.left_out.most_common()))
+    if not len(usable.items):
+        raise ValueError(f"data.path={path}: none of {total} videos can be used" + (f"; the first: {usable.skipped[0]}" if bad else ""))
+    train, validation, notes = _divide(usable.collection, usable.items, config, codec.temporal_stride, needed, dataset)
     for note in notes:
         log.warning(note)
-    return train, validation, skipped, notes, left_out
+    return _Opened(train, validation, usable.skipped, notes, usable.left_out)
 
 
-KINDS = ("", "too_large", "too_small", "too_elongated", "too_short", "too_small")
+def usable_videos(config: DataConfig, codec: Geometry, path: str, needed: int, named: int) -> Usable:
+    """The videos of a data set that the rules of the configuration let pass.
 
+    Args:
+        config, codec, path: as for `open_source`, for one data set.
+        needed: frames that a video must have.
+        named: how many videos left out are named; all are counted.
 
-def _usable(collection: Folder | Shards, config: DataConfig, needed: int) -> tuple[np.ndarray, list[BadVideo], Counter[str]]:
-    """(numbers of the videos that samples can be drawn from, the first few others, all others by kind)."""
-    usable: list[np.ndarray] = []
-    named: list[BadVideo] = []
-    counts: Counter[str] = Counter()
+    Raises:
+        ValueError: one line: no such data set, or latents of another VAE.
+    """
+    collection, rejected = open_folder(config, path) if config.source == "videos" else open_shards(config, codec, path)
+    items: list[np.ndarray] = []
+    skipped = rejected[:named]
+    left_out = Counter(error.kind for error in rejected)
     small = np.int32 if len(collection.entries) < 2**31 else np.int64
     for start in range(0, len(collection.entries), BLOCK):
         block = collection.entries[start : start + BLOCK]
         faults = _faults(block, config, needed)
-        usable.append((start + np.flatnonzero(faults == 0)).astype(small))
-        bad = np.flatnonzero(faults)
-        counts.update(KINDS[fault] for fault in faults[bad].tolist())
-        for i in bad[: NAMED - len(named)].tolist():
-            named.append(BadVideo(collection.name(start + i), _reason(block[i], int(faults[i]), config, needed), KINDS[faults[i]]))
-    return np.concatenate(usable) if usable else np.empty(0, small), named, counts
+        items.append((start + np.flatnonzero(faults == 0)).astype(small))
+        for fault, count in enumerate(np.bincount(faults).tolist()):
+            if fault and count:
+                left_out[KINDS[fault]] += count
+        for i in np.flatnonzero(faults)[: max(0, named - len(skipped))].tolist():
+            skipped.append(BadVideo(collection.name(start + i), _reason(block[i], int(faults[i]), config, needed), KINDS[faults[i]]))
+    return Usable(collection, np.concatenate(items) if items else np.empty(0, small), tuple(skipped), left_out)
 
 
 def _faults(entries: np.ndarray, config: DataConfig, needed: int) -> np.ndarray:

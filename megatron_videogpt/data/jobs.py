@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.clips import Sample, SamplePlan, derived_key
 from megatron_videogpt.data.decode import Blob, Limits, limits_of, read_clip
 from megatron_videogpt.data.physics import render_scene, scene_kind
-
-if TYPE_CHECKING:
-    from megatron_videogpt.data.remote import Cache
+from megatron_videogpt.data.remote import Cache
+from megatron_videogpt.data.shard_scan import label_of
 
 NO_LATENTS: Any = np.empty(0, np.float32)
 
@@ -102,19 +101,14 @@ class MemberJob:
     @property
     def label(self) -> str:
         """Shard, key, first frame and interval."""
-        return place(member_name(self.url, self.key), self.plan)
+        return place(label_of(self.url, self.key), self.plan)
 
     def read(self) -> Sample:
         """pixels uint8 [F, h, w, 3], resized and cropped."""
-        name = member_name(self.url, self.key)
+        name = label_of(self.url, self.key)
         if self.size > self.reading.limits.bytes:
             raise BadVideo(name, f"{self.size} bytes, over the limit of {self.reading.limits.bytes} (data.max_video_mb)", "too_large")
         return _sample(self.plan, self.label, _decode(Blob(name, self.cache.read(self.url, self.offset, self.size)), self.plan, self.reading))
-
-
-def member_name(url: str, key: str) -> str:
-    """shard-000012.tar[clip_0003]"""
-    return f"{url.rsplit('/', 1)[-1]}[{key}]"
 
 
 def place(name: str, plan: SamplePlan) -> str:
@@ -123,8 +117,13 @@ def place(name: str, plan: SamplePlan) -> str:
 
 
 def _decode(video: str | Blob, plan: SamplePlan, how: Reading) -> np.ndarray:
-    # The row of this sample is laid out by the size that the index gives; metadata that others wrote may be wrong.
-    return read_clip(video, plan.frames, how.longest_side, how.size_multiple, how.limits, how.threads, how.decoder, size=plan.size)
+    pixels = read_clip(video, plan.frames, how.longest_side, how.size_multiple, how.limits, how.threads, how.decoder)
+    if pixels.shape[1:3] != plan.size:
+        # The row of this sample is laid out by the size that the index gives; metadata that others wrote may be wrong.
+        real, promised = (f"{width}x{height}" for height, width in (pixels.shape[1:3], plan.size))
+        name = video if isinstance(video, str) else video.name
+        raise BadVideo(name, f"frames of {real} pixels after resizing, but its metadata promised {promised}", "metadata")
+    return pixels
 
 
 def _sample(plan: SamplePlan, label: str, pixels: np.ndarray) -> Sample:

@@ -21,23 +21,39 @@ from torch import Tensor
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.clips import Sample, SamplePlan
+from megatron_videogpt.data.jobs import place
+from megatron_videogpt.data.remote import Cache, is_local
+from megatron_videogpt.data.shard_scan import label_of
 
 if TYPE_CHECKING:
     from megatron_videogpt.data.codec import Codec
     from megatron_videogpt.data.index import Geometry
-    from megatron_videogpt.data.remote import Cache
 
-SUFFIX = "safetensors"
 STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of a number, by safetensors' names
 RANKS = {"moments": 5, "mean": 4}
 LONGEST_HEADER = 4096  # bytes; that of one tensor takes about 100
 
 
-def pack(mean: Tensor, logvar: Tensor | None, stored: str) -> bytes:
-    """A member's bytes.  mean, logvar: float [F, C, h, w] (None: deterministic); stored: a name of `STORED`."""
-    tensors = {"mean": mean} if logvar is None else {"moments": torch.stack([mean, logvar], 1)}
-    return save({name: tensor.to("cpu", STORED[stored]).contiguous() for name, tensor in tensors.items()})
+def to_stored(mean: Tensor, logvar: Tensor | None, stored: str) -> Tensor:
+    """Some frames as they are stored: [F, 2, C, h, w] or, without log-variance, [F, C, h, w], on the CPU.
+
+    Args:
+        mean, logvar: float [F, C, h, w], as `Codec.encode` gives them.
+        stored: a name of `STORED`.
+
+    Raises:
+        ValueError: numbers that are not finite, or too large to be stored.
+    """
+    latents = (mean if logvar is None else torch.stack([mean, logvar], 1)).to("cpu", STORED[stored])
+    if not latents.isfinite().all():
+        raise ValueError(f"the VAE gave numbers that are not finite, or too large for {stored}: encode with --dtype=bf16 or fp32, store with --store=fp32")
+    return latents
+
+
+def pack(pieces: list[Tensor]) -> bytes:
+    """A member's bytes, of all frames of a video in pieces from `to_stored`."""
+    return save({"mean" if pieces[0].ndim == 4 else "moments": torch.cat(pieces).contiguous()})
 
 
 def facts_of(codec: Codec, longest_side: int, size_multiple: int, stored: str) -> dict[str, Any]:
@@ -95,19 +111,17 @@ class LatentsJob:
     @property
     def label(self) -> str:
         """Shard, key, first frame and interval."""
-        return f"{self._name}[{self.plan.frames[0]}::{self.plan.interval}]"
+        return place(self._name, self.plan)
 
     @property
     def _name(self) -> str:
-        return f"{self.url.rsplit('/', 1)[-1]}[{self.key}]"
+        return label_of(self.url, self.key)
 
     def read(self) -> Sample:
         """mean and logvar float32 [N, C, h, w] (logvar None of a deterministic codec).
 
         From a local file only the frames that are needed are read; a remote member is kept whole in the cache.
         """
-        from megatron_videogpt.data.remote import is_local
-
         whole = None if is_local(self.url) else self.cache.read(self.url, self.offset, self.size)
 
         def fetch(start: int, size: int) -> bytes:

@@ -100,9 +100,8 @@ class PhysicsSplit:
         """See `Split`."""
         given = np.asarray(numbers, np.int64)
         epochs, places = np.divmod(given, len(self))
-        size = np.full(len(given), self.config.physics.size, np.int64)
-        items = np.full(len(given), -1, np.int64)
-        return plan_samples(self.config, self.temporal_stride, _keys(seed, epochs, places, self.name), given, 0, items, None, (size, size))
+        side = self.config.physics.size
+        return plan_samples(self.config, self.temporal_stride, _keys(seed, epochs, places, self.name), given, 0, -1, None, (side, side))
 
     def job(self, plan: SamplePlan) -> Job:
         """See `Split`."""
@@ -110,8 +109,8 @@ class PhysicsSplit:
 
     def largest_tokens(self, cell: int) -> int:
         """See `Split`."""
-        side = np.array([self.config.physics.size])
-        return int(_tokens(self.config, np.array([self.config.frames]), side, side, cell)[0])
+        side = self.config.physics.size
+        return int(_tokens(self.config, np.array([self.config.frames]), (np.array([side]), np.array([side])), cell)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,16 +164,16 @@ class VideoSplit:
         """See `Split`."""
         largest = 0
         for block in self._blocks():
-            height, width = resized_sizes(block["width"], block["height"], self.config.longest_side, self.config.size_multiple)
+            sizes = resized_sizes(block["width"], block["height"], self.config.longest_side, self.config.size_multiple)
             steps = (self._available(block) - 1) // (self.temporal_stride * self.config.frame_interval[0])
             frames = np.minimum(self.config.frames, 1 + steps)
-            largest = max(largest, int(_tokens(self.config, frames, height, width, cell).max()))
+            largest = max(largest, int(_tokens(self.config, frames, sizes, cell).max()))
         return largest
 
     @cached_property
     def _ends(self) -> np.ndarray:
         """Cumulative visits: video i has the samples _ends[i-1] .. _ends[i]-1 of an unpermuted epoch."""
-        span = sample_span(self.config, self.temporal_stride, self.config.frames)
+        span = video_span(1 + self.temporal_stride * (self.config.frames - 1), self.config.frame_interval[0])
         return np.cumsum(np.concatenate([np.maximum(1, self._available(block) // span) for block in self._blocks()]), dtype=np.int64)
 
     def _blocks(self) -> Iterator[np.ndarray]:
@@ -230,21 +229,16 @@ class Mixture:
         return mixture_pattern(self.weights)
 
 
-def sample_span(config: DataConfig, temporal_stride: int, frames: int) -> int:
-    """Video frames that a sample of ``frames`` latent frames spans at the smallest interval."""
-    return video_span(1 + temporal_stride * (frames - 1), config.frame_interval[0])
-
-
 def resized_sizes(width: np.ndarray, height: np.ndarray, longest_side: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """(heights, widths) int64 that `decode.resized_shape` gives for each video; 0 where a side would be empty."""
+    """(heights, widths), int64 [n] each, that `decode.resized_shape` gives for each video; 0 where a side would be empty."""
     scale = longest_side / np.maximum(1, np.maximum(width, height))
-    return (np.rint(height * scale).astype(np.int64) // multiple * multiple, np.rint(width * scale).astype(np.int64) // multiple * multiple)
+    return np.rint(height * scale).astype(np.int64) // multiple * multiple, np.rint(width * scale).astype(np.int64) // multiple * multiple
 
 
-def _tokens(config: DataConfig, frames: np.ndarray, height: np.ndarray, width: np.ndarray, cell: int) -> np.ndarray:
-    """Tokens of a sample whose last clip has one frame (or which has one clip only)."""
+def _tokens(config: DataConfig, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray], cell: int) -> np.ndarray:
+    """int64 [n] tokens of a sample whose last clip has one frame (or which has one clip only).  sizes: heights and widths in pixels."""
     blocks = 2 * frames - 1 if config.clips[1] > 1 else frames
-    return blocks * ((height // cell) * (width // cell) + 2)
+    return blocks * ((sizes[0] // cell) * (sizes[1] // cell) + 2)
 
 
 def _drawing(config: DataConfig, temporal_stride: int) -> dict[str, Any]:
@@ -255,7 +249,7 @@ def _drawing(config: DataConfig, temporal_stride: int) -> dict[str, Any]:
 
 def _keys(seed: int, epochs: np.ndarray, places: np.ndarray, split: str) -> np.ndarray:
     keys = [sample_key(seed, epoch, place, split) for epoch, place in zip(epochs.tolist(), places.tolist())]
-    return np.array(keys, np.uint64)
+    return np.array(keys, np.int64)
 
 
 def _digest(description: dict[str, Any]) -> str:
