@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from megatron_videogpt.config.load import load_config
-from megatron_videogpt.data.codec import codec_geometry
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.index import open_source
-from megatron_videogpt.data.loader import load_sample
+from megatron_videogpt.data.loader import encode
 
 
 def main() -> int:
@@ -27,9 +28,10 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = load_config(args.run / "config.toml")
-        source = open_source(config.data, codec_geometry(config.codec))
-        sample, _ = load_sample(source.validation, config.train.seed, 0, args.number)
-    except ValueError as error:
+        codec = build_codec(config.codec)
+        held_out = open_source(config.data, codec).validation
+        sample = encode(held_out.job(held_out.plans(config.train.seed, [args.number])[0]).read(), codec, keep_pixels=True)
+    except (ValueError, BadVideo) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     assert sample.pixels is not None

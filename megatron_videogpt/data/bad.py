@@ -51,13 +51,14 @@ class BadVideo(Exception):
 class Rejections:
     """What one reader rejected.
 
-    counts: by kind; file: gets a JSON line {"name", "kind", "reason"} for each name, once (None: only the log); limit: largest share of the last 1000 samples.
+    counts: by kind; file: gets a JSON line {"name", "kind", "reason"} for each name that is not in it yet (None: only the log); limit: largest share of
+    the last 1000 samples.
     """
 
     def __init__(self, limit: float, file: Path | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self._limit, self._file = limit, file
-        self._named: set[str] = set()
+        self._named = set() if file is None else recorded(file)
         self._recent: deque[bool] = deque(maxlen=WINDOW)
         self._last: BadVideo | None = None
 
@@ -80,9 +81,7 @@ class Rejections:
         self._named.add(error.path)
         log.warning("rejected (%s) %s", error.kind, error)
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n")
+            record(self._file, error)
 
     def check(self) -> None:
         """ValueError, one line, when the share of bad samples is over the limit."""
@@ -94,3 +93,17 @@ class Rejections:
             f"{bad} of the last {len(self._recent)} samples could not be read, over data.max_bad_fraction={self._limit:g} of {WINDOW}; "
             f"since the start: {kinds}; the last one: {self._last}"
         )
+
+
+def record(file: Path, error: BadVideo) -> None:
+    """Append a rejection to a JSONL file; several processes may."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n")
+
+
+def recorded(file: Path) -> set[str]:
+    """Names in a file of `record`; empty when there is none."""
+    if not file.is_file():
+        return set()
+    return {json.loads(line)["name"] for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")}

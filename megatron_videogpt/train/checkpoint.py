@@ -2,13 +2,14 @@
 
 A run's folder holds ``checkpoints/step_00001000/``, complete ones only: a checkpoint is written as ``.partial`` and renamed when all of it is on
 the disk, and a run resumes from the newest.  Beside the tensors (weights, optimizer, average of the weights) each has `config.toml` and
-`state.json` (step, consumed samples, pending statistics, seed, fingerprint of the codec).  megatron-core's metadata is pickled: load only
+`state.json` (step, consumed samples, pending statistics, seed, fingerprints of codec and data).  megatron-core's metadata is pickled: load only
 checkpoints you trust; Hugging Face folders are for exchange.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from ..config.schema import Config
 from ..data.codec import Codec
 from ..platforms import compat
 from . import ema
-from .distributed import RunError
+from .distributed import RunError, is_rank_zero
 from .folders import checkpoint_name, checkpoint_root, complete, latest, read_state
+
+log = logging.getLogger(__name__)
 
 
 def find(run: Path, step: int | None = None) -> Path:
@@ -73,6 +76,25 @@ def check_same_seed(path: Path, config: Config) -> None:
             f"train.seed = {config.train.seed}: {path} was saved with seed {saved}, which decides the order of its data; "
             f"use train.seed={saved}, or start another run from its weights (train.init_from={path.parent.parent} and another train.output)"
         )
+
+
+def check_same_data(path: Path, config: Config, data: dict[str, Any]) -> None:
+    """Raise RunError when a run would go on with other samples than it was saved with (`run.State.data`); only warn with `data.allow_changed`.
+
+    Checkpoints of earlier releases do not say.
+    """
+    saved = (read_state(path).get("data") or data)["fingerprint"]
+    if saved == data["fingerprint"]:
+        return
+    prints = f"fingerprint {saved[:12]} there, {data['fingerprint'][:12]} here"
+    what = f"since it was saved, the data set or an option that decides its samples or their order has changed ({prints})"
+    if not config.data.allow_changed:
+        raise RunError(
+            f"{path}: {what}: samples would come twice or not at all; use the data and options of its config.toml, start another run from its weights "
+            f"(train.init_from={path.parent.parent} and another train.output), or go on regardless with data.allow_changed=true"
+        )
+    if is_rank_zero():
+        log.warning("%s: %s; data.allow_changed=true goes on regardless", path, what)
 
 
 def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
 from ..data.clips import Sample
+from ..data.loader import Batch, Loader
 from . import distributed
 
 
@@ -58,29 +60,32 @@ def aside(device: torch.device) -> Callable[[], Any]:
     return lambda: module.stream(stream)
 
 
-def share(read: Callable[[], list[Sample]] | None, device: torch.device, groups: list[Any] | None = None) -> list[Sample]:
-    """`read()` on the reading rank, its samples (without pixels, on the CPU) on all; a ValueError of the reader becomes a RunError on every rank.
+def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None) -> tuple[list[Sample], Any]:
+    """`read()` on the reading rank: its samples (without pixels, on the CPU) and what it says of them on all ranks that share them.
 
-    Latents travel as one float32 tensor on `device`, first through the first of `groups` (megatron-core's by default); clips, names and keys beside it.
+    A ValueError of the reader becomes a RunError on these ranks.  Latents travel as one float32 tensor on `device`, first through the first of `groups`
+    (megatron-core's by default); all else beside it.
     """
     samples: list[Sample] = []
     header: list[Any] = [None]
     if is_reader():
         assert read is not None
         try:
-            samples = read()
-            header = [[(s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None) for s in samples]]
+            samples, note = read()
+            header = [([(s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None, s.scored, s.number) for s in samples], note)]
         except ValueError as error:
             header = [str(error)]
     groups = [group for group in (_device_groups() if groups is None else groups) if group.size() > 1]
     for group in groups:
         torch.distributed.broadcast_object_list(header, _ranks(group)[0], group=group)
     if isinstance(header[0], str):
-        raise distributed.RunError(header[0])
+        # Rank 0 speaks for all, but of data that it does not share it knows nothing.
+        raise (ValueError if is_reader() and parallel_state.get_data_parallel_rank() else distributed.RunError)(header[0])
+    entries, note = header[0]
     if is_reader() and not groups:
-        return [replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu()) for s in samples]
+        return [replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu()) for s in samples], note
 
-    sizes = [torch.Size(shape).numel() * (2 if posterior else 1) for _, _, _, shape, posterior in header[0]]
+    sizes = [torch.Size(shape).numel() * (2 if posterior else 1) for _, _, _, shape, posterior, _, _ in entries]
     if is_reader():
         parts = [part.flatten() for s in samples for part in ((s.mean,) if s.logvar is None else (s.mean, s.logvar))]
         flat = torch.cat(parts).float().to(device)
@@ -89,7 +94,30 @@ def share(read: Callable[[], list[Sample]] | None, device: torch.device, groups:
     for group in groups:
         torch.distributed.broadcast(flat, _ranks(group)[0], group=group)
     received = []
-    for (key, name, clips, shape, posterior), part in zip(header[0], flat.cpu().split(sizes)):
+    for (key, name, clips, shape, posterior, scored, number), part in zip(entries, flat.cpu().split(sizes)):
         both = part.reshape(-1, *shape)
-        received.append(Sample(key=key, name=name, mean=both[0], logvar=both[1] if posterior else None, clips=tuple(clips)))
-    return received
+        received.append(Sample(key, name, both[0], both[1] if posterior else None, tuple(clips), scored=scored, number=number))
+    return received, note
+
+
+@dataclass(frozen=True)
+class StepData:
+    """This rank's rows of a step, and how many of its samples were rejected, by kind."""
+
+    rows: list[Batch]
+    rejected: dict[str, int]
+
+
+def step_data(loader: Loader | None, group: Any) -> StepData:
+    """The next step of the reading rank's loader, on all ranks of `group`, which share it."""
+
+    def read() -> tuple[list[Sample], Any]:
+        assert loader is not None
+        before = loader.rejections.counts.copy()
+        rows = next(loader)
+        note = [(len(row.samples), row.length) for row in rows], dict(loader.rejections.counts - before)
+        return [sample for row in rows for sample in row.samples], note
+
+    samples, (shapes, rejected) = share(read if loader is not None else None, torch.device("cpu"), [group])
+    rest = iter(samples)
+    return StepData([Batch(list(itertools.islice(rest, count)), length) for count, length in shapes], rejected)

@@ -17,11 +17,12 @@ from megatron.core import parallel_state
 from ..data.clips import Sample
 from ..objective.base import Inputs
 from . import distributed
-from .feed import is_reader
+from .feed import StepData, is_reader
 from .health import Gate, RankTimes, record_skipped
 from .later import Later, Mark
 from .meter import Interval, Meter, row_work
 from .optimizer import learning_rate, set_learning_rate
+from .rejected import RejectedCounts, Sent
 from .run import Run
 from .step import train_step
 
@@ -39,6 +40,7 @@ class Launched:
     samples: list[Sample]
     interval: Interval | None
     line: dict[str, float]
+    rejected: Sent | None
 
 
 class Flight:
@@ -54,11 +56,12 @@ class Flight:
         self.meter = Meter(run.config, run.platform, run.codec.channels, run.state)
         self.gate = Gate(run.config.optimizer, run.state.norms, run.state.skipped)
         self.times = RankTimes(run.config, run.platform, run.control)
+        self.rejected = RejectedCounts(run.control, run.state.rejected)
         self.pending: Launched | None = None
         self.before: Mark | None = None
         self.seconds = 0.0
 
-    def launch(self, data: Iterator[list[Sample]]) -> bool:
+    def launch(self, data: Iterator[StepData]) -> bool:
         """Read, prepare and queue one step; returns whether a log line is due after it."""
         run, config, state, started = self.run, self.run.config, self.run.state, time.perf_counter()
         if self.pending is None:
@@ -80,21 +83,21 @@ class Flight:
         self.times.add(state.step, waited)
         due = state.step % config.logging.every == 0 or state.step == config.train.steps
         line = {**(self.times.report() if due else {}), "learning_rate": rate}
-        self.pending = Launched(state.step, outcome, self.gate.limit, samples, self.meter.close() if due else None, line)
+        interval, rejected = (self.meter.close(), self.rejected.send()) if due else (None, None)
+        self.pending = Launched(state.step, outcome, self.gate.limit, samples, interval, line, rejected)
         return due
 
-    def _read(self, data: Iterator[list[Sample]]) -> tuple[list[Sample], list[Inputs]]:
-        """This rank's part of a global batch, and its rows on the CPU."""
-        config = self.run.config
-        count = config.train.global_batch_size // (parallel_state.get_data_parallel_world_size() * config.train.micro_batch_size)
+    def _read(self, data: Iterator[StepData]) -> tuple[list[Sample], list[Inputs]]:
+        """The samples of this rank's part of a global batch that count, and its rows on the CPU."""
         try:
-            batches = [next(data) for _ in range(count)]
-        except distributed.RunError:
+            step = next(data)
+        except ValueError:
             # The run ends here; what it did before is recorded.
             self.land()
             raise
-        rows = [self.run.objective.prepare(batch, config.parallel.row_multiple) for batch in batches]
-        return [sample for batch in batches for sample in batch], rows
+        self.rejected.add(step.rejected)
+        rows = [self.run.objective.prepare(row.samples, row.length) for row in step.rows]
+        return [sample for row in step.rows for sample in row.samples if sample.scored], rows
 
     def _limit(self) -> float:
         """The largest gradient norm of the step that is being launched."""
@@ -120,8 +123,9 @@ class Flight:
         state.updates, state.norms, state.skipped = state.updates + int(taken), self.gate.norms, self.gate.skipped
         if not taken:
             self._skipped(done, norm)
-        if done.interval is not None:
-            numbers = self.meter.describe(done.interval, self.seconds)
+        if done.interval is not None and done.rejected is not None:
+            self.rejected.receive(done.rejected)
+            numbers = {**self.meter.describe(done.interval, self.seconds), **self.rejected.named()}
             self.log(done.step, {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)})
             self.seconds = 0.0
 
@@ -140,6 +144,7 @@ class Flight:
             )
 
     def flush(self) -> None:
-        """Land, and move the statistics since the last log line into the run's state: it is then what a checkpoint of this step must hold."""
+        """Land, and move what was counted since the last log line into the run's state: it is then what a checkpoint of this step must hold."""
         self.land()
         self.meter.flush()
+        self.rejected.receive(self.rejected.send())

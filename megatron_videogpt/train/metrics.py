@@ -145,6 +145,8 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 def _tag(name: str) -> str:
     """TensorBoard and Weights & Biases group by what stands before the slash."""
+    if "/" in name:
+        return name
     group = "loss_by_noise_level" if NOISE_LEVEL.match(name) else "validation" if name.startswith("validation") else "train"
     return f"{group}/{name}"
 

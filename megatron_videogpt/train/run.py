@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 
 from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.memory import resolve_recompute
 from ..config.schema import Config
 from ..data.codec import Codec, build_codec
-from ..data.index import open_source
+from ..data.index import Source, open_source
+from ..data.packing import StepPlanner
 from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
@@ -34,7 +36,8 @@ from .step import NOISE_BINS
 class State:
     """Where the run is: all that a checkpoint must know beside tensors.
 
-    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken; norms, skipped: of `health.Gate`.
+    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken; norms, skipped: of `health.Gate`;
+    data: fingerprint of what the order and content of samples follow from; rejected: samples that could not be read, by kind.
     """
 
     step: int = 0
@@ -43,6 +46,8 @@ class State:
     pending: list[float] = field(default_factory=lambda: [0.0] * (2 + 2 * NOISE_BINS))
     norms: list[float] = field(default_factory=list)
     skipped: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -107,7 +112,8 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     model = wrap(config, build_model(config, codec.channels, platform))
     optimizer = build_optimizer(config, model)
     average = Average([chunk.module for chunk in model], optimizer, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
-    run = Run(config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, State())
+    state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
+    run = Run(config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, state)
     _restore(run)
     if distributed.is_rank_zero():
         run.output.mkdir(parents=True, exist_ok=True)
@@ -130,6 +136,23 @@ def _with_recompute(config: Config, channels: int, platform: Platform, control: 
     return resolved
 
 
+def _data_fingerprint(config: Config, source: Source | None, codec: Codec, control: Any) -> str:
+    """What decides which sample has which number, and what it is (`StepPlanner.fingerprint`): the same on every rank, or RunError."""
+    mine = None
+    if source is not None:
+        cell = codec.spatial_stride * config.model.patch_size
+        mine = StepPlanner(source.train, config.train.seed, config, cell, parallel_state.get_data_parallel_world_size()).fingerprint
+    seen: list[Any] = [None] * distributed.world_size()
+    torch.distributed.all_gather_object(seen, mine, group=control)
+    found = sorted({fingerprint for fingerprint in seen if fingerprint is not None})
+    if len(found) > 1:
+        raise distributed.RunError(
+            f"data.path = {config.data.path}: ranks see {len(found)} different data sets there (fingerprints {', '.join(text[:12] for text in found)}); "
+            "every node needs the same files"
+        )
+    return str(found[0])
+
+
 def _restore(run: Run) -> None:
     config = run.config
     path = latest(run.output)
@@ -143,8 +166,10 @@ def _restore(run: Run) -> None:
     checkpoint.check_same_codec(path, run.codec)
     if resumes:
         checkpoint.check_same_seed(path, config)
+        checkpoint.check_same_data(path, config, run.state.data)
         state = checkpoint.load(path, run.chunks, run.optimizer, run.average)
-        run.state = State(**{f.name: state[f.name] for f in fields(State)})
+        # Earlier releases did not know of data and rejected.
+        run.state = State(**{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"}, data=run.state.data)
     else:
         checkpoint.load_weights(path, run.chunks)
         run.optimizer.reload_model_params()

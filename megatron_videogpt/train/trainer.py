@@ -7,26 +7,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
 from ..config.schema import Config
-from ..data.clips import Sample
 from ..data.loader import Loader
 from . import distributed
-from .feed import aside, host_group, is_reader, share
+from .feed import StepData, aside, host_group, is_reader, step_data
 from .flight import Flight
 from .folders import checkpoint_name
 from .health import Agreement
 from .metrics import MetricsWriter, Progress, plot_loss
 from .optimizer import whole_parameters
+from .rejected import REJECTED, record_left_out
 from .run import Run, build
 from .saver import Saver
 from .validation import Validation
 
 
-def micro_batches(run: Run) -> Iterator[list[Sample]]:
-    """Endless micro-batches of this rank's data parallel share, from the state's consumed samples on."""
+def read_steps(run: Run) -> Iterator[StepData]:
+    """Endless steps of this rank's data parallel share, from the state's consumed samples on."""
     config = run.config
     group, beside = host_group(config.train.timeout_minutes), aside(run.platform.device)
     loader: Loader | None = None
@@ -34,19 +33,17 @@ def micro_batches(run: Run) -> Iterator[list[Sample]]:
         loader = Loader(
             run.source,
             run.codec,
-            config.data,
-            config.train.seed,
-            config.train.global_batch_size,
-            config.train.micro_batch_size,
+            config,
             parallel_state.get_data_parallel_rank(),
             parallel_state.get_data_parallel_world_size(),
             consumed=run.state.consumed,
+            rejected_file=run.output / REJECTED,
         )
     try:
         while True:
             with beside():
-                batch = share(loader.__next__ if loader is not None else None, torch.device("cpu"), [group])
-            yield batch
+                step = step_data(loader, group)
+            yield step
     finally:
         if loader is not None:
             loader.close()
@@ -82,6 +79,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, limited=True
     stop = Stop()
     run = build(config, phase)
     writer = MetricsWriter(run.output, config, distributed.is_rank_zero(), resume_step=run.state.step)
+    record_left_out(run, writer)
     phase("reading the validation samples")
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
     validation = Validation(run.config, run.source, run.codec, run.objective, run.platform) if wanted else None
@@ -101,7 +99,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, limited=True
 
 def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: Stop) -> bool:
     """Steps until the end (True) or until somebody asks to stop (False)."""
-    config, state, data, agreement = run.config, run.state, micro_batches(run), Agreement(run.control)
+    config, state, data, agreement = run.config, run.state, read_steps(run), Agreement(run.control)
     saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)

@@ -40,11 +40,11 @@ class Validation:
         count = max(config.eval.samples if config.eval.every else 0, config.eval.final_scenes, 1)
         self.read: list[Sample] = []
 
-        def read() -> list[Sample]:
-            self.read = validation_samples(source, codec, config.data, config.train.seed, count)
-            return self.read
+        def read() -> tuple[list[Sample], None]:
+            self.read = validation_samples(source, codec, config, count)
+            return self.read, None
 
-        self.samples = share(read if is_reader() else None, platform.device)
+        self.samples, _ = share(read if is_reader() else None, platform.device)
 
     def _mine(self, samples: list[T]) -> list[T]:
         return samples[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
@@ -73,9 +73,7 @@ class Validation:
     @torch.no_grad()
     def measure(self, model: list[Any], writer: MetricsWriter, step: int) -> float:
         """Loss on the held-out samples, with the same noise every time."""
-        size = self.config.train.micro_batch_size
-        mine = self._mine(self.samples[: self.config.eval.samples])
-        packs = [mine[start : start + size] for start in range(0, len(mine), size)]
+        packs = self._packs(self._mine(self.samples[: self.config.eval.samples]))
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         rows = [self.objective.prepare(pack, self.config.parallel.row_multiple).shard(*context).to(self.platform.device) for pack in packs]
         for chunk in model:
@@ -86,6 +84,22 @@ class Validation:
         named = describe(reduce_statistics(totals))
         writer.log(step, {f"validation_{name}": value for name, value in named.items()})
         return named["loss"]
+
+    def _packs(self, samples: list[Sample]) -> list[list[Sample]]:
+        """Samples by row, in order: `train.micro_batch_size` of them, or with `data.pack_tokens` as many as fit."""
+        size, budget = self.config.train.micro_batch_size, self.config.data.pack_tokens
+        if not budget:
+            return [samples[start : start + size] for start in range(0, len(samples), size)]
+        packs: list[list[Sample]] = []
+        room = 0
+        for sample in samples:
+            tokens = len(self.objective.layout(sample))
+            if tokens > room:
+                packs.append([])
+                room = budget
+            packs[-1].append(sample)
+            room -= tokens
+        return packs
 
     def _given(self) -> tuple[int, int]:
         """Latent frames given and predicted: half of a sample each, unless `sample.history` is shorter."""

@@ -1,0 +1,69 @@
+"""Samples that could not be read, counted by kind over all ranks: in the run's metrics and state, without holding up a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.bad import REASONS, record, recorded
+from .distributed import is_rank_zero
+from .feed import is_reader
+from .metrics import MetricsWriter
+
+KINDS = tuple(REASONS)
+REJECTED = "rejected.jsonl"
+"""File in the run's folder with every name that was rejected, once."""
+
+
+class Sent(NamedTuple):
+    """Counts on their way: what to wait for, and int64 ``[kinds]``, the sum over ranks afterwards."""
+
+    work: Any
+    counts: Tensor
+
+
+class RejectedCounts:
+    """Rejections since the run began.
+
+    group: of all ranks, on CPU tensors, so that no device waits; total: by kind, over all ranks, of the run's state; `receive` adds to it.
+    """
+
+    def __init__(self, group: Any, total: dict[str, int]) -> None:
+        self.group, self.total = group, total
+        self._mine = torch.zeros(len(KINDS), dtype=torch.int64)
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """What the ranks that share a step's samples found in it; the one that read them counts."""
+        if is_reader():
+            self._mine += torch.tensor([counts.get(kind, 0) for kind in KINDS])
+
+    def send(self) -> Sent:
+        """Sum what was added since the last call over all ranks, in the background; a collective."""
+        counts, self._mine = self._mine, torch.zeros_like(self._mine)
+        return Sent(torch.distributed.all_reduce(counts, group=self.group, async_op=True), counts)
+
+    def receive(self, sent: Sent) -> None:
+        """Add what was sent to the total; waits until it is there."""
+        sent.work.wait()
+        for kind, count in zip(KINDS, sent.counts.tolist()):
+            if count:
+                self.total[kind] = self.total.get(kind, 0) + count
+
+    def named(self) -> dict[str, float]:
+        """The total as metrics: the kinds that were found."""
+        return {f"rejected/{kind}": float(count) for kind, count in self.total.items()}
+
+
+def record_left_out(run: Any, writer: MetricsWriter) -> None:
+    """What the data set's index had to leave out: counted in the metrics, the first ones named in `REJECTED`."""
+    if not is_rank_zero() or not run.source.left_out:
+        return
+    file = run.output / REJECTED
+    known = recorded(file)
+    for error in run.source.skipped:
+        if error.path not in known:
+            record(file, error)
+    writer.log(run.state.step, {f"left_out/{kind}": float(count) for kind, count in run.source.left_out.items()})
