@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+"""Put videos into WebDataset shards (tar files), which training reads from any place and in any order: data.source=shards data.path=DIR.
+
+SRC is any number of
+  folders          searched for videos, and for .tar shards, which are sharded anew
+  videos, .tar     single files
+  lists (.txt)     one path in a line
+  tables           .csv, .tsv, .jsonl, .json (a list of objects) and .parquet, with a path in one column, perhaps captions or labels in others
+
+The files' bytes stay as they are; --scenes cuts them at scene changes, between frames that can stand alone, without encoding anything again.
+What cannot be used is left out and listed in DIR/rejected.jsonl.  After an interruption the same command goes on where it was.
+
+Your own folder of videos:
+  python tools/prepare_videos.py videos/ --output shards/
+Captions from a table, whose paths start from another folder:
+  python tools/prepare_videos.py captions.csv --video-column file --caption-column text --root videos/ --output shards/
+Only good ones, of one split:
+  python tools/prepare_videos.py clips.parquet --where split==train --where 'aesthetic score>=5' --output shards/
+File names put together from columns, the files anywhere below a folder:
+  python tools/prepare_videos.py train.csv --video-column '{youtube_id}_{time_start:0>6}_{time_end:0>6}.mp4' --root k600/ --search --output shards/
+Long films, cut into scenes:
+  python tools/prepare_videos.py films/ --scenes --min-frames 61 --output shards/
+A published data set (see docs/datasets.md):
+  python tools/prepare_videos.py --recipe examples/datasets/ucf101.toml UCF101/trainlist01.txt --root UCF101/UCF-101 --output shards/
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_videogpt.config.load import tomllib
+from megatron_videogpt.data.bad import REASONS
+from megatron_videogpt.data.container import Limits
+from megatron_videogpt.data.listings import Listing
+from megatron_videogpt.data.prepare import REJECTED, Options, Report, prepare
+from megatron_videogpt.data.tables import FORMATS
+
+LISTS = ("where", "list_columns")  # options of several values
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; defaults are those of `Listing` and `Options`."""
+    root = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root.add_argument("sources", nargs="+", metavar="SRC", help="folders, videos, .tar shards, lists, tables")
+    root.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the shards, new or of the same command before")
+    root.add_argument("--recipe", type=Path, metavar="FILE.toml", help="defaults of the options below for a published data set, from examples/datasets")
+    listing, ours = Listing(), Options(())
+    group = root.add_argument_group("what to read (a column may also be a template such as '{video_id}.mp4')")
+    group.add_argument("--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())], help="of lists and tables whose names do not tell")
+    group.add_argument("--video-column", default=listing.video_column, metavar="COLUMN", help="column with the path (default: %(default)s)")
+    group.add_argument("--caption-column", default="", metavar="COLUMN", help="column with the caption, or a list of captions (default: caption, if there)")
+    group.add_argument("--label-column", default="", metavar="COLUMN", help="column with the class (default: label, if there)")
+    group.add_argument("--label-folder", action=argparse.BooleanOptionalAction, default=False, help="the class is the name of the video's folder")
+    group.add_argument("--key-column", default="", metavar="COLUMN", help="column for the keys in the shards (default: the path without its extension)")
+    group.add_argument("--root", default="", metavar="FOLDER", help="where paths in lists and tables start (default: the folder of the table)")
+    group.add_argument("--search", action=argparse.BooleanOptionalAction, default=False, help="find videos by their file names anywhere below --root")
+    group.add_argument("--sidecars", action=argparse.BooleanOptionalAction, default=False, help="NAME.json and NAME.txt beside a video are its columns")
+    group.add_argument("--list-columns", default=["video"], nargs="+", metavar="NAME", help="columns of a .txt list, divided by blanks (default: whole lines)")
+    group.add_argument("--records", default="", metavar="NAME", help="name of the list of videos inside a .json")
+    group.add_argument("--join", default="", metavar="LIST:COLUMN:VALUE", help="for .json: collect VALUE of another list's objects with the same COLUMN")
+    group.add_argument("--where", default=[], action="append", metavar="CONDITION", help="only videos with COLUMN==VALUE (or != >= <= > <); may be repeated")
+    group.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N videos of the listing (default: all)")
+    group = root.add_argument_group("what to keep")
+    group.add_argument("--min-side", type=int, default=ours.min_side, metavar="PIXELS", help="shortest side (default: %(default)s, as data.min_side)")
+    group.add_argument("--max-aspect", type=float, default=ours.max_aspect, metavar="RATIO", help="of the sides (default: %(default)s, as data.max_aspect)")
+    group.add_argument("--min-frames", type=int, default=ours.min_frames, metavar="N", help="frames of a video or scene (default: %(default)s)")
+    group.add_argument("--max-video-mb", type=float, default=ours.limits.bytes / 1e6, metavar="MB", help="larger files are not read (default: %(default)g)")
+    group.add_argument("--max-video-frames", type=int, default=ours.limits.frames, metavar="N", help="(default: %(default)s)")
+    group.add_argument("--max-megapixels", type=float, default=ours.limits.pixels / 1e6, metavar="N", help="of a picture (default: %(default)g)")
+    group.add_argument("--scenes", action=argparse.BooleanOptionalAction, default=False, help="cut into scenes, without sound (needs scenedetect-headless)")
+    group.add_argument("--scene-threshold", type=float, default=ours.scene_threshold, metavar="N", help="change that is a cut, 0..255 (default: %(default)g)")
+    group = root.add_argument_group("how to write (workers and timeout may differ when a run is continued)")
+    group.add_argument("--shard-mb", type=float, default=ours.shard_mb, metavar="MB", help="size at which a shard is closed, 10^6 bytes (default: %(default)g)")
+    group.add_argument("--shard-count", type=int, default=ours.shard_count, metavar="N", help="videos after which a shard is closed (default: %(default)s)")
+    group.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; 0: in this one (default: %(default)s)")
+    group.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one video, which is then given up (default: %(default)g)")
+    return root
+
+
+def arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line over the recipe's options; ValueError, one line, for a recipe that does not fit."""
+    command = parser()
+    args = command.parse_args(words)
+    if args.recipe is None:
+        return args
+    recipe = _read_recipe(args.recipe, command)
+    given = {name: value for name, value in recipe.items() if name != "where"}
+    command.set_defaults(**given)
+    args = command.parse_args(words)
+    args.where = [*recipe.get("where", []), *args.where]
+    return args
+
+
+def _read_recipe(path: Path, command: argparse.ArgumentParser) -> dict[str, Any]:
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets") from error
+    defaults = {action.dest: action.default for action in command._actions if action.dest not in ("help", "sources", "output", "recipe", "workers", "timeout")}
+    for name, value in recipe.items():
+        if name not in defaults:
+            raise ValueError(f"--recipe={path}: {name} is no option of it; they are {', '.join(defaults)}")
+        kind = float if isinstance(defaults[name], float) and not isinstance(value, bool) and isinstance(value, int) else type(defaults[name])
+        if not isinstance(value, (kind, int) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"--recipe={path}: {name} = {value!r} must be like {defaults[name]!r}")
+    return recipe
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """`Options` of a command line."""
+    values = vars(args)
+    columns: dict[str, Any] = {item.name: tuple(values[item.name]) if item.name in LISTS else values[item.name] for item in fields(Listing)}
+    limits = Limits(int(args.max_video_mb * 1e6), args.max_video_frames, int(args.max_megapixels * 1e6))
+    plain = {item.name: values[item.name] for item in fields(Options) if item.name not in ("sources", "listing", "limits")}
+    return Options(sources=tuple(args.sources), listing=Listing(**columns), limits=limits, **plain)
+
+
+def run(args: argparse.Namespace) -> tuple[Report, bool]:
+    """`prepare` with a progress bar on the terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("listing", total=None)
+        return prepare(
+            options_of(args), args.output, args.workers, args.timeout, lambda done, rows: bar.update(task, description="videos", completed=done, total=rows)
+        )
+
+
+def main(words: Sequence[str]) -> int:
+    """Prepare and print a summary; 2 with one line on stderr when that cannot be done, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        args = arguments(words)
+        report, worked = run(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last finished shard", file=sys.stderr)
+        return 130
+    if not worked:
+        print(f"{args.output}: finished before, nothing to do")
+    print(f"{args.output}: {report.videos} videos, {report.frames} frames, {report.hours:.2f} hours, {report.gigabytes:.3f} GB in {report.shards} shards")
+    for kind, count in report.rejected.items():
+        print(f"{count:8d} rejected: {kind} ({REASONS[kind]})")
+    if report.rejected:
+        print(f"         names and reasons: {args.output / REJECTED}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
