@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+SCENES = ["scenedetect-headless"]  # finds shot changes (prepare_videos --scenes)
 
 setup(
     name="megatron_videogpt",
@@ -31,6 +32,10 @@ setup(
         "matplotlib",  # loss.png
         "tensorboard",  # events of the run
         "rich",  # progress bar and tables
+        "webdataset",  # writes the tar shards
+        "fsspec",  # shards on remote storage; comes with torch
+        "filelock",  # one process builds an index while the others wait; comes with torch
+        "scipy",  # fits the cost of a row to measured times
         "tomli; python_version < '3.11'",  # tomllib came with 3.11; Ascend's images have 3.10
     ],
     # Transformer Engine and NVIDIA Apex are in no extra: neither has a binary wheel to install (containers bring them, and they are detected),
@@ -38,6 +43,10 @@ setup(
     extras_require={
         "npu": ["torch_npu"],  # MindSpeed (branch core_r0.16.0) must be installed from source as well
         "wandb": ["wandb"],
+        "tables": ["pyarrow"],  # Parquet lists of videos
+        "remote": ["s3fs"],  # shards on S3 and what speaks its protocol; other stores have fsspec packages of their own (gcsfs, adlfs, ...)
+        "scenes": SCENES,
+        "torchcodec": ["torchcodec"],  # a second decoder, also on GPUs; needs FFmpeg's shared libraries
         # FlashAttention-4 and its CuTe packages are pre-releases that only fit one another: all of them exactly.  Tested: kernels compiled for sm_90a.
         "flash": [
             f"{package}; sys_platform == 'linux'"
@@ -51,6 +60,11 @@ setup(
             )
         ],
         # triton: its interpreter runs our kernels on a CPU, and it compiles them for sm_90 without a GPU; CUDA builds of torch bring their own.
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
+        # moto, with flask: an S3 server for the tests.
+        "dev": [
+            *["pytest", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
+            *["pyarrow", "s3fs", "moto[s3]", "flask", "flask-cors", "torchcodec; sys_platform == 'linux'"],
+            *SCENES,
+        ],
     },
 )
