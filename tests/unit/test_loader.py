@@ -1,187 +1,272 @@
-"""The loader: same samples at any rank count, micro-batch size, worker count and resume point; bad samples named and replaced."""
+"""The loader: same samples at any rank count, packing, micro-batch size, worker count and resume point; bad samples leave blanks and are named once."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_videogpt.config.schema import CodecConfig, DataConfig, PhysicsConfig
-from megatron_videogpt.data.clips import Sample, SamplePlan, plan_sample, sample_key
+from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.clips import Plans, Sample, SamplePlan, sample_key
 from megatron_videogpt.data.codec import build_codec
-from megatron_videogpt.data.decode import BadVideo, to_model_range, write_video
+from megatron_videogpt.data.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.data.index import Source, open_source
-from megatron_videogpt.data.loader import Loader, load_sample, validation_samples
+from megatron_videogpt.data.loader import Loader, validation_samples
+from megatron_videogpt.objective import build_objective
 from megatron_videogpt.train.watchdog import born
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CODEC = build_codec(CodecConfig())
-CONFIG = DataConfig(frames=4, frame_interval=(1, 3), clips=(1, 4), workers=0, physics=PhysicsConfig(size=32, epoch_scenes=10))
+DATA = DataConfig(frames=4, frame_interval=(1, 3), clips=(1, 4), workers=0, physics=PhysicsConfig(size=32, epoch_scenes=10))
+LONGEST = 7 * (4 + 2)
+"""Tokens of a sample of four 32 x 32 frames whose last clip has one frame."""
 
 
-def take(loader: Loader, lists: int) -> list[Sample]:
-    samples = [sample for _ in range(lists) for sample in next(loader)]
+def config_of(batch: int = 8, micro: int = 1, seed: int = 3, **data: Any) -> Config:
+    return Config(data=replace(DATA, **data), train=TrainConfig(global_batch_size=batch, micro_batch_size=micro, seed=seed))
+
+
+def take(loader: Loader, steps: int) -> list[Sample]:
+    """The samples of some steps, by number; fillers of empty rows are left out."""
+    samples = [sample for _ in range(steps) for row in next(loader) for sample in row.samples if sample.number >= 0]
     loader.close()
-    return samples
+    return sorted(samples, key=lambda sample: sample.number)
 
 
 def same(a: list[Sample], b: list[Sample]) -> bool:
-    return [(s.key, s.name, s.clips) for s in a] == [(s.key, s.name, s.clips) for s in b] and all(torch.equal(x.mean, y.mean) for x, y in zip(a, b))
+    facts = [[(s.number, s.key, s.name, s.clips, s.scored) for s in samples] for samples in (a, b)]
+    return facts[0] == facts[1] and all(torch.equal(x.mean, y.mean) for x, y in zip(a, b))
 
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return open_source(CONFIG, CODEC)
+    return open_source(DATA, CODEC)
 
 
 @pytest.fixture(scope="module")
 def reference_order(source: Source) -> list[Sample]:
     """Samples 0..23 of seed 3, one at a time."""
-    return take(Loader(source, CODEC, CONFIG, 3, 1, 1), 24)
+    return take(Loader(source, CODEC, config_of(batch=1)), 24)
 
 
 def test_numbering_crosses_epochs(source: Source, reference_order: list[Sample]) -> None:
+    assert [sample.number for sample in reference_order] == list(range(24))
     assert [sample.key for sample in reference_order] == [sample_key(3, g // 10, g % 10) for g in range(24)]
     assert len({sample.mean.numpy().tobytes() for sample in reference_order}) == 24
     for sample in reference_order:
-        assert sample.mean.shape == (4, CODEC.channels, 4, 4) and sum(sample.clips) == 4 and sample.pixels is None
+        assert sample.mean.shape == (4, CODEC.channels, 4, 4) and sum(sample.clips) == 4 and sample.pixels is None and sample.scored
 
 
-@pytest.mark.parametrize(("batch", "micro", "ranks"), [(8, 1, 1), (8, 4, 1), (8, 2, 2), (8, 1, 4), (4, 2, 2), (12, 3, 2)])
-def test_same_global_batches_at_any_division(source: Source, reference_order: list[Sample], batch: int, micro: int, ranks: int) -> None:
-    steps, share = 24 // batch, batch // ranks
-    dealt = [take(Loader(source, CODEC, CONFIG, 3, batch, micro, rank, ranks), steps * share // micro) for rank in range(ranks)]
-    order = [sample for step in range(steps) for rank in range(ranks) for sample in dealt[rank][step * share : (step + 1) * share]]
-    assert same(order, reference_order)
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "budget"),
+    [
+        (8, 1, 1, 0),
+        (8, 4, 1, 0),
+        (8, 2, 2, 0),
+        (8, 1, 4, 0),
+        (4, 2, 2, 0),
+        (12, 3, 2, 0),
+        (8, 1, 1, LONGEST),
+        (8, 1, 3, 90),
+        (12, 1, 2, 200),
+        (3, 1, 5, LONGEST),
+    ],
+)
+def test_same_global_batches_at_any_division(source: Source, reference_order: list[Sample], batch: int, micro: int, ranks: int, budget: int) -> None:
+    config, steps = config_of(batch, micro, pack_tokens=budget), 24 // batch
+    objective = build_objective(config)
+    loaders = [Loader(source, CODEC, config, rank, ranks) for rank in range(ranks)]
+    for step in range(steps):
+        dealt = [next(loader) for loader in loaders]
+        assert len({len(rows) for rows in dealt}) == 1
+        samples = [sample for rows in dealt for row in rows for sample in row.samples if sample.number >= 0]
+        assert same(sorted(samples, key=lambda sample: sample.number), reference_order[step * batch : (step + 1) * batch])
+        if not budget:
+            # Contiguous shares, in order.
+            assert same(samples, reference_order[step * batch : (step + 1) * batch]) and all(len(row.samples) == micro for rows in dealt for row in rows)
+        for row in (row for rows in dealt for row in rows):
+            tokens = sum(len(objective.layout(sample)) for sample in row.samples)
+            assert tokens <= row.length <= (budget or tokens) and objective.prepare(row.samples, row.length).length == row.length
+    assert [loader.consumed for loader in loaders] == [24 // batch * batch] * ranks
+
+
+def test_a_row_without_samples_holds_a_blank(source: Source) -> None:
+    config = config_of(batch=1, pack_tokens=64)
+    rows = [next(Loader(source, CODEC, config, rank, 2)) for rank in (0, 1)]
+    ((full,), (empty,)) = sorted(rows, key=lambda own: own[0].samples[0].number, reverse=True)
+    assert full.samples[0].number == 0 and [sample.scored for sample in empty.samples] == [False]
+    row = build_objective(config).prepare(empty.samples, empty.length)
+    assert row.frames == 0 and row.length == empty.length <= 64
 
 
 def test_resume_goes_on_where_it_stopped(source: Source, reference_order: list[Sample]) -> None:
-    loader = Loader(source, CODEC, CONFIG, 3, 8, 4)
-    first = take(loader, 2)
+    loader = Loader(source, CODEC, config_of(batch=8, micro=4))
+    first = take(loader, 1)
     assert loader.consumed == 8
-    assert same(first + take(Loader(source, CODEC, CONFIG, 3, 8, 4, consumed=loader.consumed), 4), reference_order)
+    rest = [take(Loader(source, CODEC, config_of(4, pack_tokens=100), rank, 2, consumed=8), 4) for rank in (0, 1)]
+    assert same(first + sorted(rest[0] + rest[1], key=lambda sample: sample.number), reference_order)
 
 
 def test_worker_processes_change_nothing(source: Source, reference_order: list[Sample]) -> None:
-    loader = Loader(source, CODEC, replace(CONFIG, workers=2), 3, 8, 2)
-    assert same(take(loader, 12), reference_order)
+    assert same(take(Loader(source, CODEC, config_of(batch=8, micro=2, workers=2)), 3), reference_order)
 
 
 def test_seeds_differ(source: Source, reference_order: list[Sample]) -> None:
-    other = take(Loader(source, CODEC, CONFIG, 4, 1, 1), 8)
+    other = take(Loader(source, CODEC, config_of(seed=4)), 1)
     assert not {sample.key for sample in other} & {sample.key for sample in reference_order}
 
 
 def test_latents_are_those_of_the_pixels(source: Source) -> None:
-    loader = Loader(source, CODEC, CONFIG, 3, 2, 2, keep_pixels=True)
-    for sample in take(loader, 1):
+    for sample in take(Loader(source, CODEC, config_of(batch=2), keep_pixels=True), 1):
         assert sample.pixels is not None and sample.pixels.shape == (4, 32, 32, 3) and sample.pixels.dtype == np.uint8
         torch.testing.assert_close(sample.mean, CODEC.encode(to_model_range(sample.pixels))[0], atol=1e-5, rtol=0)
 
 
 def test_validation_is_fixed_and_disjoint(source: Source, reference_order: list[Sample]) -> None:
-    first, second = (validation_samples(source, CODEC, CONFIG, 3, 12) for _ in range(2))
+    first, second = (validation_samples(source, CODEC, config_of(), 12) for _ in range(2))
     assert same(first, second) and len({sample.key for sample in first}) == 12
     assert not {sample.key for sample in first} & {sample.key for sample in reference_order}
     assert first[0].pixels is not None
-    assert same(validation_samples(source, CODEC, CONFIG, 3, 5, keep_pixels=False), first[:5])
+    assert same(validation_samples(source, CODEC, config_of(), 5, keep_pixels=False), first[:5])
+
+
+@dataclass(frozen=True)
+class PatchyJob:
+    """Latents or pixels that say their number; or what is wrong."""
+
+    plan: SamplePlan
+    trouble: str
+
+    @property
+    def label(self) -> str:
+        return f"v{self.plan.number}"
+
+    def read(self) -> Sample:
+        if self.trouble == "torn":
+            raise BadVideo(f"v{self.plan.number % 40}.mp4", "torn", "truncated")
+        side = 3 if self.trouble == "smaller" else 4
+        mean: Any = np.full((len(self.plan.frames), CODEC.channels, side, 4), self.plan.number / 100, np.float32)
+        return Sample(self.plan.key, self.label, mean, np.ones_like(mean) if self.trouble == "latents" else None, self.plan.clips)  # type: ignore[arg-type]
 
 
 class Patchy:
-    """A split in which some items cannot be read."""
+    """Latents, 40 an epoch, of which some cannot be read; trouble: index -> what."""
 
-    name = "train"
+    name, fingerprint = "train", "0"
 
-    def __init__(self, bad: set[int], length: int = 40) -> None:
-        self.bad, self.length = bad, length
+    def __init__(self, trouble: dict[int, str]) -> None:
+        self.trouble, self.like = trouble, open_source(replace(DATA, physics=PhysicsConfig(size=32, epoch_scenes=40)), CODEC).train
 
     def __len__(self) -> int:
-        return self.length
+        return 40
 
-    def plan(self, seed: int, epoch: int, index: int, attempt: int = 0) -> SamplePlan:
-        key = sample_key(seed, epoch, index, f"{self.name} {attempt}" if attempt else self.name)
-        return plan_sample(CONFIG, 1, key, key % self.length if attempt else index, None)
+    def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
+        return self.like.plans(seed, numbers)
 
-    def pixels(self, plan: SamplePlan) -> np.ndarray:
-        if plan.item in self.bad:
-            raise BadVideo(f"v{plan.item}.mp4", "torn")
-        return np.full((4, 32, 32, 3), plan.item, np.uint8)
+    def job(self, plan: SamplePlan) -> PatchyJob:
+        return PatchyJob(plan, self.trouble.get(plan.number % 40, ""))
 
-    def label(self, plan: SamplePlan) -> str:
-        return f"v{plan.item}"
+    def largest_tokens(self, cell: int) -> int:
+        return self.like.largest_tokens(cell)
 
 
-def test_bad_samples_are_named_counted_and_replaced_alike_everywhere(caplog: pytest.LogCaptureFixture) -> None:
-    bad = {3, 17, 30}
-    source = Source(Patchy(bad), Patchy(set()))
-    loader = Loader(source, CODEC, CONFIG, 0, 8, 4)
-    samples = take(loader, 10)
-    assert [s.name for i, s in enumerate(samples) if i not in bad] == [f"v{i}" for i in range(40) if i not in bad]
-    assert all(samples[i].name not in {f"v{j}" for j in bad} for i in bad)
-    assert loader.rejected >= 3 and all(f"v{i}.mp4: torn" in caplog.text for i in bad)
-    assert loader.rejected == caplog.text.count("rejected sample")
-    half = take(Loader(source, CODEC, CONFIG, 0, 8, 2, 1, 2), 10)
-    assert same(half, [s for step in range(5) for s in samples[step * 8 + 4 : step * 8 + 8]])
+def test_bad_samples_leave_blanks_and_are_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trouble = {3: "torn", 17: "smaller", 30: "torn"}
+    source, good, file = Source(Patchy(trouble), Patchy({})), Source(Patchy({}), Patchy({})), tmp_path / "run" / "rejected.jsonl"
+    loader = Loader(source, CODEC, config_of(8, 4), rejected_file=file)
+    samples, whole = take(loader, 10), take(Loader(good, CODEC, config_of(8, 4)), 10)
+    lost = {3, 17, 30, 43, 57, 70}
+    assert {sample.number for sample in samples if not sample.scored} == lost and len(samples) == 80
+    assert same([s for s in samples if s.scored], [s for s in whole if s.number not in lost])
+    for number in lost:
+        blank, there = samples[number], whole[number]
+        assert (blank.key, blank.clips, blank.mean.shape) == (there.key, there.clips, there.mean.shape) and not blank.mean.any() and blank.logvar is None
+    assert loader.rejections.counts == {"truncated": 4, "metadata": 2}
+    # Sample 57 has another name than 17, as another part of the same video would; v3.mp4 and v30.mp4 come again in the second epoch.
+    named = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["name"] for line in named] == ["v3.mp4", "v17", "v30.mp4", "v57"] and caplog.text.count("v3.mp4: torn") == 1
+    assert named[0] == {"name": "v3.mp4", "kind": "truncated", "reason": "torn"}
+    assert "latents [4, 16, 3, 4], but by the index [4, 16, 4, 4]" in named[1]["reason"]
+    # A second run of the loader names nobody twice, and other ranks see the same blanks.
+    half = take(Loader(source, CODEC, config_of(8, 2), 1, 2, rejected_file=file), 10)
+    assert same(half, [s for step in range(10) for s in samples[step * 8 + 4 : step * 8 + 8]]) and len(file.read_text().splitlines()) == 4
 
 
 def test_too_many_bad_samples_stop_the_run() -> None:
-    config = replace(CONFIG, max_bad_fraction=0.01)
-    loader = Loader(Source(Patchy(set(range(0, 40, 2))), Patchy(set())), CODEC, config, 0, 1, 1)
-    with pytest.raises(ValueError, match="of the last .* samples could not be read, over data.max_bad_fraction=0.01"):
+    source = Source(Patchy(dict.fromkeys(range(0, 40, 2), "torn")), Patchy({}))
+    loader = Loader(source, CODEC, config_of(1, max_bad_fraction=0.01))
+    with pytest.raises(
+        ValueError, match="11 of the last 21 samples could not be read, over data.max_bad_fraction=0.01.*: 11 truncated.*v20.mp4: torn"
+    ) as caught:
         for _ in range(40):
             next(loader)
-    assert 11 <= loader.rejected <= 20
+    assert "\n" not in str(caught.value) and loader.consumed == 20
 
 
-def test_nothing_readable_is_one_line() -> None:
-    unreadable = Source(Patchy(set(range(40))), Patchy(set(range(40))))
-    assert load_sample(unreadable.train, 0, 0, 0)[0] is None
-    for workers in (0, 1):
-        with pytest.raises(ValueError, match="no readable sample in 50 attempts; the last: v[0-9]+.mp4: torn") as caught:
-            next(Loader(unreadable, CODEC, replace(CONFIG, workers=workers, max_bad_fraction=1.0), 0, 1, 1))
-        assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="validation samples could not be read"):
-        validation_samples(unreadable, CODEC, CONFIG, 0, 4)
+def test_validation_goes_on_to_the_next_samples() -> None:
+    source = Source(Patchy({}), Patchy({2: "torn"}))
+    assert [sample.number for sample in validation_samples(source, CODEC, config_of(), 5)] == [0, 1, 3, 4, 5]
+    unreadable = Source(Patchy({}), Patchy(dict.fromkeys(range(40), "torn")))
+    with pytest.raises(ValueError, match="^2 of 5 validation samples could not be read; the last: v1.mp4: torn$"):
+        validation_samples(unreadable, CODEC, config_of(), 4)
 
 
-def test_a_file_that_vanishes_is_replaced(tmp_path: Path) -> None:
+def test_latents_are_not_encoded_and_pixels_are_their_decoding() -> None:
+    source = Source(Patchy({1: "latents"}), Patchy({}))
+    plain, variance = take(Loader(source, CODEC, config_of(2), keep_pixels=True), 1)
+    assert plain.logvar is None and variance.logvar is not None and bool((variance.logvar == 1).all()) and bool((variance.mean == np.float32(0.01)).all())
+    assert variance.pixels is not None and variance.pixels.shape == (4, 32, 32, 3)
+    np.testing.assert_array_equal(variance.pixels, to_pixels(CODEC.decode(variance.mean)))
+    assert all(sample.pixels is None for sample in take(Loader(source, CODEC, config_of(2)), 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_vanishes_is_skipped(tmp_path: Path, workers: int) -> None:
     for i in range(4):
         frames = np.random.default_rng(i).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(12, 0)
         write_video(tmp_path / f"v{i}.mp4", frames, 10)
-    config = replace(CONFIG, source="videos", path=str(tmp_path), longest_side=32, min_side=16, frame_interval=(3, 3))
-    source = open_source(config, CODEC)
-    gone = source.train.segments[0].info.path  # type: ignore[attr-defined]
-    shutil.move(gone, tmp_path / "elsewhere")
-    loader = Loader(source, CODEC, config, 0, 3, 3)
+    config = config_of(3, 3, source="videos", path=str(tmp_path), longest_side=32, min_side=16, frame_interval=(3, 3), workers=workers)
+    source = open_source(config.data, CODEC)
+    plans = source.train.plans(3, range(6))
+    videos = [source.train.job(plans[n]).label.split("[")[0] for n in range(6)]
+    shutil.move(videos[1], tmp_path / "elsewhere")
+    loader = Loader(source, CODEC, config)
     samples = take(loader, 2)
-    assert len(samples) == 6 and loader.rejected >= 2 and all(gone not in sample.name for sample in samples)
+    assert [sample.scored for sample in samples] == [video != videos[1] for video in videos]
+    assert loader.rejections.counts == {"missing": videos.count(videos[1])} and 0 < videos.count(videos[1]) < 6
 
 
 def test_sizes_that_do_not_divide(source: Source) -> None:
     with pytest.raises(ValueError, match="train.global_batch_size=6.*multiple of.*4 times 1"):
-        Loader(source, CODEC, CONFIG, 0, 6, 4)
+        Loader(source, CODEC, config_of(6, 4))
+    with pytest.raises(ValueError, match=f"data.pack_tokens=41.*{LONGEST} tokens"):
+        Loader(source, CODEC, config_of(6, pack_tokens=41))
 
 
 def test_workers_do_not_outlive_a_killed_trainer(tmp_path: Path) -> None:
     script = """
 import multiprocessing, os
-from megatron_videogpt.config.schema import CodecConfig, DataConfig, PhysicsConfig
+from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import Loader
 if __name__ == "__main__":
     codec = build_codec(CodecConfig())
     data = DataConfig(source="physics", frames=4, clips=(1, 4), frame_interval=(2, 3), workers=1, physics=PhysicsConfig(size=32, epoch_scenes=20))
-    loader = Loader(open_source(data, codec), codec, data, 0, 2, 2)
+    loader = Loader(open_source(data, codec), codec, Config(data=data, train=TrainConfig(global_batch_size=2)))
     next(loader)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), 9)
