@@ -88,9 +88,9 @@ class Shards:
         Clips of one source video should fall on one side, so keys like ``VIDEOID_0003`` are hashed without their number; if one source
         then seems to hold over a quarter of the clips (all keys are ``clip_0003``), the number is no part of a source, and whole keys are hashed.
         """
-        sources = self._hashes(entries, numbered=False)
+        sources = self.hashes(entries, numbered=False)
         if np.bincount((sources >> np.uint64(48)).astype(np.int64)).max() * 4 > len(entries):
-            return self._hashes(entries, numbered=True)
+            return self.hashes(entries, numbered=True)
         return sources
 
     def job(self, plan: SamplePlan, entry: int) -> Job:
@@ -101,7 +101,8 @@ class Shards:
             return LatentsJob(plan, url, key, offset, size, int(found["frames"]), self.index.facts["channels"], self.index.facts["spatial_stride"], self.cache)
         return MemberJob(plan, url, key, offset, size, self.reading, self.cache)
 
-    def _hashes(self, entries: np.ndarray, numbered: bool) -> np.ndarray:
+    def hashes(self, entries: np.ndarray, numbered: bool) -> np.ndarray:
+        """uint64 [n] of the keys, with or without a trailing ``_digits``."""
         parts = []
         for i in range(0, len(entries), BLOCK):
             block = self.entries[entries[i : i + BLOCK]]

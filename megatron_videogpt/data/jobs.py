@@ -22,6 +22,11 @@ class Job(Protocol):
     """What a worker is given."""
 
     @property
+    def plan(self) -> SamplePlan:
+        """The sample."""
+        ...
+
+    @property
     def label(self) -> str:
         """For people: where the sample comes from."""
         ...
@@ -29,6 +34,11 @@ class Job(Protocol):
     def read(self) -> Sample:
         """The sample: ``pixels`` uint8 [F, h, w, 3] and an empty ``mean``, or latents (float32 arrays) and no pixels; BadVideo when it cannot be read."""
         ...
+
+
+def read_job(job: Job) -> Sample:
+    """What a worker does."""
+    return job.read()
 
 
 @dataclass(frozen=True)

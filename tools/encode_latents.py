@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Encode every frame of a data set with a VAE, once, so that training reads latents: posterior mean and log-variance of each frame, in shards.
+
+  python tools/encode_latents.py /data/panda --output /data/panda-latents --codec autoencoder_kl --codec-path checkpoints/sdxl-vae --dtype bf16
+  torchrun --nproc-per-node 8 tools/encode_latents.py /data/panda --output /data/panda-latents --codec autoencoder_kl --codec-path checkpoints/sdxl-vae
+
+SRC is a folder or URL of shards (tools/prepare_videos.py), or a folder of videos.  Train with data.source="shards" and data.path=DIR.  The videos are divided
+into parts of --part; a part is written by one process, in shards of its own, and nothing in it depends on the number of processes.  Run again after an
+interruption, it goes on behind the last whole shard of each part.  What cannot be encoded is in rejected.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import filelock
+import torch
+from tqdm import tqdm
+
+from megatron_videogpt.config.schema import CodecConfig, DataConfig
+from megatron_videogpt.data.bad import Rejections
+from megatron_videogpt.data.codec import Codec, build_codec
+from megatron_videogpt.data.datasets import Shards
+from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.index import usable_videos
+from megatron_videogpt.data.latents import STORED
+from megatron_videogpt.platforms import activate
+
+LOCK = ".encode.lock"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    data = DataConfig()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="folder or fsspec URL of shards, or a folder of videos")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the latent shards; the same for all processes")
+    parser.add_argument("--codec", default="autoencoder_kl", help="as codec.name in a configuration (default: %(default)s)")
+    parser.add_argument("--codec-path", default="", help="as codec.path")
+    parser.add_argument("--longest-side", type=int, default=data.longest_side, help="as data.longest_side (default: %(default)s)")
+    parser.add_argument("--size-multiple", type=int, default=data.size_multiple, help="as data.size_multiple (default: %(default)s)")
+    parser.add_argument("--min-side", type=int, default=data.min_side, help="as data.min_side: smaller videos are left out (default: %(default)s)")
+    parser.add_argument("--max-aspect", type=float, default=data.max_aspect, help="as data.max_aspect (default: %(default)s)")
+    parser.add_argument("--min-frames", type=int, default=1, help="shorter videos are left out (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="frames per call of the VAE (default: %(default)s)")
+    parser.add_argument("--dtype", choices=STORED, default="bf16", help="in which the VAE computes (default: %(default)s)")
+    parser.add_argument("--store", choices=STORED, default="fp16", help="in which latents are stored (default: %(default)s)")
+    parser.add_argument("--part", type=int, default=1000, help="videos of a part, which one process encodes (default: %(default)s)")
+    parser.add_argument("--shard-mb", type=float, default=1000.0, help="a shard is closed when it has this size, in 10^6 bytes (default: %(default)g)")
+    parser.add_argument("--workers", type=int, default=data.workers, help="decoding processes of each process; 0 decodes in it (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which a decoder that is stuck is replaced (default: %(default)g)")
+    parser.add_argument("--max-bad-fraction", type=float, default=data.max_bad_fraction, help="as data.max_bad_fraction (default: %(default)s)")
+    parser.add_argument("--cache", default="", help="as data.cache")
+    parser.add_argument("--cache-gb", type=float, default=data.cache_gb, help="as data.cache_gb (default: %(default)g)")
+    parser.add_argument("--platform", default="auto", help="auto, cpu, cuda or npu (default: %(default)s)")
+    return parser.parse_args()
+
+
+def source_config(args: argparse.Namespace) -> DataConfig:
+    """How the videos are read."""
+    local = Path(args.source)
+    folder = local.is_dir() and not any(local.glob("*.tar"))
+    return DataConfig(
+        source="videos" if folder else "shards",
+        path=args.source,
+        longest_side=args.longest_side,
+        size_multiple=args.size_multiple,
+        min_side=args.min_side,
+        max_aspect=args.max_aspect,
+        workers=args.workers,
+        cache=args.cache,
+        cache_gb=args.cache_gb,
+    )
+
+
+def load_codec(args: argparse.Namespace) -> Codec:
+    """The VAE on this process's device; ValueError when it cannot encode single frames, or frames of these sizes."""
+    codec = build_codec(CodecConfig(args.codec, args.codec_path, args.batch))
+    if codec.temporal_stride > 1:
+        why = f"joins {codec.temporal_stride} frames to one latent frame, so latents depend on where a sample starts and cannot be stored once"
+        raise ValueError(f"--codec={args.codec}: {why}; train from the videos themselves (data.source=videos or shards), or use an AutoencoderKL")
+    if args.size_multiple % codec.spatial_stride or args.longest_side % args.size_multiple:
+        rule = f"must be a multiple of the VAE's stride {codec.spatial_stride}, and --longest-side={args.longest_side} of it"
+        raise ValueError(f"--size-multiple={args.size_multiple}: {rule}")
+    return codec.to(activate(args.platform).device, STORED[args.dtype])
+
+
+def prepare(args: argparse.Namespace) -> Encoding:
+    """What is encoded; ValueError, one line, when that cannot be."""
+    codec = load_codec(args)
+    usable = usable_videos(source_config(args), codec, args.source, args.min_frames, sys.maxsize)
+    if isinstance(usable.collection, Shards) and usable.collection.index.kind == "latents":
+        raise ValueError(f"{args.source}: holds latents, not videos")
+    names = ("source", "codec_path", "min_side", "max_aspect", "min_frames", "batch", "dtype")
+    options = {name: getattr(args, name) for name in names}
+    return Encoding(usable, codec, args.longest_side, args.size_multiple, args.store, args.batch, args.part, int(args.shard_mb * 1e6), args.output, options)
+
+
+def encode(args: argparse.Namespace, rank: int, world: int) -> str:
+    """Encode this process's parts; the line that says what was done (by all processes)."""
+    encoding = prepare(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(args.output / LOCK, timeout=0)
+    if rank == 0:
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ValueError(f"--output={args.output}: another command is encoding there; wait for it, or choose another folder") from error
+        settle(encoding)
+    _wait(world)
+    start = time.monotonic()
+    mine = range(rank, len(encoding.parts), world)
+    entries = encoding.usable.collection.entries
+    total = sum(int(entries["frames"][encoding.parts[part]].sum()) for part in mine if not encoding.report(part).is_file())
+    processes = f" (1 of {world} processes)" if world > 1 else ""
+    # Without a terminal there is no bar.
+    with tqdm(total=total, unit=" frames", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None) as bar:
+        done = Progress(Rejections(args.max_bad_fraction), bar)
+        encode_parts(encoding, mine, args.workers, args.timeout, done)
+    counts = torch.tensor([done.videos, done.frames])
+    if world > 1:
+        torch.distributed.all_reduce(counts)
+    if rank:
+        return ""
+    rejected = finish(encoding)
+    lock.release()
+    seconds = max(time.monotonic() - start, 1e-9)
+    videos, frames = counts.tolist()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in rejected.most_common()) or "none"
+    return f"{args.output}: {videos} videos, {frames} frames encoded in {seconds:.1f} s, {frames / seconds:.1f} frames/s; rejected: {kinds}"
+
+
+def _wait(world: int) -> None:
+    if world > 1:
+        torch.distributed.barrier()
+
+
+def main() -> int:
+    """Encode; 2 with one line on stderr when that cannot be done."""
+    args = arguments()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        # Processes wait for the slowest one at the end, perhaps for days.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        line = encode(args, rank, world)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if line:
+        print(line)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
