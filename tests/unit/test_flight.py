@@ -57,16 +57,21 @@ def start(output: Path, every: int = 1, steps: int = 100, **optimizer: Any) -> t
     return Flight(run, lambda step, line: lines.append((step, line))), lines
 
 
-def samples(broken: tuple[int, ...] = (), factor: float = math.nan) -> Iterator[list[Any]]:
-    """Micro-batches of one sample; the latents of broken ones (from 1) are multiplied."""
+def samples(broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Steps of one row of one sample; the latents of broken ones (from 1) are multiplied; beside lost ones there is a second row, a blank."""
     from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.loader import Batch, blank
     from megatron_videogpt.objective.noise import normal
+    from megatron_videogpt.train.feed import StepData
 
     number = 0
     while True:
         number += 1
         latents = normal(number, "latents", (4, 4, 4, 4)) * (factor if number in broken else 1.0)
-        yield [Sample(key=number, name=f"video {number}", mean=latents, logvar=None, clips=(1, 2, 1))]
+        rows = [Batch([Sample(key=number, name=f"video {number}", mean=latents, logvar=None, clips=(1, 2, 1))], 42)]
+        if number in lost:
+            rows.append(Batch([blank(-number, f"lost {number}", (2, 4, 4, 4), (1, 1), -1)], 40))
+        yield StepData(rows, {"truncated": 1} if number in lost else {})
 
 
 def test_numbers_are_read_when_the_next_step_has_work_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +179,7 @@ def test_too_many_skipped_steps_end_the_run_before_another_update(tmp_path: Path
 def test_a_line_is_not_lost_when_reading_fails(tmp_path: Path) -> None:
     from megatron_videogpt.train.distributed import RunError
 
-    def failing() -> Iterator[list[Any]]:
+    def failing() -> Iterator[Any]:
         yield next(samples())
         raise RunError("no more videos")
 
@@ -184,3 +189,31 @@ def test_a_line_is_not_lost_when_reading_fails(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no more videos"):
         tested.launch(data)
     assert [step for step, _ in lines] == [1]
+
+
+def test_rejected_samples_are_counted_and_change_no_step(tmp_path: Path) -> None:
+    whole, lines = start(tmp_path, every=2)
+    holed, others = start(tmp_path, every=2, max_skipped=5)
+    first, second = samples(), samples(lost=(3, 4, 6))
+    for _ in range(5):
+        whole.launch(first)
+        holed.launch(second)
+    whole.land()
+    holed.land()
+    for (step, line), (number, other) in zip(lines, others):
+        assert step == number and line["loss"] == pytest.approx(other["loss"], rel=1e-6) and line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+        assert not [name for name in line if name.startswith("rejected")]
+    # None until there is one; then all since the run began.
+    assert [other.get("rejected/truncated") for _, other in others] == [None, 2.0] and len(others) == 2
+    holed.launch(second)
+    holed.flush()
+    assert holed.run.state.rejected == {"truncated": 3} and others[-1][1]["rejected/truncated"] == 3
+    assert [name for _, other in others for name in other if name.startswith("rejected/")] == ["rejected/truncated"] * 2
+
+
+def test_a_skipped_step_names_no_blanks(tmp_path: Path) -> None:
+    tested, _ = start(tmp_path, max_skipped=5)
+    data = samples(broken=(1,), lost=(1,))
+    tested.launch(data)
+    tested.flush()
+    assert "video 1" in (tmp_path / "skipped.jsonl").read_text() and "lost 1" not in (tmp_path / "skipped.jsonl").read_text()
