@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import av
 
@@ -16,6 +17,7 @@ from megatron_videogpt.data.bad import BadVideo
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8
+MOST_BOXES = 10_000  # looked at in an mp4 file
 # Containers only: playlists, concatenations and session descriptions would make FFmpeg open other files and addresses.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe"
 # Everything that FFmpeg and PyAV were seen to raise, or may, over damaged files.
@@ -87,6 +89,40 @@ def check_size(video: Video, width: int, height: int, limits: Limits) -> None:
         raise BadVideo(name_of(video), f"picture of {width}x{height} pixels; sides must be within {SMALLEST_SIDE}..{LARGEST_SIDE}", kind)
 
 
+def _check_table(video: Video, file: BinaryIO, limits: Limits) -> None:
+    """Refuse an mp4 file whose table claims too many frames: FFmpeg allocates for all of them when it opens the file."""
+
+    budget = iter(range(MOST_BOXES))
+
+    def boxes(begin: int, end: int, path: tuple[bytes, ...]) -> Iterator[tuple[int, int]]:
+        """(begin, end) of the contents of the boxes at a path."""
+        for _ in budget:
+            file.seek(begin)
+            head = file.read(16)
+            if len(head) < 8 or begin + 8 > end:
+                return
+            size, after = int.from_bytes(head[:4], "big"), 8
+            if size == 1:
+                size, after = int.from_bytes(head[8:16], "big"), 16
+            size = size or end - begin
+            if size < after:
+                return
+            if head[4:8] == path[0]:
+                inside = (begin + after, min(begin + size, end))
+                yield from boxes(*inside, path[1:]) if path[1:] else [inside]
+            begin += size
+
+    def content(place: int) -> bytes:
+        file.seek(place)
+        return file.read(12)
+
+    for track in boxes(0, 1 << 62, (b"moov", b"trak", b"mdia")):
+        if any(content(place)[8:12] == b"vide" for place, _ in boxes(*track, (b"hdlr",))):
+            for place, _ in boxes(*track, (b"minf", b"stbl", b"stsz")):
+                check_count(video, int.from_bytes(content(place)[8:12], "big"), limits)
+    file.seek(0)
+
+
 class _Named(io.BytesIO):
     """Bytes with a name, whose extension helps FFmpeg to guess the format as it does for files."""
 
@@ -96,9 +132,15 @@ class _Named(io.BytesIO):
 @contextmanager
 def opened(video: Video, limits: Limits, threads: int) -> Iterator[tuple]:
     """(container, its first video stream), the size claimed by its header within limits."""
-    source: object = os.fspath(video) if not isinstance(video, Blob) else _Named(video.data)
-    if isinstance(source, _Named):
+    source: str | _Named
+    if isinstance(video, Blob):
+        source = _Named(video.data)
         source.name = name_of(video)
+        _check_table(video, source, limits)
+    else:
+        source = os.fspath(video)
+        with open(source, "rb") as file:
+            _check_table(video, file, limits)
     guard = {"max_pixels": str(limits.pixels)}
     options = {**guard, "format_whitelist": FORMATS, "protocol_whitelist": "file"}
     with av.open(source, options=options, metadata_errors="replace") as container:

@@ -42,10 +42,11 @@ class Part:
 
 @dataclass
 class _Group:
-    """Members of one key: by role (video, meta, text)."""
+    """Members of one key by role (video, meta, text), what its JSON says, and whether something about it was reported already."""
 
     found: dict[str, Member] = field(default_factory=dict)
     suffix: str = ""
+    geometry: tuple[int, int, int, float] | None = None
     reported: bool = False
 
 
@@ -70,22 +71,23 @@ def scan_shard(url: str, limits: Limits) -> Part:
         for member in members(shard, read, length):
             if isinstance(member, BadVideo):
                 rejected.append(member)
-                if member.path != shard:
-                    key = split_name(member.path[len(shard) + 1 : -1].removeprefix("./"))[0]
-                    groups.setdefault(key, _Group()).reported = True
-            elif (error := _place(groups, member, shard)) is not None:
-                rejected.append(error)
-        rows, keys = [], []
-        for key, group in groups.items():
+                key = "" if member.path == shard else split_name(member.path[len(shard) + 1 : -1].removeprefix("./"))[0]
+                groups.setdefault(key, _Group()).reported = True
+                continue
             try:
-                row = _row(label_of(url, key), group, read, limits, rejected)
+                _place(groups, member, shard, url, read, limits)
             except BadVideo as error:
                 rejected.append(error)
-                continue
-            if row is not None:
-                encoded = key.encode()
-                rows.append((0, *row, 0, len(encoded), SUFFIXES.index(group.suffix)))
-                keys.append(encoded)
+    rows, keys = [], []
+    for key, group in groups.items():
+        try:
+            row = _row(label_of(url, key), group, limits)
+        except BadVideo as error:
+            rejected.append(error)
+            continue
+        if row is not None:
+            keys.append(key.encode())
+            rows.append((0, *row, 0, len(keys[-1]), SUFFIXES.index(group.suffix)))
     entries = np.array(rows, ENTRY)
     entries["key_start"] = np.cumsum(entries["key_size"], dtype=np.uint64) - entries["key_size"]
     return Part(entries, b"".join(keys), rejected)
@@ -97,51 +99,50 @@ def probe_member(url: str, key: str, offset: int, size: int, limits: Limits, cac
     return info.width, info.height, info.frames, info.fps
 
 
-def _place(groups: dict[str, _Group], member: Member, shard: str) -> BadVideo | None:
-    """Put a member to its key; what is wrong with it."""
+def _place(groups: dict[str, _Group], member: Member, shard: str, url: str, read: Any, limits: Limits) -> None:
+    """Put a member to its key and look into metadata; BadVideo when something is wrong with it."""
     key, suffix = split_name(member.name)
+    if key and suffix in COMPANIONS:
+        return
+    group = groups.setdefault(key, _Group())
     role = "video" if suffix in SUFFIXES else "meta" if suffix == "json" else "text" if suffix in TEXTS else ""
     if not key or not role:
-        if key and suffix in COMPANIONS:
-            return None
-        if key:
-            groups.setdefault(key, _Group()).reported = True
-        return BadVideo(f"{shard}[{member.name}]", f"extension .{suffix} is no video's (known: {' '.join(SUFFIXES[1:])})", "extension")
-    group = groups.setdefault(key, _Group())
+        group.reported = True
+        raise BadVideo(f"{shard}[{member.name}]", f"extension .{suffix} is no video's (known: {' '.join(SUFFIXES[1:])})", "extension")
     if role in group.found:
-        return BadVideo(f"{shard}[{member.name}]", f"the key {key} has another {role} already", "incomplete")
+        raise BadVideo(f"{shard}[{member.name}]", f"the key {key} has another {role} already", "incomplete")
     group.found[role] = member
     if role == "video":
         group.suffix = suffix
-    return None
+    elif role == "meta":
+        label, before = label_of(url, key), group.reported
+        # Until it has proved sound: what is wrong with the metadata is said once, also of latents, which need it.
+        group.reported = True
+        del group.found["meta"]
+        found = parse_json(label, read(member.offset, min(member.size, LONGEST_JSON + 1)))
+        group.found["meta"] = member
+        group.geometry = geometry_of(label, found, limits)
+        group.reported = before
 
 
-def _row(label: str, group: _Group, read: Any, limits: Limits, rejected: list[BadVideo]) -> tuple | None:
-    """offset .. fps of `ENTRY`; None where nothing more is to be said.  Metadata that is bad is reported, and costs latents only."""
-    video, text = group.found.get("video"), group.found.get("text")
+def _row(label: str, group: _Group, limits: Limits) -> tuple | None:
+    """offset .. fps of `ENTRY`; None where all that is wrong was reported; BadVideo where the key makes no sample."""
+    video = group.found.get("video")
     if video is None:
         if group.reported or not group.found:
             return None
         raise BadVideo(label, f"no video, only {' and '.join(member.name for member in group.found.values())}", "incomplete")
     if video.size > limits.bytes:
         raise BadVideo(label, f"{video.size / 1e6:.1f} MB, more than data.max_video_mb={limits.bytes / 1e6:g}", "too_large")
-    meta, geometry = group.found.get("meta"), None
-    if meta is not None:
-        try:
-            found = parse_json(label, read(meta.offset, min(meta.size, LONGEST_JSON + 1)))
-        except BadVideo as error:
-            rejected.append(error)
-            meta, found = None, {}
-        try:
-            geometry = geometry_of(label, found, limits)
-        except BadVideo as error:
-            rejected.append(error)
-    if geometry is None and group.suffix == LATENTS:
-        if rejected and rejected[-1].path == label:
+    if video.size == 0:
+        raise BadVideo(label, "an empty file", "no_frames")
+    if group.geometry is None and group.suffix == LATENTS:
+        if group.reported:
             return None
-        raise BadVideo(label, "latents without width, height and frames in their JSON", "metadata")
-    places = [(member.offset, member.size) if member is not None and member.size <= LONGEST_JSON else (0, 0) for member in (meta, text)]
-    return video.offset, video.size, *places[0], *places[1], *(geometry or (0, 0, 0, 0.0))
+        raise BadVideo(label, "latents without sound width, height and frames in their JSON", "metadata")
+    companions = [group.found.get(role) for role in ("meta", "text")]
+    places = [(member.offset, member.size) if member is not None and member.size <= LONGEST_JSON else (0, 0) for member in companions]
+    return video.offset, video.size, *places[0], *places[1], *(group.geometry or (0, 0, 0, 0.0))
 
 
 def parse_json(label: str, data: bytes) -> dict[str, Any]:

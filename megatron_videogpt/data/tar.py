@@ -96,16 +96,16 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     if kind == b"L":
         return {"path": _text(data.split(b"\0")[0])}
     found: dict[str, str] = {}
-    while kind == b"x" and data.strip(b"\0"):
-        count, _, _ = data.partition(b" ")
-        if not count.isdigit() or not len(count) < int(count[:9]) <= len(data):
-            raise ValueError("broken PAX records")
-        name, separator, value = data[len(count) + 1 : int(count) - 1].partition(b"=")
-        if not separator:
+    place = 0
+    while kind == b"x" and place < len(data) and data[place]:
+        count = data[place : place + 10].split(b" ")[0]
+        end = place + (int(count) if count.isdigit() else 0)
+        name, separator, value = data[place + len(count) + 1 : end - 1].partition(b"=")
+        if len(count) > 9 or end > len(data) or not separator:
             raise ValueError("broken PAX records")
         if name in (b"path", b"size"):
             found[name.decode()] = _text(value)
-        data = data[int(count) :]
+        place = end
     return found
 
 
