@@ -49,7 +49,7 @@ def prepare(
     workers: int,
     timeout: float,
     progress: Progress = lambda done, rows: None,
-    read: Callable[[Row, Options], list[Ready] | None] = read_row,
+    read: Callable[..., list[Ready] | None] = read_row,
 ) -> tuple[Report, bool]:
     """Write the shards, or go on where a run of the same options ended.
 
@@ -59,7 +59,7 @@ def prepare(
         workers: processes; 0 works in this one.
         timeout: seconds after which a video is given up.
         progress: called with rows that are done and rows in all.
-        read: what the processes do with a row.
+        read: what the processes do with (row, options=options).
 
     Returns:
         The report, and whether there was anything left to do.
@@ -128,7 +128,8 @@ def _claim(output: Path, record: dict[str, Any]) -> bool:
     return True
 
 
-def _write(options: Options, output: Path, rows: Iterator[Row | BadVideo], count: int, workers: int, timeout: float, progress: Progress) -> None:
+def _write(output: Path, writer: ShardWriter, rows: Iterator[Row | BadVideo], pool: Pool, window: int, progress: Callable[[int], None]) -> None:
+    """Write what rows give from where finished shards end."""
     begin = writer.resume_position + 1
     _keep_rejected(output / REJECTED, begin)
     with open(output / REJECTED, "a", encoding="utf-8") as rejected:

