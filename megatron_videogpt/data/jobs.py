@@ -118,7 +118,15 @@ class MemberJob:
         name = label_of(self.url, self.key)
         if self.size > self.reading.limits.bytes:
             raise BadVideo(name, f"{self.size} bytes, over the limit of {self.reading.limits.bytes} (data.max_video_mb)", "too_large")
-        return _sample(self.plan, self.label, _decode(Blob(name, self.cache.read(self.url, self.offset, self.size)), self.plan, self.reading))
+        return _sample(self.plan, self.label, _decode(Blob(name, read_member(self.cache, self.url, self.key, self.offset, self.size)), self.plan, self.reading))
+
+
+def read_member(cache: Cache, url: str, key: str, offset: int, size: int) -> bytes:
+    """Bytes of a shard; a BadVideo has the member's name, not only the shard's."""
+    try:
+        return cache.read(url, offset, size)
+    except BadVideo as error:
+        raise BadVideo(label_of(url, key), error.reason, error.kind) from error
 
 
 def place(name: str, plan: SamplePlan) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.clips import Sample, SamplePlan
-from megatron_videogpt.data.jobs import place
+from megatron_videogpt.data.jobs import place, read_member
 from megatron_videogpt.data.remote import Cache, is_local
 from megatron_videogpt.data.shard_scan import label_of
 
@@ -122,10 +122,12 @@ class LatentsJob:
 
         From a local file only the frames that are needed are read; a remote member is kept whole in the cache.
         """
-        whole = None if is_local(self.url) else self.cache.read(self.url, self.offset, self.size)
+        whole = None if is_local(self.url) else read_member(self.cache, self.url, self.key, self.offset, self.size)
 
         def fetch(start: int, size: int) -> bytes:
-            return self.cache.read(self.url, self.offset + start, size) if whole is None else whole[start : start + size]
+            if whole is not None:
+                return whole[start : start + size]
+            return read_member(self.cache, self.url, self.key, self.offset + start, size)
 
         kind, dtype, shape, start = parse_header(fetch(0, min(self.size, LONGEST_HEADER)), self.size, self._name)
         plan = self.plan
