@@ -238,8 +238,3 @@ def split_clips(rng: random.Random, frames: int, limits: tuple[int, int]) -> tup
 def _uniform_of(rng: random.Random, low: int, high: int) -> int:
     """Integer from low..high, both included."""
     return low + int(rng.random() * (high - low + 1))
-
-
-def plan_sample(config: DataConfig, temporal_stride: int, key: int, item: int, available: int | None) -> SamplePlan:
-    """One sample of `plan_samples`."""
-    return plan_samples(config, temporal_stride, [key], [-1], 0, item, None if available is None else [available], (0, 0))[0]
