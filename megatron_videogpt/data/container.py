@@ -17,6 +17,7 @@ from megatron_videogpt.data.bad import BadVideo
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8
+LARGEST_CLAIM = 1 << 27  # pixels
 MOST_BOXES = 10_000  # looked at in an mp4 file
 # Containers only: playlists, concatenations and session descriptions would make FFmpeg open other files and addresses.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe"
@@ -141,8 +142,8 @@ def opened(video: Video, limits: Limits, threads: int) -> Iterator[tuple]:
         source = os.fspath(video)
         with open(source, "rb") as file:
             _check_table(video, file, limits)
-    guard = {"max_pixels": str(limits.pixels)}
-    options = {**guard, "format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    # FFmpeg looks at a few frames when it opens a file, and forgets sizes over max_pixels: there, only what no header should claim is refused.
+    options = {"max_pixels": str(max(limits.pixels, LARGEST_CLAIM)), "format_whitelist": FORMATS, "protocol_whitelist": "file"}
     with av.open(source, options=options, metadata_errors="replace") as container:
         if not container.streams.video:
             raise BadVideo(name_of(video), "no video stream", "no_frames")
@@ -153,7 +154,7 @@ def opened(video: Video, limits: Limits, threads: int) -> Iterator[tuple]:
         if context.width or context.height:
             check_size(video, context.width, context.height, limits)
         context.thread_count = threads
-        context.options = guard
+        context.options = {"max_pixels": str(limits.pixels)}
         yield container, stream
 
 

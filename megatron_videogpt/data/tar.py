@@ -64,7 +64,8 @@ def members(shard: str, read: Callable[[int, int], bytes], length: int) -> Itera
             continue
         extended = {}
         if (fault := _fault(kind, name)) is not None:
-            yield BadVideo(f"{shard}[{name}]", fault, "unsafe_name")
+            shown = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name)
+            yield BadVideo(f"{shard}[{shown}]", fault, "unsafe_name")
         elif kind != FOLDER and not name.endswith("/"):
             yield Member("/".join(part for part in name.split("/") if part not in ("", ".")), data, size)
 
@@ -101,7 +102,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         count = data[place : place + 10].split(b" ")[0]
         end = place + (int(count) if count.isdigit() else 0)
         name, separator, value = data[place + len(count) + 1 : end - 1].partition(b"=")
-        if len(count) > 9 or end > len(data) or not separator:
+        if len(count) > 9 or not place + len(count) < end <= len(data) or not separator:
             raise ValueError("broken PAX records")
         if name in (b"path", b"size"):
             found[name.decode()] = _text(value)
@@ -116,6 +117,7 @@ def _text(name: bytes) -> str:
 def _fault(kind: bytes, name: str) -> str | None:
     if kind not in (*FILES, FOLDER):
         return "a link, a device or another special member"
-    if name.startswith("/") or ".." in name.split("/") or "\\.." in name or name[1:3] == ":\\":
+    portable = name.replace("\\", "/")
+    if portable.startswith("/") or ".." in portable.split("/") or portable[1:3] == ":/":
         return "a name that leads out of the folder"
     return "control characters in its name" if any(ord(letter) < 32 or ord(letter) == 127 for letter in name) else None
