@@ -191,21 +191,23 @@ def _table_rows(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
     if not root.is_dir():
         raise ValueError(f"--root={listing.root}: no such folder; it is where the paths in {path.name} start from")
     known = _names_below(root) if listing.search else None
-    for columns in read_table(path, kind, listing.list_columns, listing.records, listing.join, wanted, [*needed, *conditions]):
+    table = read_table(path, kind, listing.list_columns, listing.records, listing.join, wanted, [*needed, *conditions])
+    for number, columns in enumerate(table, 1):
+        name = f"{path.name}[{number}]"
         try:
             if isinstance(columns, BadVideo):
                 raise columns
-            if not listing.sidecars and not meets(path.name, columns, listing.where):
+            if not listing.sidecars and not meets(name, columns, listing.where):
                 continue
-            yield _table_row(path, root, known, columns, listing)
+            yield _table_row(name, root, known, columns, listing)
         except BadVideo as error:
             yield error
 
 
-def _table_row(table: Path, root: Path, known: Mapping[str, str] | None, columns: dict[str, Any], listing: Listing) -> Row:
-    value = str(value_of(table.name, listing.video_column, columns) or "").strip()
+def _table_row(place: str, root: Path, known: Mapping[str, str] | None, columns: dict[str, Any], listing: Listing) -> Row:
+    value = str(value_of(place, listing.video_column, columns) or "").strip()
     if not value:
-        raise BadVideo(table.name, f"a row without {listing.video_column}", "metadata")
+        raise BadVideo(place, f"a row without {listing.video_column}", "metadata")
     name = PurePosixPath(value)
     if known is not None:
         if name.name not in known:
