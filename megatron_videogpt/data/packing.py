@@ -68,7 +68,7 @@ class StepPlanner:
         _check(split, config, cell, dp_size)
         layout, data = config.parallel, config.data
         self._row_step = layout.pipeline if layout.virtual_pipeline > 1 else 1
-        self._ladder = row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple) if data.pack_tokens else np.zeros(0, np.int64)
+        self.ladder = row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple) if data.pack_tokens else np.zeros(0, np.int64)
 
     @property
     def fingerprint(self) -> str:
@@ -86,7 +86,7 @@ class StepPlanner:
         costs = sample_costs(tokens, plans.pairs(self.cell), self._weights)
         shares = fill_rows(deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step)
         sums = [[sum(tokens[row]) if row else SMALLEST_BLANK for row in rows] for rows in shares]
-        lengths = self._ladder[np.searchsorted(self._ladder, sums)]
+        lengths = self.ladder[np.searchsorted(self.ladder, sums)]
         return StepPlan(plans, tuple(tuple(Row(tuple(row), int(length)) for row, length in zip(rows, own)) for rows, own in zip(shares, lengths)))
 
     def plans(self, consumed: int) -> Plans:
