@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from megatron_videogpt.data.codec import CodecGeometry
 from megatron_videogpt.data.datasets import FILE_ENTRY, hash_strings, source_sizes
 from megatron_videogpt.data.decode import read_frames, resize_frames, resized_shape, write_video
 from megatron_videogpt.data.index import list_videos, open_source
-from megatron_videogpt.data.jobs import FileJob
+from megatron_videogpt.data.jobs import FileJob, MemberJob
+from megatron_videogpt.data.remote import Cache
+from megatron_videogpt.data.shards import ENTRY, Index
 from megatron_videogpt.data.splits import Mixture, VideoSplit, resized_sizes
 
 TINY = CodecGeometry(16, 8, 1)
@@ -318,3 +321,52 @@ def test_hashes_are_uniform() -> None:
     hashes = hash_strings(text, np.arange(20_000) * 9, np.full(20_000, 9))
     parts = np.bincount((hashes >> np.uint64(60)).astype(int), minlength=16)
     assert np.abs(parts - 1250).max() < 5 * math.sqrt(1250 * 15 / 16) and len(np.unique(hashes)) == 20_000
+
+
+def shard_source(keys: list[str], url: str = "/somewhere", **changes: object) -> tuple[VideoSplit, VideoSplit, np.ndarray]:
+    """Training, validation and index rows of a shard data set that exists as an index only."""
+    encoded = [key.encode() for key in keys]
+    entries = np.zeros(len(keys), ENTRY)
+    entries["key_size"] = [len(key) for key in encoded]
+    entries["key_start"] = np.cumsum(entries["key_size"]) - entries["key_size"]
+    for name, value in (("width", 320), ("height", 240), ("frames", 40), ("size", 1000), ("fps", 24)):
+        entries[name] = value
+    index = Index(url, "videos", (("shard-000000.tar", 10**6),), {}, entries, np.frombuffer(b"".join(encoded), np.uint8), "f", (), Cache("/nowhere", 0))
+    config = DataConfig(source="shards", path=url, frames=8, frame_interval=(1, 2), clips=(1, 8), **changes)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron_videogpt.data.datasets.open_index", lambda *_: index)
+        source = open_source(config, TINY)
+    assert isinstance(source.train, VideoSplit) and isinstance(source.validation, VideoSplit)
+    return source.train, source.validation, entries
+
+
+def test_clips_of_one_source_video_stay_together() -> None:
+    """4,000 sources of five clips: about a twentieth of them is held out (five standard deviations), whole."""
+    train, held_out, _ = shard_source([f"v{i // 5:07x}_{i % 5:04d}" for i in range(20_000)])
+    sources = [set((split.items // 5).tolist()) for split in (train, held_out)]
+    assert not sources[0] & sources[1] and len(sources[0] | sources[1]) == 4000
+    assert abs(len(sources[1]) - 200) < 5 * math.sqrt(4000 * 0.05 * 0.95)
+
+
+def test_numbers_that_name_no_source_are_part_of_the_key() -> None:
+    train, held_out, _ = shard_source([f"clip_{i:06d}" for i in range(20_000)])
+    assert len(train.items) + len(held_out.items) == 20_000 and abs(len(held_out.items) - 1000) < 5 * math.sqrt(20_000 * 0.05 * 0.95)
+    few = shard_source(["clip_1", "clip_2"])
+    assert len(few[0].items) == len(few[1].items) == 1
+
+
+def test_shards_are_planned_from_the_index_alone() -> None:
+    keys = [f"k{i:04d}" for i in range(300)]
+    here, there = (shard_source(keys, url)[0] for url in ("/here", "s3://bucket/there"))
+    assert here.fingerprint == there.fingerprint and listed(here.plans(1, range(50))) == listed(there.plans(1, range(50)))
+    plan = there.plans(1, [17])[0]
+    job = there.job(plan)
+    assert isinstance(job, MemberJob) and job.url == "s3://bucket/there/shard-000000.tar" and job.key == keys[there.items[plan.item]]
+    assert job.label == f"shard-000000.tar[{job.key}][{plan.frames[0]}::{plan.interval}]"
+    assert pickle.loads(pickle.dumps(job)) == job  # noqa: S301
+
+
+def test_the_many_that_are_left_out_are_counted_and_a_few_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="none of 5000 videos can be used; the first: shard-000000.tar\\[k0000\\]: too small"):
+        shard_source([f"k{i:04d}" for i in range(5000)], min_side=241)
+    assert len(caplog.records) == 21 and "5000 of 5000 videos in /somewhere skipped: 5000 too_small" in caplog.text
