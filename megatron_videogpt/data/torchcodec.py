@@ -24,7 +24,7 @@ def check_torchcodec(decoder: str) -> None:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         text = " ".join(str(error).split())[:160]
-        raise ValueError(f"data.decoder={decoder}: torchcodec does not load ({text}); pip install torchcodec and FFmpeg, or use data.decoder=pyav") from error
+        raise ValueError(f"data.decoder={decoder}: torchcodec does not load ({text}); install it and FFmpeg, or use data.decoder=pyav") from error
 
 
 def read_clip(
