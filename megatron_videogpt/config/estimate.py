@@ -187,12 +187,34 @@ def patches_of(config: Config, frame: tuple[int, int]) -> int:
 
 
 def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work:
-    """The longest micro-batch that a run can meet: `micro_batch_size` samples of the longest split, of `frame` pixels (None: square frames)."""
+    """The longest micro-batch that a run can meet: `micro_batch_size` samples of the longest split, of `frame` pixels (None: square frames); with
+    `data.pack_tokens` a full row of them."""
     one = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (frame_side(config),) * 2))
-    return packed(one, config.train.micro_batch_size)
+    return packed(one, config.data.pack_tokens / one.tokens if config.data.pack_tokens else config.train.micro_batch_size)
 
 
-def packed(work: Work, samples: int) -> Work:
+def mean_row(config: Config, world_size: int, work: Work) -> Work:
+    """A mean micro-batch of samples of this mean work."""
+    if not config.data.pack_tokens:
+        return packed(work, config.train.micro_batch_size)
+    return packed(work, config.train.global_batch_size / dp_size(config, world_size) / packed_rows(config, world_size))
+
+
+def packed_rows(config: Config, world_size: int) -> int:
+    """Micro-batches of one data parallel rank in a step with `data.pack_tokens`, for samples of mean length and typical frames."""
+    layout, tokens = config.parallel, _typical_tokens(config.codec, config.model.patch_size, typical_frame(config), config.data.frames, config.data.clips)
+    rows = math.ceil(config.train.global_batch_size / dp_size(config, world_size) * tokens / config.data.pack_tokens)
+    step = layout.pipeline if layout.virtual_pipeline > 1 else 1
+    return math.ceil(rows / step) * step
+
+
+@lru_cache(maxsize=64)
+def _typical_tokens(codec: CodecConfig, patch: int, frame: tuple[int, int], frames: int, clips: tuple[int, int]) -> float:
+    cell = geometry(codec).spatial_stride * patch
+    return expected_work(frames, clips, (frame[0] // cell) * (frame[1] // cell)).tokens
+
+
+def packed(work: Work, samples: float) -> Work:
     """`samples` alike in one row."""
     return Work(work.noisy * samples, work.clean * samples, work.patches, work.pairs * samples)
 

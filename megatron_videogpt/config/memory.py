@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from .estimate import Work, attention_flops, dp_size, layer_parameters, longest_row, pipeline_parameters, stage_layers
+from .estimate import Work, attention_flops, dp_size, layer_parameters, longest_row, packed_rows, pipeline_parameters, stage_layers
 from .schema import Config, ParallelConfig
 
 POLICIES = ("none", "selective", "mlp", "full")
@@ -144,6 +144,8 @@ def recomputed_layers(layout: ParallelConfig, layers: Sequence[int]) -> tuple[in
 
 def micro_batches(config: Config, world_size: int) -> int:
     """Micro-batches of one data parallel rank in a step."""
+    if config.data.pack_tokens:
+        return packed_rows(config, world_size)
     return max(1, config.train.global_batch_size // (dp_size(config, world_size) * config.train.micro_batch_size))
 
 

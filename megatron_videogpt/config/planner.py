@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .check import find_problems
 from .communication import Links, Traffic, traffic
-from .estimate import Work, attention_flops, layer_parameters, longest_row, packed, stage_layers, training_flops
+from .estimate import Work, attention_flops, layer_parameters, longest_row, mean_row, packed, stage_layers, training_flops
 from .memory import Memory, layer_bytes, least_recompute, micro_batches, rank_memory, recomputed_layers
 from .schema import Config
 
@@ -94,7 +94,7 @@ def step_time(config: Config, channels: int, world_size: int, work: Work, device
     Exposed are all TP and CP calls, the sends of a pipeline, and of the gradients' and parameters' way over DP what one micro-batch's backward and
     forward pass cannot hide (all of it where overlap is off).
     """
-    row = packed(work, config.train.micro_batch_size)
+    row = mean_row(config, world_size, work)
     count = micro_batches(config, world_size)
     times = rank_seconds(config, channels, row, device)
     compute = count * sum(times) / len(times)
@@ -135,7 +135,8 @@ def layouts(config: Config, world_size: int, node: int = 8) -> Iterator[Config]:
             continue
         for pipeline in [size for size in range(1, model.num_layers + 1) if world_size % (tensor * context * size) == 0]:
             rest = world_size // (tensor * context * pipeline)
-            packs = [size for size in sorted({1, 2, 4, 8, config.train.micro_batch_size}) if config.train.global_batch_size % (rest * size) == 0]
+            sizes = (1,) if config.data.pack_tokens else sorted({1, 2, 4, 8, config.train.micro_batch_size})
+            packs = [size for size in sizes if config.data.pack_tokens or config.train.global_batch_size % (rest * size) == 0]
             chunks = [1] if pipeline == 1 else [size for size in (1, 2, 4, 8) if size == 1 or model.num_layers % (pipeline * size) == 0]
             for sequence, chunk, samples in itertools.product((False, True) if tensor > 1 else (False,), chunks, packs):
                 parallel = replace(

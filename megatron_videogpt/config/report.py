@@ -19,7 +19,7 @@ from .estimate import (
     linear_flops,
     longest_row,
     longest_work,
-    packed,
+    mean_row,
     patches_of,
     rank_parameters,
     stage_layers,
@@ -83,7 +83,7 @@ def print_report(
     console.print(_work_table(config, channels, work, frame, world_size))
     console.print(_memory_table(resolved, channels, world_size, longest))
     if world_size > 1:
-        console.print(_traffic_table(resolved, channels, world_size, packed(work, config.train.micro_batch_size)))
+        console.print(_traffic_table(resolved, channels, world_size, mean_row(config, world_size, work)))
     console.print(_time_table(resolved, channels, world_size, work, longest, speed_of(config, mfu)))
     _print_plans(console, propose(config, channels, world_size, work, memory_bytes, frame), memory_bytes, bool(named), longest)
     for line in missing_paths(config):
@@ -125,7 +125,11 @@ def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
         table.add_row("decoder layers by stage", " ".join(map(str, stage_layers(config))))
     table.add_row("recompute", _policy(resolved) + (" (auto)" if layout.recompute == "auto" else ""))
     count = micro_batches(config, world_size)
-    table.add_row("global batch", f"{config.train.global_batch_size} = {dp} DP x {config.train.micro_batch_size} per micro-batch x {count} micro-batches")
+    batch, budget = config.train.global_batch_size, config.data.pack_tokens
+    parts = f"{config.train.micro_batch_size} per micro-batch x {count} micro-batches"
+    if budget:
+        parts = f"{batch / dp:.3g} on average, packed into about {count} micro-batches of at most {budget:,} tokens"
+    table.add_row("global batch", f"{batch} = {dp} DP x {parts}")
     table.add_row("precision", config.train.precision)
     return table
 
@@ -216,11 +220,12 @@ def _print_plans(console: Console, plans: list[Plan], memory_bytes: float, named
         return
     title = f"Fastest layouts that fit {memory} with {RESERVE:.0%} to spare, by estimated step time"
     table = _table(title, "", "TP", "CP", "PP", "batch", "recompute", "peak", "bubble", "MFU", "step")
-    table.box, table.caption, table.caption_justify = box.SIMPLE_HEAD, "PP: stages x chunks; batch: samples x micro-batches", "left"
+    table.box, table.caption, table.caption_justify = box.SIMPLE_HEAD, "PP: stages x chunks; batch: samples x micro-batches, or packed rows", "left"
     for number, plan in enumerate(plans, 1):
         layout, time = plan.config.parallel, plan.time
         sizes = (f"{layout.tensor}{'+SP' * layout.sequence}", str(layout.context), f"{layout.pipeline}x{layout.virtual_pipeline}")
-        batch = f"{plan.config.train.micro_batch_size}x{micro_batches(plan.config, plan.world_size)}"
+        count = micro_batches(plan.config, plan.world_size)
+        batch = f"{count} rows" if plan.config.data.pack_tokens else f"{plan.config.train.micro_batch_size}x{count}"
         costs = (size(plan.memory.total), f"{time.bubble / (time.compute + time.bubble):.0%}", f"{plan.mfu:.2f}", duration(time.total))
         table.add_row(str(number), *sizes, batch, f"{layout.recompute} {layout.recompute_layers or ''}".strip(), *costs)
     console.print(table)

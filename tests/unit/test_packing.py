@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.config.estimate import attention_flops, clip_work, geometry, training_flops
+from megatron_videogpt.config.estimate import (
+    attention_flops,
+    clip_work,
+    expected_work,
+    geometry,
+    longest_row,
+    mean_row,
+    packed_rows,
+    patches_of,
+    training_flops,
+    typical_frame,
+)
+from megatron_videogpt.config.memory import micro_batches
 from megatron_videogpt.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
 from megatron_videogpt.data.clips import Plans, plan_samples, sample_key
 from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, deal, fill_rows, row_ladder, sample_costs
@@ -201,3 +213,20 @@ def test_fingerprints_tell_orders_apart() -> None:
     assert {planner(12, 4).fingerprint, planner(24, 2).fingerprint, planner(12, 2, pack_tokens=2000, row_lengths=3).fingerprint} == {base}
     others = [planner(12, 2, 1), planner(12, 2, cost_buckets=2), planner(24, 2, cost_buckets=2), planner(12, 2, cost_buckets=2, cost=(1.0, 0.1))]
     assert len({base, *(other.fingerprint for other in others)}) == 5
+
+
+def test_estimates_know_packed_rows() -> None:
+    """Memory is that of a full row; 40 samples of mean length on 4 ranks fill ceil(10 * tokens / budget) rows of each, even ones under an interleaved
+    pipeline of two, and the mean row has the rest of them."""
+    data = DataConfig(frames=12, frame_interval=(1, 3), clips=(2, 12), pack_tokens=9000)
+    config = Config(data=data, train=TrainConfig(global_batch_size=40))
+    assert longest_row(config).tokens == pytest.approx(9000)
+    work = expected_work(12, (2, 12), patches_of(config, typical_frame(config)))
+    count = -(-10 * work.tokens // 9000)
+    assert packed_rows(config, 4) == micro_batches(config, 4) == count
+    row = mean_row(config, 4, work)
+    assert row.tokens * count == pytest.approx(10 * work.tokens) and row.pairs * count == pytest.approx(10 * work.pairs) and row.tokens <= 9000
+    interleaved = replace(config, parallel=ParallelConfig(pipeline=2, virtual_pipeline=2))
+    assert packed_rows(interleaved, 8) == 2 * -(-count // 2)
+    plain = replace(config, data=replace(data, pack_tokens=0), train=replace(config.train, micro_batch_size=2))
+    assert longest_row(plain).tokens == 2 * 23 * (patches_of(config, (64, 64)) + 2) and micro_batches(plain, 4) == 5
