@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megatron_videogpt.config.load import tomllib
@@ -45,6 +46,7 @@ from megatron_videogpt.data.listings import Listing
 from megatron_videogpt.data.prepare import REJECTED, Options, Report, prepare
 from megatron_videogpt.data.tables import FORMATS
 
+TIMEOUT, SCENES_TIMEOUT = 600.0, 7200.0  # seconds; to find scenes, every frame is decoded
 LISTS = ("where", "list_columns")  # options of several values
 
 
@@ -65,7 +67,13 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--root", default="", metavar="FOLDER", help="where paths in lists and tables start (default: the folder of the table)")
     group.add_argument("--search", action=argparse.BooleanOptionalAction, default=False, help="find videos by their file names anywhere below --root")
     group.add_argument("--sidecars", action=argparse.BooleanOptionalAction, default=False, help="NAME.json and NAME.txt beside a video are its columns")
-    group.add_argument("--list-columns", default=["video"], nargs="+", metavar="NAME", help="columns of a .txt list, divided by blanks (default: whole lines)")
+    group.add_argument(
+        "--list-columns",
+        default=["video"],
+        type=str.split,
+        metavar="NAMES",
+        help="of a .txt list divided by blanks, such as 'video label' (default: whole lines)",
+    )
     group.add_argument("--records", default="", metavar="NAME", help="name of the list of videos inside a .json")
     group.add_argument("--join", default="", metavar="LIST:COLUMN:VALUE", help="for .json: collect VALUE of another list's objects with the same COLUMN")
     group.add_argument("--where", default=[], action="append", metavar="CONDITION", help="only videos with COLUMN==VALUE (or != >= <= > <); may be repeated")
@@ -83,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--shard-mb", type=float, default=ours.shard_mb, metavar="MB", help="size at which a shard is closed, 10^6 bytes (default: %(default)g)")
     group.add_argument("--shard-count", type=int, default=ours.shard_count, metavar="N", help="videos after which a shard is closed (default: %(default)s)")
     group.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; 0: in this one (default: %(default)s)")
-    group.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one video, which is then given up (default: %(default)g)")
+    group.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help=f"for one video, which is then given up (default: {TIMEOUT:g}, with --scenes {SCENES_TIMEOUT:g})"
+    )
     return root
 
 
@@ -128,17 +138,22 @@ def options_of(args: argparse.Namespace) -> Options:
 def run(args: argparse.Namespace) -> tuple[Report, bool]:
     """`prepare` with a progress bar on the terminal."""
     console = Console(stderr=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_level=False, show_path=False)]
+    )
+    timeout = args.timeout or (SCENES_TIMEOUT if args.scenes else TIMEOUT)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("listing", total=None)
-        return prepare(
-            options_of(args), args.output, args.workers, args.timeout, lambda done, rows: bar.update(task, description="videos", completed=done, total=rows)
-        )
+
+        def show(done: int, rows: int, rejected: int) -> None:
+            bar.update(task, description=f"videos, {rejected} rejected", completed=done, total=rows)
+
+        return prepare(options_of(args), args.output, args.workers, timeout, show)
 
 
 def main(words: Sequence[str]) -> int:
     """Prepare and print a summary; 2 with one line on stderr when that cannot be done, 130 after Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         args = arguments(words)
         report, worked = run(args)

@@ -170,7 +170,11 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def _shard_rows(path: Path) -> Iterator[Row | BadVideo]:
     """Videos of a WebDataset tar file in its order; before them, what is wrong with it."""
-    part = scan_shard(os.fspath(path), Limits())
+    try:
+        part = scan_shard(os.fspath(path), Limits())
+    except BadVideo as error:
+        yield error
+        return
     yield from part.rejected
     for entry in part.entries:
         start = int(entry["key_start"])

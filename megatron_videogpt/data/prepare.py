@@ -27,7 +27,8 @@ from megatron_videogpt.data.workers import Pool
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout that `prepare` writes
-Progress = Callable[[int, int], None]
+NAMED = 10  # rejections of a run that are logged; all of them are in the file
+Progress = Callable[[int, int, int], None]
 RECORD, REJECTED, REPORT, LOCK = "prepare.toml", "rejected.jsonl", "report.json", ".prepare.lock"
 
 
@@ -48,7 +49,7 @@ def prepare(
     output: Path,
     workers: int,
     timeout: float,
-    progress: Progress = lambda done, rows: None,
+    progress: Progress = lambda done, rows, rejected: None,
     read: Callable[..., list[Ready] | None] = read_row,
 ) -> tuple[Report, bool]:
     """Write the shards, or go on where a run of the same options ended.
@@ -58,7 +59,7 @@ def prepare(
         output: folder for the shards, their index, prepare.toml, rejected.jsonl and report.json; nothing is written elsewhere.
         workers: processes; 0 works in this one.
         timeout: seconds after which a video is given up.
-        progress: called with rows that are done and rows in all.
+        progress: called with rows that are done, rows in all, and rows rejected by this run.
         read: what the processes do with (row, options=options).
 
     Returns:
@@ -73,6 +74,8 @@ def prepare(
         raise ValueError(f"--output={output}: lies inside the source {inside[0]}, which would then hold its own shards; choose a folder elsewhere")
     rows = partial(_rows, options)
     count, fingerprint = _survey(rows())
+    if not count:
+        raise ValueError(f"{', '.join(options.sources)}: no video in it that meets the conditions; see --where, or give folders, lists or tables of videos")
     output.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(output / LOCK, timeout=0):
@@ -80,7 +83,7 @@ def prepare(
                 return _load_report(output), False
             writer = ShardWriter(output, "videos", shard_bytes=int(options.shard_mb * 1e6), shard_count=options.shard_count)
             with Pool(partial(read, options=options), workers, timeout, label=_label) as pool:
-                _write(output, writer, rows(), pool, 2 * workers + 2, lambda done: progress(done, count))
+                _write(output, writer, rows(), pool, 2 * workers + 2, lambda done, rejected: progress(done, count, rejected))
             return _finish(output), True
     except filelock.Timeout as error:
         raise ValueError(f"{output}: another process is preparing videos there; wait for it, or choose another --output") from error
@@ -128,20 +131,23 @@ def _claim(output: Path, record: dict[str, Any]) -> bool:
     return True
 
 
-def _write(output: Path, writer: ShardWriter, rows: Iterator[Row | BadVideo], pool: Pool, window: int, progress: Callable[[int], None]) -> None:
+def _write(output: Path, writer: ShardWriter, rows: Iterator[Row | BadVideo], pool: Pool, window: int, progress: Callable[[int, int], None]) -> None:
     """Write what rows give from where finished shards end."""
     begin = writer.resume_position + 1
     _keep_rejected(output / REJECTED, begin)
+    bad = 0
     with open(output / REJECTED, "a", encoding="utf-8") as rejected:
         for number, result in _in_order(pool, enumerate(rows), begin, window):
             if isinstance(result, BadVideo):
                 line = {"name": result.path, "kind": result.kind, "reason": result.reason, "row": number}
                 rejected.write(json.dumps(line) + "\n")
                 rejected.flush()
-                log.warning("rejected (%s) %s", result.kind, result)
+                bad += 1
+                if bad <= NAMED:
+                    log.warning("rejected (%s) %s%s", result.kind, result, f"; more are named in {output / REJECTED} only" if bad == NAMED else "")
             for ready in result if isinstance(result, list) else ():
                 writer.add(ready.key, {ready.suffix.removeprefix("."): ready.data.tobytes()}, ready.meta, position=number)
-            progress(number + 1)
+            progress(number + 1, bad)
     writer.close()
     merge_index(output, "videos")
 

