@@ -54,9 +54,9 @@ def resized_shape(width: int, height: int, longest_side: int, multiple: int) -> 
     return target
 
 
-def to_model_range(frames: np.ndarray) -> Tensor:
-    """uint8 [F, H, W, 3] -> float32 [F, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+def to_model_range(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [F, H, W, 3] -> float32 [F, 3, H, W] in [-1, 1] on a device, which gets bytes and makes them floats."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
 
 
 def to_pixels(video: Tensor) -> np.ndarray:
