@@ -32,6 +32,7 @@ from megatron_videogpt.data.latents import STORED
 from megatron_videogpt.platforms import activate
 
 LOCK = ".encode.lock"
+NAMED = 100_000  # videos left out by their size or length that are named in rejected.jsonl; all are counted
 
 
 def arguments() -> argparse.Namespace:
@@ -90,10 +91,10 @@ def load_codec(args: argparse.Namespace) -> Codec:
     return codec.to(activate(args.platform).device, STORED[args.dtype])
 
 
-def prepare(args: argparse.Namespace) -> Encoding:
+def prepare(args: argparse.Namespace, rank: int) -> Encoding:
     """What is encoded; ValueError, one line, when that cannot be."""
     codec = load_codec(args)
-    usable = usable_videos(source_config(args), codec, args.source, args.min_frames, sys.maxsize)
+    usable = usable_videos(source_config(args), codec, args.source, args.min_frames, 0 if rank else NAMED)
     if isinstance(usable.collection, Shards) and usable.collection.index.kind == "latents":
         raise ValueError(f"{args.source}: holds latents, not videos")
     names = ("source", "codec_path", "min_side", "max_aspect", "min_frames", "batch", "dtype")
@@ -103,7 +104,7 @@ def prepare(args: argparse.Namespace) -> Encoding:
 
 def encode(args: argparse.Namespace, rank: int, world: int) -> str:
     """Encode this process's parts; the line that says what was done (by all processes)."""
-    encoding = prepare(args)
+    encoding = prepare(args, rank)
     args.output.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(args.output / LOCK, timeout=0)
     if rank == 0:

@@ -126,7 +126,8 @@ def settle(encoding: Encoding) -> None:
     if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise ValueError(f"--output={output}: is not empty, and no latents were begun there; choose a new folder")
     (output / PARTS).mkdir(parents=True, exist_ok=True)
-    _write_whole(path, json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".partial").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(path.with_suffix(".partial"), path)
 
 
 def encode_parts(encoding: Encoding, parts: Sequence[int], workers: int, timeout: float, done: Progress) -> None:
@@ -147,16 +148,25 @@ def encode_parts(encoding: Encoding, parts: Sequence[int], workers: int, timeout
 
 
 def finish(encoding: Encoding) -> Counter[str]:
-    """When all parts are complete: the index, and the list of what was rejected, counted by kind; ValueError when there is no latent at all."""
-    lines = [{"name": error.path, "kind": error.kind, "reason": error.reason} for error in encoding.usable.skipped]
-    for part in range(len(encoding.parts)):
-        lines += [json.loads(line) for line in encoding.report(part).read_text(encoding="utf-8").splitlines()]
-    lines = [{name: line[name] for name in ("name", "kind", "reason")} for line in lines]
-    _write_whole(encoding.output / REJECTED, "".join(json.dumps(line) + "\n" for line in lines))
+    """When all parts are complete: the index, the list of what was rejected (see `Usable.skipped`), and all of it counted by kind.
+
+    Raises:
+        ValueError: there is no latent at all.
+    """
+    counts = Counter(encoding.usable.left_out)
+    path = encoding.output / REJECTED
+    with open(path.with_suffix(".partial"), "w", encoding="utf-8") as file:
+        for error in encoding.usable.skipped:
+            file.write(json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n")
+        for part in range(len(encoding.parts)):
+            for line in map(json.loads, encoding.report(part).read_text(encoding="utf-8").splitlines()):
+                counts[line["kind"]] += 1
+                file.write(json.dumps({name: line[name] for name in ("name", "kind", "reason")}) + "\n")
+    os.replace(path.with_suffix(".partial"), path)
     if not any(encoding.output.glob("*.tar")):
-        raise ValueError(f"{encoding.output}: no video could be encoded" + (f"; the first: {lines[0]['name']}: {lines[0]['reason']}" if lines else ""))
+        raise ValueError(f"{encoding.output}: no video could be encoded; {counts.total()} were rejected, see {path}")
     merge_index(encoding.output, "latents", encoding.facts)
-    return Counter(line["kind"] for line in lines)
+    return counts
 
 
 def job_label(job: Job) -> str:
@@ -240,12 +250,6 @@ def _encode(encoding: Encoding, sample: Sample | BadVideo) -> Tensor:
     assert sample.pixels is not None
     codec = encoding.codec
     try:
-        return to_stored(*codec.encode(to_model_range(sample.pixels).to(codec.device)), encoding.stored)
+        return to_stored(*codec.encode(to_model_range(sample.pixels, codec.device)), encoding.stored)
     except ValueError as error:
         raise BadVideo(sample.name, str(error), "codec") from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
