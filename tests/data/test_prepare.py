@@ -19,13 +19,14 @@ from types import ModuleType
 from typing import Any
 
 import av
+import filelock
 import numpy as np
 import pytest
 
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import Blob, probe, read_frames
 from megatron_videogpt.data.listings import Listing, Row
-from megatron_videogpt.data.prepare import Options, prepare
+from megatron_videogpt.data.prepare import LOCK, Options, prepare
 from megatron_videogpt.data.prepare_video import Ready, read_row
 from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
 from megatron_videogpt.data.shards import load_index
@@ -125,6 +126,15 @@ def test_a_finished_folder_is_left_alone_and_another_command_refused(source: Pat
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
 
 
+def test_one_process_at_a_time_writes_to_a_folder(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with filelock.FileLock(tmp_path / "out" / LOCK), pytest.raises(ValueError, match="another process is preparing videos there"):
+        prepare(Options((str(source),)), tmp_path / "out", 0, 60)
+    with pytest.raises(ValueError, match="no video in it"):
+        prepare(Options((str(tmp_path / "out"),)), tmp_path / "none", 0, 60)
+    assert not (tmp_path / "none").exists()
+
+
 def slowly(row: Row, options: Options) -> list[Ready] | None:
     """As `read_row`, but slow enough to be killed between two shards."""
     time.sleep(0.1)
@@ -134,7 +144,7 @@ def slowly(row: Row, options: Options) -> list[Ready] | None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from megatron_videogpt.data.prepare import Options, prepare
+from megatron_videogpt.data.prepare import LOCK, Options, prepare
 from tests.data.test_prepare import slowly
 if __name__ == "__main__":
     prepare(Options((sys.argv[1],), shard_count=2), Path(sys.argv[2]), 2, 60, read=slowly)
