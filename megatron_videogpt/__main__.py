@@ -47,7 +47,8 @@ Overrides are TOML values (8, 0.5, true, "text", [8, 8]); what is not TOML is ta
 
 CHECK = """\
 Validate the TOML file FILE without training, and print what its run would take: parameters, sequence lengths, FLOPs, memory of a rank by component
-and recompute policy, communication, pipeline bubble and days; then the layouts that should be fastest on these devices.
+and recompute policy, communication, pipeline bubble and days; then the layouts that should be fastest on these devices.  With --data, open the data
+that the run would read instead, and print token statistics, padding and balance of its rows; no picture is read.
 """
 
 CHECK_EXAMPLES = """\
@@ -55,6 +56,7 @@ examples:
   python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --memory-gb 80
   python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --frame 192x320 parallel.tensor=4 parallel.sequence=true
   python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 64 --memory-gb 64 --mfu 0.35 logging.peak_tflops=376
+  python -m megatron_videogpt check examples/videogpt/stage4.toml --data --gpus 320 data.source=shards data.path=/data/shards data.pack_tokens=65536
 
 Memory agrees with measured runs within 15 %; times rest on assumptions that are printed with them.  See docs/planner.md.
 """
@@ -84,6 +86,7 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
     check.add_argument("--memory-gb", type=_positive(float), metavar="GB", help="memory of a device in 10^9 bytes (default: parallel.memory_gb, else 80)")
     check.add_argument("--mfu", type=_positive(float), metavar="SHARE", help="model FLOP utilisation (default: measured in train.output, else 0.4)")
     check.add_argument("--frame", type=_frame, metavar="HxW", help="size of all frames in pixels (default: 16:9 for means, square for the longest row)")
+    check.add_argument("--data", action="store_true", help="look at the data: videos, sequences, padding and balance of rows; see data.pack_tokens")
 
     sample = commands.add_parser("sample", help="continue a video with a trained model", parents=[common], description=SAMPLE)
     if with_sample:
@@ -151,6 +154,11 @@ def run_check(args: argparse.Namespace) -> None:
     from .config.report import print_report
 
     config = load_checked(args.file, args.overrides, args.gpus)
+    if args.data:
+        from .config.data_report import print_data_report
+
+        print_data_report(config, args.gpus or config.parallel.model_size)
+        return
     print_report(config, args.gpus or config.parallel.model_size, args.memory_gb, args.mfu, args.frame)
 
 

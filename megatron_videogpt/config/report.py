@@ -97,7 +97,8 @@ def _resolved(config: Config, world_size: int, channels: int, longest: Work, mem
     return least_recompute(config, world_size, channels, longest, memory_bytes) or with_policy(config, "full")
 
 
-def _table(title: str, *columns: str, caption: str = "") -> Table:
+def table_of(title: str, *columns: str, caption: str = "") -> Table:
+    """An empty table; the first column is on the left, the others on the right."""
     table = Table(title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
@@ -105,7 +106,7 @@ def _table(title: str, *columns: str, caption: str = "") -> Table:
 
 
 def _model_table(config: Config, channels: int) -> Table:
-    table = _table("Model", "component", "parameters")
+    table = table_of("Model", "component", "parameters")
     counts = component_parameters(config.model, channels)
     for name, count in counts.items():
         table.add_row(f"{name} x {config.model.num_layers}" if name == "decoder.layers" else name, f"{count:,}")
@@ -116,7 +117,7 @@ def _model_table(config: Config, channels: int) -> Table:
 
 
 def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
-    table = _table("Layout", "", "")
+    table = table_of("Layout", "", "")
     layout, dp = config.parallel, dp_size(config, world_size)
     sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "DP": dp}
     table.add_row("processes", " x ".join(f"{axis} {count}" for axis, count in sizes.items() if axis != "CP" or count > 1) + f" = {world_size}")
@@ -145,7 +146,7 @@ def _work_table(config: Config, channels: int, work: Work, frame: tuple[int, int
     largest = f"{width}x{height}" if frame else f"{side}x{side}"
     assumed = "" if frame or config.data.source == "physics" else ", 16:9 assumed (--frame)"
     longest = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (side, side)))
-    table = _table("Sequences and work", "", f"mean, {width}x{height}{assumed}", f"longest, {largest}")
+    table = table_of("Sequences and work", "", f"mean, {width}x{height}{assumed}", f"longest, {largest}")
     both, model = (work, longest), config.model
     table.add_row("noisy frames", *(f"{item.noisy:.1f}" for item in both))
     table.add_row("clean frames", *(f"{item.clean:.1f}" for item in both))
@@ -170,7 +171,7 @@ def _memory_table(config: Config, channels: int, world_size: int, longest: Work)
     chosen = _fullest(config, channels, world_size, longest)
     every = [_fullest(with_policy(config, policy), channels, world_size, longest) for policy in POLICIES]
     title = f"Memory of the fullest rank: this run, and with each recompute policy; rows of {longest.tokens:,.0f} tokens"
-    table = _table(title, "", "this run", *POLICIES)
+    table = table_of(title, "", "this run", *POLICIES)
     for name in ("parameters", "gradients", "optimizer", "ema", "activations", "working"):
         if name != "ema" or config.optimizer.ema_decay:
             table.add_row(name, *(size(getattr(memory, name)) for memory in (chosen, *every)))
@@ -190,7 +191,7 @@ def _traffic_table(config: Config, channels: int, world_size: int, row: Work) ->
     links = Links()
     speeds = f"{links.inside / 1e9:.0f} GB/s inside a node of {links.node} devices, {links.between / 1e9:.0f} GB/s and"
     caption = f"assumed: {speeds} {links.latency_between * 1e6:.0f} us a call between nodes"
-    table = _table("Communication per step and rank", "axis", "what", "ranks", "calls", "sent", "time", "link", caption=caption)
+    table = table_of("Communication per step and rank", "axis", "what", "ranks", "calls", "sent", "time", "link", caption=caption)
     for item in traffic(config, channels, world_size, row, links.node):
         link = "inside a node" if item.inside else "between nodes"
         table.add_row(item.axis, item.what, str(item.group), f"{item.calls:,.0f}", size(item.size), duration(item.seconds(links)), link)
@@ -199,7 +200,7 @@ def _traffic_table(config: Config, channels: int, world_size: int, row: Work) ->
 
 def _time_table(config: Config, channels: int, world_size: int, work: Work, longest: Work, speed: Speed) -> Table:
     plan = plan_of(config, channels, world_size, work, longest, device_of(config))
-    table = _table("Time", "", "")
+    table = table_of("Time", "", "")
     time = plan.time
     if config.parallel.pipeline > 1:
         waiting = time.bubble / time.compute
@@ -219,7 +220,7 @@ def _print_plans(console: Console, plans: list[Plan], memory_bytes: float, named
         console.print(f"No layout fits devices of {memory} with rows of {longest.tokens:,.0f} tokens; use more devices or shorter samples.", soft_wrap=True)
         return
     title = f"Fastest layouts that fit {memory} with {RESERVE:.0%} to spare, by estimated step time"
-    table = _table(title, "", "TP", "CP", "PP", "batch", "recompute", "peak", "bubble", "MFU", "step")
+    table = table_of(title, "", "TP", "CP", "PP", "batch", "recompute", "peak", "bubble", "MFU", "step")
     table.box, table.caption, table.caption_justify = box.SIMPLE_HEAD, "PP: stages x chunks; batch: samples x micro-batches, or packed rows", "left"
     for number, plan in enumerate(plans, 1):
         layout, time = plan.config.parallel, plan.time
