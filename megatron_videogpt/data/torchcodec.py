@@ -28,7 +28,7 @@ def check_torchcodec(decoder: str) -> None:
 
 
 def read_clip(
-    video: str | os.PathLike[str] | Blob, indices: Sequence[int], longest_side: int, multiple: int, limits: Limits, threads: int = 1, decoder: str = "torchcodec"
+    video: str | os.PathLike[str] | Blob, indices: Sequence[int], longest_side: int, multiple: int, limits: Limits, threads: int = 1, decoder: str = DECODERS[0]
 ) -> np.ndarray:
     """As `decode.read_clip`: uint8 ``[len(indices), h, w, 3]``; BadVideo when the file cannot be used, ValueError where torchcodec is missing."""
     check_torchcodec(decoder)
