@@ -75,6 +75,8 @@ def check_facts(path: str, facts: dict[str, Any], config: DataConfig, codec: Geo
     A `CodecGeometry` has no fingerprint; then only the geometry is compared.
     """
     again = "or encode the videos again (tools/encode_latents.py)"
+    if not facts:
+        raise ValueError(f"data.path={path}: latents that do not say which VAE made them: put index.json or the shards' own .json files beside them, {again}")
     for name in ("longest_side", "size_multiple"):
         theirs, ours = facts.get(name), getattr(config, name)
         if theirs != ours:

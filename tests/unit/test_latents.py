@@ -197,7 +197,8 @@ def test_latents_of_another_vae_or_size_are_refused_in_one_line() -> None:
     check_facts("lat", facts, DataConfig(), CodecGeometry(codec.channels, 8, 1))
     wrong = [
         ({**facts, "fingerprint": "0123456789abcdef"}, DataConfig(), codec, ["0123456789ab", codec.fingerprint[:12], "codec.path"]),
-        ({}, DataConfig(), codec, ["longest_side=None", "longest_side=320"]),
+        ({}, DataConfig(), codec, ["which VAE", "index.json"]),
+        ({"codec": "tiny"}, DataConfig(), codec, ["longest_side=None", "longest_side=320"]),
         (facts, DataConfig(longest_side=128), codec, ["longest_side=320", "longest_side=128"]),
         (facts, DataConfig(size_multiple=32), codec, ["size_multiple=16", "size_multiple=32"]),
         (facts, DataConfig(), CodecGeometry(4, 8, 1), ["channels=16", "4"]),
