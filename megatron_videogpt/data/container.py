@@ -18,7 +18,8 @@ from megatron_videogpt.data.bad import BadVideo
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8
 LARGEST_CLAIM = 1 << 27  # pixels
-MOST_BOXES = 10_000  # looked at in an mp4 file
+MOST_BOXES = 300_000  # of an mp4 file; one with fragments of a second has ten a second
+MOST_SAMPLES = 10_000_000  # of all tracks, in fragments
 # Containers only: playlists, concatenations and session descriptions would make FFmpeg open other files and addresses.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe"
 # Everything that FFmpeg and PyAV were seen to raise, or may, over damaged files.
@@ -91,9 +92,10 @@ def check_size(video: Video, width: int, height: int, limits: Limits) -> None:
 
 
 def _check_table(video: Video, file: BinaryIO, limits: Limits) -> None:
-    """Refuse an mp4 file whose table claims too many frames: FFmpeg allocates for all of them when it opens the file."""
+    """Refuse an mp4 file whose tables claim too many frames: FFmpeg allocates for all of them when it opens the file."""
 
     budget = iter(range(MOST_BOXES))
+    many = BadVideo(name_of(video), "an mp4 file of too many parts", "too_large")
 
     def boxes(begin: int, end: int, path: tuple[bytes, ...]) -> Iterator[tuple[int, int]]:
         """(begin, end) of the contents of the boxes at a path."""
@@ -112,6 +114,7 @@ def _check_table(video: Video, file: BinaryIO, limits: Limits) -> None:
                 inside = (begin + after, min(begin + size, end))
                 yield from boxes(*inside, path[1:]) if path[1:] else [inside]
             begin += size
+        raise many
 
     def content(place: int) -> bytes:
         file.seek(place)
@@ -121,6 +124,11 @@ def _check_table(video: Video, file: BinaryIO, limits: Limits) -> None:
         if any(content(place)[8:12] == b"vide" for place, _ in boxes(*track, (b"hdlr",))):
             for place, _ in boxes(*track, (b"minf", b"stbl", b"stsz")):
                 check_count(video, int.from_bytes(content(place)[8:12], "big"), limits)
+    samples = 0
+    for run, _ in boxes(0, 1 << 62, (b"moof", b"traf", b"trun")):
+        samples += int.from_bytes(content(run)[4:8], "big")
+        if samples > max(limits.frames, MOST_SAMPLES):
+            raise many
     file.seek(0)
 
 

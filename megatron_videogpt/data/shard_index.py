@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from megatron_videogpt.data.workers import Pool
 VERSION = 1
 SCAN_TIMEOUT, PROBE_TIMEOUT = 3600.0, 120.0  # seconds for a shard, and for a video
 FEW = 8  # shards
+AHEAD = 256  # tasks handed to the processes before the oldest result is taken
 FILES = (".npy", ".keys", ".rejected.jsonl", ".json")  # the last one says that the others are whole
 
 
@@ -85,7 +87,7 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
     """Write an index; ``place`` is its path without extension.  Readers see the old one or the new one."""
     description: dict[str, Any] = {"version": VERSION, "kind": kind, "shards": [list(shard) for shard in shards], "facts": facts, "suffixes": list(SUFFIXES)}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    digest.update(part.entries.tobytes())
+    digest.update(part.entries.view(np.uint8))
     digest.update(part.keys)
     description |= {"entries": len(part.entries), "key_bytes": len(part.keys), "fingerprint": digest.hexdigest()}
     lines = [json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n" for error in part.rejected]
@@ -138,7 +140,8 @@ def build(url: str, shards: list[tuple[str, int]], cache: Cache, workers: int, l
     urls = [f"{url}/{name}" for name, _ in shards]
     parts = []
     # Headers are read by Python alone, which is safe here; starting processes would take longer than a few shards do.
-    scans = parallel([partial(scan_shard, shard, limits) for shard in urls], workers if len(urls) > FEW else 0, SCAN_TIMEOUT, "indexing shards")
+    tasks = (partial(scan_shard, shard, limits) for shard in urls)
+    scans = parallel(tasks, len(urls), workers if len(urls) > FEW else 0, SCAN_TIMEOUT, "indexing shards")
     for shard, found in zip(urls, scans):
         parts.append(found if isinstance(found, Part) else Part(np.empty(0, ENTRY), b"", [BadVideo(shard, found.reason, found.kind)]))
     part = join(parts)
@@ -163,22 +166,31 @@ def join(parts: list[Part]) -> Part:
     return Part(entries, b"".join(part.keys for part in parts), [error for part in parts for error in part.rejected])
 
 
-def parallel(tasks: list[partial], workers: int, timeout: float, title: str) -> Iterator[Any]:
+def parallel(tasks: Iterable[partial], total: int, workers: int, timeout: float, title: str) -> Iterator[Any]:
     """Results of calls in their order, a BadVideo in place of each one that raised it."""
 
     def run() -> Iterator[Any]:
-        with Pool(_call, min(workers, len(tasks)), timeout, label=lambda task: str(task.args[0])) as pool:
+        ahead: deque[int] = deque()
+        with Pool(_call, min(workers, total), timeout, label=lambda task: str(task.args[0])) as pool:
             for number, task in enumerate(tasks):
                 pool.submit(number, task)
-            for number in range(len(tasks)):
-                try:
-                    yield pool.wait(number)
-                except BadVideo as error:
-                    yield error
+                ahead.append(number)
+                # Not all at once: there may be millions.
+                if len(ahead) > AHEAD:
+                    yield _result(pool, ahead.popleft())
+            for number in ahead:
+                yield _result(pool, number)
 
-    if tasks:
+    if total:
         console = Console(stderr=True)
-        yield from track(run(), title, total=len(tasks), console=console, disable=not console.is_terminal, transient=True)
+        yield from track(run(), title, total=total, console=console, disable=not console.is_terminal, transient=True)
+
+
+def _result(pool: Pool, number: int) -> Any:
+    try:
+        return pool.wait(number)
+    except BadVideo as error:
+        return error
 
 
 def _call(task: partial) -> Any:
@@ -187,17 +199,19 @@ def _call(task: partial) -> Any:
 
 def _probe_missing(urls: list[str], part: Part, cache: Cache, workers: int, limits: Limits) -> None:
     """Complete the rows without geometry; take out those whose videos cannot be read."""
-    missing = np.flatnonzero(part.entries["frames"] == 0)
-    tasks, labels = [], []
-    for i in missing:
+    missing: list[int] = np.flatnonzero(part.entries["frames"] == 0).tolist()
+
+    def place(i: int) -> tuple[str, str]:
+        """(shard, key) of a row."""
         row = part.entries[i]
         start = int(row["key_start"])
-        url, key = urls[int(row["shard"])], part.keys[start : start + int(row["key_size"])].decode()
-        tasks.append(partial(probe_member, url, key, int(row["offset"]), int(row["size"]), limits, cache))
-        labels.append(label_of(url, key))
+        return urls[int(row["shard"])], part.keys[start : start + int(row["key_size"])].decode()
+
+    tasks = (partial(probe_member, *place(i), int(part.entries[i]["offset"]), int(part.entries[i]["size"]), limits, cache) for i in missing)
     failed: dict[str, BadVideo] = {}
-    for i, label, found in zip(missing, labels, parallel(tasks, workers, PROBE_TIMEOUT, "probing videos")):
+    for i, found in zip(missing, parallel(tasks, len(missing), workers, PROBE_TIMEOUT, "probing videos")):
         if isinstance(found, BadVideo):
+            label = label_of(*place(i))
             failed[label] = BadVideo(label, found.reason, found.kind)
         else:
             for name, value in zip(("width", "height", "frames", "fps"), found):

@@ -219,7 +219,6 @@ def broken_pax(clips: dict[str, bytes], rng: random.Random) -> Case:
 
 
 def absurd_picture(clips: dict[str, bytes], rng: random.Random) -> Case:
-    """An AVI header that claims a huge picture."""
     data = bytearray(clips["opencv_tree.avi"])
     place = bytes(data).index(b"strf") + 12
     data[place : place + 8] = struct.pack("<ii", rng.randrange(8200, 11000), rng.randrange(8200, 11000))
@@ -233,6 +232,11 @@ def claimed_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
     for name, values in ((b"stsz", (1, count)), (b"stts", (1, count, 1)), (b"stsc", (1, 1, count, 1))):
         place = bytes(data).index(name) + 8
         data[place : place + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+    if rng.randrange(3) == 0:
+        # A fragment with as many frames, none of which takes a byte of its table.
+        run = struct.pack(">I4sII", 16, b"trun", 0, count)
+        track = struct.pack(">I4s", 24 + len(run), b"traf") + struct.pack(">I4sII", 16, b"tfhd", 0, 1) + run
+        data = bytearray(clips["intel_bottles_b.mp4"]) + struct.pack(">I4s", 8 + len(track), b"moof") + track
     return Case({"many.mp4": bytes(data)}, Counter(too_large=1), samples=0)
 
 

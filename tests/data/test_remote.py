@@ -187,6 +187,22 @@ def test_one_process_builds_the_index_and_the_others_wait(folder: Path, tmp_path
     assert {fingerprint for fingerprint, _ in results} == {expected} and sum(built for _, built in results) == 1
 
 
+def test_processes_build_the_same_index(videos: Path, tmp_path: Path) -> None:
+    """Ten shards of videos without metadata, one of which is none."""
+    for shard in range(10):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as file:
+            for name in NAMES[:2]:
+                file.add(videos / name, f"{shard}_{name}")
+            file.add(__file__, "bad.mp4")
+    found = []
+    for workers in (2, 0):
+        index = open_index(str(tmp_path), Cache(tmp_path / "cache", 0), workers)
+        found.append((index.fingerprint, index.entries.tobytes(), [(error.path, error.kind) for error in index.rejected]))
+        for path in tmp_path.glob("index*"):
+            path.unlink()
+    assert found[0] == found[1] and found[0][2] == [(f"{shard}.tar[bad]", "unreadable") for shard in range(10)]
+
+
 def test_a_folder_that_cannot_be_written_has_its_index_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = open_index(str(folder), Cache(tmp_path / "cache", 0), 0).fingerprint
     for path in folder.glob("index*"):
