@@ -167,7 +167,7 @@ def encode(sample: Sample, codec: Codec, keep_pixels: bool) -> Sample:
             return sample
         mean = torch.from_numpy(np.asarray(sample.mean))
         return replace(sample, pixels=to_pixels(codec.decode(mean.to(codec.device))))
-    mean, logvar = codec.encode(to_model_range(sample.pixels).to(codec.device))
+    mean, logvar = codec.encode(to_model_range(sample.pixels, codec.device))
     arrays: list[Any] = [None if part is None else part.cpu().numpy() for part in (mean, logvar)]
     return replace(sample, mean=arrays[0], logvar=arrays[1], pixels=sample.pixels if keep_pixels else None)
 
