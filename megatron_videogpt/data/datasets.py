@@ -86,12 +86,14 @@ class Shards:
         """uint64 [n]: hashes of the keys.
 
         Clips of one source video should fall on one side, so keys like ``VIDEOID_0003`` are hashed without their number; if one source
-        then seems to hold over a quarter of the clips (all keys are ``clip_0003``), the number is no part of a source, and whole keys are hashed.
+        then seems to hold over a quarter of the clips (all keys are ``clip_0003``), the number is no part of a source, and whole keys are hashed;
+        where every shard has the same single key, places in the index are.
         """
         sources = self.hashes(entries, numbered=False)
-        if np.bincount((sources >> np.uint64(48)).astype(np.int64)).max() * 4 > len(entries):
-            return self.hashes(entries, numbered=True)
-        return sources
+        if np.bincount((sources >> np.uint64(48)).astype(np.int64)).max() * 4 <= len(entries):
+            return sources
+        keys = self.hashes(entries, numbered=True)
+        return keys if (keys != keys[0]).any() else splitmix64(entries.astype(np.uint64))
 
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a member."""

@@ -353,6 +353,8 @@ def test_numbers_that_name_no_source_are_part_of_the_key() -> None:
     assert len(train.items) + len(held_out.items) == 20_000 and abs(len(held_out.items) - 1000) < 5 * math.sqrt(20_000 * 0.05 * 0.95)
     few = shard_source(["clip_1", "clip_2"])
     assert len(few[0].items) == len(few[1].items) == 1
+    alike = shard_source(["video"] * 10)
+    assert sorted([*alike[0].items, *alike[1].items]) == list(range(10)) and 1 <= len(alike[1].items) < 5
 
 
 def test_shards_are_planned_from_the_index_alone() -> None:
