@@ -108,7 +108,7 @@ def _rows_table(config: Config, configured: Dealt, naive: Dealt, ranks: int) -> 
     batch, budget = config.train.global_batch_size, config.data.pack_tokens
     kind = f"rows of at most {budget:,} tokens" if budget else f"{config.train.micro_batch_size} samples a row"
     title = f"Rows of {len(configured.rows)} steps: {batch} samples on {ranks} data parallel rank{'s' * (ranks > 1)}, {kind}"
-    buckets = f", data.cost_buckets={config.data.cost_buckets}" if config.data.cost_buckets else ""
+    buckets = f", {config.data.cost_buckets} buckets" if config.data.cost_buckets else ""
     table = table_of(title, "", f"this run: {'by cost' if budget else 'in order'}{buckets}", "naive: in order")
     both = (configured, naive)
     table.add_row("rows of a rank", *(_span(dealt.rows) for dealt in both))
