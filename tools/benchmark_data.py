@@ -1,0 +1,263 @@
+#!/usr/bin/env python
+"""How fast the data pipeline is, against bare PyAV on the same frames, and what latent shards make of it.
+
+    python tools/benchmark_data.py                                      # the clips beside this repository, 2 reader processes
+    python tools/benchmark_data.py --source /data/videos --workers 8 --frames 80 --interval 4 --rounds 10
+    python tools/benchmark_data.py --source /data/panda-shards --no-latents --output panda        # panda.md and panda.json
+
+Three things are measured in turn, --rounds times, so that a busy machine slows all of them alike; the table has medians and the ratios of each round:
+
+bare      as many processes as --workers, each of which opens a video file with PyAV, seeks to the keyframe, decodes forward, and converts and resizes the
+          frames that are needed: the least that must be done.  No time stamps are checked, nothing is limited, nothing is handed over.
+shards    the training loader (data.source=shards, without an encoder) on the same frames: index, plan, tar member, checks, decoding, shared memory, rows.
+latents   the training loader on latent shards of the same videos: what training reads when tools/encode_latents.py has run before.
+
+A folder of videos is put into shards first (tools/prepare_videos.py), and its latents are encoded with the tiny codec (tools/encode_latents.py).
+The loader is measured once it runs: the first steps, which its processes read while they start, do not count.
+Bars: shards at least 0.9 of bare; latents at least 20 times shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, TrainConfig
+from megatron_videogpt.data.codec import build_codec
+from megatron_videogpt.data.decode import resize_frames
+from megatron_videogpt.data.index import Source, open_source
+from megatron_videogpt.data.loader import Loader
+
+TOOLS = Path(__file__).resolve().parent
+CLIPS = TOOLS.parent.parent / "shared" / "videos"
+BARS = {"shards / bare": 0.9, "latents / shards": 20.0}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=CLIPS, help="folder of videos, or of shards on this machine (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="reader processes (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a sample (default: %(default)s)")
+    parser.add_argument("--interval", type=int, default=4, help="step between frames (default: %(default)s)")
+    parser.add_argument("--longest-side", type=int, default=320, help="of the resized frames, in pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="steps of a round; ten times as many of latents (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--no-latents", dest="latents", action="store_false", help="do not encode the videos and measure their latents")
+    parser.add_argument("--work", type=Path, help="folder for what is made on the way; kept, and used again (default: a temporary one)")
+    parser.add_argument("--output", type=Path, help="write the table to OUTPUT.md and all numbers to OUTPUT.json")
+    return parser.parse_args()
+
+
+class NoEncoder:
+    """The tiny codec's shape without its work: what is read goes through the loader as it does for an encoder on an accelerator."""
+
+    device = torch.device("meta")
+
+    def __init__(self) -> None:
+        codec = build_codec(CodecConfig())
+        self.name, self.fingerprint, self.channels = codec.name, codec.fingerprint, codec.channels
+        self.spatial_stride, self.temporal_stride = codec.spatial_stride, codec.temporal_stride
+
+    def encode(self, video: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Zeros of the latents' shape."""
+        return torch.zeros(len(video), self.channels, video.shape[2] // self.spatial_stride, video.shape[3] // self.spatial_stride), None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What bare PyAV decodes: frame numbers of a video file."""
+
+    path: str
+    frames: tuple[int, ...]
+
+
+def decode_bare(clip: Clip, longest_side: int, multiple: int) -> np.ndarray:
+    """uint8 [F, h, w, 3]: PyAV's own way, with frame numbers taken from times and the average rate."""
+    pictures: list[np.ndarray] = []
+    with av.open(clip.path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        base, rate = stream.time_base, stream.average_rate or stream.guessed_rate
+        assert base and rate
+        begin = stream.start_time or 0
+        container.seek(begin + int(clip.frames[0] / rate / base), stream=stream)
+        for frame in container.decode(stream):
+            if frame.pts is not None and (frame.pts - begin) * base * rate >= clip.frames[len(pictures)] - 0.5:
+                pictures.append(resize_frames(frame.to_ndarray(format="rgb24")[None], longest_side, multiple)[0])
+                if len(pictures) == len(clip.frames):
+                    break
+    return np.stack(pictures)
+
+
+def work_bare(clips: list[Clip], longest_side: int, multiple: int, rounds: Any, next_one: Any, done: Any) -> None:
+    """A process: rounds over the clips, which it takes from the same list as the others."""
+    torch.set_num_threads(1)
+    while True:
+        rounds.wait()
+        frames = 0
+        while True:
+            with next_one.get_lock():
+                number = next_one.value
+                next_one.value += 1
+            if number >= len(clips):
+                break
+            frames += len(decode_bare(clips[number], longest_side, multiple))
+        done.put(frames)
+
+
+class Bare:
+    """Processes that decode the clips when they are told to."""
+
+    def __init__(self, clips: list[Clip], workers: int, config: DataConfig) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.rounds, self.next_one, self.done, self.workers = context.Barrier(workers + 1), context.Value("q", 0), context.Queue(), workers
+        given = (clips, config.longest_side, config.size_multiple, self.rounds, self.next_one, self.done)
+        self.processes = [context.Process(target=work_bare, args=given, daemon=True) for _ in range(workers)]
+        for process in self.processes:
+            process.start()
+
+    def rate(self) -> float:
+        """Frames per second of one round."""
+        self.next_one.value = 0
+        self.rounds.wait()
+        started = time.perf_counter()
+        frames = sum(self.done.get() for _ in range(self.workers))
+        return frames / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def loader_rate(source: Source, config: Config, codec: Any, steps: int) -> float:
+    """Frames per second of the training loader, after its first steps."""
+    loader = Loader(source, codec, config)
+    try:
+        for _ in range(1 + config.data.prefetch):
+            next(loader)
+        started = time.perf_counter()
+        rows = [row for _ in range(steps) for row in next(loader)]
+        seconds = time.perf_counter() - started
+    finally:
+        loader.close()
+    if loader.rejections.total:
+        raise ValueError(f"{loader.rejections.total} samples could not be read ({dict(loader.rejections.counts)}); a benchmark needs good ones")
+    return sum(len(sample.mean) for row in rows for sample in row.samples) / seconds
+
+
+def measured_clips(source: Source, config: Config, steps: int, folder: Path) -> list[Clip]:
+    """The clips that the loader is measured with, as files."""
+    first = (1 + config.data.prefetch) * config.train.global_batch_size
+    plans = source.train.plans(config.train.seed, range(first, first + steps * config.train.global_batch_size))
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for plan in (plans[place] for place in range(len(plans))):
+        job: Any = source.train.job(plan)
+        path = folder / f"{plan.item}.{Path(job.url).stem}.video"
+        if not path.exists():
+            path.write_bytes(job.cache.read(job.url, job.offset, job.size))
+        clips.append(Clip(str(path), plan.frames))
+    return clips
+
+
+def tool(name: str, *given: str) -> None:
+    """Run one of the tools beside this one; ValueError when it fails."""
+    print(f"python tools/{name} {' '.join(given)}", flush=True)
+    done = subprocess.run([sys.executable, str(TOOLS / name), *given], env={**os.environ, "PYTHONPATH": str(TOOLS.parent)}, check=False)
+    if done.returncode:
+        raise ValueError(f"tools/{name} failed")
+
+
+def sources(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, DataConfig]]:
+    """Name and options of each data set, made where it is not there."""
+    shards = args.source
+    if not any(shards.glob("*.tar")):
+        shards = work / "shards"
+        tool("prepare_videos.py", str(args.source), "--output", str(shards), f"--workers={args.workers}", "--shard-mb=4")
+    low = args.interval
+    data = DataConfig(source="shards", path=str(shards), frames=args.frames, clips=(1, args.frames), frame_interval=(low, low), workers=args.workers)
+    data = replace(data, longest_side=args.longest_side, validation_fraction=0.1, min_side=32)
+    yield "shards", data
+    if args.latents:
+        side = f"--longest-side={args.longest_side}"
+        tool("encode_latents.py", str(shards), f"--output={work / 'latents'}", "--codec=tiny", side, "--dtype=fp32", "--platform=cpu", "--min-side=32")
+        yield "latents", replace(data, path=str(work / "latents"))
+
+
+def measure(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
+    """Frames per second by what is measured, of every round."""
+    codec: Any = NoEncoder()
+    train = TrainConfig(global_batch_size=args.batch)
+    runs = {name: (Config(data=data, train=train), open_source(data, codec)) for name, data in sources(args, work)}
+    config, source = runs["shards"]
+    bare = Bare(measured_clips(source, config, args.steps, work / "files"), args.workers, config.data)
+    rates: dict[str, list[float]] = {"bare": [], **{name: [] for name in runs}}
+    bare.rate()
+    try:
+        for number in range(args.rounds):
+            rates["bare"].append(bare.rate())
+            for name, (config, source) in runs.items():
+                rates[name].append(loader_rate(source, config, codec, args.steps * (10 if name == "latents" else 1)))
+            print(f"round {number + 1}: {', '.join(f'{name} {values[-1]:,.0f} frames/s' for name, values in rates.items())}", flush=True)
+    finally:
+        bare.close()
+    return rates
+
+
+def report(rates: dict[str, list[float]], workers: int) -> tuple[str, dict[str, float]]:
+    """The table in Markdown, and the median ratios of the rounds."""
+    lines = [f"| {workers} processes | frames/s (median) | lowest | highest |", "|---|---|---|---|"]
+    lines += [f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |" for name, values in rates.items()]
+    lines += ["", "| ratio of a round | median | lowest | highest | bar |", "|---|---|---|---|---|"]
+    ratios = {}
+    for name, bar in BARS.items():
+        above, below = name.split(" / ")
+        if above in rates:
+            each = [a / b for a, b in zip(rates[above], rates[below])]
+            ratios[name] = statistics.median(each)
+            lines.append(f"| {name} | {ratios[name]:.2f} | {min(each):.2f} | {max(each):.2f} | {bar:g} |")
+    return "\n".join(lines), ratios
+
+
+def main() -> int:
+    """Measure and print; 1 when a bar is missed, 2 with one line on stderr when nothing can be measured."""
+    args = arguments()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            if not args.source.is_dir():
+                raise ValueError(f"--source {args.source}: no such folder; give one with videos or with shards")
+            rates = measure(args, args.work or Path(temporary))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    table, ratios = report(rates, args.workers)
+    print(f"\n{table}")
+    if args.output:
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        args.output.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+        args.output.with_suffix(".json").write_text(json.dumps({"arguments": given, "frames_per_second": rates, "ratios": ratios}, indent=1), encoding="utf-8")
+    return int(any(ratio < BARS[name] for name, ratio in ratios.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
