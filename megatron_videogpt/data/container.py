@@ -23,7 +23,7 @@ MOST_SAMPLES = 10_000_000  # of all tracks, in fragments
 # Containers only: playlists, concatenations and session descriptions would make FFmpeg open other files and addresses.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe"
 # Everything that FFmpeg and PyAV were seen to raise, or may, over damaged files.
-_BROKEN = (av.FFmpegError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_BROKEN = (av.FFmpegError, ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,8 @@ def clear_errors(video: Video) -> Iterator[None]:
     """BadVideo in place of whatever FFmpeg makes of a damaged file; its message without error number and path."""
     try:
         yield
+    except EOFError as error:
+        raise BadVideo(name_of(video), "ends before its first frame", "no_frames") from error
     except _BROKEN as error:
         text = str(getattr(error, "strerror", None) or error or type(error).__name__)
         raise BadVideo(name_of(video), f"not a readable video ({text.rstrip('.')})") from error

@@ -74,9 +74,12 @@ class Cache:
         return place
 
     def lock(self, name: str) -> FileLock:
-        """One process at a time does what ``name`` says."""
+        """One process at a time does what ``name`` says; ValueError, one line, when the folder cannot be written."""
         path = Path(self.folder) / "locks"
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
         return FileLock(path / f"{_digest(name)}.lock")
 
     def _place(self, identity: str) -> Path:

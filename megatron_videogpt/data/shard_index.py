@@ -87,7 +87,7 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
     """Write an index; ``place`` is its path without extension.  Readers see the old one or the new one."""
     description: dict[str, Any] = {"version": VERSION, "kind": kind, "shards": [list(shard) for shard in shards], "facts": facts, "suffixes": list(SUFFIXES)}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    digest.update(part.entries.view(np.uint8))
+    digest.update(part.entries.view(np.uint8).data)
     digest.update(part.keys)
     description |= {"entries": len(part.entries), "key_bytes": len(part.keys), "fingerprint": digest.hexdigest()}
     lines = [json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n" for error in part.rejected]

@@ -57,8 +57,11 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
         kind, part = build(folder, shards, cache, workers, limits)
         facts = _facts(folder, shards, cache) if kind == "latents" else {}
         place = beside if is_local(folder) and os.access(local_path(folder), os.W_OK) else kept
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        save(place, shards, kind, facts, part)
+        try:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+            save(place, shards, kind, facts, part)
+        except OSError as error:
+            raise ValueError(f"data.path={url}: its index cannot be written to {place}.* ({error.strerror}); make room, or set data.cache") from error
     index = load(place, folder, shards, cache)
     if index is None:
         raise ValueError(f"data.path={url}: the shards changed while they were indexed; try again")

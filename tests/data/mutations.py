@@ -12,7 +12,7 @@ import struct
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -32,7 +32,6 @@ class Case:
     exactly: Counter[str] | None = None
     allowed: frozenset[str] = frozenset()
     samples: int | None = None
-    sizes: set[tuple[int, int]] = field(default_factory=set)
 
 
 def small_clips(videos: Path) -> dict[str, bytes]:
@@ -241,22 +240,23 @@ def claimed_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
 
 
 def no_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
-    """Sound without pictures, a container without packets, and a file without bytes."""
-    target = io.BytesIO()
-    suffix = rng.choice(["mp4", "mkv", "empty", "avi"])
-    if suffix == "empty":
+    """Sound without pictures, a video stream without packets, and a file without bytes."""
+    suffix, pictures = rng.choice([("mp4", False), ("mkv", False), ("avi", False), ("mp4", True), ("mkv", True), ("", True)])
+    if not suffix:
         return Case({"a.tar": tar_of([*pairs(clips, rng, 1), ("e.mp4", b"")])}, Counter(no_frames=1), samples=1)
+    target = io.BytesIO()
     with av.open(target, "w", format={"mkv": "matroska"}.get(suffix, suffix)) as container:
-        stream = container.add_stream("pcm_s16le" if suffix == "avi" else "aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 2 * 1024) if suffix == "avi" else (2, 1024), np.int16 if suffix == "avi" else np.float32),
-            "s16" if suffix == "avi" else "fltp",
-            "stereo",
-        )
-        frame.rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return Case({f"sound.{suffix}": target.getvalue()}, Counter(no_frames=1), samples=0)
+        if pictures:
+            video = container.add_stream("mpeg4", rate=10)
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+            container.start_encoding()
+        else:
+            sound = container.add_stream("pcm_s16le", rate=44100) if suffix != "mp4" else container.add_stream("aac", rate=44100)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1024), np.int16), "s16", "stereo")
+            frame.rate = 44100
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode())
+    return Case({f"none.{suffix}": target.getvalue()}, Counter(no_frames=1), samples=0)
 
 
 def garbage(clips: dict[str, bytes], rng: random.Random) -> Case:

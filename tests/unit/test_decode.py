@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data import decode
 from megatron_videogpt.data.decode import (
     BadVideo,
     Blob,
     Limits,
+    limits_of,
     probe,
     read_clip,
     read_frames,
@@ -115,7 +117,8 @@ def test_bad_files_give_one_clear_line(clip: Path, tmp_path: Path) -> None:
 
 
 def test_limits_are_checked_before_a_picture_is_decoded(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 frames of 96x64 pixels, one below each limit."""
+    """80 frames of 96x64 pixels, one below each limit; the options' defaults are the reader's, on which the name of an index depends."""
+    assert limits_of(DataConfig()) == Limits()
     data = clip.read_bytes()
     exact = Limits(bytes=len(data), frames=80, pixels=96 * 64)
     for video in (clip, Blob("clip.mp4", data)):

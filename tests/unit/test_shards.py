@@ -258,3 +258,6 @@ def test_what_cannot_be_a_data_set_is_one_line(tmp_path: Path, cache: Cache) -> 
         open_index(f"{tmp_path}/{{a,b}}.tar", cache, 0)
     with pytest.raises(ValueError, match="no index"):
         load_index(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data\.cache=.*file: cannot be written"):
+        opened(tmp_path, Cache(tmp_path / "file", 0))
