@@ -130,7 +130,7 @@ def attempt(url: str, action: Callable[[], Result]) -> Result:
         except Exception as error:  # every kind of storage has its own exceptions
             if pause is None:
                 reason = f"no answer after {len(PAUSES) + 1} attempts: {type(error).__name__}: {error}"
-                raise BadVideo(url, f"{reason[:300]} (is the address right, e.g. AWS_ENDPOINT_URL?)", "missing") from error
+                raise BadVideo(url, f"{reason[:300]} (are address and keys right, e.g. AWS_ENDPOINT_URL?)", "missing") from error
             time.sleep(pause)
     raise AssertionError("unreachable")
 

@@ -136,7 +136,8 @@ def test_what_is_larger_than_the_cache_is_read_and_not_kept(storage: s3fs.S3File
     assert caught.value.kind == "truncated"
 
 
-def _read_many(folder: str, seed: int, wrong) -> None:  # noqa: ANN001
+def _read_many(folder: str, seed: int, wrong, environment: dict[str, str]) -> None:  # noqa: ANN001
+    os.environ.update(environment)  # the fork server may be older than the server's address
     cache = Cache(folder, 20_000)
     rng = random.Random(seed)
     data = random.Random(0).randbytes(40_000)
@@ -150,7 +151,8 @@ def test_several_processes_share_a_cache(storage: s3fs.S3FileSystem, tmp_path: P
     storage.pipe("bucket/file", random.Random(0).randbytes(40_000))
     context = multiprocessing.get_context("forkserver")
     wrong = context.Value("i", 0)
-    processes = [context.Process(target=_read_many, args=(str(tmp_path / "cache"), seed, wrong)) for seed in range(3)]
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    processes = [context.Process(target=_read_many, args=(str(tmp_path / "cache"), seed, wrong, environment)) for seed in range(3)]
     for process in processes:
         process.start()
     for process in processes:
