@@ -13,7 +13,8 @@ import torch
 from megatron.core import parallel_state
 
 from ..data.clips import Sample
-from ..data.loader import Batch, Loader
+from ..data.loader import Loader
+from ..objective.base import Inputs, Objective
 from . import distributed
 
 
@@ -102,13 +103,14 @@ def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.dev
 
 @dataclass(frozen=True)
 class StepData:
-    """This rank's rows of a step, and how many of its samples were rejected, by kind."""
+    """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were rejected, by kind."""
 
-    rows: list[Batch]
+    samples: list[Sample]
+    rows: list[Inputs]
     rejected: dict[str, int]
 
 
-def step_data(loader: Loader | None, group: Any) -> StepData:
+def step_data(loader: Loader | None, group: Any, objective: Objective) -> StepData:
     """The next step of the reading rank's loader, on all ranks of `group`, which share it."""
 
     def read() -> tuple[list[Sample], Any]:
@@ -120,4 +122,5 @@ def step_data(loader: Loader | None, group: Any) -> StepData:
 
     samples, (shapes, rejected) = share(read if loader is not None else None, torch.device("cpu"), [group])
     rest = iter(samples)
-    return StepData([Batch(list(itertools.islice(rest, count)), length) for count, length in shapes], rejected)
+    rows = [objective.prepare(list(itertools.islice(rest, count)), length) for count, length in shapes]
+    return StepData([sample for sample in samples if sample.scored], rows, rejected)

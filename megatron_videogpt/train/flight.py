@@ -15,7 +15,6 @@ import torch
 from megatron.core import parallel_state
 
 from ..data.clips import Sample
-from ..objective.base import Inputs
 from . import distributed
 from .feed import StepData, is_reader
 from .health import Gate, RankTimes, record_skipped
@@ -62,42 +61,39 @@ class Flight:
         self.seconds = 0.0
 
     def launch(self, data: Iterator[StepData]) -> bool:
-        """Read, prepare and queue one step; returns whether a log line is due after it."""
+        """Take in and queue one step; returns whether a log line is due after it."""
         run, config, state, started = self.run, self.run.config, self.run.state, time.perf_counter()
         if self.pending is None:
             self.before = Mark(run.platform.device)
         run.phase(f"reading data of step {state.step + 1}")
-        samples, rows = self._read(data)
+        given = self._read(data)
         waited = time.perf_counter() - started
+        self.rejected.add(given.rejected)
         rate = learning_rate(config.optimizer, state.step, config.train.steps)
         set_learning_rate(run.optimizer, rate)
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-        shards = [row.shard(*context).to(run.platform.device) for row in rows]
+        shards = [row.shard(*context).to(run.platform.device) for row in given.rows]
         run.phase(f"forward, backward and update of step {state.step + 1}")
         done = train_step(run.model, run.optimizer, run.objective, shards, config.optimizer.clip_grad, self._limit)
         if run.average is not None:
             run.average.update(done.taken)
         outcome = Later(torch.stack([done.norm, done.taken.to(done.norm)]))
-        self.meter.add(done.totals, row_work(rows), waited)
+        self.meter.add(done.totals, row_work(given.rows), waited)
         state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
         self.times.add(state.step, waited)
         due = state.step % config.logging.every == 0 or state.step == config.train.steps
         line = {**(self.times.report() if due else {}), "learning_rate": rate}
         interval, rejected = (self.meter.close(), self.rejected.send()) if due else (None, None)
-        self.pending = Launched(state.step, outcome, self.gate.limit, samples, interval, line, rejected)
+        self.pending = Launched(state.step, outcome, self.gate.limit, given.samples, interval, line, rejected)
         return due
 
-    def _read(self, data: Iterator[StepData]) -> tuple[list[Sample], list[Inputs]]:
-        """The samples of this rank's part of a global batch that count, and its rows on the CPU."""
+    def _read(self, data: Iterator[StepData]) -> StepData:
         try:
-            step = next(data)
+            return next(data)
         except ValueError:
             # The run ends here; what it did before is recorded.
             self.land()
             raise
-        self.rejected.add(step.rejected)
-        rows = [self.run.objective.prepare(row.samples, row.length) for row in step.rows]
-        return [sample for row in step.rows for sample in row.samples if sample.scored], rows
 
     def _limit(self) -> float:
         """The largest gradient norm of the step that is being launched."""

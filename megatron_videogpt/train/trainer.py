@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from ..config.schema import Config
 from ..data.loader import Loader
 from . import distributed
+from .ahead import Ahead
 from .feed import StepData, aside, host_group, is_reader, step_data
 from .flight import Flight
 from .folders import checkpoint_name
@@ -24,9 +25,10 @@ from .saver import Saver
 from .validation import Validation
 
 
-def read_steps(run: Run) -> Iterator[StepData]:
-    """Endless steps of this rank's data parallel share, from the state's consumed samples on."""
+def read_ahead(run: Run) -> Ahead[StepData]:
+    """This rank's data parallel share of the steps that are left, from the state's consumed samples on."""
     config = run.config
+    # Made here and not in the thread that reads: making a group is a collective of all ranks, and only the main thread can set signals for processes.
     group, beside = host_group(config.train.timeout_minutes), aside(run.platform.device)
     loader: Loader | None = None
     if is_reader():
@@ -39,14 +41,18 @@ def read_steps(run: Run) -> Iterator[StepData]:
             consumed=run.state.consumed,
             rejected_file=run.output / REJECTED,
         )
-    try:
-        while True:
-            with beside():
-                step = step_data(loader, group)
-            yield step
-    finally:
-        if loader is not None:
-            loader.close()
+
+    def steps() -> Iterator[StepData]:
+        try:
+            for _ in range(run.state.step, config.train.steps):
+                with beside():
+                    step = step_data(loader, group, run.objective)
+                yield step
+        finally:
+            if loader is not None:
+                loader.close()
+
+    return Ahead(steps())
 
 
 class Stop:
@@ -99,7 +105,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, limited=True
 
 def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: Stop) -> bool:
     """Steps until the end (True) or until somebody asks to stop (False)."""
-    config, state, data, agreement = run.config, run.state, read_steps(run), Agreement(run.control)
+    config, state, data, agreement = run.config, run.state, read_ahead(run), Agreement(run.control)
     saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)
@@ -136,5 +142,5 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     saver.finish()
     agreement.close()
     flight.times.close()
-    data.close()  # type: ignore[attr-defined]
+    data.close()
     return state.step == config.train.steps
