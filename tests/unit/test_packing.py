@@ -113,6 +113,12 @@ def test_dealing_keeps_grahams_bound(costs: list[int], ranks: int) -> None:
         assert max(best, pair) == best <= top <= best * (Fraction(4, 3) - Fraction(1, 3 * ranks))
 
 
+def test_dealing_improves_what_the_largest_first_gives() -> None:
+    """The textbook case in which LPT ends at 11, where 9 is possible."""
+    groups = deal(np.array([5, 5, 4, 4, 3, 3, 3]), 3)
+    assert sorted(sorted([5, 5, 4, 4, 3, 3, 3][i] for i in group) for group in groups) == [[3, 3, 3], [4, 5], [4, 5]]
+
+
 def test_dealing_many_samples_is_nearly_even_where_in_order_it_is_not() -> None:
     costs = np.rint(1e9 * np.random.default_rng(0).lognormal(0, 0.8, 640)).astype(np.int64)
     for ranks in (8, 64):
@@ -145,6 +151,7 @@ def test_rows_hold_their_budget(tokens: list[int], ranks: int, budget: int, row_
 def test_rows_of_a_rank_are_balanced_by_cost() -> None:
     """Two long samples go into two rows, though one would hold both, and the short ones to the cheaper of them."""
     assert fill_rows([[0, 1, 2, 3]], [40, 38, 4, 2], [1600, 1444, 16, 4], 78) == [[[0], [1, 2, 3]]]
+    assert fill_rows([[0, 1, 2, 3]], [50, 50, 50, 50], [10, 9, 8, 7], 100) == [[[0, 3], [1, 2]]]
     # Where balance and budget cannot both be had, the budget wins: 60+40 and 50+50 fill both rows, the costliest first does not fit.
     assert fill_rows([[0, 1, 2, 3]], [60, 50, 50, 40], [90, 10, 80, 70], 100) == [[[0, 3], [1, 2]]]
 
