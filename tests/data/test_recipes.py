@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import tarfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import av
@@ -20,19 +18,10 @@ from megatron_videogpt.data.codec import codec_geometry
 from megatron_videogpt.data.decode import read_clip
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.shards import load_index
+from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "examples" / "datasets"
-
-
-@pytest.fixture(scope="module")
-def command() -> ModuleType:
-    """tools/prepare_videos.py as a module."""
-    spec = importlib.util.spec_from_file_location("prepare_videos", REPOSITORY / "tools" / "prepare_videos.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def video(path: Path, number: int, frames: int = 20, size: tuple[int, int] = (176, 144), codec: str = "libx264") -> None:
@@ -56,9 +45,9 @@ def table(path: Path, header: str, rows: list[list[Any]]) -> Path:
     return path
 
 
-def sharded(command: ModuleType, recipe: str, out: Path, *words: object) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def sharded(recipe: str, out: Path, *words: object) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """(metadata by key, kinds of rejection by name) of what the recipe makes of the sources."""
-    assert command.main(["--recipe", str(RECIPES / f"{recipe}.toml"), "--output", str(out), "--workers", "0", *map(str, words)]) == 0
+    assert prepare_videos.main(["--recipe", str(RECIPES / f"{recipe}.toml"), "--output", str(out), "--workers", "0", *map(str, words)]) == 0
     index = load_index(out)
     lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     return {index.key(i): index.meta(i) for i in range(len(index))}, {line["name"]: line["kind"] for line in lines}
@@ -95,31 +84,31 @@ def panda(folder: Path, clips: int) -> dict[str, str]:
     return expected
 
 
-def test_panda70m(command: ModuleType, tmp_path: Path) -> None:
+def test_panda70m(tmp_path: Path) -> None:
     expected = panda(tmp_path / "panda", 6)
     (tmp_path / "panda/00001/0000002_00000.json").write_text("{broken")
     (tmp_path / "panda/00001/0000002_00001.json").unlink()
-    found, rejected = sharded(command, "panda70m", tmp_path / "out", tmp_path / "panda")
+    found, rejected = sharded("panda70m", tmp_path / "out", tmp_path / "panda")
     assert captions(found) == {key: text for key, text in expected.items() if key != "00001_0000002_00000"}  # one has its .txt only
     assert rejected == {"00001/0000002_00000.mp4": "metadata"}
     assert found["00000_0000001_00001"]["source"] == "00000/0000001_00001.mp4" and "yt_meta_dict" not in found["00000_0000001_00001"]
-    found, rejected = sharded(command, "panda70m", tmp_path / "good", tmp_path / "panda/00000", "--where", "matching_score>=0.42")
+    found, rejected = sharded("panda70m", tmp_path / "good", tmp_path / "panda/00000", "--where", "matching_score>=0.42")
     assert sorted(found) == ["0000001_00000", "0000001_00001"] and not rejected
 
 
-def test_panda70m_as_webdataset(command: ModuleType, tmp_path: Path) -> None:
+def test_panda70m_as_webdataset(tmp_path: Path) -> None:
     """The same, downloaded with --output_format webdataset: tar files, which also open as they are."""
     expected = panda(tmp_path / "panda", 4)
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards/00000.tar", "w") as tar:
         for path in sorted((tmp_path / "panda/00000").iterdir()):
             tar.add(path, path.name)
-    found, rejected = sharded(command, "panda70m", tmp_path / "out", tmp_path / "shards")
+    found, rejected = sharded("panda70m", tmp_path / "out", tmp_path / "shards")
     assert captions(found) == {key.removeprefix("00000_"): text for key, text in expected.items()}
     assert rejected == {"00000.tar[0000099]": "incomplete"} and found["0000000_00000"]["matching_score"] == "0.40"
 
 
-def test_openvid1m(command: ModuleType, tmp_path: Path) -> None:
+def test_openvid1m(tmp_path: Path) -> None:
     header = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
     scores = ["5.1", "3.2", "0.99", "pan_left", "20", "25.0", "0.8"]
     names = ["---_iRTHryQ_13_0to241.mp4", "--0ETtekpw0_2_18to486.mp4", "celebv_xyz.mp4"]
@@ -128,7 +117,7 @@ def test_openvid1m(command: ModuleType, tmp_path: Path) -> None:
     file = table(tmp_path / "data/train/OpenVid-1M.csv", header, rows)
     for i, name in enumerate([*names, "low.mp4"]):
         video(tmp_path / ("video" if i else "video/OpenVid_part0") / name, i)
-    found, rejected = sharded(command, "openvid1m", tmp_path / "out", file, "--root", tmp_path / "video", "--where", "aesthetic score>=5")
+    found, rejected = sharded("openvid1m", tmp_path / "out", file, "--root", tmp_path / "video", "--where", "aesthetic score>=5")
     assert list(captions(found).values()) == [row[1] for row in rows[:3]]
     assert list(found) == ["OpenVid_part0_---_iRTHryQ_13_0to241", "--0ETtekpw0_2_18to486", "celebv_xyz"]
     assert rejected == {"in_a_part_that_was_not_downloaded.mp4": "missing", "OpenVid-1M.csv:9": "metadata"}
@@ -153,18 +142,18 @@ def ucf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_ucf101(command: ModuleType, ucf: Path, tmp_path: Path) -> None:
+def test_ucf101(ucf: Path, tmp_path: Path) -> None:
     lists, root = ucf / "ucfTrainTestlist", ucf / "UCF-101"
-    train, rejected = sharded(command, "ucf101", tmp_path / "train", lists / "trainlist01.txt", "--root", root)
+    train, rejected = sharded("ucf101", tmp_path / "train", lists / "trainlist01.txt", "--root", root)
     assert len(train) == 9 and rejected == {"YoYo/v_YoYo_g99_c01.avi": "missing"}
     assert all(meta["label"] == key.split("_v_")[0] == meta["source"].split("/")[0] for key, meta in train.items())
-    test, rejected = sharded(command, "ucf101", tmp_path / "test", lists / "testlist01.txt", "--root", root)
+    test, rejected = sharded("ucf101", tmp_path / "test", lists / "testlist01.txt", "--root", root)
     assert [meta["label"] for meta in test.values()] == ["ApplyEyeMakeup", "BasketballDunk", "YoYo"] and not rejected and not set(train) & set(test)
-    whole, _ = sharded(command, "ucf101", tmp_path / "whole", root)
+    whole, _ = sharded("ucf101", tmp_path / "whole", root)
     assert {key: meta["label"] for key, meta in whole.items()} == {key: meta["label"] for key, meta in (train | test).items()}
 
 
-def test_kinetics600(command: ModuleType, tmp_path: Path) -> None:
+def test_kinetics600(tmp_path: Path) -> None:
     """Clips in one folder, as most of CVDF's archives unpack, or in their class's with macOS's copies; rows without a video; test lists without labels."""
     rows = [
         ["testifying", "---QUuC4vJs", 84, 94, "train"],
@@ -178,15 +167,15 @@ def test_kinetics600(command: ModuleType, tmp_path: Path) -> None:
     for i, name in enumerate(names):
         video(tmp_path / "k600/train" / ("." if i < 2 else "mountain climber (exercise)") / name, i)
     (tmp_path / "k600/train/mountain climber (exercise)" / f"._{names[2]}").write_bytes(b"Mac OS X")
-    found, rejected = sharded(command, "kinetics600", tmp_path / "out", train, "--root", tmp_path / "k600/train")
+    found, rejected = sharded("kinetics600", tmp_path / "out", train, "--root", tmp_path / "k600/train")
     assert {key: meta["label"] for key, meta in found.items()} == {name.removesuffix(".mp4"): row[0] for name, row in zip(names, rows)}
     assert rejected == {"gone_000_000001_000011.mp4": "missing", "train.csv:6": "metadata"}
     test = table(tmp_path / "annotations/test.csv", "youtube_id,time_start,time_end,split", [[*row[1:4], "test"] for row in rows[:2]])
-    found, rejected = sharded(command, "kinetics600", tmp_path / "test", test, "--root", tmp_path / "k600")
+    found, rejected = sharded("kinetics600", tmp_path / "test", test, "--root", tmp_path / "k600")
     assert len(found) == 2 and not rejected and all("label" not in meta for meta in found.values())
 
 
-def test_msrvtt(command: ModuleType, tmp_path: Path) -> None:
+def test_msrvtt(tmp_path: Path) -> None:
     videos = [
         {
             "category": i % 20,
@@ -205,15 +194,15 @@ def test_msrvtt(command: ModuleType, tmp_path: Path) -> None:
     for i in (0, 1, 2, 4):
         video(tmp_path / "videos" / ("TrainValVideo" if i < 4 else "TestVideo") / f"video{i}.mp4", i)
     words = [tmp_path / "train_val_videodatainfo.json", "--root", tmp_path / "videos", "--where", "split==train"]
-    found, rejected = sharded(command, "msrvtt", tmp_path / "out", *words)
+    found, rejected = sharded("msrvtt", tmp_path / "out", *words)
     assert captions(found) == {f"video{i}": f"sentence {i} of 0" for i in (0, 1, 4)}
     assert found["video1"]["captions"] == [f"sentence 1 of {k}" for k in range(3)] and found["video1"]["label"] == "1"
     assert rejected == {"video3.mp4": "missing", "train_val_videodatainfo.json[6]": "metadata", "train_val_videodatainfo.json:7": "metadata"}
 
 
-def test_a_sharded_miniature_trains(command: ModuleType, ucf: Path, tmp_path: Path) -> None:
+def test_a_sharded_miniature_trains(ucf: Path, tmp_path: Path) -> None:
     """From a recipe to samples: each is the resized frames of one of the original files, and an epoch visits all of them."""
-    sharded(command, "ucf101", tmp_path / "out", ucf / "UCF-101")
+    sharded("ucf101", tmp_path / "out", ucf / "UCF-101")
     config = DataConfig(
         source="shards",
         path=str(tmp_path / "out"),
@@ -239,7 +228,7 @@ def test_a_sharded_miniature_trains(command: ModuleType, ucf: Path, tmp_path: Pa
     assert len(seen) == 12
 
 
-def test_every_recipe_is_one_of_these(command: ModuleType) -> None:
+def test_every_recipe_is_one_of_these() -> None:
     """Their options exist and have the right types; every file has its test above and its section in docs/datasets.md."""
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
     assert names == ["kinetics600", "msrvtt", "openvid1m", "panda70m", "ucf101"] and all(f"test_{name}" in globals() for name in names)
@@ -247,22 +236,22 @@ def test_every_recipe_is_one_of_these(command: ModuleType) -> None:
     for name in names:
         assert f"examples/datasets/{name}.toml" in text
         recipe = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
-        args = command.arguments(["--recipe", str(RECIPES / f"{name}.toml"), "SRC", "--output", "OUT"])
+        args = prepare_videos.arguments(["--recipe", str(RECIPES / f"{name}.toml"), "SRC", "--output", "OUT"])
         assert {option: getattr(args, option) for option in recipe} == recipe
 
 
 @pytest.mark.parametrize(
     ("text", "words"), [("sidecars = 1", "must be like False"), ("worker = 2", "no option"), ("a = [", "TOML"), ("min_side = 'x'", "must be like 128")]
 )
-def test_a_wrong_recipe_is_one_line(command: ModuleType, tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.toml").write_text(text)
-    assert command.main(["--recipe", str(tmp_path / "r.toml"), str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert prepare_videos.main(["--recipe", str(tmp_path / "r.toml"), str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert words in message and message.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_the_command_line_goes_before_the_recipe(command: ModuleType, tmp_path: Path) -> None:
+def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('min_side = 64\nwhere = ["a==1"]\nmax_aspect = 3\nlist_columns = ["x", "y"]\n')
-    args = command.arguments(["SRC", "--recipe", str(tmp_path / "r.toml"), "--output", "OUT", "--min-side", "32", "--where", "b>2"])
-    options = command.options_of(args)
+    args = prepare_videos.arguments(["SRC", "--recipe", str(tmp_path / "r.toml"), "--output", "OUT", "--min-side", "32", "--where", "b>2"])
+    options = prepare_videos.options_of(args)
     assert (options.min_side, options.max_aspect, options.listing.where, options.listing.list_columns) == (32, 3, ("a==1", "b>2"), ("x", "y"))

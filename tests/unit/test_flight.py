@@ -12,19 +12,7 @@ import torch
 
 from tests.session import Session
 
-
-@pytest.fixture(autouse=True)
-def processes() -> Iterator[None]:
-    """One process on the CPU."""
-    from megatron_videogpt.platforms import activate
-
-    platform = activate("cpu")
-    from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
-
-    distributed.start(platform, ParallelConfig())
-    yield
-    distributed.stop()
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 class Codec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,17 +19,7 @@ CHANNELS = 4
 CLIPS = ((1, 2, 1), (3, 1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def processes() -> Iterator[None]:
-    """One process on the CPU."""
-    from megatron_videogpt.platforms import activate
-
-    platform = activate("cpu")
-    from megatron_videogpt.train import distributed
-
-    distributed.start(platform, ParallelConfig())
-    yield
-    distributed.stop()
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def row_of(clips: tuple[int, ...]) -> Inputs:

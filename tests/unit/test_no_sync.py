@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,19 +14,7 @@ from torch import Tensor
 from tests.session import Session
 from tests.waits import waits
 
-
-@pytest.fixture(scope="module", autouse=True)
-def processes() -> Iterator[None]:
-    """One process on the CPU."""
-    from megatron_videogpt.platforms import activate
-
-    platform = activate("cpu")
-    from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
-
-    distributed.start(platform, ParallelConfig())
-    yield
-    distributed.stop()
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 def host_step(session: Session, rows: list[Any], clip: float) -> float:
