@@ -73,7 +73,7 @@ class Flight:
         set_learning_rate(run.optimizer, rate)
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         shards = [row.shard(*context).to(run.platform.device) for row in given.rows]
-        run.phase(f"forward, backward and update of step {state.step + 1}")
+        run.phase(f"forward, backward and update of step {state.step + 1}", joint=True)
         done = train_step(run.model, run.optimizer, run.objective, shards, config.optimizer.clip_grad, self._limit)
         if run.average is not None:
             run.average.update(done.taken)
@@ -99,9 +99,9 @@ class Flight:
         """The largest gradient norm of the step that is being launched."""
         now = self.run.state.step
         if self.pending is not None:
-            self.run.phase(f"forward, backward and update of step {now}, on the device")
+            self.run.phase(f"forward, backward and update of step {now}, on the device", joint=True)
             self.land()
-            self.run.phase(f"forward, backward and update of step {now + 1}")
+            self.run.phase(f"forward, backward and update of step {now + 1}", joint=True)
         return self.gate.limit
 
     def land(self) -> None:

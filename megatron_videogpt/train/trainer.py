@@ -77,7 +77,7 @@ class Stop:
         self.asked = True
 
 
-def train(config: Config, phase: Callable[..., None] = lambda name, limited=True: None) -> None:
+def train(config: Config, phase: Callable[..., None] = lambda name, **options: None) -> None:
     """Train to `train.steps`, resuming what `train.output` holds; raises RunError or ValueError in one line for whatever a user can mend.
 
     phase: is told what the run does next (see `watchdog.Watchdog`).

@@ -41,14 +41,18 @@ LOST = ("gloo", "NCCL", "HCCL", "Connection closed by peer", "Connection reset b
 
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
 
+GRACE = 2.0
+"""Seconds that a rank gives the others it waits for."""
+
 
 @dataclass(frozen=True)
 class Phase:
-    """What the main thread does, since when (seconds, monotonic), and whether `train.timeout_minutes` limits it."""
+    """What the main thread does, since when (seconds, monotonic), whether `train.timeout_minutes` limits it, and seconds on top of that."""
 
     name: str
     since: float
     limited: bool
+    grace: float = 0.0
 
 
 def _stat(pid: int | str) -> list[str]:
@@ -122,9 +126,12 @@ class Watchdog:
         self._folder = self._meet() if "RANK" in os.environ else None
         self._file = -1
 
-    def phase(self, name: str, limited: bool = True) -> None:
-        """What the main thread does from now on; `limited=False` where a long time is no sign of trouble (collectives keep their own limit)."""
-        self._now = Phase(name, time.monotonic(), limited)
+    def phase(self, name: str, limited: bool = True, joint: bool = False) -> None:
+        """What the main thread does from now on; `limited=False` where a long time is no sign of trouble (collectives keep their own limit).
+
+        joint: it waits for other ranks, so that one of them which hangs in a phase of its own should speak first.
+        """
+        self._now = Phase(name, time.monotonic(), limited, GRACE if joint else 0.0)
         self._write("running")
 
     def __enter__(self) -> Watchdog:
@@ -173,7 +180,7 @@ class Watchdog:
         while not self._stop.wait(self._pause()):
             now = self._now
             lasted = time.monotonic() - now.since
-            if now.limited and lasted > 60 * self.timeout_minutes:
+            if now.limited and lasted > 60 * self.timeout_minutes + now.grace:
                 limit = f"train.timeout_minutes = {self.timeout_minutes:g}"
                 self._end(
                     f"error (rank {self.rank}): '{now.name}' took longer than {limit}; this rank or one it waits for hangs: compare the ends of "
@@ -186,7 +193,7 @@ class Watchdog:
     def _pause(self) -> float:
         """Seconds to the next look: the very end of the phase's time, where that is nearer."""
         now = self._now
-        left = now.since + 60 * self.timeout_minutes - time.monotonic() + 0.001
+        left = now.since + 60 * self.timeout_minutes + now.grace - time.monotonic() + 0.001
         return min(INTERVAL, max(0.001, left)) if now.limited else INTERVAL
 
     def _siblings(self) -> list[dict[str, Any]]:
