@@ -242,6 +242,8 @@ def report(rates: dict[str, list[float]], workers: int) -> tuple[str, dict[str, 
 def main() -> int:
     """Measure and print; 1 when a bar is missed, 2 with one line on stderr when nothing can be measured."""
     args = arguments()
+    # Threads that wait for work would take the readers' cores.
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         try:
             if not args.source.is_dir():
