@@ -41,7 +41,7 @@ LOST = ("gloo", "NCCL", "HCCL", "Connection closed by peer", "Connection reset b
 
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
 
-GRACE = 2.0
+JOINT_GRACE = 2.0
 """Seconds that a rank gives the others it waits for."""
 
 
@@ -131,7 +131,7 @@ class Watchdog:
 
         joint: it waits for other ranks, so that one of them which hangs in a phase of its own should speak first.
         """
-        self._now = Phase(name, time.monotonic(), limited, GRACE if joint else 0.0)
+        self._now = Phase(name, time.monotonic(), limited, JOINT_GRACE if joint else 0.0)
         self._write("running")
 
     def __enter__(self) -> Watchdog:
