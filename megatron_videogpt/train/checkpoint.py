@@ -27,6 +27,12 @@ from .folders import checkpoint_name, checkpoint_root, complete, latest, read_st
 
 log = logging.getLogger(__name__)
 
+DECIDING = tuple(
+    """source mixture frames min_frames frame_interval clips longest_side size_multiple min_side max_aspect validation_fraction cost_buckets max_video_mb
+    max_video_frames max_megapixels physics""".split()
+)
+"""Options of the data section that decide which sample has which number, and what it is."""
+
 
 def find(run: Path, step: int | None = None) -> Path:
     """A run's checkpoint at `step`, or its newest; raises RunError in one line when there is none."""
@@ -86,8 +92,11 @@ def check_same_data(path: Path, config: Config, data: dict[str, Any]) -> None:
     saved = (read_state(path).get("data") or data)["fingerprint"]
     if saved == data["fingerprint"]:
         return
+    before = checkpoint_config(path).data
+    options = [name for name in DECIDING if getattr(before, name) != getattr(config.data, name)]
+    changes = [f"data.{name} is {getattr(before, name)} there and {getattr(config.data, name)} here" for name in options]
     prints = f"fingerprint {saved[:12]} there, {data['fingerprint'][:12]} here"
-    what = f"since it was saved, the data set or an option that decides its samples or their order has changed ({prints})"
+    what = f"since it was saved, {'; '.join(changes) or 'the data set has changed: its files, or how they are cut into samples'} ({prints})"
     if not config.data.allow_changed:
         raise RunError(
             f"{path}: {what}: samples would come twice or not at all; use the data and options of its config.toml, start another run from its weights "

@@ -88,7 +88,8 @@ def test_a_data_set_that_changed_is_refused(shards: Path, tmp_path: Path, videos
     assert cli(*common, f"data.path={shards}", "train.steps=2").returncode == 0
     other = video_shards(tmp_path / "other", videos, CLIPS[:-1])
     line = error_of(cli(*common, f"data.path={other}", "train.steps=4"))
-    assert "the data set or an option that decides its samples" in line and "data.allow_changed=true" in line and "train.init_from" in line
+    assert "the data set has changed: its files" in line and "data.allow_changed=true" in line and "train.init_from" in line
+    assert "data.max_aspect is 4.0 there and 3.0 here" in error_of(cli(*common, f"data.path={shards}", "train.steps=4", "data.max_aspect=3"))
     # Moved, read by others, packed otherwise: still the same data.
     moved = tmp_path / "moved"
     shutil.copytree(shards, moved)
