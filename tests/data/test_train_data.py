@@ -30,6 +30,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_packed_rows_on_two_processes_and_a_resume_on_one(shards: Path, tmp_path: Path) -> None:
     common = ("train", CONFIG, *OPTIONS, f"data.path={shards}")
     plain = cli(*common, f"train.output={tmp_path / 'plain'}", "train.steps=5")
@@ -82,6 +83,7 @@ def damage(shards: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.long
 def test_a_data_set_that_changed_is_refused(shards: Path, tmp_path: Path, videos: Path) -> None:
     run = tmp_path / "run"
     common = ("train", CONFIG, *OPTIONS, f"train.output={run}")
