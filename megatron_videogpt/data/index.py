@@ -17,6 +17,7 @@ from megatron_videogpt.data.decode import limits_of
 from megatron_videogpt.data.files import EXTENSIONS, list_videos
 from megatron_videogpt.data.physics import check_physics
 from megatron_videogpt.data.splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
+from megatron_videogpt.data.torchcodec import check_torchcodec
 
 __all__ = ["EXTENSIONS", "Geometry", "Source", "Split", "list_videos", "open_source"]
 
@@ -80,6 +81,8 @@ def open_source(config: DataConfig, codec: Geometry) -> Source:
     if config.source == "physics":
         check_physics(config.physics)
         return Source(PhysicsSplit("train", config, codec.temporal_stride), PhysicsSplit("validation", config, codec.temporal_stride))
+    if config.decoder != "pyav":
+        check_torchcodec(config.decoder)
     if not config.mixture:
         one = _open(config, codec, config.path, 0)
         return Source(one.train, one.validation, one.skipped, one.notes, one.left_out)

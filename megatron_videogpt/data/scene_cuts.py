@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -186,8 +185,3 @@ def _piece(taken: list, stream, suffix: str, packets: _Packets, first: int, last
     number = int(packets.number[first])
     count = last - first
     return Piece(number, count, float(packets.times[number]), float(packets.times[number + count]), suffix, file.getvalue())
-
-
-def suffix_of(name: str) -> str:
-    """A file name's extension, with its dot, lower case."""
-    return os.path.splitext(name)[1].lower()

@@ -35,7 +35,10 @@ def read_clip(
     from torchcodec.decoders import VideoDecoder
 
     name = video.name if isinstance(video, Blob) else os.fspath(video)
-    size = len(video.data) if isinstance(video, Blob) else os.stat(video).st_size
+    try:
+        size = len(video.data) if isinstance(video, Blob) else os.stat(video).st_size
+    except OSError as error:
+        raise BadVideo(name, error.strerror or str(error), "missing") from error
     if size > limits.bytes:
         raise BadVideo(name, f"{size:,} bytes, over the limit of {limits.bytes:,}", "too_large")
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if decoder == "torchcodec-cuda" else "cpu"

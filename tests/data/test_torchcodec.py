@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt.config.schema import CodecConfig, DataConfig
+from megatron_videogpt.data.codec import codec_geometry
+from megatron_videogpt.data.index import open_source
+
 WORKER = """
 import json, sys
 import numpy as np
@@ -30,6 +34,7 @@ for name, video, asked, limits in (
     ("pixels", path, [0], Limits(pixels=100)),
     ("bytes", path, [0], Limits(bytes=100)),
     ("frames", path, [0], Limits(frames=10)),
+    ("gone", path + ".gone", [0], Limits()),
     ("noise", Blob("noise", b"no video" * 500), [0], Limits()),
 ):
     try:
@@ -66,4 +71,12 @@ def test_frames_equal_those_of_pyav(videos: Path, tmp_path: Path) -> None:
     for path, (same_shape, difference, from_bytes) in found.items():
         assert same_shape and from_bytes == 0, path
         assert difference == 0.0, path
-    assert kinds == {"short": "too_short", "pixels": "too_large", "bytes": "too_large", "frames": "too_large", "noise": "unreadable"}
+    assert kinds == {"short": "too_short", "pixels": "too_large", "bytes": "too_large", "frames": "too_large", "gone": "missing", "noise": "unreadable"}
+
+
+def test_a_torchcodec_that_does_not_load_is_one_line_before_anything_is_built(monkeypatch: pytest.MonkeyPatch, videos: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    config = DataConfig(source="videos", path=str(videos), decoder="torchcodec")
+    with pytest.raises(ValueError, match="data.decoder=torchcodec: torchcodec does not load .* or use data.decoder=pyav") as caught:
+        open_source(config, codec_geometry(CodecConfig()))
+    assert "\n" not in str(caught.value)
