@@ -218,6 +218,14 @@ def _check_world(report: Report, world_size: int) -> None:
         report.add(batch, f"be a multiple of {parts} = {step}", f"use {near}, another {micro} or another number of processes")
 
 
+def _check_guidance(report: Report) -> None:
+    pairs, name = report.config.sample.guidance_schedule, "sample.guidance_schedule"
+    starts = [start for start, _ in pairs]
+    if report.sound(name) and (starts != sorted(set(starts)) or not all(0 <= start < 1 and scale >= 0 for start, scale in pairs)):
+        must = "have pairs [t, scale] with t from 0 to below 1 in ascending order and scales of at least 0"
+        report.add(name, must, "use for example [[0.2, 5.0], [0.8, 1.0]]")
+
+
 def _check_rest(report: Report) -> None:
     config = report.config
     if report.sound("codec.name", "codec.path") and config.codec.name != "tiny" and not config.codec.path:
@@ -226,6 +234,7 @@ def _check_rest(report: Report) -> None:
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
     if report.sound("sample.window", "sample.clips") and config.sample.window < max(config.sample.clips):
         report.add("sample.window", f"hold the longest clip of sample.clips, {max(config.sample.clips)} frames", f"use {max(config.sample.clips)} or more")
+    _check_guidance(report)
     if config.attention.backend in ("flash", "triton", "flex") and config.train.platform in ("cpu", "npu"):
         report.add("attention.backend", f"not be {config.attention.backend} on train.platform={config.train.platform} (CUDA only)", "use auto or ranged")
     if config.attention.backend == "flash" and config.attention.deterministic:

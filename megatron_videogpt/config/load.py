@@ -209,7 +209,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return value
     element, *rest = get_args(kind)
     length = None if rest == [Ellipsis] else 1 + len(rest)
-    expected = f"a list of {'' if length is None else f'{length} '}{PLURALS[element]}"
+    of = PLURALS[element] if element in PLURALS else f"lists of {len(get_args(element))} numbers"
+    expected = f"a list of {'' if length is None else f'{length} '}{of}"
     if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
         raise _Wrong(expected)
     try:

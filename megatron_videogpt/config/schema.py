@@ -251,8 +251,14 @@ class SampleConfig:
     window: int = option(80, "most frames (history and clip) the model sees at once")
     steps: int = option(50, "Euler steps per clip")
     guidance: float = option(3.0, "history-conditioned classifier-free guidance; 1 turns it off")
+    guidance_schedule: tuple[tuple[float, float], ...] = option(
+        (), "other scales from noise level t on (0 noise, 1 data): [[0.2, 5.0], [0.8, 1.0]] guides by 5 from t = 0.2 and not at all from 0.8; [] for one scale"
+    )
     history_noise: float = option(0.0, "noise mixed into the history from the second clip on, in [0, 1)")
     time_shift: float = option(1.0, "time shifting factor of the noise levels; 1 leaves them even")
+    cache: bool = option(True, "keep keys and values of the history; false computes them again at every step (the same result, several times slower)")
+    cache_dtype: str = option("auto", "dtype of the cache: auto (that of the weights), fp32, bf16 or fp16", choices=("auto", "fp32", "bf16", "fp16"))
+    cache_offload: bool = option(False, "keep the cache in host memory and bring one layer at a time to the device: slower, for windows that do not fit")
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
-from ..model.denoiser import model_denoiser
+from ..hub.sampling_videogpt import Step, continue_videos, sigmas
+from ..model.denoiser import build_denoiser
 from ..model.embed import position_axis, timestep_embedding
 from ..model.init import gather_released, load_released
 from ..model.rope import angles, attention_factor, inverse_frequencies
 from ..objective.next_clip import NextClipDiffusion, Sequence, assemble, patchify, table_places, unpatchify
 from ..objective.noise import mix
-from ..sample.denoise import sigmas
-from ..sample.rollout import rollout
+from ..sample.settings import sampling
 from ..sequence.intervals import dense_mask
 from ..sequence.layout import CLEAN, DIFFUSION, IMG_END, IMG_START, NOISY, Layout, history_shape, layout, training_shape
 from .order import reference_order
@@ -217,7 +217,8 @@ def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Con
 
 def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
     """A whole chain from its initial history, with the recorded noises (README section 9)."""
-    denoise, clips, steps = model_denoiser([model], config, torch.device("cpu")), case["clips"], case["num_steps"]
+    clips, steps = case["clips"], case["num_steps"]
+    denoiser = build_denoiser([model], config, torch.device("cpu"))
     settings = SampleConfig(
         clips=tuple(clip["generated_frames"] for clip in clips),
         window=case["max_frame_window"] or 10**9,
@@ -228,23 +229,30 @@ def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: 
     )
     trace: list[dict[str, Tensor]] = []
 
-    def watched(histories: list[Tensor], noisy: list[Tensor], t: float) -> list[Tensor]:
-        trace.append({"history": histories[0]})
-        return denoise(histories, noisy, t)
+    fed: list[Tensor] = []
 
-    def observer(step: int, z: list[Tensor], cond: list[Tensor], uncond: list[Tensor] | None) -> None:
-        trace[-1].update(z=z[0], x1_cond=cond[0], **({"x1_uncond": uncond[0]} if uncond else {}))
+    class Watched:
+        """Notes the histories that the model is given."""
+
+        predict = denoiser.predict
+
+        def remember(self, histories: list[Tensor], kept: list[int]) -> None:
+            fed.append(histories[0])
+            denoiser.remember(histories, kept)
+
+    def observer(step: Step) -> None:
+        trace.append({"z": step.z[0], "x1_cond": step.x1_cond[0], **({"x1_uncond": step.x1_uncond[0]} if step.x1_uncond else {})})
 
     def noise(video: int, clip: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
         return cases.get(clips[clip], f"{purpose}_noise")
 
-    new = rollout(watched, [cases.get(case, "initial_history")], settings, noise, observer)[0]
+    new = continue_videos(Watched(), [cases.get(case, "initial_history")], sampling(settings), noise, observer)[0]
     finals = new.split(list(settings.clips))
     for number, (clip, final) in enumerate(zip(clips, finals)):
         name, steps_of_clip = f"{case['name']} clip {number}", trace[number * steps : (number + 1) * steps]
-        ours = {key: torch.stack([step[key] for step in steps_of_clip]) for key in steps_of_clip[0] if key != "history"}
+        ours = {key: torch.stack([step[key] for step in steps_of_clip]) for key in steps_of_clip[0]}
         ours["z"] = torch.cat([ours["z"], final[None]])
-        ours |= {"final": final, "history": steps_of_clip[0]["history"], "sigmas": sigmas(steps, settings.time_shift)}
+        ours |= {"final": final, "history": fed[number], "sigmas": sigmas(steps, settings.time_shift)}
         for key, value in ours.items():
             report.compare("sampler", value, cases.get(clip, key), f"{name} {key}")
 

@@ -1,4 +1,4 @@
-"""A model as the function that the sampler calls: histories and noisy clips in, clean latents out."""
+"""A model as what the sampler calls: histories and noisy clips in, clean latents out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from ..config.schema import Config
+from ..hub.sampling_videogpt import Denoiser, Recompute
 from ..objective.base import Inputs
 from ..objective.next_clip import Sequence, assemble, grid_of, unpatchify
 from ..sequence.layout import history_shape, layout
 
-Denoiser = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
-"""See `sample.denoise.Denoiser`; repeated here because data flows from the model to the sampler."""
+Function = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
+"""`function(histories, clips, t)`: see `predict_function`."""
 
 
 def forward_row(chunks: list[Any], inputs: Inputs) -> Tensor:
@@ -59,8 +60,8 @@ def _join_shards(output: Tensor, inputs: Inputs) -> Tensor:
     return whole
 
 
-def model_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:
-    """`denoise(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at timestep t -> predicted clean clips.
+def predict_function(chunks: list[Any], config: Config, device: torch.device) -> Function:
+    """`function(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at timestep t -> predicted clean clips.
 
     Several videos share one packed row; sizes and lengths may differ.
     """
@@ -68,7 +69,7 @@ def model_denoiser(chunks: list[Any], config: Config, device: torch.device) -> D
 
     @torch.no_grad()
     def denoise(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
-        """See `model_denoiser`."""
+        """See `predict_function`."""
         sequences = [
             Sequence(
                 layout=layout(history_shape(history.shape[0], clip.shape[0], grid_of(clip, patch))),
@@ -88,3 +89,11 @@ def model_denoiser(chunks: list[Any], config: Config, device: torch.device) -> D
         return [unpatchify(part, clip.shape[0], grid_of(clip, patch), patch).to(clip.device) for part, clip in zip(parts, clips)]
 
     return denoise
+
+
+def build_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:
+    """The model as the sampler sees it, with its memory of the history as `config.sample` has it.
+
+    Every rank of a model parallel group must use its denoiser in the same way.
+    """
+    return Recompute(predict_function(chunks, config, device))

@@ -24,11 +24,11 @@ from ..config.schema import SCENES, Config, SampleConfig
 from ..data.codec import Codec, build_codec
 from ..data.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels, write_video
 from ..data.physics import render_scene
+from ..hub.sampling_videogpt import Denoiser, Step, continue_videos
 from ..platforms import activate
-from .denoise import Denoiser
 from .evaluate import decode_continuation, pixel_frames, psnr, squared_errors
 from .render import contact_sheet, prediction_video
-from .rollout import keyed_noise, rollout
+from .settings import keyed_noise, sampling
 
 DESCRIPTION = """\
 Continue a video with a trained model, clip after clip.
@@ -212,11 +212,11 @@ def generate(denoiser: Denoiser, history: Tensor, settings: SampleConfig, seed: 
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=sum(settings.clips), rate="")
 
-        def advance(step: int, z: list[Tensor], *predictions: Any) -> None:
-            bar.advance(task, len(z[0]) / settings.steps)
+        def advance(step: Step) -> None:
+            bar.advance(task, len(step.z[0]) / settings.steps)
             bar.update(task, rate=f"{bar.tasks[0].completed / (time.perf_counter() - started):.2f} frames/s")
 
-        return rollout(denoiser, [history], settings, keyed_noise([0], seed), advance)[0]
+        return continue_videos(denoiser, [history], sampling(settings), keyed_noise([0], seed), advance)[0]
 
 
 def errors(video: Tensor, material: Material) -> dict[str, float | None]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..config.schema import SampleConfig
 from ..data.clips import Sample
 from ..data.codec import Codec
-from .denoise import Denoiser
-from .rollout import keyed_noise, rollout
+from ..hub.sampling_videogpt import Denoiser, continue_videos
+from .settings import keyed_noise, sampling
 
 
 def pixel_frames(codec: Codec, latent_frames: int) -> int:
@@ -43,7 +43,7 @@ def predict(denoiser: Denoiser, samples: Sequence[Sample], given: int, generated
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         noise = keyed_noise([sample.key for sample in part], seed)
-        predicted += rollout(denoiser, [sample.mean[:given] for sample in part], settings, noise)
+        predicted += continue_videos(denoiser, [sample.mean[:given] for sample in part], sampling(settings), noise)
     return predicted
 
 

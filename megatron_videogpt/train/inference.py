@@ -11,7 +11,8 @@ import torch
 from ..attention.choice import obstacle
 from ..config.schema import Config, ParallelConfig
 from ..data.codec import build_codec
-from ..model.denoiser import Denoiser, model_denoiser
+from ..hub.sampling_videogpt import Denoiser
+from ..model.denoiser import build_denoiser
 from ..model.videogpt import VideoGPT
 from ..platforms import activate
 from . import checkpoint, distributed
@@ -47,6 +48,6 @@ def load_model(run: Path, step: int | None = None, platform: str = "auto", avera
 
 
 def load_denoiser(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
-    """The model of `load_model` as the function that the sampler calls, and its configuration."""
+    """The model of `load_model` as what the sampler calls, and its configuration."""
     model, config = load_model(run, step, platform, average)
-    return model_denoiser([model], config, activate(platform).device), config
+    return build_denoiser([model], config, activate(platform).device), config

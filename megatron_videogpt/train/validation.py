@@ -15,7 +15,7 @@ from ..data.clips import Sample
 from ..data.codec import Codec
 from ..data.decode import to_pixels
 from ..data.loader import validation_samples
-from ..model.denoiser import model_denoiser
+from ..model.denoiser import build_denoiser
 from ..objective.base import Objective
 from ..platforms import Platform
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
@@ -110,7 +110,7 @@ class Validation:
     def predict(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
         """A continuation of the first held-out sample: a video in the log, a contact sheet in the run's folder."""
         given, generated = self._given()
-        denoise = model_denoiser(_bare(model), self.config, self.platform.device)
+        denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         (latents,) = predict(denoise, self.samples[:1], given, generated, self.config.sample, self.config.train.seed)
         if not distributed.is_rank_zero():
             return
@@ -133,7 +133,7 @@ class Validation:
         given, generated = self._given()
         settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
         mine = self._mine(list(range(min(self.config.eval.final_scenes, len(self.samples)))))
-        denoise = model_denoiser(_bare(model), self.config, self.platform.device)
+        denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         predicted = predict(denoise, [self.samples[n] for n in mine], given, generated, settings, self.config.train.seed)
         sums = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
         if is_reader():

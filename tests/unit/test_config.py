@@ -104,7 +104,7 @@ def strategy(kind: object) -> st.SearchStrategy:
         return element[kind]
     first, *rest = kind.__args__
     length = None if rest == [Ellipsis] else 1 + len(rest)
-    return st.lists(element[first], min_size=length or 0, max_size=length or 4).map(tuple)
+    return st.lists(element[first] if first in element else strategy(first), min_size=length or 0, max_size=length or 4).map(tuple)
 
 
 @given(data=st.data())
@@ -287,6 +287,6 @@ def test_the_quickstart_runs_on_two_processes() -> None:
 def test_every_number_has_exactly_one_range() -> None:
     ranged = [name for _, _, names in RANGES for name in names.split()]
     numbers = [
-        option.name for option in options() if option.type in (int, float) or (option.type not in (bool, str, dict) and option.type.__args__[0] is not str)
+        option.name for option in options() if option.type in (int, float) or (option.type not in (bool, str, dict) and option.type.__args__[0] in (int, float))
     ]
     assert sorted(ranged) == sorted(numbers)

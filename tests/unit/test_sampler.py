@@ -11,12 +11,24 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from megatron_videogpt.config.schema import SampleConfig
+from megatron_videogpt.hub import sampling_videogpt as sampler
+from megatron_videogpt.hub.sampling_videogpt import Recompute, Settings, continue_videos, sigmas
 from megatron_videogpt.objective.noise import normal
-from megatron_videogpt.sample.denoise import denoise_clips, sigmas
-from megatron_videogpt.sample.rollout import keyed_noise, rollout
+from megatron_videogpt.sample.settings import keyed_noise, sampling
 
 CASES = ("cfg3", "nocfg", "cfg15_window6", "cfg3_histnoise")
 LIMIT = 5e-4  # of the largest absolute value, for the sampler
+
+
+def rollout(function, histories, config, noise):
+    return continue_videos(Recompute(function), histories, sampling(config), noise)
+
+
+def denoise_clips(function, histories, noises, steps, guidance, time_shift=1.0, schedule=()):
+    denoiser = Recompute(function)
+    denoiser.remember(histories, [0] * len(histories))
+    settings = Settings((1,), 1, steps, guidance, schedule, time_shift=time_shift)
+    return sampler.denoise_clips(denoiser, noises, settings, any(len(history) for history in histories))
 
 
 class Recorded:
@@ -137,8 +149,8 @@ def test_generated_frames_become_history_and_the_window_slides():
         seen.append([past[:, 0, 0, 0].round().int().tolist() for past in histories])
         return last_frame_plus_one(histories, zs, t)
 
-    sampling = SampleConfig(clips=(2, 3, 1), window=5, steps=1, guidance=1.0)
-    results = rollout(denoiser, [counting(4), counting(2)], sampling, keyed_noise([1, 2], 0))
+    config = SampleConfig(clips=(2, 3, 1), window=5, steps=1, guidance=1.0)
+    results = rollout(denoiser, [counting(4), counting(2)], config, keyed_noise([1, 2], 0))
     assert seen == [[[1, 2, 3], [0, 1]], [[4, 5], [2, 3]], [[5, 6, 7, 8], [3, 4, 5, 6]]]
     for result, first in zip(results, (4, 2)):
         assert torch.allclose(result[:, 0, 0, 0], torch.arange(first, first + 6.0), atol=1e-5)
@@ -146,8 +158,8 @@ def test_generated_frames_become_history_and_the_window_slides():
 
 def test_a_window_of_exactly_one_clip_leaves_no_history():
     seen = []
-    sampling = SampleConfig(clips=(2, 2), window=2, steps=1, guidance=3.0)
-    rollout(lambda histories, zs, t: seen.extend(map(len, histories)) or zs, [counting(3)], sampling, keyed_noise([0], 0))
+    config = SampleConfig(clips=(2, 2), window=2, steps=1, guidance=3.0)
+    rollout(lambda histories, zs, t: seen.extend(map(len, histories)) or zs, [counting(3)], config, keyed_noise([0], 0))
     assert seen == [0, 0]
 
 
@@ -159,8 +171,8 @@ def test_history_noise_starts_with_the_second_clip_and_does_not_pile_up():
         return [torch.full_like(z, 5.0) for z in zs]
 
     noise = keyed_noise([3], 11)
-    sampling = SampleConfig(clips=(1, 1, 1), window=100, steps=1, guidance=1.0, history_noise=0.25)
-    rollout(denoiser, [counting(2)], sampling, noise)
+    config = SampleConfig(clips=(1, 1, 1), window=100, steps=1, guidance=1.0, history_noise=0.25)
+    rollout(denoiser, [counting(2)], config, noise)
     clean = torch.cat([counting(2), torch.full((2, 1, 2, 2), 5.0)])
     assert torch.equal(fed[0], clean[:2])
     assert torch.allclose(fed[1], 0.75 * clean[:3] + 0.25 * noise(0, 1, "history", (3, 1, 2, 2)), atol=1e-5)
@@ -171,18 +183,75 @@ def test_a_continuation_depends_on_key_and_seed_but_not_on_the_batch():
     def denoiser(histories, zs, t):
         return [0.5 * z + past.sum() for past, z in zip(histories, zs)]
 
-    sampling = SampleConfig(clips=(2, 2), window=8, steps=3, guidance=2.0)
+    config = SampleConfig(clips=(2, 2), window=8, steps=3, guidance=2.0)
     first, second = counting(3), counting(3) + 1
-    together = rollout(denoiser, [first, second], sampling, keyed_noise([7, 8], 0))
-    alone = rollout(denoiser, [second], sampling, keyed_noise([8], 0))
+    together = rollout(denoiser, [first, second], config, keyed_noise([7, 8], 0))
+    alone = rollout(denoiser, [second], config, keyed_noise([8], 0))
     assert torch.equal(together[1], alone[0])
-    assert not torch.equal(alone[0], rollout(denoiser, [second], sampling, keyed_noise([8], 1))[0])
-    assert not torch.equal(alone[0], rollout(denoiser, [second], sampling, keyed_noise([9], 0))[0])
+    assert not torch.equal(alone[0], rollout(denoiser, [second], config, keyed_noise([8], 1))[0])
+    assert not torch.equal(alone[0], rollout(denoiser, [second], config, keyed_noise([9], 0))[0])
     draw = keyed_noise([7], 0)
     assert not torch.equal(draw(0, 0, "init", (1, 1, 2, 2)), draw(0, 1, "init", (1, 1, 2, 2)))
 
 
+def test_the_scale_of_guidance_follows_its_schedule_and_skips_the_second_branch_at_one():
+    """Each Euler step of a constant prediction moves the share ``move / left`` of the way to ``u + s (c - u)``."""
+    cond, uncond, schedule, sizes = 2.0, 0.5, ((0.2, 5.0), (0.6, 1.0)), []
+
+    def function(histories, zs, t):
+        sizes.append(len(zs))
+        return [torch.full_like(z, cond if len(past) else uncond) for past, z in zip(histories, zs)]
+
+    (end,) = denoise_clips(function, [torch.zeros(2, 1, 1, 1)], [torch.zeros(1, 1, 1, 1)], 10, 3.0, schedule=schedule)
+    expected = 0.0
+    for step in range(10):
+        scale = 3.0 if step < 2 else 5.0 if step < 6 else 1.0
+        expected += (uncond + scale * (cond - uncond) - expected) * 0.1 / (1 - step / 10)
+    assert float(end) == pytest.approx(expected, abs=1e-5)
+    assert sizes == [2] * 6 + [1] * 4
+
+
+class Told:
+    """A denoiser that notes what it is told, and checks that frames which it is told are kept really are."""
+
+    def __init__(self):
+        self.kept, self.fed = [], []
+
+    def remember(self, histories, kept):
+        for number, count in enumerate(kept):
+            if count:
+                assert torch.equal(histories[number][:count], self.fed[-1][number][:count])
+        self.kept.append(kept)
+        self.fed.append(histories)
+
+    def predict(self, clips, t, guided):
+        return [clip + past.sum() for past, clip in zip(self.fed[-1], clips)], None
+
+
+@given(
+    first=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    clips=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    spare=st.integers(0, 12),
+    level=st.sampled_from([0.0, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_kept_frames_are_those_of_the_call_before_and_as_many_as_there_can_be(first, clips, spare, level):
+    told, window = Told(), max(clips) + spare
+    plan = Settings(tuple(clips), window, 1, history_noise=level)
+    continue_videos(told, [counting(frames) for frames in first], plan, keyed_noise(range(len(first)), 0))
+    for video, frames in enumerate(first):
+        length = frames
+        for number, clip in enumerate(clips):
+            slides, before = length > window - clip, length - (clips[number - 1] if number else length)
+            assert told.kept[number][video] == (0 if slides or level or not number else before)
+            length = min(length, window - clip)
+            assert len(told.fed[number][video]) == length
+            length += clip
+
+
 def test_mistakes_are_told_in_one_line():
+    with pytest.raises(ValueError, match="needs at least one clip"):
+        rollout(last_frame_plus_one, [counting(3)], SampleConfig(clips=(2, 0)), keyed_noise([0], 0))
     with pytest.raises(ValueError, match="window=4 cannot hold a clip of 5 frames"):
         rollout(last_frame_plus_one, [counting(3)], SampleConfig(clips=(2, 5), window=4), keyed_noise([0], 0))
     with pytest.raises(ValueError, match="steps=0"):

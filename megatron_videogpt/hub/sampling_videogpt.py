@@ -1,0 +1,181 @@
+"""The sampler: from noise to clean clips, clip after clip over a sliding window (shared/reference/README.md, section 9).
+
+It knows the model only as a `Denoiser`, which remembers the clean history; whether that means keys and values or computing it again is the
+denoiser's own affair.  Pure torch: this file is also part of every exported Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Denoiser(Protocol):
+    """A model with its memory of several videos' histories, which may differ in size and length."""
+
+    def remember(self, histories: list[Tensor], kept: list[int]) -> None:
+        """What the next clips follow: per video clean latents ``[H, C, h, w]``, H may be 0.
+
+        kept: per video how many of the leading frames are exactly those of the last call; their keys and values still hold.  0 after the window has
+        moved: positions count from its first frame, and deeper layers have seen the frames before it.
+        """
+        ...
+
+    def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Per video a noisy clip ``[G, C, h, w]`` at timestep t in [0, 1) -> the predicted clean clips given the histories, and, where `guided`, those
+        given nothing (their positions start at 0)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a rollout is sampled.
+
+    clips: frames of each clip, in order; window: most frames that the model sees at once, history and clip together; steps: Euler steps a clip;
+    guidance: scale of history-conditioned classifier-free guidance, 1 for none; guidance_schedule: (t, scale) pairs in ascending order of t, each
+    scale in force from its t on (before the first one `guidance` is), empty for one scale throughout; history_noise: share of noise mixed into the history
+    from the second clip on; time_shift: see `sigmas`.
+    """
+
+    clips: tuple[int, ...]
+    window: int
+    steps: int
+    guidance: float = 1.0
+    guidance_schedule: tuple[tuple[float, float], ...] = ()
+    history_noise: float = 0.0
+    time_shift: float = 1.0
+
+    def scale_at(self, t: float) -> float:
+        """The guidance scale of a step that starts at t."""
+        # Steps that ought to start at a boundary may miss it by float32 rounding.
+        return [self.guidance, *(scale for start, scale in self.guidance_schedule if start <= t + 1e-6)][-1]
+
+
+Noise = Callable[[int, int, str, "tuple[int, ...]"], Tensor]
+"""`noise(video, clip, purpose, shape)` -> standard normal float32; purpose is "init" or "history"."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an observer is shown before each Euler step: number of the clip and of the step, the noisy latents of all videos, the predictions with and
+    (where the step is guided) without history."""
+
+    clip: int
+    number: int
+    z: list[Tensor]
+    x1_cond: list[Tensor]
+    x1_uncond: list[Tensor] | None
+
+
+Observer = Callable[[Step], None]
+
+
+class Recompute:
+    """A denoiser without a cache: the history goes through the model again at every step.
+
+    function: `function(histories, clips, t)` -> predicted clean clips; it gets both branches of guidance in one call.
+    """
+
+    def __init__(self, function: Callable[[list[Tensor], list[Tensor], float], list[Tensor]]) -> None:
+        self.function, self.histories = function, list[Tensor]()
+
+    def remember(self, histories: list[Tensor], kept: list[int]) -> None:
+        """See `Denoiser.remember`."""
+        self.histories = list(histories)
+
+    def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
+        """See `Denoiser.predict`."""
+        if not guided:
+            return self.function(self.histories, clips, t), None
+        both = self.function(self.histories + [history[:0] for history in self.histories], clips + clips, t)
+        return both[: len(clips)], both[len(clips) :]
+
+
+def sigmas(steps: int, time_shift: float) -> Tensor:
+    """Noise levels from 0 (noise) to 1 (data), float32 ``[steps + 1]``: ``i / steps``, then ``s / (s + f - f*s)`` with f = time_shift.
+
+    Raises:
+        ValueError: steps below 1 or time_shift not above 0.
+    """
+    if steps < 1 or not time_shift > 0:
+        raise ValueError(f"sampling with steps={steps}, time_shift={time_shift}: needs at least 1 step and a time_shift above 0")
+    even = torch.linspace(0, 1, steps + 1, dtype=torch.float32)
+    return even / (even + time_shift - time_shift * even)
+
+
+def denoise_clips(
+    denoiser: Denoiser, noises: list[Tensor], settings: Settings, has_history: bool = True, clip: int = 0, observer: Observer | None = None
+) -> list[Tensor]:
+    """Turn the noise of one clip per video into clean latents, given what the denoiser remembers.
+
+    With scale s, ``v = v_uncond + s * (v_cond - v_uncond)``; at scale 1, or without any history, the unconditional branch is not computed.
+
+    Args:
+        noises: per video ``[G, C, h, w]``, standard normal.
+
+    Returns:
+        Per video ``[G, C, h, w]``.
+    """
+    levels = sigmas(settings.steps, settings.time_shift)
+    clips = list(noises)
+    for number in range(settings.steps):
+        now, move, left = float(levels[number]), float(levels[number + 1] - levels[number]), float(1 - levels[number])
+        scale = settings.scale_at(now)
+        cond, uncond = denoiser.predict(clips, now, guided=has_history and scale != 1.0)
+        if observer is not None:
+            observer(Step(clip, number, clips, cond, uncond))
+        velocities = [(x1 - z) / left for x1, z in zip(cond, clips)]
+        if uncond is not None:
+            without = [(x1 - z) / left for x1, z in zip(uncond, clips)]
+            velocities = [v0 + scale * (v - v0) for v, v0 in zip(velocities, without)]
+        clips = [z + move * v for z, v in zip(clips, velocities)]
+    return clips
+
+
+def rollout(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None) -> Iterator[list[Tensor]]:
+    """Continue every video by the clips of the settings; yields per clip the new latents of all videos ``[G, C, h, w]``.
+
+    No more than a window of latents is held, however many clips there are.
+
+    Args:
+        histories: per video ``[H, C, h, w]`` clean latents, H may be 0 and may differ.
+        noise: where noise comes from.
+
+    Raises:
+        ValueError: no clip, an empty one, or one that the window cannot hold.
+    """
+    if not settings.clips or min(settings.clips) < 1:
+        raise ValueError(f"clips={list(settings.clips)}: needs at least one clip, each of 1 frame or more")
+    longest = max(settings.clips)
+    if longest > settings.window:
+        raise ValueError(f"window={settings.window} cannot hold a clip of {longest} frames; use a window of {longest} or more, or shorter clips")
+    known, valid = list(histories), [0] * len(histories)
+    for number, frames in enumerate(settings.clips):
+        room = settings.window - frames
+        cut = [max(0, len(history) - room) for history in known]
+        known = [history[start:] for history, start in zip(known, cut)]
+        noised = bool(number and settings.history_noise)
+        kept = [0 if start or noised else old for start, old in zip(cut, valid)]
+        fed = [_mix(past, noise(video, number, "history", tuple(past.shape)), settings.history_noise) for video, past in enumerate(known)] if noised else known
+        denoiser.remember(fed, kept)
+        # Frames that were fed with noise are not what the next clip's history holds.
+        valid = [0 if noised else len(past) for past in known]
+        start = [noise(video, number, "init", (frames, *past.shape[1:])).to(past.device) for video, past in enumerate(known)]
+        clips = denoise_clips(denoiser, start, settings, any(len(past) for past in known), number, observer)
+        yield clips
+        # The clean frames are kept: history noise is drawn anew for each clip and does not pile up.
+        known = [torch.cat([past, clip]) for past, clip in zip(known, clips)]
+
+
+def _mix(history: Tensor, noise: Tensor, level: float) -> Tensor:
+    return (1 - level) * history + level * noise.to(history.device)
+
+
+def continue_videos(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None) -> list[Tensor]:
+    """All clips of `rollout` joined: per video the new latents ``[sum(clips), C, h, w]``."""
+    clips = list(rollout(denoiser, histories, settings, noise, observer))
+    return [torch.cat(parts) for parts in zip(*clips)]

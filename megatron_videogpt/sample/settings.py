@@ -1,0 +1,27 @@
+"""From a run's configuration to the sampler's settings, and where its noise comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..config.schema import SampleConfig
+from ..hub.sampling_videogpt import Noise, Settings
+from ..objective.noise import normal
+
+
+def sampling(config: SampleConfig) -> Settings:
+    """What the sampler takes of the section `sample`."""
+    return Settings(
+        clips=config.clips,
+        window=config.window,
+        steps=config.steps,
+        guidance=config.guidance,
+        guidance_schedule=config.guidance_schedule,
+        history_noise=config.history_noise,
+        time_shift=config.time_shift,
+    )
+
+
+def keyed_noise(keys: Sequence[int], seed: int) -> Noise:
+    """Noise that depends on the video's key, the seed, the clip's number and the purpose alone, whatever else is in the batch, on every rank alike."""
+    return lambda video, clip, purpose, shape: normal(keys[video], f"sample/{seed}/{clip}/{purpose}", shape)
