@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 SCENES = ["scenedetect-headless"]  # finds shot changes (prepare_videos --scenes)
+HUB = ["transformers"]  # runs exported folders (AutoModel), and verifies them; exporting needs none of it
+DEMO = ["gradio>=6"]  # the local web page; it holds Pillow below 13
 
 setup(
     name="megatron_videogpt",
@@ -36,6 +38,7 @@ setup(
         "fsspec",  # shards on remote storage; comes with torch
         "filelock",  # one process builds an index while the others wait; comes with torch
         "scipy",  # fits the cost of a row to measured times
+        "torchmetrics",  # PSNR and SSIM of predictions, and the linear heads of LPIPS; pure Python, 9 MB
         "tomli; python_version < '3.11'",  # tomllib came with 3.11; Ascend's images have 3.10
     ],
     # Transformer Engine and NVIDIA Apex are in no extra: neither has a binary wheel to install (containers bring them, and they are detected),
@@ -46,6 +49,8 @@ setup(
         "tables": ["pyarrow"],  # Parquet lists of videos
         "remote": ["s3fs"],  # shards on S3 and what speaks its protocol; other stores have fsspec packages of their own (gcsfs, adlfs, ...)
         "scenes": SCENES,
+        "hub": HUB,
+        "demo": DEMO,
         "torchcodec": ["torchcodec"],  # a second decoder, also on GPUs; needs FFmpeg's shared libraries
         # FlashAttention-4 and its CuTe packages are pre-releases that only fit one another: all of them exactly.  Tested: kernels compiled for sm_90a.
         "flash": [
@@ -60,11 +65,13 @@ setup(
             )
         ],
         # triton: its interpreter runs our kernels on a CPU, and it compiles them for sm_90 without a GPU; CUDA builds of torch bring their own.
-        # moto, with flask: an S3 server for the tests.
+        # moto, with flask: an S3 server for the tests.  selenium: drives the web page in a real Chromium.
         "dev": [
             *["pytest", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
-            *["pyarrow", "s3fs", "moto[s3]", "flask", "flask-cors", "torchcodec; sys_platform == 'linux'"],
+            *["pyarrow", "s3fs", "moto[s3]", "flask", "flask-cors", "torchcodec; sys_platform == 'linux'", "selenium"],
             *SCENES,
+            *HUB,
+            *DEMO,
         ],
     },
 )
