@@ -1,4 +1,4 @@
-"""A trained run as a function that predicts clean latents."""
+"""A trained run, or a Hugging Face folder, as a model to sample with."""
 
 from __future__ import annotations
 
@@ -9,30 +9,81 @@ from pathlib import Path
 import torch
 
 from ..attention.choice import obstacle
+from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
 from ..data.codec import build_codec
 from ..hub.sampling_videogpt import Denoiser
 from ..model.denoiser import build_denoiser
+from ..model.init import load_released
 from ..model.videogpt import VideoGPT
-from ..platforms import activate
+from ..platforms import Platform, activate
 from . import checkpoint, distributed
+from .distributed import RunError
+from .folders import checkpoint_root
 from .kernels import choose_attention
 
 
-def load_model(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config]:
-    """The model of a run's newest checkpoint (or of `step`) on one process, whatever layout trained it, and its configuration.
+def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config]:
+    """The model of a run's newest checkpoint (or of `step`), whatever layout trained it, or of a Hugging Face folder, and its configuration.
 
-    average: take the moving average of the weights (optimizer.ema_decay).  Weights keep their precision on a GPU and become float32 on a CPU.
-    Raises ValueError in one line when there is no such checkpoint.
+    Under torchrun it is tensor parallel over all processes.  Weights keep their precision on a GPU and become float32 on a CPU.
+
+    Args:
+        source: a run's output folder, or a folder with config.json and safetensors.
+        average: take the moving average of the weights (optimizer.ema_decay), which only runs have.
+
+    Raises:
+        ValueError: no such checkpoint, a folder that does not hold this model, or processes that cannot share its heads; one line, the same on all ranks.
     """
-    path = checkpoint.find(run, step)
-    config = checkpoint.checkpoint_config(path)
+    if is_released(source):
+        return _load_released(source, step, platform, average)
+    path = checkpoint.find(source, step)
+    config, device = _prepare(checkpoint.checkpoint_config(path), platform)
+    codec = build_codec(config.codec)
+    checkpoint.check_same_codec(path, codec)
+    backend, _ = choose_attention(config, device)
+    model = VideoGPT(config, codec.channels, device, backend)
+    checkpoint.load_weights(path, [model], average)
+    return model, config
+
+
+def is_released(source: Path) -> bool:
+    """Whether it is a Hugging Face folder and no run."""
+    return (source / "config.json").is_file() and not checkpoint_root(source).is_dir()
+
+
+def _load_released(source: Path, step: int | None, platform: str, average: bool) -> tuple[VideoGPT, Config]:
+    from ..convert.folder import Folder
+    from ..convert.ingest import check_keys, folder_config
+    from ..convert.released import tensor_source
+
+    if step is not None or average:
+        raise RunError(f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average")
+    try:
+        folder = Folder(source)
+        config, device = _prepare(folder_config(source), platform)
+        codec = build_codec(config.codec)
+        check_keys(folder, config.model, codec.channels, allow_extra=True)
+        hints = folder.hint_ids()
+        if hints is None:
+            raise ValueError(f"{source}: no ids of the hint tokens in its tokenizer or config.json; convert it with tools/convert_checkpoint.py --hint-ids")
+        tensor_of = tensor_source(source, hints)
+    except ValueError as error:
+        # Every process opens the same folder and finds the same.
+        raise RunError(str(error)) from error
+    backend, _ = choose_attention(config, device)
+    model = VideoGPT(config, codec.channels, device, backend)
+    load_released(model, config.model, tensor_of)
+    return model, config
+
+
+def _prepare(config: Config, platform: str) -> tuple[Config, Platform]:
+    """Start the processes for a model; its configuration on this device and in their layout."""
     device = activate(platform)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
-    codec = build_codec(config.codec)
-    checkpoint.check_same_codec(path, codec)
-    parallel = ParallelConfig()
+    size = distributed.world_size()
+    parallel = ParallelConfig(tensor=size)
     train = replace(config.train, precision="fp32") if device.name == "cpu" else config.train
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     wanted = config.attention.backend
@@ -40,14 +91,14 @@ def load_model(run: Path, step: int | None = None, platform: str = "auto", avera
         # The run was trained on another kind of device.
         wanted = "auto"
     config = replace(config, parallel=parallel, train=train, attention=replace(config.attention, backend=wanted))
+    problems = [line for line in find_problems(config, None) if line.startswith("parallel.")]
+    if problems:
+        raise RunError(f"{size} processes share the model by its heads (tensor parallelism): {problems[0]}")
     distributed.start(device, parallel)
-    backend, _ = choose_attention(config, device)
-    model = VideoGPT(config, codec.channels, device, backend)
-    checkpoint.load_weights(path, [model], average)
-    return model, config
+    return config, device
 
 
-def load_denoiser(run: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
-    """The model of `load_model` as what the sampler calls, and its configuration."""
-    model, config = load_model(run, step, platform, average)
+def load_denoiser(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
+    """The model of `load_model` as what the sampler calls, with the cache of its own `config.sample`, and its configuration."""
+    model, config = load_model(source, step, platform, average)
     return build_denoiser([model], config, activate(platform).device), config

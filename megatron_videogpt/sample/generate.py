@@ -1,0 +1,139 @@
+"""Continuing prompts with a trained model: several videos share a row, clips come out as they are finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.schema import Config, SampleConfig
+from ..data.codec import Codec, build_codec
+from ..data.decode import to_model_range, to_pixels
+from ..hub.sampling_videogpt import Denoiser, Step, rollout
+from ..platforms import activate
+from .evaluate import decode_continuation
+from .prompts import Prompt
+from .settings import keyed_noise, sampling
+
+Watch = Callable[[float], None]
+"""Told how many latent frames are done so far, fractions included, of all videos together."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to sample.
+
+    denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where histories and codec are.
+    """
+
+    denoiser: Callable[[SampleConfig], Denoiser]
+    config: Config
+    codec: Codec
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished clip of one video: latents ``[G, C, h, w]`` on the CPU, frames uint8 ``[F, H, W, 3]``.
+
+    A codec that joins frames in time needs the whole video to decode: there the last clip brings all frames, and F is 0 before it.
+    """
+
+    latents: Tensor
+    frames: np.ndarray
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt: latents ``[sum(clips), C, h, w]``, frames uint8 ``[F, H, W, 3]``; seconds: its share of its row's time."""
+
+    prompt: Prompt
+    latents: Tensor
+    frames: np.ndarray
+    seconds: float
+
+
+def load(source: Path, step: int | None = None, average: bool = False) -> Model:
+    """The model of a training run (its newest checkpoint, or that of `step`) or of a Hugging Face folder, with its codec.
+
+    Under torchrun every process loads its tensor parallel part.  average: the moving average of a run's weights.  Raises ValueError in one line for
+    what cannot be loaded.
+    """
+    # Before anything imports megatron-core, which looks for its device as it is imported.
+    device = activate("auto").device
+    from ..model.denoiser import build_denoiser
+    from ..train.inference import load_model
+
+    network, config = load_model(source, step, average=average)
+    codec = build_codec(config.codec).to(device, torch.float32)
+    return Model(lambda settings: build_denoiser([network], replace(config, sample=settings), device), config, codec, device)
+
+
+def generate(model: Model, prompts: Sequence[Prompt], settings: SampleConfig, seed: int, watch: Watch | None = None, batch: int = 4) -> Iterator[Continuation]:
+    """Continue every prompt by the clips of `settings`, `batch` of them at a time in one row, in order.
+
+    A prompt's noise depends on the seed alone: it is continued the same way alone, among others and under any name, up to float rounding.  The settings
+    count as they are; `model.config.sample` does not.  Every process of a tensor parallel group must call this alike.
+    """
+    denoiser, each = model.denoiser(settings), sum(settings.clips)
+    for start in range(0, len(prompts), batch):
+        row = prompts[start : start + batch]
+        began = time.perf_counter()
+        clips = list(continue_row(model, denoiser, encode(model, row), settings, seed, _shifted(watch, start * each)))
+        seconds = (time.perf_counter() - began) / len(row)
+        for prompt, parts in zip(row, zip(*clips)):
+            yield Continuation(prompt, torch.cat([part.latents for part in parts]), np.concatenate([part.frames for part in parts]), seconds)
+
+
+def _shifted(watch: Watch | None, before: int) -> Watch | None:
+    return None if watch is None else lambda done: watch(before + done)
+
+
+@torch.no_grad()
+def encode(model: Model, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Histories: per prompt the latents ``[H, C, h, w]`` of its condition, on the model's device."""
+    return [model.codec.encode(to_model_range(prompt.condition).to(model.device))[0] for prompt in prompts]
+
+
+@torch.no_grad()
+def continue_row(
+    model: Model, denoiser: Denoiser, histories: list[Tensor], settings: SampleConfig, seed: int, watch: Watch | None = None, decode: bool = True
+) -> Iterator[list[Clip]]:
+    """Continue several videos together; yields per clip one `Clip` for each of them.
+
+    Holds a window of latents a video however long the rollout is, but for codecs that join frames in time: those keep all latents to decode them at
+    the end.
+
+    Args:
+        histories: per video ``[H, C, h, w]``, sizes and lengths may differ.
+        decode: without it, frames stay empty: one process of a tensor parallel group is enough to make pictures.
+    """
+    done = 0.0
+
+    def advance(step: Step) -> None:
+        nonlocal done
+        done += sum(map(len, step.z)) / settings.steps
+        if watch is not None:
+            watch(done)
+
+    joins = model.codec.temporal_stride > 1
+    waiting: list[list[Tensor]] = [[] for _ in histories]
+    # Every video draws the noise of number 0, so that neither its place among others nor its name matters.
+    noise = keyed_noise([0] * len(histories), seed)
+    for number, latents in enumerate(rollout(denoiser, histories, sampling(settings), noise, advance), 1):
+        clips = []
+        for history, new, parts in zip(histories, latents, waiting):
+            ready = decode and (not joins or number == len(settings.clips))
+            if decode and joins:
+                parts.append(new)
+            stride, (height, width) = model.codec.spatial_stride, new.shape[2:]
+            frames = np.empty((0, stride * height, stride * width, 3), np.uint8)
+            if ready:
+                frames = to_pixels(decode_continuation(model.codec, history, torch.cat(parts) if joins else new))
+            clips.append(Clip(new.cpu(), frames))
+        yield clips
