@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
-from ..hub.sampling_videogpt import Step, continue_videos, sigmas
+from ..hub.sampling_videogpt import Denoiser, Step, continue_videos, sigmas
 from ..model.denoiser import build_denoiser
 from ..model.embed import position_axis, timestep_embedding
 from ..model.init import gather_released, load_released
@@ -43,6 +43,7 @@ LIMITS = {
     "gradient norms": 1e-4,
     "gradients": 1e-4,
     "sampler": 5e-4,
+    "cached sampler": 5e-4,
 }
 
 
@@ -216,9 +217,14 @@ def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Con
 
 
 def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
-    """A whole chain from its initial history, with the recorded noises (README section 9)."""
+    """A whole chain from its initial history, with the recorded noises (README section 9), without and with a cache of the history."""
+    for quantity, cache in (("sampler", False), ("cached sampler", True)):
+        denoiser = build_denoiser([model], replace(config, sample=SampleConfig(cache=cache)), torch.device("cpu"))
+        _check_chain(cases, case, denoiser, quantity, report)
+
+
+def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantity: str, report: Report) -> None:
     clips, steps = case["clips"], case["num_steps"]
-    denoiser = build_denoiser([model], config, torch.device("cpu"))
     settings = SampleConfig(
         clips=tuple(clip["generated_frames"] for clip in clips),
         window=case["max_frame_window"] or 10**9,
@@ -254,7 +260,7 @@ def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: 
         ours["z"] = torch.cat([ours["z"], final[None]])
         ours |= {"final": final, "history": fed[number], "sigmas": sigmas(steps, settings.time_shift)}
         for key, value in ours.items():
-            report.compare("sampler", value, cases.get(clip, key), f"{name} {key}")
+            report.compare(quantity, value, cases.get(clip, key), f"{name} {key}")
 
 
 def check_components(cases: Cases, model: nn.Module, config: Config, report: Report) -> None:

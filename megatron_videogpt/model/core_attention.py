@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,10 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from ..attention import attend
+from .cache import Row
+
+Store = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
+"""Keys and values of the tokens of a row ``[L, heads, d]`` -> those that its intervals count in ``[rows, heads, d]``."""
 
 
 class _Exchange(torch.autograd.Function):
@@ -45,11 +51,13 @@ def to_tokens(x: Tensor, group: Any) -> Tensor:
     return parts.transpose(0, 1).reshape(tokens // size, size * heads, width)
 
 
-def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any, deterministic: bool = False) -> Tensor:
+def exchange_attention(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any, deterministic: bool = False, store: Store | None = None
+) -> Tensor:
     """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``, whole intervals ``[L, 4]``.
 
     Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these are repeated first, as few
-    times as it takes, so that every rank keeps the heads its queries read.
+    times as it takes, so that every rank keeps the heads its queries read.  store: puts this rank's heads of all tokens into a cache.
     """
     size = group.size()
     repeats = math.lcm(k.shape[1], size) // k.shape[1]
@@ -60,6 +68,8 @@ def exchange_attention(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals:
     parts = [x.view(tokens, size, share, width) for x, share in zip((q, k, v), shares)]
     joined = torch.cat(parts, dim=2).view(tokens, size * sum(shares), width)
     q, k, v = to_heads(joined, group).split(shares, dim=1)
+    if store is not None:
+        k, v = store(k, v)
     return to_tokens(attend(backend, q, k, v, intervals, scale, deterministic), group)
 
 
@@ -86,15 +96,21 @@ class IntervalAttention(MegatronModule):
         self.backend, self.deterministic = config.interval_backend, config.interval_deterministic
         self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        # Counted over the whole model, chunks of an interleaved pipeline included.
+        self.layer_number = layer_number
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **unused: Any) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, cached: Row | None = None, **unused: Any) -> Tensor:
         """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel heads -> ``[l, 1, H*d]``.
 
-        Without context parallelism there may be fewer queries than keys; intervals are the queries' then.
+        Without context parallelism there may be fewer queries than keys; intervals are the queries' then.  cached: where keys and values are kept;
+        the intervals count in the rows of its buffers.
         """
         q, k, v = (x[:, 0] for x in (query, key, value))
+        store = None if cached is None else partial(cached.cache.store, self.layer_number, row=cached)
         if self.context_group is None:
+            if store is not None:
+                k, v = store(k, v)
             out = attend(self.backend, q, k, v, attention_mask, self.scale, self.deterministic)
         else:
-            out = exchange_attention(self.backend, q, k, v, attention_mask, self.scale, self.context_group, self.deterministic)
+            out = exchange_attention(self.backend, q, k, v, attention_mask, self.scale, self.context_group, self.deterministic, store)
         return out.reshape(out.shape[0], 1, -1)

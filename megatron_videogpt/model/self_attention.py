@@ -9,6 +9,7 @@ import torch
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
+from .cache import Row
 from .fused import split_rotary
 
 Output = tuple[Tensor, "Tensor | None"]
@@ -46,13 +47,16 @@ class RotaryAttention(SelfAttention):
         self.own_queries = self.num_attention_heads_per_partition // sharing
         self.first_query = self.tp_group.rank() % sharing * self.own_queries
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, packed_seq_params: Scored | None = None, **unused: Any) -> Output:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, packed_seq_params: Scored | Row | None = None, **unused: Any
+    ) -> Output:
         """hidden ``[l, 1, D]``, intervals int32 ``[L, 4]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no bias).
 
         The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`), where there is a `Scored`;
-        megatron-core passes that through untouched, as it does packed sequences' lengths.
+        megatron-core passes that through untouched, as it does packed sequences' lengths, and a cache's `Row` as well, which is for all layers.
         """
-        chosen = packed_seq_params if self.last else None
+        cached = packed_seq_params if isinstance(packed_seq_params, Row) else None
+        chosen = packed_seq_params if self.last and isinstance(packed_seq_params, Scored) else None
         rows, place = (None, None) if chosen is None else (chosen.rows, chosen.place)
         joint, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
         cut = joint[:, 0].unflatten(-1, (-1, self.hidden_size_per_attention_head))
@@ -62,7 +66,7 @@ class RotaryAttention(SelfAttention):
         # Attention must not keep the joint projection alive while it runs.
         del joint, cut
         intervals = attention_mask if chosen is None else chosen.intervals
-        out = self.core_attention(*(x.unsqueeze(1) for x in (query, key, value)), intervals)
+        out = self.core_attention(*(x.unsqueeze(1) for x in (query, key, value)), intervals, cached=cached)
         return self.linear_proj(out)[0], rows
 
 

@@ -17,6 +17,7 @@ from ..config.memory import scores_rows_only
 from ..config.schema import Config
 from ..objective.base import Inputs
 from ..platforms import Platform
+from .cache import Row
 from .embed import VideoEmbedding
 from .head import VideoHead
 from .init import mark_shards
@@ -66,11 +67,12 @@ class VideoGPT(MegatronModule):
         """Hidden states from the stage before (megatron-core's schedules call this)."""
         self.decoder.set_input_tensor(tensors[0] if isinstance(tensors, list) else tensors)
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    def forward(self, inputs: Inputs, cached: Row | None = None) -> Tensor:
         """This context parallel rank's shard of a packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on the last stage, hidden
         states elsewhere.
 
-        The shard's length must be a multiple of the tensor parallel size under sequence parallelism.
+        The shard's length must be a multiple of the tensor parallel size under sequence parallelism.  cached: where the whole row's keys and values are
+        kept, when sampling; the intervals count in the rows of its buffers then.
         """
         hidden: Any = None
         if self.pre_process:
@@ -81,7 +83,7 @@ class VideoGPT(MegatronModule):
         if self.scored_only and torch.is_grad_enabled():
             chosen = scored(inputs.noisy_rows, inputs.intervals)
         # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at nothing in it itself.
-        packed: Any = chosen
+        packed: Any = chosen if cached is None else cached
         turns = angles(inputs.positions, self.frequencies)
         hidden = self.decoder(hidden, attention_mask=inputs.intervals, rotary_pos_emb=turns, packed_seq_params=packed)
         if not self.post_process:

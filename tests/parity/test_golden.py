@@ -13,7 +13,20 @@ from safetensors.torch import load_file, save_file
 from tests.parallel.launch import REPOSITORY, run
 
 TOOL = str(REPOSITORY / "tools" / "check_parity.py")
-QUANTITIES = ("ids", "positions", "masks", "noising", "forward", "intermediates", "loss", "gradient norms", "gradients", "sampler", "components")
+QUANTITIES = (
+    "ids",
+    "positions",
+    "masks",
+    "noising",
+    "forward",
+    "intermediates",
+    "loss",
+    "gradient norms",
+    "gradients",
+    "sampler",
+    "cached sampler",
+    "components",
+)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,0 +1,129 @@
+"""Keys and values of clean history, kept from one pass of the model to the next.
+
+Every layer has a buffer of keys and one of values.  Their rows are first the regions of the videos, one after another, each for a history's tokens in
+storage order, and then scratch for what is computed and not kept: noisy tokens and padding.  A pass says where each of its tokens belongs, so that
+storing twice does no harm, and its intervals count in rows of the buffers: every attention backend takes fewer queries than keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """The buffers ``[rows, key-value heads of this rank, d]`` of this rank's layers; allocated when a layer first stores, zeros.
+
+    dtype: of the buffers, None for that of the keys.  offload: buffers in host memory (pinned for CUDA), of which one layer at a time is on the device.
+    With either, buffers have no scratch: a layer attends a copy that has, and what a pass computes is rounded for later passes only.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, offload: bool = False) -> None:
+        self.dtype, self.offload = dtype, offload
+        self.copied = offload or dtype is not None
+        self.rows = 0
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Size of all buffers of this rank."""
+        return sum(buffer.numel() * buffer.element_size() for pair in self.layers.values() for buffer in pair)
+
+    def arrange(self, kept: int, scratch: int, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Make room for `kept` rows of history and `scratch` others; rows that stay valid are copied to where they belong now.
+
+        moves: (first row until now, first row from now on, count), of everything that is still needed.
+        """
+        rows = max(self.rows, kept + (0 if self.copied else scratch))
+        fits = rows == self.rows
+        self.rows = rows
+        if not fits and not moves:
+            # Before new buffers are allocated, so that old and new ones never lie in memory together.
+            self.layers.clear()
+        if fits and all(old == new for old, new, _ in moves):
+            return
+        for layer, (keys, values) in self.layers.items():
+            self.layers[layer] = self._moved(keys, moves), self._moved(values, moves)
+
+    def _moved(self, old: Tensor, moves: Sequence[tuple[int, int, int]]) -> Tensor:
+        buffer = torch.zeros(self.rows, *old.shape[1:], dtype=old.dtype, device=old.device, pin_memory=old.is_pinned())
+        for start, target, count in moves:
+            buffer[target : target + count] = old[start : start + count]
+        return buffer
+
+    def store(self, layer: int, keys: Tensor, values: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+        """Keep what a layer computed for the tokens of a pass ``[L, heads, d]`` -> all keys and values that its intervals count in ``[rows, heads, d]``."""
+        if layer not in self.layers:
+            self.layers[layer] = self._buffer(keys), self._buffer(values)
+        held = self.layers[layer]
+        return self._placed(held[0], keys, row), self._placed(held[1], values, row)
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        device = torch.device("cpu") if self.offload else like.device
+        pinned = self.offload and like.device.type == "cuda"
+        # Zeros: rows beyond a history's end may meet a weight of 0, which NaN would survive.
+        return torch.zeros(self.rows, *like.shape[1:], dtype=self.dtype or like.dtype, device=device, pin_memory=pinned)
+
+    def _placed(self, buffer: Tensor, new: Tensor, row: Row) -> Tensor:
+        if not self.copied:
+            return buffer[: row.rows].index_copy_(0, row.places, new)
+        whole = new.new_empty(row.rows, *new.shape[1:])
+        whole[: row.kept].copy_(buffer[: row.kept], non_blocking=True)
+        whole.index_copy_(0, row.places, new)
+        if row.lasting:
+            buffer.index_copy_(0, row.places[: row.lasting].to(buffer.device), new[: row.lasting].to(buffer))
+        return whole
+
+
+class Row(NamedTuple):
+    """How a packed row of L tokens meets the buffers of a cache.
+
+    places: int64 ``[L]``, a row of the buffers for each token; kept: rows of the regions; rows: those and the scratch that this pass fills;
+    lasting: leading tokens of the row that belong to the history, the others are scratch.
+    """
+
+    cache: KeyValueCache
+    places: Tensor
+    kept: int
+    rows: int
+    lasting: int
+
+
+class Region(NamedTuple):
+    """Where one video's history lies in the buffers.  start: first row; frames: how many; block: tokens of a frame."""
+
+    start: int
+    frames: int
+    block: int
+
+    @property
+    def end(self) -> int:
+        """Row behind the last frame."""
+        return self.start + self.frames * self.block
+
+
+def regions_of(frames: Sequence[int], blocks: Sequence[int]) -> list[Region]:
+    """Regions without gaps for histories of so many frames of so many tokens each."""
+    regions, start = [], 0
+    for count, block in zip(frames, blocks):
+        regions.append(Region(start, count, block))
+        start = regions[-1].end
+    return regions
+
+
+def portions(spans: Sequence[tuple[int, int]], blocks: Sequence[int], most_tokens: int) -> list[list[tuple[int, int, int]]]:
+    """Frames ``[first, end)`` per video -> passes of (video, first, end), in order, of at most `most_tokens` tokens or a single frame."""
+    passes: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for video, ((first, end), block) in enumerate(zip(spans, blocks)):
+        while first < end:
+            if room < block:
+                passes.append([])
+                room = max(most_tokens, block)
+            count = min(end - first, room // block)
+            passes[-1].append((video, first, first + count))
+            first, room = first + count, room - count * block
+    return passes
