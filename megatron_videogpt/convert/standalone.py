@@ -1,0 +1,114 @@
+"""The parts of an exported Hugging Face folder that do not depend on weights: its Python files, `config.json`, `model_index.json` and the VAE."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import hub
+from ..config.schema import CodecConfig, ModelConfig
+from ..data import codec as codecs
+from ..data import tiny_codec as tiny_module
+
+AUTO_MAP = {"AutoConfig": "configuration_videogpt.VideoGPTConfig", "AutoModel": "modeling_videogpt.VideoGPTModel"}
+VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def write_code(folder: Path, tiny_codec: bool) -> None:
+    """Copy the Python files into a folder, word for word, and write its `model_index.json`; call it after `write_vae`.
+
+    tiny_codec: the folder's VAE is the tiny codec, whose code then comes along.
+    """
+    source = Path(hub.__file__).parent
+    for path in sorted(source.glob("*_videogpt.py")) + ([Path(tiny_module.__file__)] if tiny_codec else []):
+        shutil.copyfile(path, folder / path.name)
+    settings = folder / "vae" / "config.json"
+    kind = None if tiny_codec or not settings.is_file() else json.loads(settings.read_text(encoding="utf-8")).get("_class_name")
+    index = {
+        "_class_name": ["pipeline_videogpt", "VideoGPTPipeline"],
+        "_diffusers_version": _diffusers_version(),
+        "model": ["modeling_videogpt", "VideoGPTModel"],
+        "vae": ["diffusers", kind] if kind else [None, None],
+    }
+    write_json(folder / "model_index.json", index)
+
+
+def hub_config(
+    model: ModelConfig, channels: int, hint_ids: tuple[int, int, int], vocab_size: int, original: dict[str, Any] | None, longest_side: int | None = None
+) -> dict[str, Any]:
+    """`config.json` of an exported folder.
+
+    Args:
+        model, channels: sizes of the model, and its latent channels.
+        hint_ids: rows of `<|diffusion|>`, `<img>`, `</img>` in the exported text table of `vocab_size` rows.
+        original: fields of the folder that the weights once came from: all of them survive, and only what they lack is added.
+        longest_side: pixels that the pipeline resizes the longer side of a picture to; None leaves its own default.
+    """
+    fields: dict[str, Any] = {
+        "architectures": ["VideoGPTModel"],
+        "model_type": "videogpt",
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.kv_heads,
+        "intermediate_size": model.ffn_hidden_size,
+        "hidden_act": "silu",
+        "vocab_size": vocab_size,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": model.rope_scaling or None,
+        "max_position_embeddings": model.max_position_embeddings,
+        "original_max_position_embeddings": model.original_max_position_embeddings,
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": False,
+    }
+    if longest_side is not None:
+        fields["longest_side"] = longest_side
+    ours = {
+        "patch_size": model.patch_size,
+        "in_channels": channels,
+        "pos_embed_max_size": model.position_table_size,
+        "diffusion_token_id": hint_ids[0],
+        "img_start_token_id": hint_ids[1],
+        "img_end_token_id": hint_ids[2],
+        "auto_map": AUTO_MAP,
+    }
+    return fields | (original or {}) | ours
+
+
+def write_vae(folder: Path, codec: CodecConfig) -> None:
+    """Write `folder/vae`: the tiny codec, or a copy of the codec's diffusers folder (its settings and safetensors, nothing else).
+
+    Raises:
+        ValueError: the codec's folder is not usable, as `data.codec.build_codec` says.
+    """
+    codecs.codec_geometry(codec)
+    target = folder / "vae"
+    if codec.name == "tiny":
+        target.mkdir(exist_ok=True)
+        shape = json.loads(codecs.TINY_SHAPE.read_text(encoding="utf-8"))
+        write_json(target / "config.json", {"_class_name": "TinyAutoencoder", **shape})
+        shutil.copyfile(codecs.TINY_WEIGHTS, target / VAE_WEIGHTS)
+        return
+    source = Path(codec.path)
+    files = [source / "config.json", *sorted(source.glob("*.safetensors")), *sorted(source.glob("*.safetensors.index.json"))]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise ValueError(f"codec.path={codec.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never copied, so convert them first")
+    target.mkdir(exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, target / path.name)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Indented JSON with a last newline."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _diffusers_version() -> str:
+    try:
+        return version("diffusers")
+    except PackageNotFoundError:
+        return "0.0.0"

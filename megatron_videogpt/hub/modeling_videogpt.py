@@ -1,0 +1,272 @@
+"""The next-clip-diffusion model without megatron-core: noisy clips between clean ones through a Phi-3 decoder, with keys and values of the clean past kept.
+
+Layout, positions, masks and names of the state dict are those of the released Video-GPT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+try:
+    from .configuration_videogpt import VideoGPTConfig
+    from .layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table
+except ImportError:  # the folder itself is on sys.path
+    from configuration_videogpt import VideoGPTConfig  # type: ignore[no-redef]
+    from layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table  # type: ignore[no-redef]
+
+ENCODED_AT_ONCE = 4096  # most tokens of a history in one pass, where frames are smaller
+
+
+@dataclass
+class VideoGPTOutput(ModelOutput):
+    """sample: predicted clean latents ``[B, N, C, h, w]`` float32."""
+
+    sample: Tensor | None = None
+
+
+class VideoGPTCache:
+    """Keys (rotated) and values of the clean frames of several equally long videos, ``[B, kv_heads, tokens, d]`` per layer."""
+
+    def __init__(self, layers: int, dtype: torch.dtype | None = None, offload: bool = False) -> None:
+        self.dtype, self.offload = dtype, offload
+        self.frames, self.grid = 0, (0, 0)
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the keys and values take."""
+        return sum(part.numel() * part.element_size() for pair in self.layers if pair for part in pair)
+
+    def joined(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of a layer, then new keys and values, in the dtype and on the device of the new ones."""
+        kept = self.layers[layer]
+        return (k, v) if kept is None else (torch.cat([kept[0].to(k), k], dim=2), torch.cat([kept[1].to(v), v], dim=2))
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values of new clean tokens."""
+        device = torch.device("cpu") if self.offload else k.device
+        k, v = (part.to(device, self.dtype or part.dtype) for part in (k, v))
+        self.layers[layer] = self.joined(layer, k, v)
+
+    def truncate(self, frames: int) -> None:
+        """Forget all but the first frames; they never looked at later ones, so what is kept of them still holds."""
+        if frames < self.frames:
+            tokens = frames * (self.grid[0] * self.grid[1] + 2)
+            self.layers = [pair and (pair[0][:, :, :tokens].clone(), pair[1][:, :, :tokens].clone()) if frames else None for pair in self.layers]
+            self.frames = frames
+
+
+class VideoGPTModel(PreTrainedModel):
+    """Predicts the clean latents of noisy clips, each given the clean clips before it."""
+
+    config_class = VideoGPTConfig
+    main_input_name = "noisy_latents"
+    _no_split_modules = ["DecoderLayer"]
+    _supports_sdpa = True
+
+    pos_embed: Tensor
+
+    def __init__(self, config: VideoGPTConfig) -> None:
+        config.check()
+        super().__init__(config)
+        self.register_buffer("pos_embed", torch.zeros(1, config.pos_embed_max_size**2, config.hidden_size))
+        self.x_embedder, self.input_x_embedder = PatchEmbedder(config), PatchEmbedder(config)
+        self.time_token, self.t_embedder = TimestepEmbedder(config.hidden_size), TimestepEmbedder(config.hidden_size)
+        self.llm = Decoder(config)
+        self.final_layer = FinalLayer(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # What a run from scratch starts with; transformers' functions leave alone what a checkpoint has filled.
+        if module is self:
+            init.copy_(self.pos_embed, position_table(self.config.pos_embed_max_size, self.config.hidden_size).to(self.pos_embed))
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1])
+            init.normal_(module.weight, std=0.0 if zero else self.config.initializer_range)
+        elif isinstance(module, PatchEmbedder):
+            bound = (6 / (module.proj.weight.shape[0] + module.proj.weight[0].numel())) ** 0.5 if module is self.input_x_embedder else 0.0
+            init.uniform_(module.proj.weight, -bound, bound)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+            init.zeros_(module.bias)
+
+    def forward(
+        self, noisy_latents: Tensor, timesteps: Tensor, clean_latents: Tensor | None, clips: list[int], return_dict: bool = True
+    ) -> VideoGPTOutput | tuple[Tensor]:
+        """The training layout: clip by clip all noisy frames, then (but for the last clip) all clean ones; the mask is dense.
+
+        Args:
+            noisy_latents: ``[B, N, C, h, w]``; the samples of a batch share their clips.
+            timesteps: ``[B, N]`` in [0, 1], 0 is noise.
+            clean_latents: ``[B, M, C, h, w]`` of all clips but the last, M = N - clips[-1]; None where M is 0.
+            clips: frames of each clip, in order.
+
+        Raises:
+            ValueError: shapes that do not fit each other, the clips or the model.
+        """
+        clean = noisy_latents[:, :0] if clean_latents is None else clean_latents
+        if not clips or min(clips) < 1 or sum(clips) != noisy_latents.shape[1] or clean.shape[1] != sum(clips[:-1]):
+            raise ValueError(
+                f"clips={list(clips)} with {noisy_latents.shape[1]} noisy and {clean.shape[1]} clean frames: the clips must add up to the noisy frames, "
+                "and all but the last one to the clean frames"
+            )
+        starts = [sum(clips[:k]) for k in range(len(clips) + 1)]
+        blocks = [(k, is_clean, frame) for k in range(len(clips)) for is_clean in (False, True) for frame in range(starts[k], starts[k + 1])]
+        sample = self._dense([block for block in blocks if not block[1] or block[0] < len(clips) - 1], noisy_latents, timesteps, clean)
+        return VideoGPTOutput(sample=sample) if return_dict else (sample,)
+
+    def recompute(self, noisy: Tensor, t: Tensor, history: Tensor) -> Tensor:
+        """A noisy clip ``[B, G, C, h, w]`` at ``[B, G]`` after clean frames ``[B, H, C, h, w]`` (H may be 0), without a cache: see `denoise`."""
+        frames = history.shape[1]
+        blocks = [(0, True, frame) for frame in range(frames)] + [(1, False, frames + frame) for frame in range(noisy.shape[1])]
+        return self._dense(blocks, noisy, t, history)
+
+    def _dense(self, blocks: list[tuple[int, bool, int]], noisy: Tensor, t: Tensor, clean: Tensor) -> Tensor:
+        """Frames as (clip, clean, number) in the order of the sequence, all in one pass."""
+        grid = self._grid(noisy)
+        if t.shape != noisy.shape[:2] or clean.shape[0] != noisy.shape[0] or clean.shape[2:] != noisy.shape[2:]:
+            raise ValueError(
+                f"timesteps {list(t.shape)}, clean latents {list(clean.shape)}: expected {list(noisy.shape[:2])} "
+                f"and the batch and sizes of the noisy latents {list(noisy.shape)}"
+            )
+        is_clean = torch.tensor([block[1] for block in blocks], device=noisy.device)
+        noisy_frames, clean_frames = self._noisy_tokens(noisy, t, grid), self._clean_tokens(clean, grid)
+        x = noisy_frames.new_empty(len(noisy), len(blocks), *noisy_frames.shape[2:])
+        x[:, ~is_clean], x[:, is_clean] = noisy_frames, clean_frames
+        mask = dense_mask(blocks, grid[0] * grid[1]).to(noisy.device)
+        positions = self._positions([block[2] for block in blocks], grid)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+        hidden = self.llm(x.flatten(1, 2), positions, attend).unflatten(1, (len(blocks), -1))
+        return self._predict(hidden[:, ~is_clean, 2:], t, grid)
+
+    def new_cache(self, dtype: torch.dtype | None = None, offload: bool = False) -> VideoGPTCache:
+        """An empty cache for `encode_clean`; dtype None keeps that of the weights, offload keeps it in host memory and brings a layer at a time."""
+        return VideoGPTCache(self.config.num_hidden_layers, dtype, offload)
+
+    @torch.no_grad()
+    def encode_clean(self, frames: Tensor, cache: VideoGPTCache) -> None:
+        """Append clean frames ``[B, F, C, h, w]`` to a cache; ValueError where their size is not that of the frames in it."""
+        grid = self._grid(frames)
+        _check_fit(cache, frames, grid)
+        cache.grid, tokens = grid, grid[0] * grid[1] + 2
+        for part in frames.split(max(1, ENCODED_AT_ONCE // tokens), dim=1):
+            count = part.shape[1]
+
+            def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, count: int = count) -> Tensor:
+                every_k, every_v = cache.joined(layer, k, v)
+                cache.append(layer, k, v)
+                return _prefix_attention(q, every_k, every_v, [1, tokens - 2, 1] * count)
+
+            self.llm(self._clean_tokens(part, grid).flatten(1, 2), self._positions(range(cache.frames, cache.frames + count), grid), attend)
+            cache.frames += count
+
+    def denoise(self, noisy: Tensor, t: Tensor | float, cache: VideoGPTCache | None = None) -> Tensor:
+        """Predict the clean latents of one noisy clip after the clean frames of a cache, running the clip's tokens alone.
+
+        Args:
+            noisy: ``[B, G, C, h, w]``.
+            t: one timestep, or ``[B, G]``.
+            cache: what the clip follows, batch size B; None for nothing (positions start at 0).
+
+        Returns:
+            ``[B, G, C, h, w]`` float32.
+        """
+        grid, count, past = self._grid(noisy), noisy.shape[1], cache.frames if cache else 0
+        if cache is not None:
+            _check_fit(cache, noisy, grid)
+        t = torch.as_tensor(t, dtype=torch.float32, device=noisy.device).expand(noisy.shape[:2])
+        # Sorted by level, each level sees the past and everything up to its own end, so that no mask is needed.
+        order = torch.arange(count * (grid[0] * grid[1] + 2), device=noisy.device).view(count, -1)
+        order = torch.cat([order[:, 0], order[:, 1], order[:, 2:].flatten()])
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return _prefix_attention(q, *(cache.joined(layer, k, v) if cache else (k, v)), [count, count, len(order) - 2 * count])
+
+        x = self._noisy_tokens(noisy, t, grid).flatten(1, 2)[:, order]
+        hidden = self.llm(x, self._positions(range(past, past + count), grid)[order], attend)[:, 2 * count :]
+        return self._predict(hidden.unflatten(1, (count, -1)), t, grid)
+
+    def _grid(self, latents: Tensor) -> tuple[int, int]:
+        """Patches down and across."""
+        patch, side, shape = self.config.patch_size, self.config.pos_embed_max_size, tuple(latents.shape)
+        if len(shape) != 5 or shape[2] != self.config.in_channels or shape[3] % patch or shape[4] % patch or not 0 < max(shape[3:]) <= patch * side:
+            raise ValueError(
+                f"latents {list(shape)}: expected [batch, frames, {self.config.in_channels}, h, w], h and w multiples of {patch} of at most {patch * side}"
+            )
+        return shape[3] // patch, shape[4] // patch
+
+    def _positions(self, frames: list[int] | range, grid: tuple[int, int]) -> Tensor:
+        """``[L]`` of the tokens of frames with these numbers."""
+        tokens = grid[0] * grid[1] + 2
+        return (torch.tensor(list(frames))[:, None] * tokens + torch.arange(tokens)).flatten().to(self.pos_embed.device)
+
+    def _patches(self, embedder: PatchEmbedder, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """``[B, F, P, D]`` with the centred crop of the position table added."""
+        side = self.config.pos_embed_max_size
+        top, left = (side - grid[0]) // 2, (side - grid[1]) // 2
+        crop = self.pos_embed.view(side, side, -1)[top : top + grid[0], left : left + grid[1]].reshape(1, grid[0] * grid[1], -1)
+        patches = embedder(latents.flatten(0, 1))
+        return (patches + crop.to(patches.dtype)).unflatten(0, latents.shape[:2])
+
+    def _hint(self, which: int, patches: Tensor) -> Tensor:
+        row = self.llm.embed_tokens.weight[self.config.hint_ids[which]]
+        return row.to(patches.dtype).expand(*patches.shape[:2], 1, -1)
+
+    def _noisy_tokens(self, latents: Tensor, t: Tensor, grid: tuple[int, int]) -> Tensor:
+        """``[B, F, P + 2, D]``: diffusion token, time token, patches."""
+        patches = self._patches(self.x_embedder, latents, grid)
+        return torch.cat([self._hint(0, patches), self.time_token(t)[:, :, None], patches], dim=2)
+
+    def _clean_tokens(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """``[B, F, P + 2, D]``: start token, patches, end token."""
+        patches = self._patches(self.input_x_embedder, latents, grid)
+        return torch.cat([self._hint(1, patches), patches, self._hint(2, patches)], dim=2)
+
+    def _predict(self, hidden: Tensor, t: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Hidden states of noisy patches ``[B, F, P, D]`` -> latents ``[B, F, C, h, w]``."""
+        patch = self.config.patch_size
+        values = self.final_layer(hidden, self.t_embedder(t)).float().unflatten(2, grid).unflatten(-1, (patch, patch, -1))
+        return values.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def dense_mask(blocks: list[tuple[int, bool, int]], patches: int) -> Tensor:
+    """Who sees whom, boolean ``[L, L]``, for frames given as (clip, clean, number).
+
+    A noisy token sees its own clip's noisy tokens up to its level (hint, time token, patches) and every earlier clean clip; a clean token sees
+    the clean frames before it and its own frame up to its level (start, patches, end).
+    """
+    levels = {False: [0, 1] + [2] * patches, True: [0] + [1] * patches + [2]}
+    clip, clean, frame, level = torch.tensor([(k, c, f, a) for k, c, f in blocks for a in levels[c]]).T
+    noisy_noisy = ((clean == 0)[:, None] & (clean == 0)) & (clip[:, None] == clip) & (level <= level[:, None])
+    noisy_clean = ((clean == 0)[:, None] & (clean == 1)) & (clip < clip[:, None])
+    clean_clean = ((clean == 1)[:, None] & (clean == 1)) & ((frame < frame[:, None]) | (frame == frame[:, None]) & (level <= level[:, None]))
+    return noisy_noisy | noisy_clean | clean_clean
+
+
+def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, groups: list[int]) -> Tensor:
+    """Attention of the last tokens of a sequence, in groups: each group sees everything up to its own end."""
+    parts, end = [], k.shape[2] - q.shape[2]
+    for part in q.split(groups, dim=2):
+        end += part.shape[2]
+        parts.append(F.scaled_dot_product_attention(part, k[:, :, :end], v[:, :, :end], enable_gqa=q.shape[1] != k.shape[1]))
+    return torch.cat(parts, dim=2)
+
+
+def _check_fit(cache: VideoGPTCache, frames: Tensor, grid: tuple[int, int]) -> None:
+    held = cache.layers[0]
+    if held is not None and (cache.grid != grid or len(held[0]) != len(frames)):
+        raise ValueError(f"a cache of {len(held[0])} videos of {cache.grid} patches cannot go with latents {list(frames.shape)}: use a cache of its own")
+
+
+VideoGPTModel.register_for_auto_class("AutoModel")
