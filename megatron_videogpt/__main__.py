@@ -90,7 +90,7 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="continue a video with a trained model", parents=[common], description=SAMPLE)
     if with_sample:
-        from .sample.cli import add_arguments
+        from .sample.options import add_arguments
 
         add_arguments(sample)
     commands.add_parser("options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS)
@@ -162,11 +162,11 @@ def run_check(args: argparse.Namespace) -> None:
     print_report(config, args.gpus or config.parallel.model_size, args.memory_gb, args.mfu, args.frame)
 
 
-def run_sample(args: argparse.Namespace) -> None:
+def run_sample(args: argparse.Namespace) -> int:
     """See `sample.cli`."""
     from .sample.cli import run
 
-    run(args)
+    return run(args)
 
 
 def run_options(args: argparse.Namespace) -> None:
@@ -177,7 +177,7 @@ def run_options(args: argparse.Namespace) -> None:
     print(config_to_toml(Config()), end="")
 
 
-COMMANDS = {"train": run_train, "check": run_check, "sample": run_sample, "options": run_options}
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {"train": run_train, "check": run_check, "sample": run_sample, "options": run_options}
 
 
 def is_user_error(error: Exception) -> bool:
@@ -205,12 +205,16 @@ def print_error(error: Exception) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line; argparse itself takes no overrides after `--gpus 8`."""
+    """Parse the command line; argparse itself takes no overrides after `--gpus 8`, nor inputs after another option."""
     parser = build_parser(with_sample=argv[:1] == ["sample"])
     args, rest = parser.parse_known_args(argv)
     if "overrides" in args:
         args.overrides += [text for text in rest if "=" in text and not text.startswith("-")]
         rest = [text for text in rest if text not in args.overrides]
+    if "inputs" in args:
+        # argparse takes the inputs of one place only, but `a.mp4 --clips 8 b.mp4` has two.
+        args.inputs += [Path(text) for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
@@ -221,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse(argv)
     try:
-        COMMANDS[args.command](args)
+        return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -232,7 +236,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print_error(error)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

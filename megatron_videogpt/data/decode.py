@@ -11,13 +11,14 @@ import numpy as np
 
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
-from megatron_videogpt.data.pictures import resize_frames, resized_shape, to_model_range, to_pixels, write_video
+from megatron_videogpt.data.pictures import VideoWriter, resize_frames, resized_shape, to_model_range, to_pixels, write_video
 
 __all__ = [
     "BadVideo",
     "Blob",
     "Limits",
     "VideoInfo",
+    "VideoWriter",
     "limits_of",
     "probe",
     "read_clip",

@@ -65,22 +65,46 @@ def to_pixels(video: Tensor) -> np.ndarray:
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Write uint8 [F, H, W, 3] as H.264 (yuv420p, mp4), which every player and browser shows.
-
-    Odd sides get one repeated row or column, because yuv420p needs even ones.  The file appears under its name only when complete.
-    """
+    """Write uint8 [F, H, W, 3] as one mp4, see `VideoWriter`."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    partial = f"{os.fspath(path)}.partial"
-    try:
-        with av.open(partial, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "16", "preset": "medium"})
-            stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    with VideoWriter(path, fps) as video:
+        video.append(frames)
+
+
+class VideoWriter:
+    """A video that grows by whatever is appended: H.264 (yuv420p, mp4), which every player and browser shows.
+
+    Odd sides get one repeated row or column, because yuv420p needs even ones.  The file appears under its name when the `with` block ends without an
+    error, and is complete then.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: float) -> None:
+        self.path, self._partial, self._rate = path, f"{os.fspath(path)}.partial", Fraction(fps).limit_denominator(1001)
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> VideoWriter:
+        self._container = av.open(self._partial, "w", format="mp4", options={"movflags": "+faststart"})
+        return self
+
+    def append(self, frames: np.ndarray) -> None:
+        """uint8 [F, H, W, 3], F may be 0; sides as those of the first frames."""
+        if not len(frames):
+            return
+        frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": "16", "preset": "medium"})
+            self._stream.width, self._stream.height, self._stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for frame in frames:
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None and self._stream is not None:
+                self._container.mux(self._stream.encode())
+            self._container.close()
+            if kind is None:
+                os.replace(self._partial, self.path)
+        finally:
+            if os.path.exists(self._partial):
+                os.remove(self._partial)

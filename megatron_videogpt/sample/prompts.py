@@ -63,7 +63,8 @@ def find_sources(paths: Sequence[Path], scenes: Sequence[tuple[str, int]] = (), 
     for path in paths:
         found += _files(path, output) if path.is_dir() else [path]
     sources = [Source(path.stem, path) for path in found] + [Source(f"{kind}_{number}", scene=(kind, number)) for kind, number in scenes]
-    used: set[str] = set()
+    # The comparison of a folder's results has that name.
+    used = {"metrics"}
     named = []
     for source in sources:
         name, number = source.name, 1

@@ -84,7 +84,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None, path: str | os.PathLike[str]) -> None:
+def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None, path: str | os.PathLike[str], every: int = 1) -> None:
     """Write a PNG with time from left to right: a row of true frames (where known) above the row that the model was given and made.
 
     Rows wrap when there are many frames; every frame has its number; outlines as in `prediction_video`.
@@ -93,6 +93,7 @@ def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarra
         condition, predicted: uint8 ``[., H, W, 3]``.
         truth: uint8 ``[T, H, W, 3]``, what really followed the condition, or None; T may be shorter than the prediction.
         path: the PNG; parent folder exists.
+        every: the frames given here are every so many-th of the video, which their numbers count.
     """
     rows = [_row("prediction", (condition, GIVEN), (predicted, GENERATED))]
     if truth is not None and len(truth):
@@ -108,7 +109,7 @@ def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarra
     _legend(draw, left, top, truth is not None and len(truth) > 0)
     for number in range(total):
         x, y = left + number % columns * (width + GAP), top + number // columns * band
-        draw.text((x + width // 2, y + label // 2), str(number), fill=INK, font=font(11), anchor="mm")
+        draw.text((x + width // 2, y + label // 2), str(number * every), fill=INK, font=font(11), anchor="mm")
         for row, (name, tiles) in enumerate(rows):
             tile_top = y + label + row * (height + GAP)
             if number % columns == 0 and number < len(tiles):
