@@ -82,6 +82,12 @@ def _table_side(folder: Folder, extra: dict[str, Any]) -> int:
 def backbone(config: dict[str, Any], where: str, patch_size: int, position_table_size: int) -> ModelConfig:
     """The model of a Phi-3 configuration (a stock one, too); ``where`` names the file in messages."""
 
+    # transformers 5 writes the rotary fields together.
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{where}: rope_parameters is {show(rope)}; expected an object")
+    config = {**config, **{key: rope[key] for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings") if key in rope}}
+
     def natural(field: str, default: str | None = None) -> int:
         value = config.get(field)
         if value is None and default is not None:
@@ -97,11 +103,6 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
     for field, expected in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0), ("head_dim", width // heads)):
         if config.get(field) not in (None, expected):
             raise ValueError(f"{where}: {field} is {show(config[field])}; only {expected} is supported here")
-    # transformers 5 writes the rotary fields together.
-    rope = config.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{where}: rope_parameters is {show(rope)}; expected an object")
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"} if rope else config.get("rope_scaling")
     return ModelConfig(
         num_layers=natural("num_hidden_layers"),
         hidden_size=width,
@@ -111,8 +112,8 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
         patch_size=patch_size,
         position_table_size=position_table_size,
         norm_epsilon=_number(config.get("rms_norm_eps"), where, "rms_norm_eps", 0.1),
-        rope_theta=_number(rope.get("rope_theta", config.get("rope_theta")), where, "rope_theta", 1e12),
-        rope_scaling=_rope_scaling(scaling, where, width // heads // 2),
+        rope_theta=_number(config.get("rope_theta"), where, "rope_theta", 1e12),
+        rope_scaling=_rope_scaling(rope or config.get("rope_scaling"), where, width // heads // 2),
         max_position_embeddings=natural("max_position_embeddings"),
         original_max_position_embeddings=natural("original_max_position_embeddings", "max_position_embeddings"),
     )
