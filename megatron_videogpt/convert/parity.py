@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
-from ..hub.sampling_videogpt import Denoiser, Step, continue_videos, sigmas
+from ..hub.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
 from ..model.denoiser import build_denoiser
 from ..model.embed import position_axis, timestep_embedding
 from ..model.init import gather_released, load_released
 from ..model.rope import angles, attention_factor, inverse_frequencies
 from ..objective.next_clip import NextClipDiffusion, Sequence, assemble, patchify, table_places, unpatchify
 from ..objective.noise import mix
-from ..sample.settings import sampling
 from ..sequence.intervals import dense_mask
 from ..sequence.layout import CLEAN, DIFFUSION, IMG_END, IMG_START, NOISY, Layout, history_shape, layout, training_shape
 from .order import reference_order
@@ -224,8 +223,8 @@ def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: 
 
 
 def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantity: str, report: Report) -> None:
-    clips, steps = case["clips"], case["num_steps"]
-    settings = SampleConfig(
+    clips, steps, trace, fed = case["clips"], case["num_steps"], list[Step](), list[Tensor]()
+    settings = Settings(
         clips=tuple(clip["generated_frames"] for clip in clips),
         window=case["max_frame_window"] or 10**9,
         steps=steps,
@@ -233,9 +232,6 @@ def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantit
         history_noise=case["history_noise_level"],
         time_shift=case["time_shifting_factor"],
     )
-    trace: list[dict[str, Tensor]] = []
-
-    fed: list[Tensor] = []
 
     class Watched:
         """Notes the histories that the model is given."""
@@ -246,19 +242,13 @@ def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantit
             fed.append(histories[0])
             denoiser.remember(histories, kept)
 
-    def observer(step: Step) -> None:
-        trace.append({"z": step.z[0], "x1_cond": step.x1_cond[0], **({"x1_uncond": step.x1_uncond[0]} if step.x1_uncond else {})})
-
-    def noise(video: int, clip: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        return cases.get(clips[clip], f"{purpose}_noise")
-
-    new = continue_videos(Watched(), [cases.get(case, "initial_history")], sampling(settings), noise, observer)[0]
-    finals = new.split(list(settings.clips))
-    for number, (clip, final) in enumerate(zip(clips, finals)):
-        name, steps_of_clip = f"{case['name']} clip {number}", trace[number * steps : (number + 1) * steps]
-        ours = {key: torch.stack([step[key] for step in steps_of_clip]) for key in steps_of_clip[0]}
-        ours["z"] = torch.cat([ours["z"], final[None]])
-        ours |= {"final": final, "history": fed[number], "sigmas": sigmas(steps, settings.time_shift)}
+    start = [cases.get(case, "initial_history")]
+    new = continue_videos(Watched(), start, settings, lambda video, clip, purpose, shape: cases.get(clips[clip], f"{purpose}_noise"), trace.append)[0]
+    for number, (clip, final) in enumerate(zip(clips, new.split(settings.clips))):
+        name, of_clip = f"{case['name']} clip {number}", trace[number * steps : (number + 1) * steps]
+        ours = {"final": final, "history": fed[number], "sigmas": sigmas(steps, settings.time_shift)}
+        ours |= {"z": torch.stack([*(step.z[0] for step in of_clip), final]), "x1_cond": torch.stack([step.x1_cond[0] for step in of_clip])}
+        ours |= {"x1_uncond": torch.stack([step.x1_uncond[0] for step in of_clip if step.x1_uncond])} if case["guidance"] else {}
         for key, value in ours.items():
             report.compare(quantity, value, cases.get(clip, key), f"{name} {key}")
 
