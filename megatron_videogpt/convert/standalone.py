@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import hub
 from ..config.schema import CodecConfig, ModelConfig
 from ..data import codec as codecs
 from ..data import tiny_codec as tiny_module
@@ -22,18 +20,14 @@ def write_code(folder: Path, tiny_codec: bool) -> None:
 
     tiny_codec: the folder's VAE is the tiny codec, whose code then comes along.
     """
-    source = Path(hub.__file__).parent
-    for path in sorted(source.glob("*_videogpt.py")) + ([Path(tiny_module.__file__)] if tiny_codec else []):
-        shutil.copyfile(path, folder / path.name)
+    # diffusers takes a second to import, which only an export should pay.
+    from ..hub import frames_videogpt
+
     settings = folder / "vae" / "config.json"
-    kind = None if tiny_codec or not settings.is_file() else json.loads(settings.read_text(encoding="utf-8")).get("_class_name")
-    index = {
-        "_class_name": ["pipeline_videogpt", "VideoGPTPipeline"],
-        "_diffusers_version": _diffusers_version(),
-        "model": ["modeling_videogpt", "VideoGPTModel"],
-        "vae": ["diffusers", kind] if kind else [None, None],
-    }
-    write_json(folder / "model_index.json", index)
+    kind = json.loads(settings.read_text(encoding="utf-8")).get("_class_name") if settings.is_file() else None
+    frames_videogpt.write_code(folder, kind)
+    if tiny_codec:
+        shutil.copyfile(tiny_module.__file__, folder / Path(tiny_module.__file__).name)
 
 
 def hub_config(
@@ -105,10 +99,3 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Indented JSON with a last newline."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _diffusers_version() -> str:
-    try:
-        return version("diffusers")
-    except PackageNotFoundError:
-        return "0.0.0"

@@ -1,0 +1,78 @@
+"""The exported model as the sampler sees it: a denoiser that remembers the clean history as keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+try:
+    from .modeling_videogpt import VideoGPTCache, VideoGPTModel
+    from .sampling_videogpt import Denoiser, Recompute
+except ImportError:  # the folder itself is on sys.path
+    from modeling_videogpt import VideoGPTCache, VideoGPTModel  # type: ignore[no-redef]
+    from sampling_videogpt import Denoiser, Recompute  # type: ignore[no-redef]
+
+
+class HubDenoiser:
+    """Implements the sampler's `Denoiser`; videos of equal length and size go through the model together.
+
+    cache_dtype: of keys and values, None for that of the weights; offload: they stay in host memory and come to the device a layer at a time.
+    """
+
+    def __init__(self, model: VideoGPTModel, cache_dtype: torch.dtype | None = None, offload: bool = False) -> None:
+        self.model, self.cache_dtype, self.offload = model, cache_dtype, offload
+        self.groups: list[tuple[list[int], VideoGPTCache]] = []
+
+    @torch.no_grad()
+    def remember(self, histories: list[Tensor], kept: list[int]) -> None:
+        """See `Denoiser.remember`."""
+        if not any(kept):
+            members = _alike([tuple(history.shape) for history in histories])
+            self.groups = [(videos, self.model.new_cache(self.cache_dtype, self.offload)) for videos in members]
+        for videos, cache in self.groups:
+            cache.truncate(min(kept[video] for video in videos))
+            new = torch.stack([histories[video][cache.frames :] for video in videos])
+            if new.shape[1]:
+                self.model.encode_clean(new.to(self.model.device), cache)
+
+    @torch.no_grad()
+    def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
+        """See `Denoiser.predict`."""
+        cond, uncond = list(clips), list(clips)
+        for videos, cache in self.groups:
+            noisy = torch.stack([clips[video] for video in videos]).to(self.model.device)
+            _place(cond, videos, self.model.denoise(noisy, t, cache))
+            if guided:
+                _place(uncond, videos, self.model.denoise(noisy, t))
+        return cond, uncond if guided else None
+
+
+def denoiser_of(model: VideoGPTModel, cache: bool = True, cache_dtype: torch.dtype | None = None, offload: bool = False) -> Denoiser:
+    """A denoiser with keys and values kept, or without: then the history goes through the model again at every step."""
+    return HubDenoiser(model, cache_dtype, offload) if cache else Recompute(recomputing(model))
+
+
+def recomputing(model: VideoGPTModel) -> Callable[[list[Tensor], list[Tensor], float], list[Tensor]]:
+    """`function(histories, clips, t)` of `Recompute`."""
+
+    @torch.no_grad()
+    def function(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
+        result = list(clips)
+        for videos in _alike([(len(history), *clip.shape) for history, clip in zip(histories, clips)]):
+            noisy, history = (torch.stack([source[video] for video in videos]).to(model.device) for source in (clips, histories))
+            _place(result, videos, model.recompute(noisy, torch.full(noisy.shape[:2], t, device=noisy.device), history))
+        return result
+
+    return function
+
+
+def _alike(keys: list[tuple[int, ...]]) -> list[list[int]]:
+    """Numbers of the videos with the same key, group by group."""
+    return [[video for video, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)]
+
+
+def _place(target: list[Tensor], videos: list[int], values: Tensor) -> None:
+    for video, value in zip(videos, values):
+        target[video] = value.to(target[video].device)

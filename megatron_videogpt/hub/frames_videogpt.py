@@ -1,0 +1,225 @@
+"""Pictures in and out: what a user may pass as a video, the size that training saw, and the VAE between pixels and latents."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderKLWan")
+VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
+BATCH = 16  # frames per encoder or decoder call
+
+
+class TinyVAE(nn.Module):
+    """The tiny codec of megatron_videogpt with what a diffusers pipeline asks of its parts; its latents are scaled already."""
+
+    model: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Settings and weights as `load_vae` reads them, and the codec's code beside them in the folder above."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "TinyAutoencoder", **self.model.shape.to_dict()}, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, Path(folder) / VAE_WEIGHTS)
+        copy_file(Path(inspect.getfile(type(self.model))), Path(folder).parent)
+
+
+def load_vae(folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """The VAE of a folder, from safetensors only; float32 where no dtype is asked for.
+
+    Raises:
+        ValueError: no settings or no weights in it, or an unknown class.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no readable config.json of a VAE ({error}); pass vae=... or put a diffusers VAE there") from error
+    kind = settings.pop("_class_name", None)
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no .safetensors file in it; pickled weights are never loaded")
+    if kind == "TinyAutoencoder":
+        try:
+            code = import_module(".tiny_codec", __package__) if __package__ else import_module("tiny_codec")
+        except ImportError:
+            raise ValueError(f"{folder}: the tiny codec's code is not beside {Path(__file__).name}; import the pipeline from the exported folder") from None
+        tiny = code.TinyAutoencoder(code.TinyShape(**{key: value for key, value in settings.items() if not key.startswith("_")}))
+        tiny.load_state_dict(load_file(folder / VAE_WEIGHTS))
+        vae: nn.Module = TinyVAE(tiny)
+    elif kind in VAE_CLASSES:
+        vae = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    else:
+        raise ValueError(f"{folder}/config.json: _class_name is {kind!r}; expected TinyAutoencoder, {', '.join(VAE_CLASSES)}")
+    return vae.to(dtype or torch.float32).eval().requires_grad_(False)
+
+
+def model_index(vae_class: str | None) -> dict[str, Any]:
+    """`model_index.json`: `VideoGPTPipeline.from_pretrained` does not read it, DiffusionPipeline's does.
+
+    With the folder on sys.path, that one loads the model and a diffusers VAE by itself; any other VAE has to be passed to it.
+    """
+    return {
+        "_class_name": ["pipeline_videogpt", "VideoGPTPipeline"],
+        "_diffusers_version": diffusers.__version__,
+        "model": ["modeling_videogpt", "VideoGPTModel"],
+        "vae": ["diffusers", vae_class] if vae_class in VAE_CLASSES else [None, None],
+    }
+
+
+def write_code(folder: Path, vae_class: str | None) -> None:
+    """Copy the Python files that lie beside this one, but for a tiny codec's own, and write `model_index.json`."""
+    for path in sorted(Path(__file__).parent.glob("*_videogpt.py")):
+        copy_file(path, folder)
+    (folder / "model_index.json").write_text(json.dumps(model_index(vae_class), indent=2) + "\n", encoding="utf-8")
+
+
+def copy_file(path: Path, folder: Path) -> None:
+    """Copy a file under its name; nothing to do where it is that very file."""
+    if not (folder / path.name).exists() or not path.samefile(folder / path.name):
+        shutil.copyfile(path, folder / path.name)
+
+
+def pixel_multiple(vae: Any, patch: int) -> int:
+    """Sides of a frame must be multiples of this many pixels: those of a patch."""
+    if _is(vae, "TinyVAE"):
+        return 8 * patch
+    if _is(vae, "AutoencoderKLWan"):
+        return 2 ** (len(vae.config.dim_mult) - 1) * (getattr(vae.config, "patch_size", None) or 1) * patch
+    return 2 ** (len(vae.config.block_out_channels) - 1) * patch
+
+
+@torch.no_grad()
+def encode(vae: Any, frames: np.ndarray) -> Tensor:
+    """uint8 ``[F, H, W, 3]`` -> scaled latents ``[f, C, h, w]`` float32 on the VAE's device, the posterior's mean.
+
+    Raises:
+        ValueError: a number of frames that a VAE with temporal stride does not take.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+    if _is(vae, "TinyVAE"):
+        return _batched(vae.model.encode, pixels, vae)
+    if not _is(vae, "AutoencoderKLWan"):
+        mean = _batched(lambda part: vae.encode(part).latent_dist.mean, pixels, vae)
+        return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    stride = _temporal_stride(vae)
+    if (len(pixels) - 1) % stride:
+        raise ValueError(f"video of {len(pixels)} frames: this VAE takes 1 + {stride}n frames; cut or extend the video")
+    mean = vae.encode(pixels.to(vae.device, vae.dtype).transpose(0, 1)[None]).latent_dist.mean[0].transpose(0, 1).float()
+    shift, scale = (torch.tensor(values, device=mean.device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    return (mean - shift) / scale
+
+
+@torch.no_grad()
+def decode(vae: Any, history: Tensor, new: Tensor) -> Tensor:
+    """Scaled latents ``[f, C, h, w]`` that follow a history ``[H, C, h, w]`` -> their pixels ``[F, 3, H, W]`` float32 in [0, 1]."""
+    if _is(vae, "TinyVAE"):
+        pixels = _batched(vae.model.decode, new, vae)
+    elif not _is(vae, "AutoencoderKLWan"):
+        pixels = _batched(lambda part: vae.decode(part).sample, new / vae.config.scaling_factor + (vae.config.shift_factor or 0.0), vae)
+    else:
+        # Causal in time: what comes first shapes what follows, and the very first latent frame is a single picture.
+        shift, scale = (torch.tensor(values, device=vae.device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+        raw = torch.cat([history.to(vae.device), new.to(vae.device)]).float() * scale + shift
+        pixels = vae.decode(raw.to(vae.dtype).transpose(0, 1)[None]).sample[0].transpose(0, 1).float()
+        pixels = pixels[len(pixels) - _temporal_stride(vae) * len(new) if len(history) else 0 :]
+    return (pixels.clamp(-1, 1) + 1.0) / 2
+
+
+def _is(vae: Any, kind: str) -> bool:
+    # By name: the same file may have been loaded twice, from the folder and from the cache of transformers or diffusers.
+    return type(vae).__name__ == kind
+
+
+def _temporal_stride(vae: Any) -> int:
+    return 2 ** sum(vae.config.temperal_downsample)
+
+
+def _batched(run: Callable[[Tensor], Tensor], inputs: Tensor, vae: Any) -> Tensor:
+    return torch.cat([run(part.to(vae.device, vae.dtype)).float() for part in inputs.split(BATCH)])
+
+
+def to_videos(video: Any) -> list[np.ndarray]:
+    """What a user may pass -> videos, uint8 ``[F, H, W, 3]`` each.
+
+    A PIL image, a list of them, an array or tensor ``[H, W, 3]``, ``[F, H, W, 3]`` or ``[B, F, H, W, 3]`` (uint8, or floats in [0, 1]), or a list of videos.
+
+    Raises:
+        ValueError: anything else, or pictures of different sizes in one video.
+    """
+    if isinstance(video, (Image.Image, np.ndarray, Tensor)):
+        pixels = _bytes(video)
+        return list(pixels) if pixels.ndim == 5 else [pixels if pixels.ndim == 4 else pixels[None]]
+    if not isinstance(video, (list, tuple)) or not len(video):
+        raise ValueError(f"video: {type(video).__name__} is not a video; pass PIL images, an array or tensor [F, H, W, 3], or a list of videos")
+    if all(isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3 for item in video):
+        pictures = [_bytes(item) for item in video]
+        sizes = sorted({picture.shape[:2] for picture in pictures})
+        if len(sizes) > 1:
+            raise ValueError(f"video: pictures of different sizes, {sizes[:4]} (height, width); resize them to one")
+        return [np.stack(pictures)]
+    return [pixels for item in video for pixels in to_videos(item)]
+
+
+def _bytes(picture: Any) -> np.ndarray:
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+    if not 3 <= values.ndim <= 5 or values.shape[-1] != 3 or not values.size:
+        raise ValueError(f"video: an array {list(values.shape)}; expected [F, H, W, 3], colours last")
+    if values.dtype == np.uint8:
+        return values
+    if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"video: {values.dtype} from {values.min()} to {values.max()}; expected uint8, or floats in [0, 1]")
+    return (values * 255).round().astype(np.uint8)
+
+
+def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.ndarray:
+    """The size that training saw: halved by box filter while the shorter side is at least twice the limit, bicubic to the limit on the longer side,
+    then a centred crop of both sides to a multiple.
+
+    Args:
+        frames: uint8 ``[F, H, W, 3]``.
+
+    Raises:
+        ValueError: a side would be empty.
+    """
+    height, width = frames.shape[1:3]
+    scale = longest_side / max(width, height)
+    full = tuple(round(side * scale) for side in (width, height))
+    target = tuple(side // multiple * multiple for side in full)
+    if min(target) == 0:
+        raise ValueError(f"video: {width}x{height} pictures at longest side {longest_side} have a side below {multiple} pixels; raise longest_side")
+    left, top = ((side - kept) // 2 for side, kept in zip(full, target))
+    out = []
+    for frame in frames:
+        picture = Image.fromarray(frame)
+        while min(picture.size) >= 2 * longest_side:
+            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+        if picture.size != full:
+            picture = picture.resize(full, Image.Resampling.BICUBIC)
+        out.append(np.asarray(picture)[top : top + target[1], left : left + target[0]])
+    return np.stack(out)
