@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def test_written_tensors_are_what_safetensors_and_folder_read(tmp_path_factory: 
     found: dict[str, torch.Tensor] = {}
     for file in shards:
         held = load_file(file)
+        data = file.read_bytes()
+        length = struct.unpack("<Q", data[:8])[0]
+        places = json.loads(data[8 : 8 + length])
+        # What maps a file needs each tensor at a multiple of its width.
+        assert length % 8 == 0 and all(places[key]["data_offsets"][0] % value.element_size() == 0 for key, value in held.items())
         assert not found.keys() & held.keys() and (len(held) == 1 or sum(value.nbytes for value in held.values()) <= most)
         found |= held
     opened = Folder(path)
