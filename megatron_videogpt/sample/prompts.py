@@ -153,7 +153,11 @@ def _picture(path: Path, limits: Limits) -> np.ndarray:
         with Image.open(path) as image:
             if image.width * image.height > limits.pixels:
                 raise BadVideo(path, f"{image.width}x{image.height} pixels, more than data.max_megapixels={limits.pixels / 1e6:g}", "too_large")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                # Pillow cuts 16 bits off at 255 instead of scaling them.
+                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
     except UnidentifiedImageError as error:
         raise BadVideo(path, "not a readable image") from error
     # Pillow's readers raise these over damaged files.

@@ -1,61 +1,21 @@
-"""Pictures of predictions, pixel errors and the sample command, with a lossless codec and predictions that are known beforehand."""
+"""Pictures of predictions and pixel errors, with a lossless codec and predictions that are known beforehand."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from megatron_videogpt.__main__ import main
-from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, SampleConfig
+from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.data.clips import Sample
-from megatron_videogpt.data.decode import read_frames, to_model_range, to_pixels, write_video
-from megatron_videogpt.data.physics import render_scene
-from megatron_videogpt.sample import cli
+from megatron_videogpt.data.decode import to_model_range, to_pixels
+from megatron_videogpt.hub.sampling_videogpt import Recompute
 from megatron_videogpt.sample.evaluate import decode_continuation, pixel_frames, predict, psnr, squared_errors
 from megatron_videogpt.sample.render import GAP, GENERATED, GIVEN, TRUTH, contact_sheet, outline, prediction_video
-
-
-class Unshuffle:
-    """A lossless codec: pixels regrouped, 8x8 to a latent cell."""
-
-    name, channels, spatial_stride, temporal_stride, fingerprint = "unshuffle", 192, 8, 1, "0"
-
-    def encode(self, video):
-        return F.pixel_unshuffle(video, 8), None
-
-    def decode(self, latents):
-        return F.pixel_shuffle(latents, 8)
-
-    def to(self, device, dtype=None):
-        return self
-
-
-class Joining(Unshuffle):
-    """As `Unshuffle`, with every 4 frames after the first joined; it decodes only from the beginning, as a causal video codec does."""
-
-    temporal_stride = 4
-
-    def decode(self, latents):
-        frames = F.pixel_shuffle(latents, 8)
-        assert float(frames[0].mean()) == 0.0, "must start with the history's first frame"
-        return torch.cat([frames[:1], frames[1:].repeat_interleave(4, 0)])
-
-
-def repeat_last(histories, zs, t):
-    """Predicts that nothing moves."""
-    return [past[-1:].expand_as(z) for past, z in zip(histories, zs)]
-
-
-def plain(value, frames, height=16, width=24):
-    return np.full((frames, height, width, 3), value, np.uint8)
+from tests.fakes import Joining, Unshuffle, plain, repeat_last
 
 
 def test_an_outline_surrounds_the_picture_and_covers_nothing():
@@ -118,6 +78,13 @@ def test_contact_sheet_goes_from_left_to_right(tmp_path):
     assert order == sorted(order) and sorted(set(order)) == list(range(20, 161, 20))
 
 
+def test_a_thinned_contact_sheet_counts_the_frames_of_the_video(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **how: drawn.append(text))
+    contact_sheet(plain(50, 2), plain(200, 3), plain(120, 1), tmp_path / "sheet.png", every=4)
+    assert [text for text in drawn if text.isdecimal()] == ["0", "4", "8", "12", "16"]
+
+
 def test_errors_of_known_differences():
     pixels = np.concatenate([plain(0, 2), plain(51, 1), plain(102, 1)])  # 0, 0.2, 0.4 of full white
     guess = to_model_range(np.concatenate([plain(51, 1), plain(51, 2)]))
@@ -136,7 +103,7 @@ def sample(key, start):
 def test_predicting_that_nothing_moves_is_as_good_as_repeating():
     samples, codec = [sample(1, 0), sample(2, 40), sample(3, 90)], Unshuffle()
     settings = SampleConfig(clips=(9,), window=99, steps=4, guidance=1.0)
-    latents = predict(repeat_last, samples, 2, 3, settings, seed=0, batch=2)
+    latents = predict(Recompute(repeat_last), samples, 2, 3, settings, seed=0, batch=2)
     for one, predicted in zip(samples, latents):
         video = decode_continuation(codec, one.mean[:2], predicted)
         model, repeat = squared_errors(video, one.pixels, 2)
@@ -150,7 +117,7 @@ def test_a_prediction_does_not_depend_on_the_batch():
 
     samples = [sample(key, 10 * key) for key in range(5)]
     settings = SampleConfig(steps=3, guidance=1.0)
-    one, many = (predict(noisy, samples, 2, 2, settings, seed=5, batch=batch) for batch in (1, 3))
+    one, many = (predict(Recompute(noisy), samples, 2, 2, settings, seed=5, batch=batch) for batch in (1, 3))
     assert all(torch.equal(a, b) for a, b in zip(one, many))
 
 
@@ -160,122 +127,6 @@ def test_a_codec_that_joins_frames_decodes_the_history_with_the_new_frames():
     assert [pixel_frames(codec, n) for n in (0, 1, 2, 4)] == [0, 1, 5, 13]
     video = decode_continuation(codec, latents[:2], latents[2:])
     assert video.shape == (8, 3, 16, 16) and torch.allclose(video[:, 0, 0, 0], torch.tensor([0.2] * 4 + [0.3] * 4))
-
-
-SETTINGS = SampleConfig(clips=(3, 2), window=9, steps=2, guidance=1.0)
-
-
-@pytest.mark.parametrize(
-    ("codec", "frames", "history", "expected"),
-    [
-        (Unshuffle(), 12, None, (1, 7, 12)),  # window 9 - clip 3 leaves room for 6
-        (Unshuffle(), 8, None, (0, 3, 8)),
-        (Unshuffle(), 5, None, (0, 5, 5)),  # not more frames than are asked for: continue what is there
-        (Unshuffle(), 30, 4, (0, 4, 9)),
-        (Unshuffle(), 6, 4, (0, 4, 6)),  # truth ends early
-        (Unshuffle(), 4, 4, (0, 4, 4)),
-        (Joining(), 26, None, (1, 6, 26)),  # 7 latent frames: 2 given (5 frames), 5 new (20 frames)
-        (Joining(), 13, 3, (0, 9, 13)),
-    ],
-)
-def test_which_frames_are_given_and_which_are_truth(codec, frames, history, expected):
-    assert cli.plan(frames, history, SETTINGS, codec) == expected
-
-
-CONFIG = Config(
-    data=DataConfig(longest_side=32, frame_interval=(2, 2), physics=PhysicsConfig(size=32)),
-    sample=SampleConfig(history=4, clips=(3, 2), window=12, steps=2, guidance=1.0),
-)
-
-
-@pytest.fixture
-def model(monkeypatch):
-    """The command with a model that predicts no motion and a lossless codec."""
-    inference = types.ModuleType("megatron_videogpt.train.inference")
-    inference.load_denoiser = lambda folder, step=None, average=False: (repeat_last, CONFIG)
-    monkeypatch.setitem(sys.modules, "megatron_videogpt.train.inference", inference)
-    monkeypatch.setattr(cli, "build_codec", lambda config: Unshuffle())
-    monkeypatch.setattr(cli, "activate", lambda name: types.SimpleNamespace(device=torch.device("cpu")))
-
-
-def sample_command(*arguments):
-    return main(["sample", "--checkpoint", "run", *map(str, arguments)])
-
-
-def test_command_continues_a_scene(model, tmp_path, capsys):
-    output = tmp_path / "new" / "out.mp4"
-    assert sample_command("--scene", "fall/7", "--output", output, "--history-noise", "0.0") == 0
-    frames = render_scene(PhysicsConfig(size=32, scenes=("fall",)), 7, 9, 2)
-    expected = float(np.square((frames[4:].astype(float) - frames[3]) / 255).mean())
-    report = json.loads(output.with_suffix(".json").read_text())
-    assert report["settings"]["clips"] == [3, 2] and report["settings"]["interval"] == 2 and report["settings"]["history"] == 4
-    assert report["errors"]["mse_model"] == pytest.approx(expected, rel=1e-4) and report["errors"]["ratio"] == pytest.approx(1, rel=1e-4)
-    assert len(read_frames(output, range(9))) == 9
-    assert output.with_suffix(".png").is_file()
-    text = capsys.readouterr().out
-    assert "4 frames given, 5 generated" in text and "ratio 1.000" in text
-
-
-def test_command_continues_a_video_and_compares_with_its_own_end(model, tmp_path, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(cli, "write", lambda output, material, predicted, report: seen.update(material=material, predicted=predicted, report=report))
-    video = tmp_path / "in.mp4"
-    write_video(video, np.concatenate([plain(8 * n, 1, 64, 64) for n in range(20)]), 24)
-    assert sample_command("--video", video, "--output", tmp_path / "out.mp4") == 0
-    shown = [int(frame.mean() + 0.5) for part in (seen["material"].condition, seen["material"].truth) for frame in part]
-    # Every second frame of 20: ten, five given and five true; H.264 is not exact.
-    assert len(seen["material"].condition) == 5 and np.abs(np.array(shown) - 16 * np.arange(10)).max() <= 3
-    assert seen["material"].condition.shape[1:3] == (32, 32) and seen["material"].fps == pytest.approx(12)
-    assert np.array_equal(seen["predicted"], np.repeat(seen["material"].condition[-1:], 5, 0))
-
-
-def test_command_without_truth_says_so(model, tmp_path, capsys):
-    video = tmp_path / "in.mp4"
-    write_video(video, plain(90, 4, 32, 32), 24)
-    assert sample_command("--video", video, "--output", tmp_path / "out.mp4", "--interval", 1, "--history", 4) == 0
-    assert json.loads((tmp_path / "out.json").read_text())["errors"] == {}
-    assert "no ground truth" in capsys.readouterr().out
-
-
-def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path, capsys):
-    broken = tmp_path / "text.mp4"
-    broken.write_text("not a video")
-    scene = ("--scene", "fall/1", "--output", tmp_path / "out.mp4")
-    for arguments, message in [
-        (("--video", tmp_path / "none.mp4", "--output", "o.mp4"), "none.mp4: No such file"),
-        (("--video", broken, "--output", "o.mp4"), "text.mp4: not a readable video"),
-        (("--scene", "fall/1", "--output", "o.avi"), "--output o.avi: must end in .mp4"),
-        ((*scene, "--steps", 0), "sample.steps = 0: must be at least 1"),
-        ((*scene, "--window", 2), "sample.window = 2: must hold the longest clip"),
-        ((*scene, "--window", 3), "leaves no room for history"),
-        ((*scene, "--interval", 0), "--interval 0: must be at least 1"),
-        ((*scene, "--history", 0), "--history 0: must be at least 1"),
-    ]:
-        assert sample_command(*arguments) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
-    assert sample_command(*scene, "--steps", 0, "--interval", 0) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 2, "all problems at once"
-    video = tmp_path / "short.mp4"
-    write_video(video, plain(90, 4, 32, 32), 24)
-    assert sample_command("--video", video, "--output", "o.mp4", "--history", 3) == 2
-    assert "--history 3 needs 3 frames, the video has 2" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [("--clips", "8,x"), ("--scene", "dance/1"), ("--scene", "fall"), ()])
-def test_command_line_that_cannot_be_parsed_ends_with_code_2(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        sample_command("--output", "o.mp4", *arguments)
-    assert ended.value.code == 2
-
-
-def test_seeds_give_different_continuations(monkeypatch):
-    def noisy(histories, zs, t):
-        return [0.9 * z for z in zs]
-
-    history = torch.zeros(2, 4, 2, 2)
-    first, again, other = (cli.generate(noisy, history, SETTINGS, seed) for seed in (0, 0, 1))
-    assert torch.equal(first, again) and not torch.equal(first, other) and first.shape == (5, 4, 2, 2)
 
 
 def test_pixels_survive_the_lossless_codec():

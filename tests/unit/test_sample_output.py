@@ -1,0 +1,255 @@
+"""The sample command with a lossless codec and predictions that are known beforehand: what it writes, what it keeps, what it tells."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from megatron_videogpt.__main__ import main
+from megatron_videogpt.config.schema import PhysicsConfig
+from megatron_videogpt.data.decode import probe, read_frames, to_model_range, write_video
+from megatron_videogpt.data.physics import render_scene
+from megatron_videogpt.hub.sampling_videogpt import Recompute
+from megatron_videogpt.sample import cli
+from megatron_videogpt.sample.generate import Clip, Model, generate
+from megatron_videogpt.sample.output import Output
+from megatron_videogpt.sample.prompts import Prompt
+from tests.fakes import CONFIG, Joining, Unshuffle, fake_model, plain
+
+
+def noisy(histories, zs, t):
+    """Predicts something that depends on the noise and the history."""
+    return [0.5 * z + past[-1:] for past, z in zip(histories, zs)]
+
+
+def prompt(start, frames=3, height=16, width=24):
+    return Prompt(f"p{start}", np.concatenate([plain(start + 10 * n, 1, height, width) for n in range(frames)]), None, 12.0)
+
+
+def test_a_prompt_is_continued_the_same_way_alone_and_among_others_and_otherwise_with_another_seed():
+    prompts = [prompt(0), prompt(40, 2, 32, 16), prompt(90, 1), prompt(0)]
+    model, settings, seen = fake_model(noisy), CONFIG.sample, []
+    many = list(generate(model, prompts, settings, 5, seen.append, batch=3))
+    for one, continuation in zip(prompts, many):
+        (alone,) = generate(model, [one], settings, 5)
+        assert continuation.prompt is one and torch.equal(alone.latents, continuation.latents) and np.array_equal(alone.frames, continuation.frames)
+        assert alone.latents.shape[0] == 5 and alone.frames.shape == (5, *one.condition.shape[1:])
+        (other,) = generate(model, [one], settings, 6)
+        assert not torch.equal(other.latents, alone.latents)
+    assert torch.equal(many[0].latents, many[3].latents)
+    assert seen == sorted(seen) and seen[-1] == pytest.approx(4 * 5)
+
+
+def test_the_settings_given_decide_not_those_of_the_model():
+    built = []
+
+    def denoiser(settings):
+        built.append(settings)
+        return Recompute(noisy)
+
+    model = Model(denoiser, CONFIG, Unshuffle(), torch.device("cpu"))
+    settings = CONFIG.sample.__class__(clips=(1, 1), window=4, steps=1, guidance=1.0, cache=False)
+    (done,) = generate(model, [prompt(0)], settings, 0)
+    assert built == [settings] and len(done.frames) == 2
+
+
+def test_a_codec_that_joins_frames_decodes_all_at_the_end():
+    codec = Joining()
+    grey = Prompt("grey", np.concatenate([plain(127, 1), plain(60, 4)]), None, 12.0)
+    (done,) = generate(fake_model(codec=codec), [grey], CONFIG.sample, 0)
+    assert done.latents.shape[0] == 5 and done.frames.shape[0] == 20 and (done.frames == 60).all()
+
+
+def sample_command(*arguments):
+    return main(["sample", "--checkpoint", "run", *map(str, arguments)])
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """The command with a model that predicts no motion."""
+    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model())
+
+
+def ramp(path, frames=20, step=8, side=64):
+    write_video(path, np.concatenate([plain(step * n, 1, side, side) for n in range(frames)]), 24)
+    return path
+
+
+def test_command_continues_a_scene(model, tmp_path, capsys):
+    output = tmp_path / "new" / "out.v2.mp4"
+    assert sample_command("--scene", "fall/7", "--output", output, "--history-noise", "0.0") == 0
+    frames = render_scene(PhysicsConfig(size=32, scenes=("fall",)), 7, 9, 2)
+    expected = float(np.square((frames[4:].astype(float) - frames[3]) / 255).mean())
+    report = json.loads((tmp_path / "new" / "out.v2.json").read_text())
+    assert report["settings"]["clips"] == [3, 2] and report["settings"]["interval"] == 2 and report["settings"]["history"] == 4
+    assert report["settings"]["cache"] is True and report["versions"]["torch"] == torch.__version__ and report["frames_per_second"] > 0
+    assert report["errors"]["mse_model"] == pytest.approx(expected, rel=1e-4) and report["errors"]["ratio"] == pytest.approx(1, rel=1e-4)
+    assert len(read_frames(output, range(9))) == 9
+    assert sorted(path.name for path in output.parent.iterdir()) == ["out.v2.json", "out.v2.mp4", "out.v2.png"]
+    text = capsys.readouterr().out
+    assert "4 frames given, 5 generated" in text and "ratio 1.000" in text and f"wrote {output}" in text
+
+
+def test_command_continues_many_inputs_and_goes_on_after_a_bad_one(model, tmp_path, capsys):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    ramp(folder / "a.mp4"), ramp(folder / "sub" / "a.mp4", 4)
+    (folder / "b.mp4").write_text("not a video")
+    Image.new("RGB", (64, 32), (0, 0, 200)).save(folder / "c.png")
+    out = tmp_path / "out"
+    command = (folder, "--scene", "fall/7", "--output", out, "--video", tmp_path / "gone.mp4", "--formats", "mp4,latents", "--batch", 2, "--seed", 3)
+    assert sample_command(*command) == 1
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "b.mp4: not a readable video" in errors[0] and "gone.mp4: No such file" in errors[1]
+    assert captured.err.splitlines()[-1] == "4 of 6 inputs continued, 2 skipped (named above)"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{name}{end}" for name in ("a", "a_2", "c", "fall_7") for end in (".json", ".mp4", ".safetensors")
+    )
+    assert captured.out.count("no ground truth") == 2 and captured.out.count("ratio 1.000") == 2
+    assert json.loads((out / "c.json").read_text())["errors"] == {} and json.loads((out / "a.json").read_text())["settings"]["seed"] == 3
+    assert probe(out / "c.mp4").frames == 6 and probe(out / "a.mp4").frames == 10
+    with safe_open(out / "c.safetensors", "pt") as file:
+        given, new, facts = file.get_tensor("given"), file.get_tensor("generated"), file.metadata()
+    assert torch.equal(given, Unshuffle().encode(to_model_range(np.asarray(Image.open(folder / "c.png").resize((32, 16)))[None]))[0])
+    # Two Euler steps with the right prediction end exactly there.
+    assert new.shape == (5, 192, 2, 4) and torch.allclose(new, given.expand_as(new), atol=1e-5)
+    assert json.loads(facts["settings"])["clips"] == [3, 2] and facts["input"].endswith("c.png")
+    # Again: results are overwritten, and those in the folder are no inputs.
+    assert sample_command(folder, "--output", folder / "out", "--formats", "png") == 1
+    assert sample_command(folder, "--output", folder / "out", "--formats", "png") == 1
+    assert sorted(path.name for path in (folder / "out").glob("*.png")) == ["a.png", "a_2.png", "c.png"]
+
+
+def test_inputs_may_stand_between_options(model, tmp_path):
+    a, b = ramp(tmp_path / "a.mp4", 6), ramp(tmp_path / "b.mp4", 6)
+    assert sample_command(a, "--clips", "1x2,1", b, "--output", tmp_path / "out", "--formats", "latents", "--interval", 1) == 0
+    assert json.loads((tmp_path / "out" / "b.json").read_text())["settings"]["clips"] == [1, 1, 1]
+
+
+def test_a_gif_shows_given_and_new_frames_at_their_rate(model, tmp_path):
+    assert sample_command(ramp(tmp_path / "in.mp4"), "--output", tmp_path / "x.mp4", "--formats", "gif", "--guidance-schedule", "0.5:1") == 0
+    with Image.open(tmp_path / "x.gif") as gif, Image.open(tmp_path / "x.gif") as last:
+        # Five given frames, and a sixth that stays: five new ones without motion beside a truth that moves.
+        assert gif.info["loop"] == 0 and gif.info["duration"] == 80 and gif.n_frames == 10
+        last.seek(9)
+        first, end = (np.asarray(image.convert("RGB")).astype(int) for image in (gif, last))
+    middle = first.shape[0] // 2 + 12
+    assert abs(first[middle, 100, 0] - 0) <= 4 and abs(end[middle, 100, 0] - 144) <= 4 and abs(end[middle, -100, 0] - 64) <= 4
+    assert not (tmp_path / "x.mp4").exists() and not (tmp_path / "x.png").exists()
+
+
+def latents_alive():
+    """Storage of all latents of 4 x 4 cells, in frames."""
+    tensors = [item for item in gc.get_objects() if type(item) is torch.Tensor and item.shape[1:] == (192, 4, 4)]
+    return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values()) // (192 * 16 * 4)
+
+
+def test_a_long_rollout_holds_a_window_of_latents_and_no_frames(monkeypatch, tmp_path):
+    held = []
+
+    def still(histories, zs, t):
+        held.append(latents_alive())
+        return [past[-1:].expand_as(z).clone() for past, z in zip(histories, zs)]
+
+    peaks = {}
+    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model(still, window=12, steps=1))
+    Image.new("RGB", (32, 32), (0, 90, 200)).save(tmp_path / "in.png")
+    for clips, name in ((5, "short"), (25, "long")):
+        tracemalloc.start()
+        assert sample_command(tmp_path / "in.png", "--clips", f"8x{clips}", "--output", tmp_path / f"{name}.mp4", "--formats", "mp4") == 0
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert probe(tmp_path / "long.mp4").frames == 201
+    # A video frame of 264 x 288 pixels takes 228 kB; 160 more frames would be 36 MB.
+    assert peaks["long"] < peaks["short"] + 1e6
+    # The window of 12 frames, the clip of 8 and its noise, and what the last clip leaves.
+    assert len(held) == 30 and max(held[5:]) == max(held[:5]) <= 40
+
+
+def test_latents_are_not_kept_unless_they_are_written(tmp_path):
+    for formats, kept in ((("mp4",), 0), (("latents",), 3)):
+        output = Output(tmp_path / "x", formats, prompt(0), torch.zeros(3, 192, 2, 3), 3)
+        references = []
+        with output:
+            for _ in range(3):
+                latents = torch.zeros(1, 192, 2, 3)
+                references.append(weakref.ref(latents))
+                output.append(Clip(latents, plain(0, 1)))
+                del latents
+            assert sum(reference() is not None for reference in references) == kept
+
+
+def test_the_sheet_of_a_long_video_shows_every_second_frame(tmp_path, monkeypatch):
+    from megatron_videogpt.sample import output as module
+
+    seen = {}
+    monkeypatch.setattr(module, "SHEET_FRAMES", 4)
+    monkeypatch.setattr(module, "contact_sheet", lambda *values: seen.update(zip(("condition", "new", "truth", "path", "every"), values)))
+    known = Prompt("p", prompt(0).condition, np.concatenate([plain(100 + n, 1) for n in range(4)]), 12.0)
+    output = Output(tmp_path / "x", ("png",), known, torch.zeros(3, 192, 2, 3), 5)
+    with output:
+        for start in (200, 202, 204):
+            output.append(Clip(torch.zeros(2, 192, 2, 3), np.concatenate([plain(start + n, 1) for n in range(2)])[: 205 - start]))
+        output.finish({})
+    # Eight frames, 0 to 7, of which the first three are given: 0, 2, 4 and 6 are shown.
+    assert [[int(frame.mean()) for frame in seen[part]] for part in ("condition", "new", "truth")] == [[0, 20], [201, 203], [101, 103]]
+    assert seen["every"] == 2
+
+
+def test_a_failure_leaves_no_half_written_video(tmp_path):
+    with pytest.raises(RuntimeError), Output(tmp_path / "x", ("mp4",), prompt(0), torch.zeros(3, 192, 2, 3), 3) as output:
+        output.append(Clip(torch.zeros(1, 192, 2, 3), plain(0, 1)))
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path, capsys):
+    broken, short, fine = tmp_path / "text.mp4", tmp_path / "short.mp4", ramp(tmp_path / "fine.mp4", 6)
+    broken.write_text("not a video")
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    write_video(short, plain(90, 4, 32, 32), 24)
+    scene = ("--scene", "fall/1", "--output", tmp_path / "out.mp4")
+    for arguments, message in [
+        (("--video", tmp_path / "none.mp4", "--output", "o.mp4"), "none.mp4: No such file"),
+        ((broken, "--output", "o.mp4"), "text.mp4: not a readable video"),
+        ((tmp_path / "text.png", "--output", "o.mp4"), "text.png: not a readable image"),
+        ((tmp_path / "empty", "--output", "o"), "empty: no video or image in it"),
+        ((fine, "--output", fine), "would overwrite the input"),
+        ((tmp_path, "--output", tmp_path), "would overwrite the input"),
+        ((fine, "--output", broken / ".." / "text.png"), "must end in .mp4 or be a folder"),
+        ((fine, short, "--output", "o.mp4"), "--output o.mp4: must be a folder for 2 inputs"),
+        (("--output", "o.mp4"), "nothing to continue"),
+        (("--scene", "fall/1", "--output", "o.avi"), "--output o.avi: must end in .mp4"),
+        ((*scene, "--steps", 0), "sample.steps = 0: must be at least 1"),
+        ((*scene, "--window", 2), "sample.window = 2: must hold the longest clip"),
+        ((*scene, "--window", 3), "leaves no room for history"),
+        ((*scene, "--interval", 0), "--interval 0: must be at least 1"),
+        ((*scene, "--history", 0), "--history 0: must be at least 1"),
+        ((*scene, "--batch", 0), "--batch 0: must be at least 1"),
+        ((*scene, "--guidance-schedule", "0.8:1,0.2:3"), "sample.guidance_schedule = "),
+        ((short, "--output", "o.mp4", "--history", 3), "--history 3 needs 3 frames, the video has 2"),
+    ]:
+        assert sample_command(*arguments) == 2, arguments
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert len(lines) == 1 and message in lines[0], (arguments, lines)
+    assert sample_command(*scene, "--steps", 0, "--interval", 0) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2, "all problems at once"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--clips", "8,x"), ("--clips", "8x0"), ("--scene", "dance/1"), ("--scene", "fall"), ("--formats", "mp4,avi"), ("--guidance-schedule", "3")]
+)
+def test_command_line_that_cannot_be_parsed_ends_with_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sample_command("in.mp4", "--output", "o.mp4", *arguments)
+    assert ended.value.code == 2
