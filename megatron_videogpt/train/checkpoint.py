@@ -2,8 +2,8 @@
 
 A run's folder holds ``checkpoints/step_00001000/``, complete ones only: a checkpoint is written as ``.partial`` and renamed when all of it is on
 the disk, and a run resumes from the newest.  Beside the tensors (weights, optimizer, average of the weights) each has `config.toml` and
-`state.json` (step, consumed samples, pending statistics, seed, fingerprints of codec and data).  megatron-core's metadata is pickled: load only
-checkpoints you trust; Hugging Face folders are for exchange.
+`state.json` (step, consumed samples, pending statistics, seed, fingerprints of codec and data; `weights_only` where there is no optimizer).
+megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Face folders are for exchange.
 """
 
 from __future__ import annotations
@@ -53,10 +53,12 @@ def checkpoint_config(path: Path) -> Config:
 def check_same_model(path: Path, config: Config) -> None:
     """Raise RunError naming every difference between a checkpoint's model and this run's."""
     saved = checkpoint_config(path)
+    # 0 key/value heads stands for as many as there are query heads.
+    there, here = (dataclasses.replace(model, num_query_groups=model.kv_heads) for model in (saved.model, config.model))
     differences = [
-        f"model.{f.name} is {getattr(saved.model, f.name)} there and {getattr(config.model, f.name)} here"
-        for f in dataclasses.fields(saved.model)
-        if f.name != "init_std" and getattr(saved.model, f.name) != getattr(config.model, f.name)
+        f"model.{f.name} is {getattr(there, f.name)} there and {getattr(here, f.name)} here"
+        for f in dataclasses.fields(there)
+        if f.name != "init_std" and getattr(there, f.name) != getattr(here, f.name)
     ]
     if saved.train.precision != config.train.precision:
         differences.append(f"train.precision is {saved.train.precision} there and {config.train.precision} here")
@@ -65,12 +67,24 @@ def check_same_model(path: Path, config: Config) -> None:
 
 
 def check_same_codec(path: Path, codec: Codec) -> None:
-    """Raise RunError when a checkpoint's model was trained on the latents of another codec: its predictions would decode to noise."""
+    """Raise RunError when a checkpoint's model was trained on the latents of another codec: its predictions would decode to noise.
+
+    One that was converted without its VAE does not say.
+    """
     saved = read_state(path)["codec"]
-    if saved != codec.fingerprint:
+    if saved and saved != codec.fingerprint:
         raise RunError(
             f"{path} was trained with another {codec.name} codec (fingerprint {saved[:12]}, this one has {codec.fingerprint[:12]}); "
             "use the codec it was trained with (codec.path, or the release of this package), or train anew in another train.output"
+        )
+
+
+def check_resumable(path: Path) -> None:
+    """Raise RunError for a checkpoint of weights alone, which `tools/convert_checkpoint.py` makes: there is no optimizer to go on with."""
+    if read_state(path).get("weights_only"):
+        raise RunError(
+            f"{path} holds weights without an optimizer, so training cannot go on in that folder; "
+            f"start another run from them: train.init_from={path.parent.parent} and another train.output"
         )
 
 

@@ -15,6 +15,7 @@ from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.memory import resolve_recompute
 from ..config.schema import Config
+from ..convert.side import carry_on
 from ..data.codec import Codec, build_codec
 from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
@@ -162,6 +163,8 @@ def _restore(run: Run) -> None:
     if path is None:
         return
     run.phase(f"loading {path}")
+    if resumes:
+        checkpoint.check_resumable(path)
     checkpoint.check_same_model(path, config)
     checkpoint.check_same_codec(path, run.codec)
     if resumes:
@@ -175,5 +178,7 @@ def _restore(run: Run) -> None:
         run.optimizer.reload_model_params()
         if run.average is not None:
             run.average.restart()
+        if distributed.is_rank_zero():
+            carry_on(Path(config.train.init_from), run.output)
     if distributed.is_rank_zero():
         print(f"{'resumed from' if resumes else 'weights from'} {path}", flush=True)

@@ -1,0 +1,93 @@
+"""The model card of an exported folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..config.load import options, show, value_of
+from ..config.schema import Config
+
+if TYPE_CHECKING:
+    from .export import Export
+
+SECTIONS = ("model", "codec", "data", "objective", "optimizer", "train")
+"""Whose options the table shows where they differ from their defaults; all of them are in videogpt_config.toml."""
+
+
+def model_card(export: Export, license: str | None) -> str:
+    """README.md: front matter for the Hub, what the model is, how to use it, its configuration and where it comes from.
+
+    license: None takes that of the folder the run came from, or "unknown".
+    """
+    config, side = export.config, export.side
+    licence = license or (side.facts.get("license") if side else None) or "unknown"
+    origin = {None: "trained from scratch", "videogpt": "started from a folder in the released Video-GPT layout", "phi3": "started from a stock Phi-3 backbone"}
+    came = origin[side.facts["format"] if side else None]
+    kind = "the moving average of the weights" if export.average else "the weights"
+    model, sample, clips = config.model, config.sample, list(config.sample.clips)
+    return f"""---
+license: {licence}
+library_name: transformers
+pipeline_tag: image-to-video
+tags:
+- video
+- video-prediction
+- next-clip-diffusion
+- videogpt
+---
+
+# Next-clip diffusion video model
+
+Continues a video: given frames, it generates the next clip of frames by diffusion in the latent space of a VAE, then the clip after
+that, and so on.  A decoder of {model.num_layers} layers, width {model.hidden_size}, with {model.num_attention_heads} query heads
+({model.kv_heads} for keys and values); latents of {export.weights.channels} channels in patches of {model.patch_size} x {model.patch_size}.
+
+## Use
+
+```python
+import sys
+from huggingface_hub import snapshot_download
+from transformers import AutoModel
+
+folder = snapshot_download("OWNER/NAME")  # or a local folder
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)  # the network alone
+
+sys.path.insert(0, folder)
+from pipeline_videogpt import VideoGPTPipeline
+
+pipeline = VideoGPTPipeline.from_pretrained(folder)
+# frames: PIL images, or uint8 [F, H, W, 3]
+result = pipeline(video=frames, clips={clips}, num_inference_steps={sample.steps}, guidance_scale={sample.guidance}).frames
+```
+
+`trust_remote_code` runs the Python files of this folder: read them first.
+
+## Training data
+
+*To be filled in: what the model was trained on, and under which terms.*
+
+## Configuration
+
+The model {came}.  Options that differ from the defaults of megatron_videogpt; `videogpt_config.toml` has all of them.
+
+| option | value |
+| --- | --- |
+{_table(config)}
+
+## How this folder was made
+
+`tools/convert_checkpoint.py to-hf` of megatron_videogpt wrote {kind} of
+`{export.path.parent.parent.name}/{export.path.name}`, and compared what it wrote with the checkpoint.
+"""
+
+
+def _table(config: Config) -> str:
+    default = Config()
+    rows = [
+        f"| {option.name} | `{show(value_of(config, option.name))}` |"
+        for option in options()
+        if option.name.split(".")[0] in SECTIONS
+        and option.name not in ("codec.path", "data.path", "data.mixture", "data.cache", "train.output", "train.init_from")
+        and (option.name.startswith("model.") or value_of(config, option.name) != value_of(default, option.name))
+    ]
+    return "\n".join(rows)

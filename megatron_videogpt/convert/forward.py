@@ -1,0 +1,73 @@
+"""One prediction of a run's megatron-core model and of the stand-alone model of a folder, on the same random input, to be compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config.schema import Config, ModelConfig, ParallelConfig
+from ..objective.next_clip import Sequence, assemble, unpatchify
+from ..sequence.layout import layout, training_shape
+from .folder import Folder
+from .released import model_of
+from .standalone import hub_config
+
+LIMITS = {torch.float32: 2e-5, torch.bfloat16: 5e-2}
+"""Largest deviation, as a fraction of the largest value, by what the models compute in."""
+CLIPS, GRID = (2, 1, 2), (2, 3)
+
+
+def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents ``[N, C, h, w]``, clean ones ``[M, C, h, w]`` and timesteps ``[N]`` of `CLIPS` in the training layout."""
+    draws = torch.Generator().manual_seed(seed)
+    size = channels, GRID[0] * model.patch_size, GRID[1] * model.patch_size
+    count = sum(CLIPS)
+    noisy, clean = torch.randn(count, *size, generator=draws), torch.randn(count - CLIPS[-1], *size, generator=draws)
+    return noisy, clean, torch.rand(len(CLIPS), generator=draws).repeat_interleave(torch.tensor(CLIPS))
+
+
+@torch.no_grad()
+def of_run(path: Path, config: Config, channels: int, average: bool = False) -> Tensor:
+    """What a checkpoint predicts in the precision it was saved in, float32 ``[N, C, h, w]``; tensor parallel over all processes."""
+    from ..model.videogpt import VideoGPT
+    from ..platforms import activate
+    from ..train import checkpoint, distributed
+
+    platform = activate("cpu")
+    config = replace(config, parallel=ParallelConfig(tensor=distributed.world_size()))
+    distributed.start(platform, config.parallel)
+    model = VideoGPT(config, channels, platform, "reference")
+    checkpoint.load_weights(path, [model], average)
+    noisy, clean, t = random_input(config.model, channels)
+    sequence = Sequence(layout(training_shape(CLIPS, GRID)), noisy, clean, t)
+    inputs = assemble([sequence], config.model.patch_size, config.model.position_table_size, 1)
+    return unpatchify(model(inputs), len(noisy), GRID, config.model.patch_size)
+
+
+@torch.no_grad()
+def of_folder(folder: Path, hint_ids: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """The same prediction of the stand-alone model, filled from a folder's tensors."""
+    from ..hub.configuration_videogpt import VideoGPTConfig
+    from ..hub.modeling_videogpt import VideoGPTModel
+
+    opened = Folder(folder)
+    config, channels = model_of(opened)
+    vocabulary = opened.shape("llm.embed_tokens.weight")[0]
+    settings = VideoGPTConfig(**hub_config(config, channels, hint_ids, vocabulary, opened.config))
+    with torch.device("meta"):
+        model = VideoGPTModel(settings)
+    # The position table stays in float32, as in training.
+    model.load_state_dict({key: opened.tensor(key).to(torch.float32 if key == "pos_embed" else dtype) for key in model.state_dict()}, assign=True)
+    noisy, clean, t = random_input(config, channels)
+    return model.eval()(noisy[None].to(dtype), t[None], clean[None].to(dtype), list(CLIPS)).sample[0].float()
+
+
+def relative_error(ours: Tensor, other: Tensor) -> float:
+    """Largest deviation as a fraction of the largest value; ValueError for predictions that are all zero, which say nothing."""
+    largest = float(other.abs().max())
+    if not largest > 0:
+        raise ValueError("--verify: the model predicts nothing but zeros, as one that was never trained does; leave out --verify")
+    return float((ours - other).abs().max()) / largest
