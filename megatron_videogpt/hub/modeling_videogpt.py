@@ -90,9 +90,9 @@ class VideoGPTModel(PreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1])
             init.normal_(module.weight, std=0.0 if zero else self.config.initializer_range)
-        elif isinstance(module, PatchEmbedder):
-            bound = (6 / (module.proj.weight.shape[0] + module.proj.weight[0].numel())) ** 0.5 if module is self.input_x_embedder else 0.0
-            init.uniform_(module.proj.weight, -bound, bound)
+        elif isinstance(module, nn.Conv2d):
+            bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5 if module is self.input_x_embedder.proj else 0.0
+            init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
