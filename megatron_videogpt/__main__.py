@@ -1,4 +1,4 @@
-"""`python -m megatron_videogpt train | sample | check | options`.
+"""`python -m megatron_videogpt train | sample | demo | check | options`.
 
 Mistakes of the user end in one line per problem on stderr and exit code 2; anything else is a bug and keeps its traceback.
 """
@@ -26,7 +26,8 @@ examples:
   python -m megatron_videogpt options                  every option, its default and what it does
   python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 320
   torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.steps=50
-  python -m megatron_videogpt sample --checkpoint runs/quickstart --video in.mp4 --output out.mp4
+  python -m megatron_videogpt sample --checkpoint runs/quickstart in.mp4 --output out.mp4
+  python -m megatron_videogpt demo --checkpoint runs/quickstart
 """
 
 TRAIN = """\
@@ -93,8 +94,15 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
         from .sample.options import add_arguments
 
         add_arguments(sample)
+    _add_demo(commands.add_parser("demo", help="a web page on this machine that continues clips", parents=[common]))
     commands.add_parser("options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS)
     return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    from .demo.cli import add_arguments
+
+    add_arguments(parser)
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -169,6 +177,13 @@ def run_sample(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def run_demo(args: argparse.Namespace) -> None:
+    """See `demo.cli`."""
+    from .demo.cli import run
+
+    run(args)
+
+
 def run_options(args: argparse.Namespace) -> None:
     """Defaults and help texts, as a file to start from."""
     from .config.load import config_to_toml
@@ -177,7 +192,13 @@ def run_options(args: argparse.Namespace) -> None:
     print(config_to_toml(Config()), end="")
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {"train": run_train, "check": run_check, "sample": run_sample, "options": run_options}
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "train": run_train,
+    "check": run_check,
+    "sample": run_sample,
+    "demo": run_demo,
+    "options": run_options,
+}
 
 
 def is_user_error(error: Exception) -> bool:
