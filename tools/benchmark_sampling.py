@@ -89,12 +89,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=3.0, help="scale of guidance; 1 for none")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each, alternating; the fastest of each way counts")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and short histories instead")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and short histories, where no option says otherwise")
     parser.add_argument("--json", type=Path, help="also write all results into this file")
     options = parser.parse_args()
     if options.quick:
-        options.layers, options.hidden, options.heads, options.grid, options.steps = 2, 32, 2, (2, 3), 2
-        options.rollout, options.histories, options.clips = (6, 2, 2), (2, 6), (2,)
+        # As defaults: what the command line says still counts.
+        parser.set_defaults(layers=2, hidden=32, heads=2, grid=(2, 3), steps=2, rollout=(6, 2, 2), histories=(2, 6), clips=(2,))
+        options = parser.parse_args()
     small = [name for name in ("layers", "heads", "steps", "threads", "repeat") if getattr(options, name) < 1]
     if small or min(options.histories) < 0 or min(options.clips) < 1 or len(options.rollout) < 2 or min(options.rollout[1:]) < 1 or options.rollout[0] < 0:
         parser.error(f"{', '.join(f'--{name}' for name in small) or '--rollout, --histories, --clips'}: expected positive numbers (histories may be 0)")
@@ -108,6 +109,7 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     from megatron_videogpt.platforms import activate
 
     platform = activate("cpu")
+    from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.schema import Config, ModelConfig, SampleConfig, TrainConfig
     from megatron_videogpt.model.denoiser import build_denoiser
     from megatron_videogpt.model.init import load_released
@@ -123,7 +125,8 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
         num_query_groups=shape.kv_heads,
         position_table_size=max(32, *shape.grid),
     )
-    config = Config(model=model, train=TrainConfig(precision="fp32"))
+    config = Config(model=model, train=TrainConfig(precision="fp32", platform="cpu"))
+    check_config(config, 1)
     distributed.start(platform, config.parallel)
     network = VideoGPT(config, CHANNELS, platform, "ranged")
     load_released(network, model, lambda entry: spread(entry, config, CHANNELS))

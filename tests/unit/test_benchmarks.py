@@ -241,3 +241,18 @@ def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
 def noisy_pairs(clips: tuple[int, ...]) -> int:
     """Pairs of the noisy patches of one sample of frames of four patches: all clean tokens of earlier clips, and their whole own clip."""
     return sum(4 * clip * (6 * sum(clips[:number]) + 6 * clip) for number, clip in enumerate(clips))
+
+
+def test_sampling_with_and_without_a_cache(tmp_path: Path) -> None:
+    command = [sys.executable, "tools/benchmark_sampling.py", "--quick", "--kv-heads", "1", "--json", str(tmp_path / "sampling.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "sampling.json").read_text())
+    assert [(row["history"], row["clips"]) for row in result["rollouts"]] == [(6, [2, 2]), (2, [2]), (6, [2])]
+    for row in result["rollouts"]:
+        assert row["wall_ratio"] == row["uncached"]["wall"] / row["cached"]["wall"] and row["error"] < 1e-5
+        assert row["uncached"]["remember"] < row["cached"]["remember"] and min(row["peak"].values()) >= 0
+        for way in ("uncached", "cached"):
+            # Two steps a clip.
+            assert 0 < row[way]["remember"] + 2 * len(row["clips"]) * row[way]["step"] < row[way]["wall"]
+    assert "2 heads (1 key-value)" in done.stdout and done.stdout.count("\n| ") == 5
