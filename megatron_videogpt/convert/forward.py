@@ -30,14 +30,14 @@ def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tens
 
 
 @torch.no_grad()
-def of_run(path: Path, config: Config, channels: int, average: bool = False) -> Tensor:
-    """What a checkpoint predicts in the precision it was saved in, float32 ``[N, C, h, w]``; tensor parallel over all processes."""
+def of_run(path: Path, config: Config, channels: int, average: bool = False, tensor: int = 1) -> Tensor:
+    """What a checkpoint predicts in the precision it was saved in, float32 ``[N, C, h, w]``; tensor: tensor parallel size."""
     from ..model.videogpt import VideoGPT
     from ..platforms import activate
     from ..train import checkpoint, distributed
 
     platform = activate("cpu")
-    config = replace(config, parallel=ParallelConfig(tensor=distributed.world_size()))
+    config = replace(config, parallel=ParallelConfig(tensor=tensor))
     distributed.start(platform, config.parallel)
     model = VideoGPT(config, channels, platform, "reference")
     checkpoint.load_weights(path, [model], average)

@@ -1,0 +1,210 @@
+"""Conversion in one process: the golden checkpoint, mixed types, a stock Phi-3 folder, what does not fit, what is damaged on the disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_videogpt.config.load import load_config
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.convert import ingest
+from megatron_videogpt.convert.folder import Folder
+from megatron_videogpt.train.folders import latest
+from tests.conversion import MODELS, TINY, folder_of, same, tensors_of, to_folder, to_run
+from tests.hub_folder import HINTS
+
+pytestmark = pytest.mark.usefixtures("processes")
+
+
+def one_line(caught: Any, *parts: str) -> str:
+    text = str(caught.value)
+    assert "\n" not in text and all(part in text for part in parts), text
+    return text
+
+
+def precision(path: Path) -> str:
+    """Of a converted run's checkpoint."""
+    found = latest(path)
+    assert found is not None and found.name == "step_00000000"
+    return load_config(found / "config.toml").train.precision
+
+
+def test_the_golden_checkpoint_comes_back(reference: Path, tmp_path: Path) -> None:
+    golden = reference / "tiny_mha"
+    with pytest.raises(ValueError) as caught:
+        to_run(golden, tmp_path / "none")
+    one_line(caught, "--hint-ids")
+    to_run(golden, tmp_path / "run", hint_ids=(5, 6, 7))
+    back = to_folder(tmp_path / "run", tmp_path / "back", license="mit")
+    same(back, load_file(golden / "model.safetensors"))
+    original, config = (json.loads((folder / "config.json").read_text()) for folder in (golden, tmp_path / "back"))
+    assert {key: config[key] for key in original} == original
+    added = {"patch_size": 2, "in_channels": 4, "pos_embed_max_size": 32, "diffusion_token_id": 5, "img_start_token_id": 6, "img_end_token_id": 7}
+    assert {key: config[key] for key in added} == added and config["auto_map"]["AutoModel"].endswith("VideoGPTModel")
+    assert (tmp_path / "back" / "extra.json").read_bytes() == (golden / "extra.json").read_bytes()
+    assert (tmp_path / "back" / "README.md").read_text().startswith("---\nlicense: mit\nlibrary_name: transformers\n")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, processes: None) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run from a folder of mixed types with an unknown tensor, and what the folder held."""
+    work = tmp_path_factory.mktemp("mixed")
+    tensors = tensors_of(MODELS["grouped-query"], "mixed") | {"other.counts": torch.arange(5)}
+    folder = folder_of(work / "folder", MODELS["grouped-query"], tensors)
+    with pytest.raises(ValueError) as caught:
+        to_run(folder, work / "none")
+    one_line(caught, "other.counts", "--allow-extra")
+    to_run(folder, work / "run", allow_extra=True)
+    return work / "run", tensors
+
+
+def test_each_tensor_keeps_its_type(mixed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    path, tensors = mixed
+    assert precision(path) == "fp32"
+    same(to_folder(path, tmp_path / "back", max_bytes=20_000), tensors)
+    assert len(list((tmp_path / "back").glob("model-*-of-*.safetensors"))) > 1
+    assert (tmp_path / "back" / "LICENSE").read_text() == "terms" and json.loads((tmp_path / "back" / "added_tokens.json").read_text())["<img>"] == HINTS[1]
+    assert "\nlicense: apache-2.0\n" in (tmp_path / "back" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_type_by_choice(mixed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, dtype: torch.dtype) -> None:
+    path, tensors = mixed
+    cast = {key: value.to(dtype) if value.is_floating_point() and key != "pos_embed" else value for key, value in tensors.items()}
+    same(to_folder(path, tmp_path / "back", dtype=dtype), cast)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_type_by_choice_on_the_way_in(tmp_path: Path) -> None:
+    tensors = tensors_of(TINY, "fp32")
+    to_run(folder_of(tmp_path / "folder", TINY, tensors), tmp_path / "run", dtype=torch.bfloat16)
+    assert precision(tmp_path / "run") == "bf16"
+    same(to_folder(tmp_path / "run", tmp_path / "back"), {key: value if key == "pos_embed" else value.bfloat16() for key, value in tensors.items()})
+
+
+def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    from megatron_videogpt.train import checkpoint, run
+    from megatron_videogpt.train.distributed import RunError
+
+    path = mixed[0]
+    config = replace(load_config(path / "config.toml"), train=TrainConfig(output=str(path), precision="fp32"))
+    with pytest.raises(RunError) as caught:
+        run._restore(SimpleNamespace(config=config, output=path, phase=lambda text: None))  # type: ignore[arg-type]
+    one_line(caught, "train.init_from", "train.output")
+    # Without a VAE nobody knows which codec it was.
+    checkpoint.check_same_codec(checkpoint.find(path), SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
+
+
+def test_keys_that_do_not_fit_are_listed_together(tmp_path: Path) -> None:
+    tensors = tensors_of(TINY, "fp32")
+    del tensors["llm.norm.weight"], tensors["x_embedder.proj.bias"]
+    tensors["llm.layers.1.mlp.down_proj.weight"] = torch.zeros(32, 47)
+    tensors["t_embedder.mlp.0.bias"] = torch.zeros(32, dtype=torch.int32)
+    tensors["llm.rotary.inv_freq"] = torch.zeros(4)
+    folder = folder_of(tmp_path / "folder", TINY, tensors)
+    with pytest.raises(ValueError) as caught:
+        to_run(folder, tmp_path / "run")
+    one_line(caught, "5 tensors", "llm.norm.weight is missing", "x_embedder.proj.bias is missing", "[32, 47] and not [32, 48]", "int32", "llm.rotary.inv_freq")
+    model, channels = ingest.sizes_of(Folder(folder))
+    with pytest.raises(ValueError) as caught:
+        ingest.check_keys(Folder(folder), replace(model, num_layers=9), channels, allow_extra=True)
+    # 7 layers of 6 tensors, and the four above.
+    assert one_line(caught, "46 tensors", "and 26 more").count("; ") == 20
+
+
+def test_what_was_written_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_videogpt.convert import export, new_run
+
+    folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "bf16"))
+    with monkeypatch.context() as planted:
+        planted.setattr(new_run, "shard", lambda entry, tensor, rank, size: tensor.flip(0) if entry.name.endswith("linear_qkv.weight") else tensor)
+        with pytest.raises(ValueError) as caught:
+            to_run(folder, tmp_path / "wrong")
+        one_line(caught, "qkv_proj", "is not what was written")
+    to_run(folder, tmp_path / "run")
+
+    def damage(*args: Any) -> Any:
+        files = written(*args)
+        data = bytearray(files[0].read_bytes())
+        data[-1] ^= 1
+        files[0].write_bytes(data)
+        return files
+
+    written = export.write_tensors
+    monkeypatch.setattr(export, "write_tensors", damage)
+    with pytest.raises(ValueError) as caught:
+        to_folder(tmp_path / "run", tmp_path / "back")
+    one_line(caught, "is not what was written")
+
+
+def stock(path: Path, tokens: dict[str, int] | None, rows: int = 32064) -> dict[str, torch.Tensor]:
+    """A stock Phi-3 folder: the backbone alone, under its own names."""
+    tensors = {key: value for key, value in tensors_of(TINY, "bf16").items() if key.startswith("llm.")}
+    tensors = {"model." + key.removeprefix("llm."): value for key, value in tensors.items()} | {"lm_head.weight": torch.randn(rows, 32).bfloat16()}
+    tensors["model.embed_tokens.weight"] = torch.randn(rows, 32).bfloat16()
+    folder_of(path, TINY, tensors, architectures=["Phi3ForCausalLM"], vocab_size=rows)
+    (path / "added_tokens.json").unlink()
+    if tokens is not None:
+        (path / "tokenizer.json").write_text(
+            json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": k, "id": n} for k, n in tokens.items()]})
+        )
+    return tensors
+
+
+def test_the_backbone_of_a_stock_phi_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "STOCK_TABLE", 8)
+    tensors = stock(tmp_path / "phi", {"<|endoftext|>": 32000, "<|user|>": 32010})
+    source = to_run(tmp_path / "phi", tmp_path / "run")
+    assert source.hint_ids == (32011, 32012, 32013) and source.channels == 4
+    back = to_folder(tmp_path / "run", tmp_path / "back")
+    for key, value in tensors.items():
+        ours = back[key.replace("model.", "llm.")]
+        if key == "model.embed_tokens.weight":
+            # The rows that were free start afresh, spread as a fresh model's are; all others are as they were.
+            fresh = ours[32011:32014].float()
+            assert 0.01 < float(fresh.std()) < 0.03
+            value = torch.cat([value[:32011], ours[32011:32014], value[32014:]])
+        assert ours.dtype == value.dtype and torch.equal(ours, value)
+    assert not back["x_embedder.proj.weight"].any() and back["input_x_embedder.proj.weight"].any() and back["time_token.mlp.2.weight"].any()
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["diffusion_token_id"] == 32011
+    # It is one in the released layout now.
+    to_run(tmp_path / "back", tmp_path / "again")
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(None, 32064), ({"x": 32012}, 32064), ({"x": 3}, 32012)])
+def test_stock_ids_that_are_not_known_to_be_free(tmp_path: Path, tokens: dict[str, int] | None, rows: int) -> None:
+    stock(tmp_path / "phi", tokens, rows)
+    with pytest.raises(ValueError) as caught:
+        ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), None, None, False)
+    one_line(caught, "--hint-ids", "not known to be free")
+    assert ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, 6), None, False).hint_ids == (4, 5, 6)
+    with pytest.raises(ValueError, match="three different rows"):
+        ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, rows), None, False)
+
+
+def test_a_training_configuration_from_outside(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32"))
+    assert ingest.folder_config(folder).sample == Config().sample
+    (folder / "videogpt_config.toml").write_text("[sample]\nsteps = 7\n[model]\nnum_layers = 99\n")
+    config = ingest.folder_config(folder)
+    assert config.sample.steps == 7 and config.model.num_layers == 2 and config.model.num_query_groups == 0
+    (folder / "videogpt_config.toml").write_text('base = "/etc/passwd"\n')
+    with pytest.raises(ValueError):
+        ingest.folder_config(folder)
+
+
+def test_a_tiny_codec_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "TinyAutoencoder"}')
+    save_file({"encoder.0.weight": torch.zeros(3)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="another tiny codec"):
+        ingest.codec_of(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "os.system"}')
+    with pytest.raises(ValueError, match="expected one of AutoencoderKL"):
+        ingest.codec_of(tmp_path)
