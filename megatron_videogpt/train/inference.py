@@ -11,6 +11,8 @@ import torch
 from ..attention.choice import obstacle
 from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
+from ..convert.folder import Folder
+from ..convert.ingest import folder_config, is_stock, open_source
 from ..data.codec import build_codec
 from ..hub.sampling_videogpt import Denoiser
 from ..model.denoiser import build_denoiser
@@ -53,27 +55,23 @@ def is_released(source: Path) -> bool:
 
 
 def _load_released(source: Path, step: int | None, platform: str, average: bool) -> tuple[VideoGPT, Config]:
-    from ..convert.folder import Folder
-    from ..convert.ingest import check_keys, folder_config
-    from ..convert.released import tensor_source
-
     if step is not None or average:
         raise RunError(f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average")
     try:
         folder = Folder(source)
-        config, device = _prepare(folder_config(source), platform)
-        codec = build_codec(config.codec)
-        check_keys(folder, config.model, codec.channels, allow_extra=True)
-        hints = folder.hint_ids()
-        if hints is None:
-            raise ValueError(f"{source}: no ids of the hint tokens in its tokenizer or config.json; convert it with tools/convert_checkpoint.py --hint-ids")
-        tensor_of = tensor_source(source, hints)
+        if is_stock(folder):
+            raise ValueError(
+                f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first"
+            )
+        config = folder_config(source)
+        weights = open_source(folder, config.codec, None, None, allow_extra=True)
     except ValueError as error:
         # Every process opens the same folder and finds the same.
         raise RunError(str(error)) from error
+    config, device = _prepare(config, platform)
     backend, _ = choose_attention(config, device)
-    model = VideoGPT(config, codec.channels, device, backend)
-    load_released(model, config.model, tensor_of)
+    model = VideoGPT(config, weights.channels, device, backend)
+    load_released(model, config.model, weights.tensor)
     return model, config
 
 
