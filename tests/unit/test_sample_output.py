@@ -18,7 +18,7 @@ from megatron_videogpt.config.schema import PhysicsConfig
 from megatron_videogpt.data.decode import probe, read_frames, to_model_range, write_video
 from megatron_videogpt.data.physics import render_scene
 from megatron_videogpt.hub.sampling_videogpt import Recompute
-from megatron_videogpt.sample import cli
+from megatron_videogpt.sample import cli, compare
 from megatron_videogpt.sample.generate import Clip, Model, generate
 from megatron_videogpt.sample.output import Output
 from megatron_videogpt.sample.prompts import Prompt
@@ -127,6 +127,39 @@ def test_command_continues_many_inputs_and_goes_on_after_a_bad_one(model, tmp_pa
     assert sample_command(folder, "--output", folder / "out", "--formats", "png") == 1
     assert sample_command(folder, "--output", folder / "out", "--formats", "png") == 1
     assert sorted(path.name for path in (folder / "out").glob("*.png")) == ["a.png", "a_2.png", "c.png"]
+
+
+def test_comparisons_are_told_written_and_averaged(model, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def differences(predicted, truth, lpips):
+        """A stand-in for the measures, which have tests of their own: the differences of the frames' means."""
+        seen.append((predicted.shape, truth.shape, lpips))
+        values = [abs(float(a.mean()) - float(b.mean())) for a, b in zip(predicted, truth)]
+        return {"frames": len(values), "psnr": values, "ssim": None, "lpips": None, "mean": {"psnr": sum(values) / len(values), "ssim": None, "lpips": None}}
+
+    monkeypatch.setattr(compare, "compare", differences)
+    monkeypatch.setattr(compare, "find_lpips", lambda: (None, "no LPIPS: none here"))
+    a, b = ramp(tmp_path / "a.mp4", step=5), ramp(tmp_path / "b.mp4", 10, step=12)
+    Image.new("RGB", (32, 32)).save(tmp_path / "c.png")
+    command = ("--clips", "2,2", "--interval", 1, "--compare", "--formats", "mp4")
+    assert sample_command(a, b, tmp_path / "c.png", "--output", tmp_path / "out", *command) == 0
+    text = capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    # Nothing moves in the prediction: the truth is 1, 2, 3 and 4 steps away.
+    assert list(facts["prompts"]) == ["a", "b"] and facts["prompts"]["a"]["psnr"] == pytest.approx([5, 10, 15, 20], abs=2)
+    assert facts["prompts"]["b"]["mean"]["psnr"] == pytest.approx(30, abs=2) and facts["mean"] == {
+        "psnr": pytest.approx((facts["prompts"]["a"]["mean"]["psnr"] + facts["prompts"]["b"]["mean"]["psnr"]) / 2),
+        "ssim": None,
+        "lpips": None,
+    }
+    assert text.startswith("no LPIPS: none here\n") and text.count("nothing to compare with") == 1 and text.count("(mean of 4 frames)") == 2
+    assert f"mean of 2 prompts: PSNR {facts['mean']['psnr']:.2f} dB\n" in text and (tmp_path / "out" / "metrics.png").is_file()
+    assert {(first[0], second[0]) for first, second, _ in seen} == {(4, 4)}
+    assert sample_command(a, "--output", tmp_path / "x.y.mp4", *command) == 0
+    assert json.loads((tmp_path / "x.y.metrics.json").read_text())["prompts"] == {"a": facts["prompts"]["a"]}
+    assert sample_command(tmp_path / "c.png", "--output", tmp_path / "c.mp4", *command) == 0
+    assert not (tmp_path / "c.metrics.json").exists() and "no metrics: none of the inputs" in capsys.readouterr().out
 
 
 def test_inputs_may_stand_between_options(model, tmp_path):
