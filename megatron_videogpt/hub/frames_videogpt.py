@@ -14,6 +14,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,19 +63,38 @@ def load_vae(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     kind = settings.pop("_class_name", None)
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: no .safetensors file in it; pickled weights are never loaded")
-    if kind == "TinyAutoencoder":
-        try:
-            code = import_module(".tiny_codec", __package__) if __package__ else import_module("tiny_codec")
-        except ImportError:
-            raise ValueError(f"{folder}: the tiny codec's code is not beside {Path(__file__).name}; import the pipeline from the exported folder") from None
-        tiny = code.TinyAutoencoder(code.TinyShape(**{key: value for key, value in settings.items() if not key.startswith("_")}))
-        tiny.load_state_dict(load_file(folder / VAE_WEIGHTS))
-        vae: nn.Module = TinyVAE(tiny)
-    elif kind in VAE_CLASSES:
-        vae = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    else:
-        raise ValueError(f"{folder}/config.json: _class_name is {kind!r}; expected TinyAutoencoder, {', '.join(VAE_CLASSES)}")
+    try:
+        vae = _tiny(folder, settings) if kind == "TinyAutoencoder" else _diffusers(folder, kind)
+    except (OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder}: does not load as the {kind} that its config.json names ({one_line(error)})") from error
     return vae.to(dtype or torch.float32).eval().requires_grad_(False)
+
+
+def _tiny(folder: Path, settings: dict[str, Any]) -> nn.Module:
+    try:
+        code = import_module(".tiny_codec", __package__) if __package__ else import_module("tiny_codec")
+    except ImportError:
+        raise ValueError(f"{folder}: the tiny codec's code is not beside {Path(__file__).name}; import the pipeline from the exported folder") from None
+    tiny = code.TinyAutoencoder(code.TinyShape(**{key: value for key, value in settings.items() if not key.startswith("_")}))
+    tiny.load_state_dict(load_file(folder / VAE_WEIGHTS))
+    return TinyVAE(tiny)
+
+
+def _diffusers(folder: Path, kind: str | None) -> nn.Module:
+    if kind not in VAE_CLASSES:
+        raise ValueError(f"{folder}/config.json: _class_name is {kind!r}; expected TinyAutoencoder, {', '.join(VAE_CLASSES)}")
+    # diffusers fills missing weights with random numbers and only warns, hence the loading report.
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True, "low_cpu_mem_usage": False}
+    vae, report = getattr(diffusers, kind).from_pretrained(folder, **options)
+    if report["missing_keys"]:
+        raise ValueError(f"{folder}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
+    return vae
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks, cut where it is long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def model_index(vae_class: str | None) -> dict[str, Any]:

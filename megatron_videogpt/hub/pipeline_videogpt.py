@@ -13,17 +13,18 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 try:
     from .denoiser_videogpt import denoiser_of
-    from .frames_videogpt import decode, encode, load_vae, pixel_multiple, resize_frames, to_videos, write_code
+    from .frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code
     from .modeling_videogpt import VideoGPTModel
     from .sampling_videogpt import Noise, Settings, Step, rollout, sigmas
 except ImportError:  # the folder itself is on sys.path
     from denoiser_videogpt import denoiser_of  # type: ignore[no-redef]
-    from frames_videogpt import decode, encode, load_vae, pixel_multiple, resize_frames, to_videos, write_code  # type: ignore[no-redef]
+    from frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code  # type: ignore[no-redef]
     from modeling_videogpt import VideoGPTModel  # type: ignore[no-redef]
     from sampling_videogpt import Noise, Settings, Step, rollout, sigmas  # type: ignore[no-redef]
 
@@ -67,7 +68,11 @@ class VideoGPTPipeline(DiffusionPipeline):
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder}: no folder with a config.json; a repository of the Hub: pass what huggingface_hub.snapshot_download returns")
         codec = load_vae(folder / "vae", vae_dtype) if vae is None else vae
-        model, report = VideoGPTModel.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True)
+        try:
+            options = {"dtype": dtype or "auto", "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+            model, report = VideoGPTModel.from_pretrained(folder, **options)
+        except (OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+            raise ValueError(f"{folder}: its weights do not load into the model of its config.json ({one_line(error)})") from error
         if report["missing_keys"]:
             # transformers fills them with random numbers and only warns.
             missing = sorted(report["missing_keys"])

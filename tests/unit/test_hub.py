@@ -354,6 +354,16 @@ def test_folders_that_do_not_load(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 weights are missing, llm.norm.weight"):
         VideoGPTPipeline.from_pretrained(folder)
+    save_file({**weights, "llm.norm.weight": torch.zeros(32)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="do not load into the model") as error:
+        VideoGPTPipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = vae.read_bytes()
+    vae.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="does not load as the AutoencoderKL") as error:
+        VideoGPTPipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "pickled.bin")
     with pytest.raises(ValueError, match="pickled weights are never loaded"):
         VideoGPTPipeline.from_pretrained(folder)
