@@ -46,7 +46,9 @@ def folder_of(path: Path, tiny: dense.Tiny, tensors: dict[str, Tensor], **fields
     return path
 
 
-def to_run(folder: Path, run: Path, dtype: torch.dtype | None = None, codec: CodecConfig | None = None, **options: Any) -> ingest.Source:
+def to_run(
+    folder: Path, run: Path, dtype: torch.dtype | None = None, codec: CodecConfig | None = None, vae: Path | None = None, **options: Any
+) -> ingest.Source:
     """What `from-hf` does in one process; the fixture `processes` comes first."""
     from megatron_videogpt.convert import new_run
 
@@ -55,15 +57,15 @@ def to_run(folder: Path, run: Path, dtype: torch.dtype | None = None, codec: Cod
     config = new_run.run_config(source, codec, run, 1, 1)
     new_run.checkpoint_of(run).mkdir(parents=True)
     new_run.write_checkpoint(source, config, new_run.checkpoint_of(run), ignore)
-    new_run.finish(source, config, run, None, ignore)
+    new_run.finish(source, config, run, vae, ignore)
     return source
 
 
-def to_folder(run: Path, folder: Path, license: str | None = None, max_bytes: int = 10**9, **options: Any) -> dict[str, Tensor]:
+def to_folder(run: Path, folder: Path, license: str | None = None, max_bytes: int = 10**9, tokenizer: Path | None = None, **options: Any) -> dict[str, Tensor]:
     """What `to-hf` does; returns the tensors as safetensors' own reader finds them."""
     from megatron_videogpt.convert.export import Export, write_folder
 
-    write_folder(Export(run, **options), folder, max_bytes, None, None, license, ignore)
+    write_folder(Export(run, **options), folder, max_bytes, None, tokenizer, license, ignore)
     return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}
 
 

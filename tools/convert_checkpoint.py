@@ -141,10 +141,19 @@ def start(tensor: int = 1, pipeline: int = 1) -> None:
 
 
 def stop() -> None:
-    """Leave the process groups."""
-    from megatron_videogpt.train import distributed
+    """Leave the process groups, if it came to that."""
+    started = sys.modules.get("megatron_videogpt.train.distributed")
+    if started is not None:
+        started.stop()
 
-    distributed.stop()
+
+def check_verify() -> None:
+    """ValueError where `--verify` cannot work here."""
+    try:
+        import megatron_videogpt.hub.modeling_videogpt  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"--verify needs the stand-alone model, which needs transformers: pip install -e '.[hub]' ({reason})") from error
 
 
 def compare_predictions(checkpoint: Path, config: Any, folder: Path, hint_ids: tuple[int, int, int], channels: int, average: bool) -> None:
@@ -170,6 +179,8 @@ def to_hf(args: argparse.Namespace) -> None:
 
     if args.vae is not None:
         codec_of(args.vae)
+    if args.verify:
+        check_verify()
     export = Export(args.source, args.step, args.weights == "average", dtype_of(args.dtype))
     entries = export.entries()
     total = sum(entry.size for entry in entries)
@@ -210,6 +221,8 @@ def from_hf(args: argparse.Namespace) -> None:
     config = new_run.run_config(source, codec, args.output, args.tensor, args.pipeline)
     if args.verify and source.stock:
         raise ValueError("--verify: a stock Phi-3 folder has no video model to compare with; leave it out")
+    if args.verify:
+        check_verify()
     partial = args.output.with_name(args.output.name + ".partial")
     weights, side = source.bytes()
     title = f"{args.source.name} to {args.output.name}"
@@ -225,7 +238,7 @@ def from_hf(args: argparse.Namespace) -> None:
         with progress(title if alone else "reading back", weights * (1 + alone) + 2 * side) as advance:
             if alone:
                 new_run.write_checkpoint(source, config, new_run.checkpoint_of(partial), advance)
-            new_run.finish(source, config, partial, vae, advance)
+            new_run.finish(source, config, partial, args.vae, advance)
         if args.verify:
             compare_predictions(new_run.checkpoint_of(partial), config, args.source, source.hint_ids, source.channels, False)
     layout = f"TP{args.tensor} x PP{args.pipeline}, {config.train.precision}"

@@ -18,7 +18,7 @@ from ..model.embed import position_axis
 from ..train import checkpoint
 from ..train.folders import read_state
 from .card import model_card
-from .folder import Entry, Folder, write_tensors
+from .folder import CARRIED_NAMES, CARRIED_STARTS, Entry, Folder, write_tensors
 from .ingest import CODECS, TRAINING, codec_of
 from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
 from .sharded import Weights
@@ -28,6 +28,9 @@ from .untrusted import read_object
 
 SCRATCH_HINT_IDS, SCRATCH_VOCABULARY = (1, 2, 3), 4
 """The text table of a model that never had one: a placeholder of zeros, then the three hint rows."""
+
+NO_TOKENIZER = (*CARRIED_STARTS, "generation_config.json", "extra.json")
+"""Starts of the names of files that travel along and are not the tokenizer's."""
 
 
 class Export:
@@ -125,8 +128,7 @@ def write_folder(
         return replace(entry, read=read)
 
     folder.mkdir(parents=True)
-    entries = export.entries()
-    written = write_tensors(folder, [noted(entry) for entry in entries], max_bytes, progress)
+    # What can be wrong with it shows before the slow part.
     _write_files(export, folder, vae, tokenizer)
     side, config = export.side, export.config
     original, longest = (side.facts["config"] if side else None), (None if export.untouched else _side_of(config))
@@ -138,6 +140,8 @@ def write_folder(
     write_code(folder, vae_config.is_file() and CODECS.get(read_object(vae_config).get("_class_name", "")) == "tiny")
     (folder / TRAINING).write_text(config_to_toml(config), encoding="utf-8")
     (folder / "README.md").write_text(model_card(export, license), encoding="utf-8")
+    entries = export.entries()
+    written = write_tensors(folder, [noted(entry) for entry in entries], max_bytes, progress)
     _check_written(folder, entries, digests, progress)
     return written
 
@@ -149,17 +153,16 @@ def _side_of(config: Config) -> int:
 
 def _write_files(export: Export, folder: Path, vae: Path | None, tokenizer: Path | None) -> None:
     """What travels along, then what was asked for in its place, else the codec that the run was trained with."""
-    names = export.side.files() if export.side else []
-    for name in names:
-        if (vae is None or name.parts[0] != "vae") and (tokenizer is None or "tokenizer" not in name.as_posix()):
+    side = export.side
+    for name in side.files() if side else []:
+        kept = vae is None if name.parts[0] == "vae" else tokenizer is None or name.name.startswith(NO_TOKENIZER)
+        if side is not None and kept:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(export.side.path / "files" / name, target)  # type: ignore[union-attr]
-    if tokenizer is not None:
-        found = [path for path in sorted(tokenizer.iterdir()) if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja")]
-        for path in found:
-            if path.name != "config.json":
-                shutil.copyfile(path, folder / path.name)
+            shutil.copyfile(side.path / "files" / name, target)
+    for path in sorted(tokenizer.iterdir()) if tokenizer is not None else []:
+        if path.name in CARRIED_NAMES and path.is_file() and not path.name.startswith(NO_TOKENIZER):
+            shutil.copyfile(path, folder / path.name)
     if vae is not None:
         write_vae(folder, codec_of(vae))
     elif not (folder / "vae").is_dir() and (export.config.codec.name == "tiny" or export.config.codec.path):

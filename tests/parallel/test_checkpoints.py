@@ -20,10 +20,17 @@ DECAY = 0.75
 EXPORT = """
 import sys
 from pathlib import Path
-from tools.export_weights import export
+from megatron_videogpt.platforms import activate
+platform = activate("cpu")
+from megatron_videogpt.config.schema import ParallelConfig
+from megatron_videogpt.convert.export import Export, write_folder
+from megatron_videogpt.train import distributed
+distributed.start(platform, ParallelConfig())
 for step in map(int, sys.argv[2].split(",")):
     for kind in ("trained", "average"):
-        export(Path(sys.argv[1]), step, kind == "average", Path(sys.argv[3]) / f"{kind}_{step}.safetensors")
+        export = Export(Path(sys.argv[1]), step, kind == "average")
+        write_folder(export, Path(sys.argv[3]) / f"{kind}_{step}", 10**9, None, None, None, lambda count: None)
+distributed.stop()
 """
 
 
@@ -32,11 +39,11 @@ def folders(output: Path) -> list[str]:
 
 
 def exported(output: Path, steps: tuple[int, ...], folder: Path) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
-    """Weights and averages of checkpoints, read by one process."""
+    """Weights and averages of checkpoints, exported by one process."""
     folder.mkdir()
     result = run([sys.executable, "-c", EXPORT, str(output), ",".join(map(str, steps)), str(folder)])
     assert result.returncode == 0, result.stderr
-    return {(kind, step): load_file(folder / f"{kind}_{step}.safetensors") for kind in ("trained", "average") for step in steps}
+    return {(kind, step): load_file(folder / f"{kind}_{step}" / "model.safetensors") for kind in ("trained", "average") for step in steps}
 
 
 @pytest.fixture(scope="module")

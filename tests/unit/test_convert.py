@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,12 @@ from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.convert import ingest
 from megatron_videogpt.convert.folder import Folder
+from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.train.folders import latest
 from tests.conversion import MODELS, TINY, folder_of, same, tensors_of, to_folder, to_run
+from tests.data.vae import small_kl
 from tests.hub_folder import HINTS
+from tools import convert_checkpoint
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -198,6 +202,60 @@ def test_a_training_configuration_from_outside(tmp_path: Path) -> None:
     (folder / "videogpt_config.toml").write_text('base = "/etc/passwd"\n')
     with pytest.raises(ValueError):
         ingest.folder_config(folder)
+
+
+def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
+    from megatron_videogpt.train.folders import read_state
+
+    vae = tmp_path / "vae"
+    small_kl(vae)
+    codec = ingest.codec_of(vae)
+    folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32"))
+    with pytest.raises(ValueError, match="holds autoencoder_kl"):
+        ingest.codec_of(vae, "tiny")
+    to_run(folder, tmp_path / "run", codec=codec, vae=vae)
+    config = load_config(tmp_path / "run" / "config.toml")
+    assert Path(config.codec.path) == tmp_path / "run" / "released" / "files" / "vae"
+    assert build_codec(config.codec).fingerprint == build_codec(codec).fingerprint == read_state(latest(tmp_path / "run") or vae)["codec"]
+    to_folder(tmp_path / "run", tmp_path / "back")
+    for path in vae.iterdir():
+        assert (tmp_path / "back" / "vae" / path.name).read_bytes() == path.read_bytes()
+    assert json.loads((tmp_path / "back" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
+    # A folder whose model has other channels than its VAE.
+    other = folder_of(tmp_path / "other", replace(TINY, channels=3), tensors_of(replace(TINY, channels=3), "fp32"))
+    with pytest.raises(ValueError, match="3 latent channels, but its codec autoencoder_kl has 4"):
+        to_run(other, tmp_path / "none", codec=codec, vae=vae)
+
+
+def test_a_tokenizer_in_place_of_the_one_that_came_along(tmp_path: Path, mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    (tmp_path / "tokens").mkdir()
+    for name in ("tokenizer.json", "config.json", "LICENSE"):
+        (tmp_path / "tokens" / name).write_text("{}")
+    to_folder(mixed[0], tmp_path / "back", tokenizer=tmp_path / "tokens")
+    assert (tmp_path / "back" / "tokenizer.json").is_file() and not (tmp_path / "back" / "added_tokens.json").exists()
+    assert (tmp_path / "back" / "LICENSE").read_text() == "terms" and len((tmp_path / "back" / "config.json").read_text()) > 100
+
+
+def test_the_command_line_says_what_it_expects(tmp_path: Path) -> None:
+    assert [convert_checkpoint.size(text) for text in ("5GB", "500mb", "1.5K", "7")] == [5 * 10**9, 5 * 10**8, 1500, 7]
+    for text in ("", "GB", "-1", "0", "5XB"):
+        with pytest.raises(argparse.ArgumentTypeError, match="such as 5GB"):
+            convert_checkpoint.size(text)
+    assert convert_checkpoint.ids("1,2,3") == (1, 2, 3)
+    with pytest.raises(argparse.ArgumentTypeError, match="32011,32012,32013"):
+        convert_checkpoint.ids("1,2")
+    with pytest.raises(ValueError, match="exists already"):
+        convert_checkpoint.check_output(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        convert_checkpoint.check_output(tmp_path / "a" / "b")
+    with pytest.raises(KeyboardInterrupt), convert_checkpoint.appearing(tmp_path / "new") as partial:
+        partial.mkdir()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with convert_checkpoint.appearing(tmp_path / "new") as partial:
+        partial.mkdir()
+        assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_a_tiny_codec_that_is_not_ours(tmp_path: Path) -> None:
