@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.sample.generate import generate, load
 from megatron_videogpt.sample.prompts import Source, read_prompt
 from tests.parallel.launch import REPOSITORY, cli, torchrun
+from tests.parallel.launch import run as run_command
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
 CLIPS = ("bbb_clip_a.mp4", "imageio_cockatoo_portrait.mp4")
@@ -94,6 +96,25 @@ def test_three_processes_cannot_share_four_heads(run: Path, tmp_path: Path) -> N
     lines = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert result.returncode and len(lines) == 1, result.stderr
     assert "3 processes share the model" in lines[0] and "parallel.tensor = 3: must divide model.num_attention_heads = 4" in lines[0]
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_hugging_face_folder_is_the_same_model(run: Path, inputs: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    result = run_command([sys.executable, "tools/convert_checkpoint.py", "to-hf", str(run), "--output", str(folder)])
+    assert result.returncode == 0, result.stderr
+    ours, theirs = load(run), load(folder)
+    assert theirs.config.sample == ours.config.sample and theirs.codec.fingerprint == ours.codec.fingerprint
+    prompt = read_prompt(Source("bbb", Path(inputs[0])), ours.config, ours.codec, None, 2)
+    (first,), (second,) = (list(generate(model, [prompt], ours.config.sample, 0)) for model in (ours, theirs))
+    assert torch.equal(first.latents, second.latents) and float(first.latents.std()) > 0.05
+    for wrong in ({"step": 3}, {"average": True}):
+        with pytest.raises(ValueError, match="holds one set of weights"):
+            load(folder, **wrong)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(ValueError, match="model.safetensors") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("processes")
