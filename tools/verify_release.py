@@ -29,8 +29,8 @@ README says whether anybody has run this on the real weights.
 """
 
 EPILOG = """
-At the released size the round trip takes 16 GB of disk; for the predictions the weights alone take 8 GB of a GPU's memory, or 15 GB of the host's, where
-they take hours: --history, --clips and --steps make them shorter.
+At the released size the round trip needs 16 GB of disk; for the predictions the weights alone take 8 GB of a GPU's memory (bf16), or 15 GB of the host's
+(float32).  --history, --clips and --steps make predictions shorter.
 Exit status: 0 when nothing failed, 1 when something did, 2 for a wrong command line.
 
 examples:
