@@ -26,7 +26,8 @@ tools/convert_checkpoint.py from-hf and to-hf as separate processes, and compare
 What is measured, several times a second, over a command and all its child processes together:
   own memory     anonymous and shared memory (Pss_Anon + Pss_Shmem of /proc/PID/smaps_rollup): what the machine must have, or the command is killed
   with files     that and the pages of mapped files that are resident (Pss), which the kernel drops when memory runs short
-  VmHWM          the kernel's own highest resident set of each process, mapped files included, summed over processes: an upper bound, free of sampling
+  VmHWM          the kernel's own highest resident set of each process, summed: free of sampling, but mapped files count, and what processes share
+                 counts for each of them, so that it is far above the truth where a converter forks to write
 Bytes that were read or written without mapping lie in the system's page cache and count nowhere here.
 
 Exit status: 0, 1 when own memory exceeds the limit or a tensor differs, 2 when a conversion cannot run.

@@ -175,6 +175,23 @@ def test_a_tensor_that_comes_back_different_fails(release: Path, monkeypatch: py
         release_checks.check_round_trip(release_checks.Task(argparse.Namespace(folder=release, vae=None), work))
 
 
+def test_memory_of_a_conversion_counts_children_and_not_mapped_files(tmp_path: Path) -> None:
+    from tools import benchmark_conversion
+
+    mapped, million = tmp_path / "mapped", 10**6
+    mapped.write_bytes(bytes(300 * million))
+    child = f"held = bytearray(b'x') * {80 * million}; import time; time.sleep(1.5)"
+    parent = (
+        f"import mmap, subprocess, sys; held = bytearray(b'x') * {60 * million}; file = open({str(mapped)!r}); "
+        f"seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); sum(seen[::4096]); subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    peak, seconds = benchmark_conversion.measured([sys.executable, "-c", parent])
+    assert 140 * million < peak.own < 200 * million and peak.own + 250 * million < peak.with_files < 550 * million
+    assert len(peak.highest) == 2 and sum(peak.highest.values()) > peak.own and seconds > 1.5
+    with pytest.raises(ValueError, match="exit code 3"):
+        benchmark_conversion.measured([sys.executable, "-c", "import sys; sys.exit(3)"])
+
+
 def test_command_line(release: Path) -> None:
     from tools import verify_release
 
