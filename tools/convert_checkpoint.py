@@ -57,6 +57,13 @@ def ids(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
+def licence(text: str) -> str:
+    """A name that fits into the model card's front matter."""
+    if not re.fullmatch(r"[A-Za-z0-9.+-]{1,40}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a licence's identifier on the Hub, such as mit or apache-2.0")
+    return text
+
+
 def positive(text: str) -> int:
     """A whole number from 1."""
     if not text.isdigit() or not int(text):
@@ -75,7 +82,9 @@ def arguments() -> argparse.Namespace:
     out.add_argument("--weights", choices=("trained", "average"), default="trained", help="the weights, or their moving average (optimizer.ema_decay)")
     out.add_argument("--max-shard-size", type=size, default=size("5GB"), metavar="SIZE", help="largest file of weights, beyond which there are several (5GB)")
     out.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer files to put into the folder, instead of those the run came with")
-    out.add_argument("--license", metavar="NAME", help="of the model card, such as mit (default: that of the folder the run came from, or unknown)")
+    out.add_argument(
+        "--license", type=licence, metavar="NAME", help="of the model card, such as mit (default: that of the folder the run came from, or unknown)"
+    )
     back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
     back.add_argument("source", type=Path, metavar="FOLDER", help="folder with config.json and safetensors")
     back.add_argument("--tensor", type=positive, default=1, metavar="N", help="tensor parallel size of the checkpoint (1); any layout can load it")
