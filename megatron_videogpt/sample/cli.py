@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
         for row in job.rows(sources):
             results.update(job.sample(row, bases, lpips))
     if args.compare and is_first():
-        base = args.output.with_name(f"{args.output.stem}.metrics") if _is_file(args.output) else args.output / "metrics"
-        _write_comparison(results, output_path(base, ".json"), output_path(base, ".png"))
+        _write_comparison(results, *_metrics(args.output))
     if job.skipped and is_first():
         print(f"{len(sources) - job.skipped} of {len(sources)} inputs continued, {job.skipped} skipped (named above)", file=sys.stderr)
     return 1 if job.skipped else 0
@@ -47,31 +46,36 @@ def _is_file(output: Path) -> bool:
 
 
 def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Path]]:
-    """What can be told before anything slow starts: the inputs, and by their names where the files of each go."""
+    """What can be told before anything slow starts: the inputs, and by their names where the files of each go, without endings."""
     output: Path = args.output
     if args.batch < 1:
         raise ValueError(f"--batch {args.batch}: must be at least 1")
     if output.suffix.lower() in (EXTENSIONS | IMAGES) - {".mp4"}:
         raise ValueError(f"--output {output}: must end in .mp4 or be a folder; --formats {','.join(FORMATS)} chooses what is written")
+    if output.exists() and output.is_dir() == _is_file(output):
+        raise ValueError(f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}")
     paths = [*args.inputs, *args.video]
     if not paths and not args.scene:
         raise ValueError("nothing to continue: give a video, an image, a folder of them, or --scene bounce/3")
     sources = find_sources(paths, args.scene, output)
+    if len(sources) > 1 and _is_file(output):
+        raise ValueError(f"--output {output}: must be a folder for {len(sources)} inputs")
     if len(sources) == 1:
         _check_only(sources[0])
-        bases = {sources[0].name: output.with_suffix("") if _is_file(output) else output / sources[0].name}
-    elif _is_file(output):
-        raise ValueError(f"--output {output}: must be a folder for {len(sources)} inputs")
-    else:
-        bases = {source.name: output / source.name for source in sources}
-    if output.is_dir() if _is_file(output) else output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output}: is a {'folder' if _is_file(output) else 'file'}; expected {'an mp4' if _is_file(output) else 'a folder'}")
+    bases = {source.name: output.with_suffix("") if _is_file(output) else output / source.name for source in sources}
+    written = [output_path(base, ending) for base in bases.values() for ending in (*(FORMATS[name] for name in args.formats), REPORT)]
+    written += _metrics(output) if args.compare else ()
     read = {source.path.resolve() for source in sources if source.path is not None}
-    for base in bases.values():
-        for path in (output_path(base, ending) for ending in (*(FORMATS[name] for name in args.formats), REPORT)):
-            if path.resolve() in read:
-                raise ValueError(f"--output {output}: would overwrite the input {path}; use another name or folder")
+    for path in written:
+        if path.resolve() in read:
+            raise ValueError(f"--output {output}: would overwrite the input {path}; use another name or folder")
     return sources, bases
+
+
+def _metrics(output: Path) -> tuple[Path, Path]:
+    """Where a comparison goes, and its plot."""
+    base = output.with_name(f"{output.stem}.metrics") if _is_file(output) else output / "metrics"
+    return output_path(base, ".json"), output_path(base, ".png")
 
 
 def _check_only(source: Source) -> None:

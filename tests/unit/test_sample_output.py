@@ -6,6 +6,7 @@ import gc
 import json
 import tracemalloc
 import weakref
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from megatron_videogpt.__main__ import main
-from megatron_videogpt.config.schema import PhysicsConfig
+from megatron_videogpt.config.schema import PhysicsConfig, SampleConfig
 from megatron_videogpt.data.decode import probe, read_frames, to_model_range, write_video
 from megatron_videogpt.data.physics import render_scene
 from megatron_videogpt.hub.sampling_videogpt import Recompute
@@ -56,7 +57,7 @@ def test_the_settings_given_decide_not_those_of_the_model():
         return Recompute(noisy)
 
     model = Model(denoiser, CONFIG, Unshuffle(), torch.device("cpu"))
-    settings = CONFIG.sample.__class__(clips=(1, 1), window=4, steps=1, guidance=1.0, cache=False)
+    settings = SampleConfig(clips=(1, 1), window=4, steps=1, guidance=1.0, cache=False)
     (done,) = generate(model, [prompt(0)], settings, 0)
     assert built == [settings] and len(done.frames) == 2
 
@@ -168,6 +169,26 @@ def test_inputs_may_stand_between_options(model, tmp_path):
     assert json.loads((tmp_path / "out" / "b.json").read_text())["settings"]["clips"] == [1, 1, 1]
 
 
+def test_a_codec_that_joins_frames_is_written_after_the_last_clip(monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model(codec=Joining()))
+    Image.new("RGB", (32, 32), (127, 127, 127)).save(tmp_path / "grey.png")
+    assert sample_command(tmp_path / "grey.png", "--output", tmp_path / "x.mp4", "--formats", "mp4,png,latents") == 0
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert (report["given_frames"], report["generated_frames"], report["settings"]["history"]) == (1, 20, 1)
+    assert probe(tmp_path / "x.mp4").frames == 21
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.get_slice("generated").get_shape() == [5, 192, 4, 4]
+
+
+def test_help_names_every_setting_of_the_configuration(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and text.count("python -m megatron_videogpt sample") >= 4
+    names = {field.name for field in fields(SampleConfig)} - {"cache"} | {"no_cache"}
+    assert all(f"--{name.replace('_', '-')} " in text or f"--{name.replace('_', '-')}\n" in text for name in names)
+
+
 def test_a_gif_shows_given_and_new_frames_at_their_rate(model, tmp_path):
     assert sample_command(ramp(tmp_path / "in.mp4"), "--output", tmp_path / "x.mp4", "--formats", "gif", "--guidance-schedule", "0.5:1") == 0
     with Image.open(tmp_path / "x.gif") as gif, Image.open(tmp_path / "x.gif") as last:
@@ -202,8 +223,8 @@ def test_a_long_rollout_holds_a_window_of_latents_and_no_frames(monkeypatch, tmp
         peaks[name] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert probe(tmp_path / "long.mp4").frames == 201
-    # A video frame of 264 x 288 pixels takes 228 kB; 160 more frames would be 36 MB.
-    assert peaks["long"] < peaks["short"] + 1e6
+    # 160 more frames of 32 x 32 pixels would be 490 kB, and as pictures of 264 x 288 in the video 36 MB.
+    assert peaks["long"] < peaks["short"] + 2.5e5
     # The window of 12 frames, the clip of 8 and its noise, and what the last clip leaves.
     assert len(held) == 30 and max(held[5:]) == max(held[:5]) <= 40
 
@@ -249,7 +270,9 @@ def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path
     broken, short, fine = tmp_path / "text.mp4", tmp_path / "short.mp4", ramp(tmp_path / "fine.mp4", 6)
     broken.write_text("not a video")
     (tmp_path / "text.png").write_text("not an image")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir(), (tmp_path / "folder.mp4").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "metrics.png")
+    (tmp_path / "fine").write_text("")
     write_video(short, plain(90, 4, 32, 32), 24)
     scene = ("--scene", "fall/1", "--output", tmp_path / "out.mp4")
     for arguments, message in [
@@ -262,6 +285,9 @@ def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path
         ((fine, "--output", broken / ".." / "text.png"), "must end in .mp4 or be a folder"),
         ((fine, short, "--output", "o.mp4"), "--output o.mp4: must be a folder for 2 inputs"),
         (("--output", "o.mp4"), "nothing to continue"),
+        ((tmp_path / "metrics.png", "--output", tmp_path, "--formats", "mp4", "--compare"), "would overwrite the input"),
+        ((fine, "--output", fine.with_suffix("")), "is a file; expected a folder"),
+        ((fine, "--output", tmp_path / "folder.mp4"), "is a folder; expected an mp4"),
         (("--scene", "fall/1", "--output", "o.avi"), "--output o.avi: must end in .mp4"),
         ((*scene, "--steps", 0), "sample.steps = 0: must be at least 1"),
         ((*scene, "--window", 2), "sample.window = 2: must hold the longest clip"),
