@@ -293,21 +293,25 @@ def drawn(seed: int) -> Noise:
     return lambda video, clip, purpose, shape: torch.randn(shape, generator=generator)
 
 
-def test_pipeline_is_the_sampler(pipeline: VideoGPTPipeline, grouped: VideoGPTModel) -> None:
-    """Two videos, each with its own generator, against the sampler run on each alone without a cache; the window slides."""
-    videos, options = [picture(3, 32, 48, 1), picture(2, 32, 64, 2)], {"clips": [2, 2], "num_inference_steps": 2, "window": 4, "history_noise": 0.1}
+@pytest.mark.parametrize("clips, history_noise", [((2, 2), 0.1), ((1, 1), 0.0)])
+def test_pipeline_is_the_sampler(pipeline: VideoGPTPipeline, grouped: VideoGPTModel, clips: tuple[int, ...], history_noise: float) -> None:
+    """Three videos, two of them alike, each with its own generator, against the sampler run on each alone without a cache; the window moves, for
+    one shape first."""
+    videos = [picture(3, 32, 48, 1), picture(2, 32, 64, 2), picture(3, 32, 48, 3)]
+    options = {"num_inference_steps": 2, "window": 4, "history_noise": history_noise}
     steps = []
     out = pipeline(
         videos,
+        clips=clips,
         **options,
         guidance_schedule=[(0.5, 1.0)],
-        generator=[torch.Generator().manual_seed(seed) for seed in (4, 5)],
+        generator=[torch.Generator().manual_seed(seed) for seed in (4, 5, 6)],
         output_type="latent",
         callback_on_step_end=lambda pipe, step, t, shown: steps.append((step, t, shown["latents"])),
     ).frames
     for number, frames in enumerate(videos):
         history = build_codec(CodecConfig()).encode(to_model_range(resize_frames(frames, 64, 16)))[0]
-        how = Settings((2, 2), 4, 2, 3.0, ((0.5, 1.0),), 0.1)
+        how = Settings(clips, 4, 2, 3.0, ((0.5, 1.0),), history_noise)
         alone = continue_videos(denoiser_of(grouped, cache=False), [history], how, drawn(4 + number))[0]
         close(out[number], alone, 5e-4)
         assert torch.equal(out[number], torch.cat([steps[1][2][number], steps[3][2][number]]))
