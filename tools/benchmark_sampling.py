@@ -220,6 +220,12 @@ def peak(build: Callable[[], Any], case: Case, shape: Shape) -> float:
     return resident("VmHWM") - before
 
 
+def save(path: Path | None, shape: Shape, results: list[dict[str, Any]]) -> None:
+    """Everything so far, in case the end is never reached."""
+    if path:
+        path.write_text(json.dumps({"shape": asdict(shape), "rollouts": results}), encoding="utf-8")
+
+
 def main() -> None:
     """Measure and print Markdown tables."""
     options = arguments()
@@ -251,15 +257,15 @@ def main() -> None:
         for case in cases:
             bar.update(task, description=f"{case} frames")
             results.append(measure(build, case, shape, options.repeat))
+            save(options.json, shape, results)
             bar.advance(task)
         return_freed_blocks()
         for case, result in zip(cases, results):
             bar.update(task, description=f"memory of {case} frames")
             result["peak"] = {name: peak(build[name], case, shape) for name in build}
+            save(options.json, shape, results)
             bar.advance(task)
     print(f"A rollout of {sum(rollout.clips)} frames:\n\n{table(results[:1])}\nOne clip:\n\n{table(results[1:])}")
-    if options.json:
-        options.json.write_text(json.dumps({"shape": asdict(shape), "rollouts": results}), encoding="utf-8")
 
 
 if __name__ == "__main__":
