@@ -24,16 +24,17 @@ def build(model: Model, checkpoint: Path, folder: Path) -> gr.Blocks:
     checkpoint: where the model came from, to show; folder: where results are written.
     """
     with gr.Blocks(title="megatron_videogpt", delete_cache=(CLEAN_EVERY, KEEP)) as page:
-        gr.Markdown(f"# megatron_videogpt\nGive a clip or a picture, and watch what the model `{checkpoint}` expects to follow.")
+        outlines = "Given frames are outlined in blue, predicted ones in orange."
+        gr.Markdown(f"# megatron_videogpt\nGive a clip or a picture, and watch what the model `{checkpoint}` expects to follow.  {outlines}")
         with gr.Row():
             with gr.Column(scale=2):
                 fields = _fields(model)
                 button = gr.Button("Continue", variant="primary", elem_id="continue")
             with gr.Column(scale=3):
-                video = gr.Video(label="Given (blue) and predicted (orange)", autoplay=True, loop=True, interactive=False, elem_id="video", buttons=[])
+                video = gr.Video(show_label=False, autoplay=True, loop=True, interactive=False, elem_id="video", buttons=[])
                 text = gr.Textbox(label="Result", interactive=False, lines=2, elem_id="result")
                 download = gr.DownloadButton("Download mp4", interactive=False, elem_id="download")
-                sheet = gr.Image(label="All frames", type="filepath", interactive=False, elem_id="sheet", buttons=["fullscreen"])
+                sheet = gr.Image(show_label=False, type="filepath", interactive=False, elem_id="sheet", buttons=["fullscreen"])
 
         def press(*values: Any, progress: gr.Progress = gr.Progress()) -> tuple[str, str, gr.DownloadButton, str]:  # noqa: B008 (Gradio finds it by its default)
             return handle(model, folder, values, progress)
