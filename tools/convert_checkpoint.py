@@ -167,13 +167,10 @@ def check_verify() -> None:
 
 def compare_predictions(checkpoint: Path, config: Any, folder: Path, hint_ids: tuple[int, int, int], channels: int, average: bool) -> None:
     """`--verify`; ValueError where the two models differ."""
-    import torch
-
     from megatron_videogpt.convert import forward
 
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    error = forward.relative_error(forward.of_run(checkpoint, config, channels, average), forward.of_folder(folder, hint_ids, dtype))
-    limit = forward.LIMITS[dtype]
+    error = forward.relative_error(forward.of_run(checkpoint, config, channels, average), forward.of_folder(folder, hint_ids))
+    limit = forward.LIMIT
     if not error <= limit:
         raise ValueError(f"--verify: the predictions of the two models differ by {error:.2g} of the largest value, limit {limit:g}; please report this")
     print(f"verified: predictions of both models on random input agree to {error:.2g} of the largest value (limit {limit:g})")

@@ -1,6 +1,6 @@
 """Under torchrun with four processes: `convert_worker.py FOLDERS.json` writes the checkpoint of each folder with TP2 x PP2, then predicts with it at TP2.
 
-A task is {"folder": ..., "run": ..., "predict": file or null}.
+A task is {"folder": ..., "run": ..., "predict": file}.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ def main() -> None:
         opened.append((source, config, path))
     distributed.leave_layout()
     for task, (source, config, path) in zip(tasks, opened, strict=True):
-        if task["predict"]:
-            prediction = forward.of_run(path, config, source.channels, tensor=2)
-            if torch.distributed.get_rank() == 0:
-                save_file({"prediction": prediction.contiguous()}, task["predict"])
+        prediction = forward.of_run(path, config, source.channels, tensor=2)
+        if torch.distributed.get_rank() == 0:
+            save_file({"prediction": prediction.contiguous()}, task["predict"])
     distributed.stop()
 
 

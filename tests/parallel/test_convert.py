@@ -30,8 +30,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = work / f"{name} {dtype}"
         folder_of(place / "folder", MODELS[name], tensors_of(MODELS[name], dtype))
         (place / "run" / "checkpoints" / "step_00000000").mkdir(parents=True)
-        predict = str(place / "prediction.safetensors") if dtype == "fp32" else None
-        tasks.append({"folder": str(place / "folder"), "run": str(place / "run"), "predict": predict})
+        tasks.append({"folder": str(place / "folder"), "run": str(place / "run"), "predict": str(place / "prediction.safetensors")})
     (work / "tasks.json").write_text(json.dumps(tasks))
     torchrun(4, str(REPOSITORY / "tests" / "parallel" / "convert_worker.py"), str(work / "tasks.json"))
     return work
@@ -53,16 +52,17 @@ def test_every_tensor_comes_back_from_tp2_pp2(written: Path, tmp_path: Path, pro
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_predictions_at_tp2(written: Path, processes: None, name: str) -> None:
+@pytest.mark.parametrize("dtype", ("fp32", "bf16"))
+def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: str) -> None:
     from megatron_videogpt.convert import forward
 
-    place = written / f"{name} fp32"
+    place = written / f"{name} {dtype}"
     ours = load_file(place / "prediction.safetensors")["prediction"]
-    assert forward.relative_error(ours, forward.of_folder(place / "folder", HINTS, torch.float32)) < 2e-5
+    assert forward.relative_error(ours, forward.of_folder(place / "folder", HINTS)) < 2e-5
     # And the independent implementation of the tests.
     model, channels = ingest.sizes_of(Folder(place / "folder"))
     noisy, clean, t = forward.random_input(model, channels)
-    weights = dict(load_file(place / "folder" / "model.safetensors"))
+    weights = {key: value.float() for key, value in load_file(place / "folder" / "model.safetensors").items()}
     weights["llm.embed_tokens.weight"] = weights["llm.embed_tokens.weight"][list(HINTS)]
     assert forward.relative_error(ours, dense.forward(weights, MODELS[name], list(forward.CLIPS), noisy, clean, t)) < 2e-5
 
