@@ -202,17 +202,14 @@ def resident(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def return_freed_blocks() -> None:
-    """From now on glibc gives every block of 64 KiB or more back to the system when it is freed, so that a resident set is what is alive."""
+def peak(build: Callable[[], Any], case: Case, shape: Shape) -> float:
+    """MiB that one step of every clip takes at most, above what the process holds before it."""
     glibc = ctypes.CDLL(None)
-    # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of mallopt(3).
+    # From the first call on, large freed blocks go back to the system (M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of mallopt(3)): a resident set is what
+    # is alive.  Those that were freed before lie inside the heap.
     for parameter, value in ((-1, 65536), (-2, 0), (-3, 65536)):
         glibc.mallopt(parameter, value)
     glibc.malloc_trim(0)
-
-
-def peak(build: Callable[[], Any], case: Case, shape: Shape) -> float:
-    """MiB that one step of every clip takes at most, above what the process holds before it."""
     before = resident("VmRSS")
     # Starts the kernel's high-water mark afresh.
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -259,7 +256,8 @@ def main() -> None:
             results.append(measure(build, case, shape, options.repeat))
             save(options.json, shape, results)
             bar.advance(task)
-        return_freed_blocks()
+        # What libraries allocate once, at sizes that they have not met before, is not sampling's.
+        peak(build["uncached"], rollout, shape)
         for case, result in zip(cases, results):
             bar.update(task, description=f"memory of {case} frames")
             result["peak"] = {name: peak(build[name], case, shape) for name in build}

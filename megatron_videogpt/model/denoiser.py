@@ -26,8 +26,8 @@ Function = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of `sample.cache_dtype`."""
 
-PASS_TOKENS = 1 << 15
-"""Most tokens of history that one pass encodes: activations stay bounded, whatever the window."""
+PASS_TOKENS = 1 << 12
+"""Most tokens of history that one pass encodes: activations stay bounded, whatever the window, and matrix products are large enough to be efficient."""
 
 
 @contextmanager

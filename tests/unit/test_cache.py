@@ -42,7 +42,7 @@ def model_of(name: str, backend: str) -> tuple[Any, Config, dict[str, Tensor]]:
     return *build(SHAPES[name], weights, backend=backend), weights
 
 
-def cached(name: str, backend: str = "ranged", most_tokens: int = 1 << 15, **sample: Any) -> Any:
+def cached(name: str, backend: str = "ranged", most_tokens: int = 1 << 12, **sample: Any) -> Any:
     from megatron_videogpt.model.denoiser import CachedDenoiser
 
     model, config, _ = model_of(name, backend)
