@@ -276,8 +276,8 @@ def test_vaes_agree_with_training(tmp_path: Path) -> None:
         assert frames_module.pixel_multiple(vae, 2) == 2 * codec.spatial_stride
         frames = picture(9, 32, 48)
         latents = codec.encode(to_model_range(frames))[0]
-        close(frames_module.encode(vae, frames), latents, 1e-6)
-        close(frames_module.decode(vae, latents[:1], latents[1:]) * 2 - 1, codec.decode(latents)[1:], 1e-6)
+        close(frames_module.encode(vae, frames), latents, 1e-5)
+        close(frames_module.decode(vae, latents[:1], latents[1:]) * 2 - 1, codec.decode(latents)[1:], 1e-5)
 
 
 @pytest.fixture(scope="module")
