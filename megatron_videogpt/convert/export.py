@@ -19,7 +19,7 @@ from ..train import checkpoint
 from ..train.folders import read_state
 from .card import model_card
 from .folder import CARRIED_NAMES, CARRIED_STARTS, Entry, Folder, write_tensors
-from .ingest import CODECS, TRAINING, codec_of
+from .ingest import CODECS, TRAINING, codec_of, without_paths
 from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
 from .sharded import Weights
 from .side import NAME, Side
@@ -138,7 +138,7 @@ def write_folder(
     write_json(folder / "config.json", facts)
     vae_config = folder / "vae" / "config.json"
     write_code(folder, vae_config.is_file() and CODECS.get(read_object(vae_config).get("_class_name", "")) == "tiny")
-    (folder / TRAINING).write_text(config_to_toml(config), encoding="utf-8")
+    (folder / TRAINING).write_text(config_to_toml(without_paths(config)), encoding="utf-8")
     (folder / "README.md").write_text(model_card(export, license), encoding="utf-8")
     entries = export.entries()
     written = write_tensors(folder, [noted(entry) for entry in entries], max_bytes, progress)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config.load import config_from_dict
-from ..config.schema import CodecConfig, Config, ModelConfig
+from ..config.schema import CodecConfig, Config, ModelConfig, TrainConfig
 from ..data.codec import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
 from .folder import Entry, Folder
 from .hints import TOKENIZER_FILES
@@ -262,6 +262,12 @@ def training_config(folder: Folder) -> Config:
         return Config()
     try:
         # Not `load_config`: a file from outside may not name others with base = "...".
-        return config_from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        return without_paths(config_from_dict(tomllib.loads(path.read_text(encoding="utf-8"))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML ({' '.join(str(error).split())[:100]})") from None
+
+
+def without_paths(config: Config) -> Config:
+    """A configuration that names no file or folder: a published one tells nothing about its author's machine, and a foreign one points to nothing on ours."""
+    train = replace(config.train, output=TrainConfig().output, init_from="")
+    return replace(config, data=replace(config.data, path="", mixture={}, cache=""), codec=replace(config.codec, path=""), train=train)

@@ -92,6 +92,7 @@ def test_training_carries_on_what_travels_along(tuned: Path, tmp_path: Path) -> 
     changed = [key for key in given if not torch.equal(trained[key], given[key])]
     assert len(changed) == len(given) - 2
     assert (tmp_path / "trained" / "LICENSE").is_file() and (tmp_path / "trained" / "vae" / "config.json").is_file()
+    assert str(tuned) not in (tmp_path / "trained" / "videogpt_config.toml").read_text()
     averaged = to_folder(tuned / "tuned", tmp_path / "averaged", average=True)
     # Half way between the first step's average and the last weights, so nearer to the start.
     key = "llm.layers.0.mlp.down_proj.weight"

@@ -196,8 +196,10 @@ def test_stock_ids_that_are_not_known_to_be_free(tmp_path: Path, tokens: dict[st
 def test_a_training_configuration_from_outside(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32"))
     assert ingest.folder_config(folder).sample == Config().sample
-    (folder / "videogpt_config.toml").write_text("[sample]\nsteps = 7\n[model]\nnum_layers = 99\n")
+    places = '[data]\npath = "/etc"\ncache = "/etc"\nmixture = {"/etc" = 1.0}\n[train]\ninit_from = "/etc"\noutput = "/etc"\n'
+    (folder / "videogpt_config.toml").write_text(f"{places}[sample]\nsteps = 7\n[model]\nnum_layers = 99\n")
     config = ingest.folder_config(folder)
+    assert (config.data, config.train) == (Config().data, Config().train)
     assert config.sample.steps == 7 and config.model.num_layers == 2 and config.model.num_query_groups == 0
     (folder / "videogpt_config.toml").write_text('base = "/etc/passwd"\n')
     with pytest.raises(ValueError):
