@@ -14,7 +14,7 @@ from tests.parallel.launch import REPOSITORY
 
 pytest.importorskip("transformers", reason="the numbers to compare with need transformers (the extra hub)")
 
-from tests.unit.test_hub import prepare, run_script  # noqa: E402
+from tests.unit.test_hub_pipeline import prepare, run_script  # noqa: E402
 
 
 @pytest.mark.long

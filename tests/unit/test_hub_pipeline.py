@@ -1,0 +1,202 @@
+"""The pipeline of an exported folder against the package's own codecs, resizing and sampler; and the folder in a process without this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from megatron_videogpt.config.schema import CodecConfig
+from megatron_videogpt.data.codec import build_codec
+from megatron_videogpt.data.decode import resize_frames, to_model_range
+from megatron_videogpt.hub.sampling_videogpt import Noise, Settings, continue_videos
+from tests import dense
+from tests.data.vae import small_kl
+from tests.hub_folder import SCRIPT, export
+
+pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
+
+from megatron_videogpt.hub import frames_videogpt as frames_module  # noqa: E402
+from megatron_videogpt.hub.denoiser_videogpt import denoiser_of  # noqa: E402
+from megatron_videogpt.hub.modeling_videogpt import VideoGPTModel  # noqa: E402
+from megatron_videogpt.hub.pipeline_videogpt import VideoGPTPipeline  # noqa: E402
+from tests.unit.test_hub import LONG, close, model_of  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def grouped() -> VideoGPTModel:
+    tiny = dense.Tiny(channels=16, groups=2)
+    return model_of(tiny, dense.random_weights(tiny, 1))
+
+
+def picture(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (50, 71), (130, 300), (40, 33), (256, 256)])
+def test_pictures_are_resized_as_in_training(size: tuple[int, int]) -> None:
+    frames = picture(2, *size)
+    assert np.array_equal(frames_module.resize_frames(frames, 64, 16), resize_frames(frames, 64, 16))
+
+
+def test_what_may_be_a_video() -> None:
+    one = picture(2, 16, 32)
+    pictures = [Image.fromarray(frame) for frame in one]
+    for given_video in (one, torch.from_numpy(one), pictures, list(one), [one], one / 255, torch.from_numpy(one / 255)):
+        videos = frames_module.to_videos(given_video)
+        assert len(videos) == 1 and np.array_equal(videos[0], one)
+    assert [video.shape[0] for video in frames_module.to_videos([one, pictures[0], pictures])] == [2, 1, 2]
+    assert len(frames_module.to_videos(np.stack([one, one, one]))) == 3
+    for wrong, message in (("a.mp4", "str is not a video"), (one.transpose(0, 3, 1, 2), "colours last"), (one * 2.0, "floats in"), ([], "not a video")):
+        with pytest.raises(ValueError, match=message):
+            frames_module.to_videos(wrong)
+
+
+def test_vaes_agree_with_training(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLWan
+
+    wan = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.4], "latents_std": [0.5, 1.5, 2.0, 1.0]}
+    torch.manual_seed(0)
+    AutoencoderKLWan(**wan).save_pretrained(tmp_path / "wan")
+    for name, path in (("tiny", ""), ("autoencoder_kl", str(small_kl(tmp_path / "kl"))), ("autoencoder_kl_wan", str(tmp_path / "wan"))):
+        config = CodecConfig(name=name, path=path)
+        codec, folder = build_codec(config), export(tmp_path / f"{name}_folder", dense.Tiny(), dense.random_weights(dense.Tiny(), 0), config)
+        vae = frames_module.TinyVAE(codec.model) if name == "tiny" else frames_module.load_vae(folder / "vae", None)
+        assert frames_module.pixel_multiple(vae, 2) == 2 * codec.spatial_stride
+        frames = picture(9, 32, 48)
+        latents = codec.encode(to_model_range(frames))[0]
+        close(frames_module.encode(vae, frames), latents, 1e-5)
+        close(frames_module.decode(vae, latents[:1], latents[1:]) * 2 - 1, codec.decode(latents)[1:], 1e-5)
+
+
+@pytest.fixture(scope="module")
+def pipeline(grouped: VideoGPTModel) -> VideoGPTPipeline:
+    made = VideoGPTPipeline(grouped, frames_module.TinyVAE(build_codec(CodecConfig()).model))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def drawn(seed: int) -> Noise:
+    """What a generator with this seed draws, in the sampler's order."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda video, clip, purpose, shape: torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("clips, history_noise", [((2, 2), 0.1), ((1, 1), 0.0)])
+def test_pipeline_is_the_sampler(pipeline: VideoGPTPipeline, grouped: VideoGPTModel, clips: tuple[int, ...], history_noise: float) -> None:
+    """Three videos, two of them alike, each with its own generator, against the sampler run on each alone without a cache; the window moves, for
+    one shape first."""
+    videos = [picture(3, 32, 48, 1), picture(2, 32, 64, 2), picture(3, 32, 48, 3)]
+    options = {"num_inference_steps": 2, "window": 4, "history_noise": history_noise}
+    steps = []
+    out = pipeline(
+        videos,
+        clips=clips,
+        **options,
+        guidance_schedule=[(0.5, 1.0)],
+        generator=[torch.Generator().manual_seed(seed) for seed in (4, 5, 6)],
+        output_type="latent",
+        callback_on_step_end=lambda pipe, step, t, shown: steps.append((step, t, shown["latents"])),
+    ).frames
+    for number, frames in enumerate(videos):
+        history = build_codec(CodecConfig()).encode(to_model_range(resize_frames(frames, 64, 16)))[0]
+        how = Settings(clips, 4, 2, 3.0, ((0.5, 1.0),), history_noise)
+        alone = continue_videos(denoiser_of(grouped, cache=False), [history], how, drawn(4 + number))[0]
+        close(out[number], alone, 5e-4)
+        assert torch.equal(out[number], torch.cat([steps[1][2][number], steps[3][2][number]]))
+    assert [(step, t) for step, t, _ in steps] == [(0, 0.0), (1, 0.5), (2, 0.0), (3, 0.5)]
+
+
+def test_pipeline_outputs(pipeline: VideoGPTPipeline) -> None:
+    def run(seed: int = 0, **more):
+        return pipeline(picture(2, 32, 64), clips=[1], num_inference_steps=2, generator=torch.Generator().manual_seed(seed), **more)
+
+    pil, values, tensors = (run(output_type=kind).frames[0] for kind in ("pil", "np", "pt"))
+    assert isinstance(pil[0], Image.Image) and pil[0].size == (64, 32)
+    assert values.shape == (1, 32, 64, 3) and values.min() >= 0 and values.max() <= 1
+    assert np.array_equal(np.asarray(pil[0]), (values[0] * 255).round().astype(np.uint8))
+    assert torch.equal(tensors, torch.from_numpy(values).permute(0, 3, 1, 2))
+    assert np.array_equal(run(return_dict=False, output_type="np")[0][0], values)
+    assert not np.array_equal(run(seed=1, output_type="np").frames[0], values)
+    for wrong, message in (
+        ({"clips": []}, "at least one clip"),
+        ({"clips": [81]}, "window=80"),
+        ({"num_inference_steps": 0}, "at least 1 step"),
+        ({"history_noise": 1.0}, "history_noise=1.0"),
+        ({"output_type": "gif"}, "choose pil, np"),
+        ({"guidance_schedule": [(0.5, 1), (0.2, 2)]}, "ascending"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 videos"),
+        ({"longest_side": 8}, "raise longest_side"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            pipeline(picture(2, 32, 64), **{"num_inference_steps": 1, "clips": [1], **wrong})
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no model or no VAE"):
+        VideoGPTPipeline()(picture(1, 32, 64))
+
+
+def test_folders_that_do_not_load(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="snapshot_download"):
+        VideoGPTPipeline.from_pretrained(tmp_path)
+    tiny, codec = dense.Tiny(), CodecConfig("autoencoder_kl", str(small_kl(tmp_path / "kl")))
+    folder = export(tmp_path / "folder", tiny, dense.random_weights(tiny, 0), codec)
+    assert json.loads((folder / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
+    assert VideoGPTPipeline.from_pretrained(folder, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("llm.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights are missing, llm.norm.weight"):
+        VideoGPTPipeline.from_pretrained(folder)
+    save_file({**weights, "llm.norm.weight": torch.zeros(32)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="do not load into the model") as error:
+        VideoGPTPipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = vae.read_bytes()
+    vae.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="does not load as the AutoencoderKL") as error:
+        VideoGPTPipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "pickled.bin")
+    with pytest.raises(ValueError, match="pickled weights are never loaded"):
+        VideoGPTPipeline.from_pretrained(folder)
+
+
+def prepare(work: Path) -> Path:
+    """A folder, and beside it what a model and a pipeline loaded from it must give; long RoPE and a foreign `model_type`, as released folders have."""
+    tiny = dense.Tiny(channels=16, groups=2, long_factor=LONG.long_factor, longest=LONG.longest)
+    weights = dense.random_weights(tiny, 1)
+    folder = export(work / "folder", tiny, weights, model_type="phi3", architectures=["Phi3ForCausalLM"])
+    draw, clips, video = torch.Generator().manual_seed(0), [2, 1], torch.from_numpy(picture(3, 48, 64))
+    noisy, clean, t = torch.randn(1, 3, 16, 4, 6, generator=draw), torch.randn(1, 2, 16, 4, 6, generator=draw), torch.rand(1, 3, generator=draw)
+    history = build_codec(CodecConfig()).encode(to_model_range(video.numpy()))[0]
+    denoiser, how = denoiser_of(model_of(tiny, weights), cache=False), Settings((2, 1), 80, 3, 3.0)
+    latents = continue_videos(denoiser, [history], how, drawn(5))[0]
+    given_tensors = {"noisy": noisy, "clean": clean, "t": t, "clips": torch.tensor(clips), "video": video, "latents": latents}
+    given_tensors["pred"] = dense.forward(weights, tiny, clips, noisy[0], clean[0], t[0])[None]
+    save_file(given_tensors, work / "given.safetensors")
+    return folder
+
+
+def run_script(python: str, folder: Path, work: Path, block: bool, **environment: str) -> str:
+    """The script's last line; fails with what it wrote."""
+    (work / "script.py").write_text(SCRIPT)
+    command = [python, str(work / "script.py"), str(folder), str(work), "block" if block else "free"]
+    env = {**os.environ, "HF_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    result = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "of type `phi3`" not in result.stderr, result.stderr
+    return result.stdout.splitlines()[-1]
+
+
+def test_a_user_without_megatron(tmp_path: Path) -> None:
+    """AutoModel, forward, save_pretrained and the pipeline in a process where neither megatron-core nor this package can be imported."""
+    assert run_script(sys.executable, prepare(tmp_path), tmp_path, block=True) == "fine"
