@@ -21,7 +21,11 @@ def model_card(export: Export, license: str | None) -> str:
     """
     config, side = export.config, export.side
     licence = license or (side.facts.get("license") if side else None) or "unknown"
-    origin = {None: "trained from scratch", "videogpt": "started from a folder in the released Video-GPT layout", "phi3": "started from a stock Phi-3 backbone"}
+    origin = {
+        None: "was trained from scratch",
+        "videogpt": "started from a folder in the released Video-GPT layout",
+        "phi3": "started from a stock Phi-3 backbone",
+    }
     came = origin[side.facts["format"] if side else None]
     kind = "the moving average of the weights" if export.average else "the weights"
     model, sample, clips = config.model, config.sample, list(config.sample.clips)
