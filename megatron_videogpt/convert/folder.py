@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .hints import TOKENIZER_FILES, find_hint_ids
-from .untrusted import DTYPES, PLAIN_NAME, Stored, open_file, read_header, read_object, real_file, show
+from .untrusted import DTYPES, PLAIN_NAME, Stored, read_header, read_object, read_tensor, real_file, show
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -115,17 +115,8 @@ class Folder:
         return self._place(key).dtype
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor, in memory of its own.
-
-        Read rather than mapped: a mapped file that shrinks under us ends the process, and its pages would count as ours.
-        """
-        place = self._place(key)
-        data = torch.empty(place.size, dtype=torch.uint8)
-        with open_file(real_file(place.path), place.path) as file:
-            file.seek(place.start)
-            if file.readinto(data.numpy()) != place.size:
-                raise ValueError(f"{place.path}: changed while it was read: tensor {show(key)} is cut off")
-        return data.view(place.dtype).reshape(place.shape)
+        """One tensor, in memory of its own."""
+        return read_tensor(self._place(key))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON object beside config.json, or None where the folder has no such file."""

@@ -1,7 +1,6 @@
 """Comparison with recorded numbers: every case of a folder in the format of shared/reference/README.md.
 
-Errors are fractions of the largest absolute value of the recorded tensor, except ids, positions and masks (count of differing entries) and gradient
-norms (relative).
+Errors are fractions of the recorded tensor's largest absolute value, but for ids, positions and masks (differing entries) and gradient norms (relative).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .folder import Entry, write_tensors
-from .untrusted import Stored, open_file, read_header, read_object
+from .untrusted import Stored, read_header, read_object, read_tensor
 
 NAME = "released"
 TENSORS = "side.safetensors"
@@ -43,13 +43,7 @@ class Side:
 
     def tensor(self, key: str) -> Tensor:
         """One of the tensors that the model has no parameter for."""
-        place = self.places[key]
-        data = torch.empty(place.size, dtype=torch.uint8)
-        with open_file(place.path, place.path) as file:
-            file.seek(place.start)
-            if file.readinto(memoryview(data.numpy())) != place.size:
-                raise ValueError(f"{place.path}: truncated; convert the folder again")
-        return data.view(place.dtype).reshape(place.shape)
+        return read_tensor(self.places[key])
 
     def files(self) -> list[Path]:
         """Files that go back into the folder, relative to ``files/``."""

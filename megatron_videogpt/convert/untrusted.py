@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
 
 DTYPES = {
     "F64": torch.float64,
@@ -110,6 +111,19 @@ def open_file(target: Path, path: Path) -> Any:
         return target.open("rb")
     except OSError as error:
         raise ValueError(f"{path}: cannot be opened ({_reason(error)})") from None
+
+
+def read_tensor(place: Stored) -> Tensor:
+    """One tensor, in memory of its own.
+
+    Read rather than mapped: a mapped file that shrinks under us ends the process, and its pages would count as ours.
+    """
+    data = torch.empty(place.size, dtype=torch.uint8)
+    with open_file(real_file(place.path), place.path) as file:
+        file.seek(place.start)
+        if file.readinto(data.numpy()) != place.size:
+            raise ValueError(f"{place.path}: changed while it was read: a tensor at byte {place.start} is cut off")
+    return data.view(place.dtype).reshape(place.shape)
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -131,7 +131,9 @@ class VideoGPTPipeline(DiffusionPipeline):
         """
         model, vae = self._parts()
         settings = Settings(tuple(clips), window, num_inference_steps, guidance_scale, tuple(guidance_schedule), history_noise, time_shift)
-        _check(settings, output_type)
+        settings.check()
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}")
         multiple = pixel_multiple(vae, model.config.patch_size)
         videos = [resize_frames(frames, longest_side or model.config.longest_side, multiple) for frames in to_videos(video)]
         if isinstance(generator, (list, tuple)) and len(generator) != len(videos):
@@ -172,19 +174,6 @@ class _Watch:
             self.callback(self.pipeline, self.done, float(self.levels[self.done % (len(self.levels) - 1)]), {"latents": latents})
         self.done += 1
         self.bar.update()
-
-
-def _check(settings: Settings, output_type: str) -> None:
-    sigmas(settings.steps, settings.time_shift)
-    if not settings.clips or min(settings.clips) < 1 or max(settings.clips) > settings.window:
-        raise ValueError(f"clips={list(settings.clips)}: needs at least one clip, each of 1 to window={settings.window} frames")
-    if not 0 <= settings.history_noise < 1:
-        raise ValueError(f"history_noise={settings.history_noise}: must be at least 0 and below 1")
-    starts = [start for start, _ in settings.guidance_schedule]
-    if starts != sorted(set(starts)) or any(not 0 <= start < 1 for start in starts):
-        raise ValueError(f"guidance_schedule={list(settings.guidance_schedule)}: needs (t, scale) pairs, t ascending from 0 to below 1")
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}")
 
 
 def _noise(generator: torch.Generator | list[torch.Generator] | None, device: torch.device) -> Noise:

@@ -49,6 +49,20 @@ class Settings:
     history_noise: float = 0.0
     time_shift: float = 1.0
 
+    def check(self) -> None:
+        """ValueError, one line, for settings that cannot be sampled with."""
+        sigmas(self.steps, self.time_shift)
+        if not self.clips or min(self.clips) < 1:
+            raise ValueError(f"clips={list(self.clips)}: needs at least one clip, each of 1 frame or more")
+        longest = max(self.clips)
+        if longest > self.window:
+            raise ValueError(f"window={self.window} cannot hold a clip of {longest} frames; use a window of {longest} or more, or shorter clips")
+        if not 0 <= self.history_noise < 1:
+            raise ValueError(f"history_noise={self.history_noise}: must be at least 0 and below 1")
+        starts = [start for start, _ in self.guidance_schedule]
+        if starts != sorted(set(starts)) or any(not 0 <= start < 1 for start in starts):
+            raise ValueError(f"guidance_schedule={list(self.guidance_schedule)}: needs (t, scale) pairs, t ascending from 0 to below 1")
+
     def scale_at(self, t: float) -> float:
         """The guidance scale of a step that starts at t."""
         # Steps that ought to start at a boundary may miss it by float32 rounding.
@@ -146,13 +160,9 @@ def rollout(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noi
         noise: where noise comes from.
 
     Raises:
-        ValueError: no clip, an empty one, or one that the window cannot hold.
+        ValueError: settings that cannot be sampled with, see `Settings.check`.
     """
-    if not settings.clips or min(settings.clips) < 1:
-        raise ValueError(f"clips={list(settings.clips)}: needs at least one clip, each of 1 frame or more")
-    longest = max(settings.clips)
-    if longest > settings.window:
-        raise ValueError(f"window={settings.window} cannot hold a clip of {longest} frames; use a window of {longest} or more, or shorter clips")
+    settings.check()
     known, valid = list(histories), [0] * len(histories)
     for number, frames in enumerate(settings.clips):
         room = settings.window - frames

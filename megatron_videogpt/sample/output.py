@@ -69,10 +69,10 @@ class Output:
         if not len(clip.frames):
             return
         if not self.count:
-            self._show(prediction_video(self.prompt.condition, self.prompt.condition[:0], self._truth(0, 0)))
+            self._show(self.prompt.condition, self.prompt.condition[:0], self._truth(0, 0))
         start, self.count = self.count, self.count + len(clip.frames)
         truth = self._truth(start, self.count)
-        self._show(prediction_video(self.prompt.condition[:0], clip.frames, truth))
+        self._show(self.prompt.condition[:0], clip.frames, truth)
         if self.keep:
             self._frames.append(clip.frames)
         if "png" in self.formats:
@@ -87,7 +87,10 @@ class Output:
     def _truth(self, start: int, end: int) -> np.ndarray | None:
         return None if self.prompt.truth is None else self.prompt.truth[start:end]
 
-    def _show(self, frames: np.ndarray) -> None:
+    def _show(self, condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None) -> None:
+        if self._video is None and "gif" not in self.formats:
+            return
+        frames = prediction_video(condition, predicted, truth)
         if self._video is not None:
             self._video.append(frames)
         if "gif" in self.formats:

@@ -14,8 +14,6 @@ from ..config.schema import Config, ParallelConfig
 from ..convert.folder import Folder
 from ..convert.ingest import folder_config, is_stock, open_source
 from ..data.codec import build_codec
-from ..hub.sampling_videogpt import Denoiser
-from ..model.denoiser import build_denoiser
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT
 from ..platforms import Platform, activate
@@ -94,9 +92,3 @@ def _prepare(config: Config, platform: str) -> tuple[Config, Platform]:
         raise RunError(f"{size} processes share the model by its heads (tensor parallelism): {problems[0]}")
     distributed.start(device, parallel)
     return config, device
-
-
-def load_denoiser(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[Denoiser, Config]:
-    """The model of `load_model` as what the sampler calls, with the cache of its own `config.sample`, and its configuration."""
-    model, config = load_model(source, step, platform, average)
-    return build_denoiser([model], config, activate(platform).device), config
