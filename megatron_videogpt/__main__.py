@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .errors import UserError
+
 DESCRIPTION = """\
 Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
 
@@ -207,7 +209,7 @@ def is_user_error(error: Exception) -> bool:
     if decode is not None and isinstance(error, decode.BadVideo):
         return True
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full_disk or isinstance(error, (ValueError, FileNotFoundError, PermissionError))
+    return full_disk or isinstance(error, (UserError, FileNotFoundError, PermissionError))
 
 
 def print_error(error: Exception) -> None:

@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megatron_videogpt.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
 
 EPILOG = """
 Writes a Hugging Face folder with the key names, shapes and text table of the released model (examples/videogpt/base.toml, or fewer layers), converts it with
@@ -104,7 +106,7 @@ def measured(command: list[str]) -> tuple[Peak, float]:
         ended.set()
         thread.join()
     if code:
-        raise ValueError(f"{' '.join(command)} ended with exit code {code}; what it says is above")
+        raise UserError(f"{' '.join(command)} ended with exit code {code}; what it says is above")
     return peak, time.perf_counter() - began
 
 
@@ -210,7 +212,7 @@ def main() -> int:
     needed, free = 3 * (0.22 * args.layers + 0.6) * GB, shutil.disk_usage(work).free
     try:
         if free < needed:
-            raise ValueError(f"{work}: {free / GB:.0f} GB free, {needed / GB:.0f} GB needed; name another place with --folder, or use fewer --layers")
+            raise UserError(f"{work}: {free / GB:.0f} GB free, {needed / GB:.0f} GB needed; name another place with --folder, or use fewer --layers")
         return benchmark(args, work)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

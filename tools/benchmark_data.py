@@ -43,6 +43,7 @@ from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import resize_frames
 from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import Loader
+from megatron_videogpt.errors import UserError
 
 TOOLS = Path(__file__).resolve().parent
 CLIPS = TOOLS.parent.parent / "shared" / "videos"
@@ -161,7 +162,7 @@ def loader_rate(source: Source, config: Config, codec: Any, steps: int) -> float
     finally:
         loader.close()
     if loader.rejections.total:
-        raise ValueError(f"{loader.rejections.total} samples could not be read ({dict(loader.rejections.counts)}); a benchmark needs good ones")
+        raise UserError(f"{loader.rejections.total} samples could not be read ({dict(loader.rejections.counts)}); a benchmark needs good ones")
     return sum(len(sample.mean) for row in rows for sample in row.samples) / seconds
 
 
@@ -185,7 +186,7 @@ def tool(name: str, *given: str) -> None:
     print(f"python tools/{name} {' '.join(given)}", flush=True)
     done = subprocess.run([sys.executable, str(TOOLS / name), *given], env={**os.environ, "PYTHONPATH": str(TOOLS.parent)}, check=False)
     if done.returncode:
-        raise ValueError(f"tools/{name} failed")
+        raise UserError(f"tools/{name} failed")
 
 
 def sources(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, DataConfig]]:
@@ -247,7 +248,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         try:
             if not args.source.is_dir():
-                raise ValueError(f"--source {args.source}: no such folder; give one with videos or with shards")
+                raise UserError(f"--source {args.source}: no such folder; give one with videos or with shards")
             rates = measure(args, args.work or Path(temporary))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.data.clips import split_clips
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.sequence.intervals import attended_pairs, padding_intervals
 from megatron_videogpt.sequence.layout import layout, pack, training_shape
 
@@ -112,13 +113,13 @@ def build(name: str, length: int | None, grid: tuple[int, int], seed: int, multi
     split: for the mask of this name.  Raises ValueError for an unknown name, or where not even two frames fit.
     """
     if name not in NAMES:
-        raise ValueError(f"mask {name!r} is not one of {', '.join(NAMES)}")
+        raise UserError(f"mask {name!r} is not one of {', '.join(NAMES)}")
     clips: tuple[tuple[int, ...], ...] = ()
     if name in STAGES or name == "split":
         chosen = split_of(name) if split is None or name != "split" else split
         clips = tuple(draw_samples(chosen, grid, random.Random(seed), length, packed))
         if not clips:
-            raise ValueError(f"mask {name}: {length} tokens hold no sample of two frames of {grid[0]}x{grid[1]} patches; allow more tokens")
+            raise UserError(f"mask {name}: {length} tokens hold no sample of two frames of {grid[0]}x{grid[1]} patches; allow more tokens")
         intervals = pack([layout(training_shape(sample, grid)) for sample in clips]).intervals
     else:
         intervals = plain_intervals(name, length or 8192, grid)

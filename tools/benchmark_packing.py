@@ -42,6 +42,7 @@ from megatron_videogpt.data.balance import Dealt, measure  # noqa: E402
 from megatron_videogpt.data.clips import shortest_video  # noqa: E402
 from megatron_videogpt.data.packing import StepPlanner  # noqa: E402
 from megatron_videogpt.data.splits import VideoSplit  # noqa: E402
+from megatron_videogpt.errors import UserError
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
 MEAN_SECONDS = 8.5
@@ -74,7 +75,7 @@ class SyntheticVideos:
 
     def job(self, plan: Any, entry: int) -> Any:
         """There is nothing to read."""
-        raise ValueError(f"video {entry} of the synthetic index: has no frames; only plans can be made from it")
+        raise UserError(f"video {entry} of the synthetic index: has no frames; only plans can be made from it")
 
 
 def arguments() -> argparse.Namespace:

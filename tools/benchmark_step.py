@@ -29,6 +29,7 @@ from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.estimate import geometry, longest_row, typical_frame  # noqa: E402
 from megatron_videogpt.config.memory import resolve_recompute  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
 
 
@@ -59,7 +60,7 @@ def frame_of(options: argparse.Namespace, config: Config) -> tuple[int, int]:
         return typical_frame(config)
     parts = options.frame.split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise ValueError(f"--frame {options.frame}: expected HEIGHTxWIDTH in pixels, such as 192x320")
+        raise UserError(f"--frame {options.frame}: expected HEIGHTxWIDTH in pixels, such as 192x320")
     return int(parts[0]), int(parts[1])
 
 
@@ -79,7 +80,7 @@ def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bo
         except ValueError:
             if not fit:
                 raise
-    raise ValueError(
+    raise UserError(
         f"not even {config.parallel.stages} layers of this model and rows of {longest_row(config, frame).tokens:,.0f} tokens fit {memory / 1e9:.0f} GB"
     )
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_videogpt.attention import BACKENDS, MODULES, attend
 from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.attention.tiles import memoised
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.sequence.intervals import dense_mask
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -73,7 +74,7 @@ def kernel(name: str, intervals: Tensor, scale: float) -> Kernel:
         return lambda q, k, v: sdpa(q, k, v, mask, scale)
     backend, fixed = name.removesuffix("/fixed"), name.endswith("/fixed")
     if backend not in BACKENDS:
-        raise ValueError(f"backend {name!r} is not one of {', '.join((*BASELINES, *BACKENDS))}")
+        raise UserError(f"backend {name!r} is not one of {', '.join((*BASELINES, *BACKENDS))}")
     return lambda q, k, v: attend(backend, q, k, v, intervals, scale, fixed)
 
 

@@ -10,6 +10,9 @@ import sys
 import warnings
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.errors import UserError
+
 EPILOG = """
 The folder holds masks_positions, forward_train, loss, sampler and components (.json with .safetensors beside it; missing ones are skipped) and one
 folder per checkpoint that a case names; shared/reference/README.md describes the format.  Exit status: 0 when every quantity is within its limit,
@@ -49,7 +52,7 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     from megatron_videogpt.train import distributed
 
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     layout = ParallelConfig(tensor=tensor_parallel)
     distributed.start(platform, layout)
     report = parity.Report()
@@ -59,13 +62,13 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
 
         for name, value in (("num_attention_heads", config.model.num_attention_heads), ("ffn_hidden_size", config.model.ffn_hidden_size)):
             if value % tensor_parallel:
-                raise ValueError(f"--tensor-parallel {tensor_parallel} does not divide {name}={value} of a checkpoint in {folder}")
+                raise UserError(f"--tensor-parallel {tensor_parallel} does not divide {name}={value} of a checkpoint in {folder}")
         backend, _ = select(attention, "cpu", torch.float32, config.model.head_dim)
         return VideoGPT(config, channels, platform, backend)
 
     parity.check_folder(folder, layout, build, report)
     if not report.compared:
-        raise ValueError(f"{folder}: no cases found; expected files such as forward_train.json (see shared/reference/README.md)")
+        raise UserError(f"{folder}: no cases found; expected files such as forward_train.json (see shared/reference/README.md)")
     failures = report.failures()
     if distributed.is_rank_zero():
         print_report(report, parity.LIMITS, failures)
@@ -95,5 +98,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     sys.exit(main())

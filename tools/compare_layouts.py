@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.errors import UserError
 from tools.layout_cases import ALL_SINGLE, BATCH, CASES, MODELS, SPLITS, STEPS, Case, reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -60,9 +61,9 @@ class Difference:
 def compare(found: tuple[dict[str, Any], dict[str, Any]], expected: tuple[dict[str, Any], dict[str, Any]]) -> Difference:
     """(JSON, parameters) of a layout and of its reference -> their difference; raises ValueError when they do not hold the same parameters."""
     if found[1].keys() != expected[1].keys():
-        raise ValueError(f"parameters differ: {sorted(found[1].keys() ^ expected[1].keys())[:3]}")
+        raise UserError(f"parameters differ: {sorted(found[1].keys() ^ expected[1].keys())[:3]}")
     if len(found[0]["losses"]) != len(expected[0]["losses"]):
-        raise ValueError(f"{len(found[0]['losses'])} steps, not {len(expected[0]['losses'])}")
+        raise UserError(f"{len(found[0]['losses'])} steps, not {len(expected[0]['losses'])}")
 
     def relative(name: str) -> float:
         return max(abs(a - b) / abs(b) for a, b in zip(found[0][name], expected[0][name]))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megatron_videogpt.errors import UserError
 
 DESCRIPTION = """\
 to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this package
@@ -133,9 +134,9 @@ def appearing(output: Path) -> Iterator[Path]:
 def check_output(output: Path) -> None:
     """ValueError where the output cannot be made."""
     if os.path.lexists(output):
-        raise ValueError(f"--output {output}: exists already; give a new name, or remove it first")
+        raise UserError(f"--output {output}: exists already; give a new name, or remove it first")
     if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.resolve().parent} does not exist; make it first")
+        raise UserError(f"--output {output}: the folder {output.resolve().parent} does not exist; make it first")
 
 
 def start(tensor: int = 1, pipeline: int = 1) -> None:
@@ -162,7 +163,7 @@ def check_verify() -> None:
         import megatron_videogpt.hub.modeling_videogpt  # noqa: F401
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"--verify needs the stand-alone model, which needs transformers: pip install -e '.[hub]' ({reason})") from error
+        raise UserError(f"--verify needs the stand-alone model, which needs transformers: pip install -e '.[hub]' ({reason})") from error
 
 
 def compare_predictions(checkpoint: Path, config: Any, folder: Path, hint_ids: tuple[int, int, int], channels: int, average: bool) -> None:
@@ -172,7 +173,7 @@ def compare_predictions(checkpoint: Path, config: Any, folder: Path, hint_ids: t
     error = forward.relative_error(forward.of_run(checkpoint, config, channels, average), forward.of_folder(folder, hint_ids))
     limit = forward.LIMIT
     if not error <= limit:
-        raise ValueError(f"--verify: the predictions of the two models differ by {error:.2g} of the largest value, limit {limit:g}; please report this")
+        raise UserError(f"--verify: the predictions of the two models differ by {error:.2g} of the largest value, limit {limit:g}; please report this")
     print(f"verified: predictions of both models on random input agree to {error:.2g} of the largest value (limit {limit:g})")
 
 
@@ -226,7 +227,7 @@ def from_hf(args: argparse.Namespace) -> None:
     source = ingest.open_source(folder, codec, args.hint_ids, dtype_of(args.dtype), args.allow_extra)
     config = new_run.run_config(source, codec, args.output, args.tensor, args.pipeline)
     if args.verify and source.stock:
-        raise ValueError("--verify: a stock Phi-3 folder has no video model to compare with; leave it out")
+        raise UserError("--verify: a stock Phi-3 folder has no video model to compare with; leave it out")
     if args.verify:
         check_verify()
     partial = args.output.with_name(args.output.name + ".partial")
@@ -262,7 +263,7 @@ def launch(processes: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
-        raise ValueError(f"the {processes} processes that write the checkpoint ended with exit code {code}; what they say is above")
+        raise UserError(f"the {processes} processes that write the checkpoint ended with exit code {code}; what they say is above")
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from megatron_videogpt.data.datasets import Shards
 from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.index import usable_videos
 from megatron_videogpt.data.latents import STORED
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.platforms import activate
 
 LOCK = ".encode.lock"
@@ -84,10 +85,10 @@ def load_codec(args: argparse.Namespace) -> Codec:
     codec = build_codec(CodecConfig(args.codec, args.codec_path, args.batch))
     if codec.temporal_stride > 1:
         why = f"joins {codec.temporal_stride} frames to one latent frame, so latents depend on where a sample starts and cannot be stored once"
-        raise ValueError(f"--codec={args.codec}: {why}; train from the videos themselves (data.source=videos or shards), or use an AutoencoderKL")
+        raise UserError(f"--codec={args.codec}: {why}; train from the videos themselves (data.source=videos or shards), or use an AutoencoderKL")
     if args.size_multiple % codec.spatial_stride or args.longest_side % args.size_multiple:
         rule = f"must be a multiple of the VAE's stride {codec.spatial_stride}, and --longest-side={args.longest_side} of it"
-        raise ValueError(f"--size-multiple={args.size_multiple}: {rule}")
+        raise UserError(f"--size-multiple={args.size_multiple}: {rule}")
     return codec.to(activate(args.platform).device, STORED[args.dtype])
 
 
@@ -96,7 +97,7 @@ def prepare(args: argparse.Namespace, rank: int) -> Encoding:
     codec = load_codec(args)
     usable = usable_videos(source_config(args), codec, args.source, args.min_frames, 0 if rank else NAMED)
     if isinstance(usable.collection, Shards) and usable.collection.index.kind == "latents":
-        raise ValueError(f"{args.source}: holds latents, not videos")
+        raise UserError(f"{args.source}: holds latents, not videos")
     names = ("source", "codec_path", "min_side", "max_aspect", "min_frames", "batch", "dtype")
     options = {name: getattr(args, name) for name in names}
     return Encoding(usable, codec, args.longest_side, args.size_multiple, args.store, args.batch, args.part, int(args.shard_mb * 1e6), args.output, options)
@@ -111,7 +112,7 @@ def encode(args: argparse.Namespace, rank: int, world: int) -> str:
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise ValueError(f"--output={args.output}: another command is encoding there; wait for it, or choose another folder") from error
+            raise UserError(f"--output={args.output}: another command is encoding there; wait for it, or choose another folder") from error
         settle(encoding)
     _wait(world)
     start = time.monotonic()

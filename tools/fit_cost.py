@@ -33,6 +33,7 @@ from scipy.optimize import nnls  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.estimate import attention_flops, clip_work, geometry, linear_flops, patches_of  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.platforms import activate  # noqa: E402
 from tools.benchmark_step import frame_of, resolved, with_layers  # noqa: E402
 
@@ -87,7 +88,7 @@ def fit_cost(tokens: Sequence[float], pairs: Sequence[float], seconds: Sequence[
     measured = np.asarray(seconds, dtype=np.float64)
     columns = np.stack([np.asarray(tokens, np.float64), np.asarray(pairs, np.float64), np.ones(len(measured))], axis=1)
     if len(measured) < 3 or not np.all(measured > 0):
-        raise ValueError(f"{len(measured)} rows with times from {min(seconds, default=0)} s: a fit needs at least 3, all above 0; use more data.frames")
+        raise UserError(f"{len(measured)} rows with times from {min(seconds, default=0)} s: a fit needs at least 3, all above 0; use more data.frames")
     relative = columns / measured[:, None]
     scale = relative.max(axis=0)
     solution = nnls(relative / scale, np.ones(len(measured)))[0] / scale
@@ -172,7 +173,7 @@ def main() -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = load_checked(options.config, options.overrides, world)
     if config.parallel.pipeline > 1:
-        raise ValueError(
+        raise UserError(
             f"parallel.pipeline={config.parallel.pipeline}: must be 1 here, stages would wait for each other; the cost of a stage has the same ratio"
         )
     # One sample is a row here, whatever the run packs.
@@ -186,7 +187,7 @@ def main() -> None:
     patches, rows = patches_of(config, frame), rows_to_time(config.data.frames)
     works = [(sum(clip_work(clips, patches).tokens for clips in row), sum(clip_work(clips, patches).pairs for clips in row)) for row in rows]
     if len(rows) < 3:
-        raise ValueError(f"data.frames={config.data.frames}: must be at least 4, rows of different lengths are needed")
+        raise UserError(f"data.frames={config.data.frames}: must be at least 4, rows of different lengths are needed")
     seconds = measure(chosen, platform, frame, rows, options.repeats)
     fit = fit_cost(*zip(*works), seconds)
     if int(os.environ.get("RANK", "0")) == 0:

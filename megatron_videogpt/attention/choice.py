@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import UserError
 from . import BACKENDS, verify
 
 log = logging.getLogger(__name__)
 
 
-class WrongHere(ValueError):
+class WrongHere(UserError):
     """A backend computed something wrong on this rank's device."""
 
 
@@ -73,11 +74,11 @@ def candidates(
     backend: a name of `BACKENDS`, which comes first then, or `auto`.  Raises ValueError for an unknown name, and for a named backend that cannot train here.
     """
     if backend not in (*BACKENDS, "auto"):
-        raise ValueError(f"attention.backend is {backend!r}, but it must be one of {', '.join(('auto', *BACKENDS))}")
+        raise UserError(f"attention.backend is {backend!r}, but it must be one of {', '.join(('auto', *BACKENDS))}")
     order = FASTEST_FIRST[device_type]
     missing = {name: obstacle(name, device_type, dtype, head_dim, capability, deterministic) for name in {*order, backend} - {"auto"}}
     if missing.get(backend):
-        raise ValueError(f"attention.backend is {backend!r}, but {missing[backend]}: use attention.backend=auto or ranged")
+        raise UserError(f"attention.backend is {backend!r}, but {missing[backend]}: use attention.backend=auto or ranged")
     passed = "; ".join(f"not {name}: {missing[name]}" for name in order if missing[name])
     fastest = f"the fastest on {device_type}" + (f"; {passed}" if passed else "")
     listed = [(name, fastest) for name in order if not missing[name] and name != backend]
@@ -111,13 +112,13 @@ def choose(
         if agreed == _WRONG:
             if outcome == _WRONG:
                 raise WrongHere(message)
-            raise ValueError(f"attention backend {name} differs from reference on the device of another rank, which says by how much")
+            raise UserError(f"attention backend {name} differs from reference on the device of another rank, which says by how much")
         if agreed == _RIGHT:
             return name, reason
         following = f"; trying {listed[number + 1][0]}" if number + 1 < len(listed) else ""
         log.warning("attention backend %s does not work here: %s%s", name, message or "another rank could not start it", following)
         listed[number + 1 :] = [(later, f"{name} did not work") for later, _ in listed[number + 1 :]]
-    raise ValueError(f"no attention backend works on {device}: tried {', '.join(name for name, _ in listed)}; the warnings above say why")
+    raise UserError(f"no attention backend works on {device}: tried {', '.join(name for name, _ in listed)}; the warnings above say why")
 
 
 _RIGHT, _BROKEN, _WRONG = 0, 1, 2

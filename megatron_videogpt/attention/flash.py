@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from packaging.version import Version
 from torch import Tensor
 
+from ..errors import UserError
 from .tiles import TileLists, memoised, tile_lists
 
 OLDEST = "4.0.0b33"
@@ -127,7 +128,7 @@ def mask_mod() -> Any:
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """Interval attention; shapes as in `attention.attend`.  Raises ValueError where the same bits in every run are asked for."""
     if deterministic:
-        raise ValueError(f"attention backend flash with deterministic=true, but {_UNORDERED}")
+        raise UserError(f"attention backend flash with deterministic=true, but {_UNORDERED}")
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
     from flash_attn.cute.interface import _get_device_arch, flash_attn_func
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .tiles import TileLists, memoised, tile_lists
 from .triton_backward_kernels import delta_kernel, key_value_kernel, query_kernel
 from .triton_kernels import forward_kernel
@@ -174,11 +175,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, det
     their own, not from atomics in another.  launches: tiles of one's choice, to measure and to test.  Saves q, k, v, the output and a float32 a row and head.
     """
     if q.shape[2] not in HEAD_DIMS:
-        raise ValueError(f"attention backend triton has head dimensions {', '.join(map(str, HEAD_DIMS))}, and it is {q.shape[2]}: use attention.backend=auto")
+        raise UserError(f"attention backend triton has head dimensions {', '.join(map(str, HEAD_DIMS))}, and it is {q.shape[2]}: use attention.backend=auto")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"attention backend triton takes q, k, v all in bfloat16, float16 or float32, and they are in {q.dtype}, {k.dtype}, {v.dtype}")
+        raise UserError(f"attention backend triton takes q, k, v all in bfloat16, float16 or float32, and they are in {q.dtype}, {k.dtype}, {v.dtype}")
     if scale <= 0:
-        raise ValueError(f"attention backend triton needs a positive scale, and it is {scale}")
+        raise UserError(f"attention backend triton needs a positive scale, and it is {scale}")
     # Rows and heads may lie at any stride.
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     chosen = launches or default_launches(q.shape[2], q.dtype, torch.cuda.get_device_capability(q.device))

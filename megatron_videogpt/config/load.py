@@ -16,6 +16,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from ..errors import UserError
 from .schema import Config
 
 if sys.version_info >= (3, 11):
@@ -28,7 +29,7 @@ BARE_KEY = "[A-Za-z0-9_-]+"
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts in quotes"}
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """What is wrong with a configuration: `problems` has one line each, naming option, value, constraint and fix."""
 
     on_every_rank = True

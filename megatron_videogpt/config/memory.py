@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..errors import UserError
 from .estimate import Work, attention_flops, dp_size, layer_parameters, longest_row, packed_rows, pipeline_parameters, stage_layers
 from .schema import Config, ParallelConfig
 
@@ -282,7 +283,7 @@ def resolve_recompute(config: Config, world_size: int, channels: int, memory_byt
     chosen = least_recompute(config, world_size, channels, work, memory_bytes)
     if chosen is None:
         need = rank_memory(with_policy(config, "full"), channels, world_size, work).total / (1 - RESERVE)
-        raise ValueError(
+        raise UserError(
             f"parallel.recompute = auto: rows of {work.tokens:,.0f} tokens need {need / 1e9:.1f} GB even with full recomputation, and a device has "
             f"{memory_bytes / 1e9:.1f} GB; use more parallel.tensor, parallel.context or parallel.pipeline "
             "(`python -m megatron_videogpt check` proposes layouts)"

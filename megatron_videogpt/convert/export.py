@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..data.codec import codec_geometry
+from ..errors import UserError
 from ..model.embed import position_axis
 from ..train import checkpoint
 from ..train.folders import read_state
@@ -44,7 +45,7 @@ class Export:
         self.run, self.path, self.average, self.wanted = run, checkpoint.find(run, step), average, dtype
         self.config: Config = checkpoint.checkpoint_config(self.path)
         if average and not read_state(self.path)["ema"]:
-            raise ValueError(f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take --weights trained")
+            raise UserError(f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take --weights trained")
         self.weights = Weights(self.path, self.config.model, average)
         self.side = Side(run) if (run / NAME).is_dir() else None
         # Weights that were trained on are kept as exactly as they were trained; others go back to what they came as.
@@ -178,8 +179,8 @@ def digest(tensor: Tensor) -> str:
 def _check_written(folder: Path, entries: list[Entry], digests: dict[str, str], progress: Callable[[int], None]) -> None:
     found = Folder(folder)
     if sorted(found.keys()) != sorted(digests):
-        raise ValueError(f"{folder}: the tensors on the disk are not those that were written; is the disk sound? convert again")
+        raise UserError(f"{folder}: the tensors on the disk are not those that were written; is the disk sound? convert again")
     for entry in entries:
         if (found.shape(entry.key), found.dtype(entry.key)) != (entry.shape, entry.dtype) or digest(found.tensor(entry.key)) != digests[entry.key]:
-            raise ValueError(f"{folder}: tensor {entry.key} on the disk is not what was written; is the disk sound? convert again")
+            raise UserError(f"{folder}: tensor {entry.key} on the disk is not what was written; is the disk sound? convert again")
         progress(entry.size)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .hints import TOKENIZER_FILES, find_hint_ids
 from .untrusted import DTYPES, PLAIN_NAME, Stored, read_header, read_object, read_tensor, real_file, show
 
@@ -45,7 +46,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ValueError(f"{self.path}: no such folder; expected a checkpoint folder with config.json and {WEIGHTS}")
+            raise UserError(f"{self.path}: no such folder; expected a checkpoint folder with config.json and {WEIGHTS}")
         resolved = self.path.resolve()
         # .../models--OWNER--NAME/snapshots/REVISION keeps its files in models--OWNER--NAME/blobs.
         self._homes = (resolved, resolved.parent.parent / "blobs") if resolved.parent.name == "snapshots" else (resolved,)
@@ -60,24 +61,24 @@ class Folder:
         for name in names:
             for key, place in read_header(self.path / name).items():
                 if key in tensors:
-                    raise ValueError(f"{self.path}: tensor {show(key)} is in {tensors[key].path.name} and in {name}; remove the file that does not belong here")
+                    raise UserError(f"{self.path}: tensor {show(key)} is in {tensors[key].path.name} and in {name}; remove the file that does not belong here")
                 if weight_map is not None and weight_map.get(key) != name:
-                    raise ValueError(f"{index}: tensor {show(key)} is in {name}, the index names {show(weight_map.get(key))}")
+                    raise UserError(f"{index}: tensor {show(key)} is in {name}, the index names {show(weight_map.get(key))}")
                 tensors[key] = place
         for key in weight_map or ():
             if key not in tensors:
-                raise ValueError(f"{index}: names tensor {show(key)} in {(weight_map or {})[key]}, which does not hold it")
+                raise UserError(f"{index}: names tensor {show(key)} in {(weight_map or {})[key]}, which does not hold it")
         return tensors
 
     def _weight_map(self, index: Path) -> dict[str, str]:
         weight_map = read_object(index, self._homes).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index}: expected weight_map, from tensors to the names of files")
+            raise UserError(f"{index}: expected weight_map, from tensors to the names of files")
         for key, name in weight_map.items():
             if not isinstance(name, str) or len(name) > 255 or not PLAIN_NAME.fullmatch(name) or not name.endswith(".safetensors"):
-                raise ValueError(f"{index}: tensor {show(key)} is said to be in {show(name)}; expected the plain name of a .safetensors file of this folder")
+                raise UserError(f"{index}: tensor {show(key)} is said to be in {show(name)}; expected the plain name of a .safetensors file of this folder")
         if WEIGHTS not in weight_map.values() and os.path.lexists(self.path / WEIGHTS):
-            raise ValueError(f"{self.path}: holds {WEIGHTS} and an index that does not name it; remove the one that does not belong here")
+            raise UserError(f"{self.path}: holds {WEIGHTS} and an index that does not name it; remove the one that does not belong here")
         return weight_map
 
     def _loose_shards(self) -> list[str]:
@@ -85,21 +86,21 @@ class Folder:
         names = [name for name in present if name.endswith(".safetensors")]
         for name in names:
             if not PLAIN_NAME.fullmatch(name):
-                raise ValueError(f"{self.path}: a file is named {show(name)}; rename it with letters, digits, dots and dashes")
+                raise UserError(f"{self.path}: a file is named {show(name)}; rename it with letters, digits, dots and dashes")
         if not names:
             pickles = [name for name in present if name.endswith(PICKLES)]
             if pickles:
                 how = "convert them where you trust their origin: load with transformers, save_pretrained(folder, safe_serialization=True)"
-                raise ValueError(
+                raise UserError(
                     f"{self.path}: weights only as pickles ({show(pickles[0])}), which can run code and are never opened; get the safetensors, or {how}"
                 )
-            raise ValueError(f"{self.path}: no *.safetensors file; expected a checkpoint folder with config.json and {WEIGHTS}")
+            raise UserError(f"{self.path}: no *.safetensors file; expected a checkpoint folder with config.json and {WEIGHTS}")
         return names
 
     def _place(self, key: str) -> Stored:
         if key not in self._tensors:
             held = f"it holds {len(self._tensors)} tensors, such as {', '.join(show(name) for name in list(self._tensors)[:3])}"
-            raise ValueError(f"{self.path}: tensor {key} is missing from the checkpoint; {held}")
+            raise UserError(f"{self.path}: tensor {key} is missing from the checkpoint; {held}")
         return self._tensors[key]
 
     def keys(self) -> list[str]:
@@ -145,10 +146,10 @@ class Folder:
         for part in CARRIED_FOLDERS:
             found += self._walk(Path(part))
         if len(found) > CARRIED_FILES:
-            raise ValueError(f"{self.path}: more than {CARRIED_FILES} files in {' and '.join(CARRIED_FOLDERS)}; remove what does not belong there")
+            raise UserError(f"{self.path}: more than {CARRIED_FILES} files in {' and '.join(CARRIED_FOLDERS)}; remove what does not belong there")
         size = sum(real_file(self.path / name, self._homes).stat().st_size for name in found)
         if size > CARRIED_BYTES:
-            raise ValueError(f"{self.path}: its tokenizer and VAE files take {size} bytes; at most {CARRIED_BYTES} travel along")
+            raise UserError(f"{self.path}: its tokenizer and VAE files take {size} bytes; at most {CARRIED_BYTES} travel along")
         return found
 
     def _walk(self, part: Path) -> list[Path]:
@@ -158,21 +159,21 @@ class Folder:
         while waiting:
             folder = waiting.pop(0)
             if (self.path / folder).is_symlink():
-                raise ValueError(f"{self.path / folder}: a link to a folder; put the folder itself in its place")
+                raise UserError(f"{self.path / folder}: a link to a folder; put the folder itself in its place")
             if not (self.path / folder).is_dir():
                 continue
             for name in sorted(os.listdir(self.path / folder)):
                 if name.startswith("."):
                     continue
                 if not PLAIN_NAME.fullmatch(name):
-                    raise ValueError(f"{self.path / folder}: a file is named {show(name)}; rename it with letters, digits, dots and dashes")
+                    raise UserError(f"{self.path / folder}: a file is named {show(name)}; rename it with letters, digits, dots and dashes")
                 inner = self.path / folder / name
                 if inner.is_dir():
                     waiting.append(folder / name)
                 elif _carriable(name):
                     found.append(folder / name)
                 if len(found) + len(waiting) > CARRIED_FILES:
-                    raise ValueError(f"{self.path / part}: more than {CARRIED_FILES} files and folders; remove what does not belong there")
+                    raise UserError(f"{self.path / part}: more than {CARRIED_FILES} files and folders; remove what does not belong there")
         return found
 
 

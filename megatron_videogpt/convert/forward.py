@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import Config, ModelConfig, ParallelConfig
+from ..errors import UserError
 from ..objective.next_clip import Sequence, assemble, unpatchify
 from ..sequence.layout import layout, training_shape
 from .folder import Folder
@@ -72,5 +73,5 @@ def relative_error(ours: Tensor, other: Tensor) -> float:
     """Largest deviation as a fraction of the largest value; ValueError for predictions that are all zero, which say nothing."""
     largest = float(other.abs().max())
     if not largest > 0:
-        raise ValueError("--verify: the model predicts nothing but zeros, as one that was never trained does; leave out --verify")
+        raise UserError("--verify: the model predicts nothing but zeros, as one that was never trained does; leave out --verify")
     return float((ours - other).abs().max()) / largest

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .untrusted import show
 
 TOKENS = ("<|diffusion|>", "<img>", "</img>")
@@ -24,19 +25,19 @@ def find_hint_ids(config: dict[str, Any], files: Iterable[tuple[str, dict[str, A
         for token, number in pairs:
             if type(number) is not int or not 0 <= number < (vocabulary or 2**31):
                 limit = f"expected a row of the text table, 0 to {vocabulary - 1}" if vocabulary else "expected a token id"
-                raise ValueError(f"{folder}/{name}: {token} has id {show(number)}; {limit}")
+                raise UserError(f"{folder}/{name}: {token} has id {show(number)}; {limit}")
             before = named.setdefault(token, (number, name))
             if before[0] != number:
-                raise ValueError(f"{folder}: {token} has id {number} in {name} and {before[0]} in {before[1]}; correct a file, or give the ids yourself")
+                raise UserError(f"{folder}: {token} has id {number} in {name} and {before[0]} in {before[1]}; correct a file, or give the ids yourself")
     missing = [token for token in TOKENS if token not in named]
     if len(missing) == len(TOKENS):
         return None
     if missing:
         found = ", ".join(f"{token} = {number}" for token, (number, _) in named.items())
-        raise ValueError(f"{folder}: its config.json and tokenizer name {found} but not {', '.join(missing)}; add what is missing, or give the ids yourself")
+        raise UserError(f"{folder}: its config.json and tokenizer name {found} but not {', '.join(missing)}; add what is missing, or give the ids yourself")
     first, second, third = (named[token][0] for token in TOKENS)
     if len({first, second, third}) < len(TOKENS):
-        raise ValueError(f"{folder}: {', '.join(TOKENS)} have ids {first}, {second}, {third}; expected three different ones")
+        raise UserError(f"{folder}: {', '.join(TOKENS)} have ids {first}, {second}, {third}; expected three different ones")
     return first, second, third
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config.load import config_from_dict
 from ..config.schema import CodecConfig, Config, ModelConfig, TrainConfig
 from ..data.codec import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
+from ..errors import UserError
 from .folder import Entry, Folder
 from .hints import TOKENIZER_FILES
 from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, initial, parameters
@@ -87,7 +88,7 @@ def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: b
         problems += [f"{key} belongs to nothing (--allow-extra carries it along)" for key in extra]
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"{folder.path}: {len(problems)} tensors do not fit the model of its config.json: {'; '.join(problems[:SHOWN])}{more}")
+        raise UserError(f"{folder.path}: {len(problems)} tensors do not fit the model of its config.json: {'; '.join(problems[:SHOWN])}{more}")
     return unused + extra
 
 
@@ -160,7 +161,7 @@ def open_source(folder: Folder, codec: CodecConfig, hint_ids: tuple[int, ...] | 
         model, channels = sizes_of(folder)
         theirs = codec_geometry(codec).channels if known else channels
         if theirs != channels:
-            raise ValueError(f"{folder.path}: a model of {channels} latent channels, but its codec {codec.name} has {theirs}; give the right one with --vae")
+            raise UserError(f"{folder.path}: a model of {channels} latent channels, but its codec {codec.name} has {theirs}; give the right one with --vae")
     side = check_keys(folder, model, channels, allow_extra)
     table = folder_key(EMBED_TOKENS, stock)
     assert table is not None
@@ -174,7 +175,7 @@ def find_hints(folder: Folder, asked: tuple[int, ...] | None, stock: bool, vocab
     """Rows of the hint tokens: those asked for, those the folder names, or free ones of a stock tokenizer."""
     if asked is not None:
         if len(set(asked)) != 3 or not all(0 <= number < vocabulary for number in asked):
-            raise ValueError(f"--hint-ids {','.join(map(str, asked))}: expected three different rows of the text table, 0 to {vocabulary - 1}")
+            raise UserError(f"--hint-ids {','.join(map(str, asked))}: expected three different rows of the text table, 0 to {vocabulary - 1}")
         return asked[0], asked[1], asked[2]
     found = folder.hint_ids()
     if found is None and stock:
@@ -183,7 +184,7 @@ def find_hints(folder: Folder, asked: tuple[int, ...] | None, stock: bool, vocab
             return STOCK_HINT_IDS
     if found is None:
         free = f" and rows {', '.join(map(str, STOCK_HINT_IDS))} of the text table are not known to be free" if stock else ""
-        raise ValueError(
+        raise UserError(
             f"{folder.path}: neither its tokenizer nor its config.json names <|diffusion|>, <img> and </img>{free}; give their ids: --hint-ids a,b,c"
         )
     return found
@@ -215,9 +216,9 @@ def codec_of(vae: Path | None, name: str = "") -> CodecConfig:
     kind = read_object(vae / "config.json").get("_class_name")
     found = CODECS.get(kind) if isinstance(kind, str) else None
     if found is None:
-        raise ValueError(f"{vae}/config.json: _class_name is {str(kind)[:60]!r}; expected one of {', '.join(CODECS)}")
+        raise UserError(f"{vae}/config.json: _class_name is {str(kind)[:60]!r}; expected one of {', '.join(CODECS)}")
     if name and name != found:
-        raise ValueError(f"--codec {name}: {vae} holds {found}; leave out one of the two")
+        raise UserError(f"--codec {name}: {vae} holds {found}; leave out one of the two")
     if found == "tiny":
         _check_tiny(vae)
         return CodecConfig(name="tiny")
@@ -230,7 +231,7 @@ def _check_tiny(vae: Path) -> None:
     held = read_header(theirs)
     same = held.keys() == ours.keys() and all(_same(held[key], ours[key]) for key in ours)
     if not same:
-        raise ValueError(f"{theirs}: another tiny codec than this release's; use the release of this package that wrote it")
+        raise UserError(f"{theirs}: another tiny codec than this release's; use the release of this package that wrote it")
 
 
 def _same(one: Stored, other: Stored) -> bool:
@@ -262,7 +263,7 @@ def training_config(folder: Folder) -> Config:
         # Not `load_config`: a file from outside may not name others with base = "...".
         return without_paths(config_from_dict(tomllib.loads(path.read_text(encoding="utf-8"))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML ({' '.join(str(error).split())[:100]})") from None
+        raise UserError(f"{path}: not TOML ({' '.join(str(error).split())[:100]})") from None
 
 
 def without_paths(config: Config) -> Config:

@@ -17,6 +17,7 @@ from ..config.check import find_problems
 from ..config.load import ConfigError, config_to_toml
 from ..config.schema import CodecConfig, Config, ParallelConfig
 from ..data.codec import build_codec
+from ..errors import UserError
 from ..train.folders import checkpoint_name, checkpoint_root
 from .ingest import Source, folder_config
 from .mapping import from_hf, parameters, shard
@@ -118,4 +119,4 @@ def _check_written(source: Source, run: Path, progress: Progress) -> None:
 
 def _compare(what: str, written: Tensor, given: Tensor) -> None:
     if written.dtype != given.dtype or written.shape != given.shape or not torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (written, given))):
-        raise ValueError(f"{what} is not what was written; is the disk sound? convert again")
+        raise UserError(f"{what} is not what was written; is the disk sound? convert again")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
+from ..errors import UserError
 from ..hub.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
 from ..model.denoiser import build_denoiser
 from ..model.embed import position_axis, timestep_embedding
@@ -62,7 +63,7 @@ class Report:
     def compare(self, quantity: str, ours: Tensor, recorded: Tensor, case: str) -> None:
         """Largest deviation as a fraction of the recorded tensor's largest absolute value."""
         if tuple(ours.shape) != tuple(recorded.shape):
-            raise ValueError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
+            raise UserError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
         if recorded.numel():
             scale = recorded.abs().max().clamp_min(1e-12)
             self.add(quantity, float((ours.detach().cpu() - recorded).abs().max() / scale), case)
@@ -123,7 +124,7 @@ def case_layout(sample: dict[str, Any], inference: bool) -> Layout:
     """Our layout of a recorded sample."""
     grid = (sample["latent_h"] // 2, sample["latent_w"] // 2)
     if grid[0] * grid[1] != sample["patches_per_frame"]:
-        raise ValueError(f"{sample['latent_h']}x{sample['latent_w']} latents with {sample['patches_per_frame']} patches: only patch size 2 is known here")
+        raise UserError(f"{sample['latent_h']}x{sample['latent_w']} latents with {sample['patches_per_frame']} patches: only patch size 2 is known here")
     blocks = sample["frame_blocks"]
     return layout(history_shape(blocks[0], blocks[1], grid) if inference else training_shape(tuple(n for n in blocks if n), grid))
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config.schema import ModelConfig
+from ..errors import UserError
 from .folder import Folder
 from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from .untrusted import show
@@ -50,7 +51,7 @@ def sizes_of(folder: Folder) -> tuple[ModelConfig, int]:
     extra = folder.read_json("extra.json") or {}
     patches = folder.shape("x_embedder.proj.weight")
     if len(patches) != 4 or patches[2] != patches[3] or 0 in patches:
-        raise ValueError(f"{folder.path}: x_embedder.proj.weight has shape {list(patches)}; expected [hidden size, channels, patch, patch]")
+        raise UserError(f"{folder.path}: x_embedder.proj.weight has shape {list(patches)}; expected [hidden size, channels, patch, patch]")
     channels = _agreed(folder, extra, "in_channels", patches[1])
     model = backbone(folder.config, f"{folder.path}/config.json", _agreed(folder, extra, "patch_size", patches[2]), _table_side(folder, extra))
     return model, channels
@@ -63,9 +64,9 @@ def _agreed(folder: Folder, extra: dict[str, Any], field: str, measured: int | N
     if measured is not None:
         sources.append(("its tensors", _natural(measured, str(folder.path), field)))
     if not sources:
-        raise ValueError(f"{folder.path}/config.json: field {field!r} is missing, and no tensor {POSITION_TABLE} gives it")
+        raise UserError(f"{folder.path}/config.json: field {field!r} is missing, and no tensor {POSITION_TABLE} gives it")
     if len({value for _, value in sources}) > 1:
-        raise ValueError(f"{folder.path}: {field} is {', '.join(f'{value} in {name}' for name, value in sources)}; expected one value")
+        raise UserError(f"{folder.path}: {field} is {', '.join(f'{value} in {name}' for name, value in sources)}; expected one value")
     return sources[0][1]
 
 
@@ -75,7 +76,7 @@ def _table_side(folder: Folder, extra: dict[str, Any]) -> int:
         shape = folder.shape(POSITION_TABLE)
         measured = math.isqrt(shape[1]) if len(shape) == 3 else 0
         if len(shape) != 3 or shape[0] != 1 or measured**2 != shape[1] or not measured:
-            raise ValueError(f"{folder.path}: {POSITION_TABLE} has shape {list(shape)}; expected [1, S*S, hidden size], a square table")
+            raise UserError(f"{folder.path}: {POSITION_TABLE} has shape {list(shape)}; expected [1, S*S, hidden size], a square table")
     return _agreed(folder, extra, "pos_embed_max_size", measured)
 
 
@@ -85,7 +86,7 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
     # transformers 5 writes the rotary fields together.
     rope = config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"{where}: rope_parameters is {show(rope)}; expected an object")
+        raise UserError(f"{where}: rope_parameters is {show(rope)}; expected an object")
     config = {**config, **{key: rope[key] for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings") if key in rope}}
 
     def natural(field: str, default: str | None = None) -> int:
@@ -93,16 +94,16 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
         if value is None and default is not None:
             return natural(default)
         if value is None:
-            raise ValueError(f"{where}: field {field!r} is missing; expected a Phi-3 configuration")
+            raise UserError(f"{where}: field {field!r} is missing; expected a Phi-3 configuration")
         return _natural(value, where, field)
 
     width, heads, groups = natural("hidden_size"), natural("num_attention_heads"), natural("num_key_value_heads", "num_attention_heads")
     if width % (2 * heads) or width % 4 or heads % groups:
         need = "a hidden size that is a multiple of 4 and of twice the heads, and heads that are a multiple of key/value heads"
-        raise ValueError(f"{where}: hidden_size {width}, num_attention_heads {heads}, num_key_value_heads {groups}; expected {need}")
+        raise UserError(f"{where}: hidden_size {width}, num_attention_heads {heads}, num_key_value_heads {groups}; expected {need}")
     for field, expected in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0), ("head_dim", width // heads)):
         if config.get(field) not in (None, expected):
-            raise ValueError(f"{where}: {field} is {show(config[field])}; only {expected} is supported here")
+            raise UserError(f"{where}: {field} is {show(config[field])}; only {expected} is supported here")
     return ModelConfig(
         num_layers=natural("num_hidden_layers"),
         hidden_size=width,
@@ -125,12 +126,12 @@ def _rope_scaling(scaling: Any, where: str, half: int) -> dict[str, Any]:
     if not scaling or kind == "default":
         return {}
     if kind not in ("su", "longrope"):
-        raise ValueError(f"{where}: rope_scaling type {show(kind)} is not supported; expected su or longrope")
+        raise UserError(f"{where}: rope_scaling type {show(kind)} is not supported; expected su or longrope")
     for key in ("long_factor", "short_factor"):
         factors = scaling.get(key)
         if not isinstance(factors, list) or len(factors) != half:
             count = f"{len(factors)} entries" if isinstance(factors, list) else "no list"
-            raise ValueError(f"{where}: rope_scaling.{key} has {count}; expected {half} factors, half of a head's channels")
+            raise UserError(f"{where}: rope_scaling.{key} has {count}; expected {half} factors, half of a head's channels")
         for factor in factors:
             _number(factor, where, f"rope_scaling.{key}", 1e9)
     return {"type": "longrope", "long_factor": scaling["long_factor"], "short_factor": scaling["short_factor"]}
@@ -138,13 +139,13 @@ def _rope_scaling(scaling: Any, where: str, half: int) -> dict[str, Any]:
 
 def _natural(value: Any, where: str, field: str) -> int:
     if type(value) is not int or not 0 < value <= MOST[field]:
-        raise ValueError(f"{where}: {field} is {show(value)}; expected a whole number from 1 to {MOST[field]}")
+        raise UserError(f"{where}: {field} is {show(value)}; expected a whole number from 1 to {MOST[field]}")
     return value
 
 
 def _number(value: Any, where: str, field: str, most: float) -> float:
     if type(value) not in (int, float) or not 0 < value <= most:
-        raise ValueError(f"{where}: {field} is {show(value)}; expected a number above 0, at most {most:g}")
+        raise UserError(f"{where}: {field} is {show(value)}; expected a number above 0, at most {most:g}")
     return float(value)
 
 
@@ -153,7 +154,7 @@ def _check_shapes(folder: Folder, model: ModelConfig, channels: int) -> None:
     held = set(folder.keys())
     layers = {key.split(".")[2] for key in held if key.startswith("llm.layers.")}
     if layers and layers != {str(layer) for layer in range(model.num_layers)}:
-        raise ValueError(f"{folder.path}: tensors for {len(layers)} layers, and config.json has num_hidden_layers {model.num_layers}")
+        raise UserError(f"{folder.path}: tensors for {len(layers)} layers, and config.json has num_hidden_layers {model.num_layers}")
     wrong = []
     for entry in parameters(model):
         expected = hf_shape(entry, model, channels)
@@ -166,7 +167,7 @@ def _check_shapes(folder: Folder, model: ModelConfig, channels: int) -> None:
         wrong.append(f"{POSITION_TABLE} {list(folder.shape(POSITION_TABLE))}, expected width {model.hidden_size}")
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{folder.path}: tensors that do not fit its config.json: {'; '.join(wrong[:8])}{more}")
+        raise UserError(f"{folder.path}: tensors that do not fit its config.json: {'; '.join(wrong[:8])}{more}")
 
 
 def tensor_source(folder: Path, hint_ids: tuple[int, int, int]) -> Callable[[Parameter], Tensor]:
@@ -176,11 +177,11 @@ def tensor_source(folder: Path, hint_ids: tuple[int, int, int]) -> Callable[[Par
     def tensor_of(entry: Parameter) -> Tensor:
         value = tensors.tensor(entry.hf)
         if not value.is_floating_point():
-            raise ValueError(f"{folder}: tensor {entry.hf} has type {value.dtype}; expected floating-point weights")
+            raise UserError(f"{folder}: tensor {entry.hf} has type {value.dtype}; expected floating-point weights")
         if entry.hf != EMBED_TOKENS:
             return value
         if max(hint_ids) >= len(value):
-            raise ValueError(f"{folder}: {EMBED_TOKENS} has {len(value)} rows, and the hint tokens have ids {', '.join(map(str, hint_ids))}")
+            raise UserError(f"{folder}: {EMBED_TOKENS} has {len(value)} rows, and the hint tokens have ids {', '.join(map(str, hint_ids))}")
         return value[list(hint_ids)]
 
     return tensor_of

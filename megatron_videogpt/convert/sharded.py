@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config.estimate import stage_layers
 from ..config.schema import Config, ModelConfig
+from ..errors import UserError
 from ..train.ema import PREFIX
 from .mapping import Parameter, hf_shape, parameters, to_hf
 
@@ -45,12 +46,12 @@ class Weights:
             count = described.global_shape[0] if _stacked(entry.name)[1] is not None else 0
             wanted = _full_shape(entry, model, self.channels)
             if described.global_shape != ((count, *wanted) if count else wanted) or count not in (0, model.num_layers):
-                raise ValueError(f"{path}: {entry.name} has shape {described.global_shape} there, which does not fit the model of its config.toml")
+                raise UserError(f"{path}: {entry.name} has shape {described.global_shape} there, which does not fit the model of its config.toml")
 
     def _described(self, entry: Parameter) -> ShardedTensor:
         key = self.prefix + _stacked(entry.name)[0]
         if key not in self.held:
-            raise ValueError(f"{self.path}: tensor {key} is missing; expected a checkpoint of this package's model")
+            raise UserError(f"{self.path}: tensor {key} is missing; expected a checkpoint of this package's model")
         return self.held[key]
 
     def dtype(self, entry: Parameter) -> torch.dtype:

@@ -10,6 +10,7 @@ from typing import Any
 from ..config.schema import CodecConfig, ModelConfig
 from ..data import codec as codecs
 from ..data import tiny_codec as tiny_module
+from ..errors import UserError
 
 AUTO_MAP = {"AutoConfig": "configuration_videogpt.VideoGPTConfig", "AutoModel": "modeling_videogpt.VideoGPTModel"}
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -90,7 +91,7 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
     source = Path(codec.path)
     files = [source / "config.json", *sorted(source.glob("*.safetensors")), *sorted(source.glob("*.safetensors.index.json"))]
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"codec.path={codec.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never copied, so convert them first")
+        raise UserError(f"codec.path={codec.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never copied, so convert them first")
     target.mkdir(exist_ok=True)
     for path in files:
         shutil.copyfile(path, target / path.name)

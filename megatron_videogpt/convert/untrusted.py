@@ -15,6 +15,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -58,13 +60,13 @@ def real_file(path: Path, homes: tuple[Path, ...] = ()) -> Path:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
         lost = "is a link that leads nowhere; download the file again" if path.is_symlink() else "not found"
-        raise ValueError(f"{path}: {lost}") from None
+        raise UserError(f"{path}: {lost}") from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be opened ({_reason(error)})") from None
+        raise UserError(f"{path}: cannot be opened ({_reason(error)})") from None
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: not a regular file; expected a file, or a link to one")
+        raise UserError(f"{path}: not a regular file; expected a file, or a link to one")
     if homes and not any(target.is_relative_to(home) for home in homes):
-        raise ValueError(f"{path}: a link that leads out of the checkpoint folder, to {show(str(target))}; put the file itself in its place if you trust it")
+        raise UserError(f"{path}: a link that leads out of the checkpoint folder, to {show(str(target))}; put the file itself in its place if you trust it")
     return target
 
 
@@ -73,13 +75,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"holds {name}, which is not JSON")
+    raise UserError(f"holds {name}, which is not JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text[:20]} is too large")
+        raise UserError(f"the number {text[:20]} is too large")
     return value
 
 
@@ -88,11 +90,11 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
-        raise ValueError(f"{name}: nested too deeply; expected a plain JSON object") from None
+        raise UserError(f"{name}: nested too deeply; expected a plain JSON object") from None
     except ValueError as error:
-        raise ValueError(f"{name}: not JSON ({show(str(error))})") from None
+        raise UserError(f"{name}: not JSON ({show(str(error))})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{name}: expected a JSON object, found {type(value).__name__}")
+        raise UserError(f"{name}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -101,7 +103,7 @@ def read_object(path: Path, homes: tuple[Path, ...] = (), most: int = JSON_BYTES
     with open_file(real_file(path, homes), path) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"{path}: more than {most} bytes; expected a small JSON file")
+        raise UserError(f"{path}: more than {most} bytes; expected a small JSON file")
     return parse_object(data, str(path))
 
 
@@ -110,7 +112,7 @@ def open_file(target: Path, path: Path) -> Any:
     try:
         return target.open("rb")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be opened ({_reason(error)})") from None
+        raise UserError(f"{path}: cannot be opened ({_reason(error)})") from None
 
 
 def read_tensor(place: Stored) -> Tensor:
@@ -122,7 +124,7 @@ def read_tensor(place: Stored) -> Tensor:
     with open_file(real_file(place.path), place.path) as file:
         file.seek(place.start)
         if file.readinto(data.numpy()) != place.size:
-            raise ValueError(f"{place.path}: changed while it was read: a tensor at byte {place.start} is cut off")
+            raise UserError(f"{place.path}: changed while it was read: a tensor at byte {place.start} is cut off")
     return data.view(place.dtype).reshape(place.shape)
 
 
@@ -137,20 +139,20 @@ def read_header(path: Path) -> dict[str, Stored]:
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if length < 2 or length > HEADER_BYTES:
             what = f"a header of {length} bytes" if length >= 0 else f"{total} bytes in all"
-            raise ValueError(f"{path}: not a safetensors file, or a damaged one ({what}; at most {HEADER_BYTES} are accepted)")
+            raise UserError(f"{path}: not a safetensors file, or a damaged one ({what}; at most {HEADER_BYTES} are accepted)")
         if 8 + length > total:
-            raise ValueError(f"{path}: truncated: {total} bytes, and its header alone takes {8 + length}; download it again")
+            raise UserError(f"{path}: truncated: {total} bytes, and its header alone takes {8 + length}; download it again")
         header = parse_object(file.read(length), f"{path}, header")
     header.pop("__metadata__", None)
     tensors = {key: _stored(path, key, entry, 8 + length) for key, entry in header.items()}
     end = 8 + length
     for key, place in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
         if place.start != end:
-            raise ValueError(f"{path}: tensor {show(key)} starts at byte {place.start} where {end} is due: overlapping or missing data")
+            raise UserError(f"{path}: tensor {show(key)} starts at byte {place.start} where {end} is due: overlapping or missing data")
         end += place.size
     if end != total:
         what = "truncated; download it again" if end > total else "it holds data that no tensor names"
-        raise ValueError(f"{path}: {total} bytes where its header gives {end}: {what}")
+        raise UserError(f"{path}: {total} bytes where its header gives {end}: {what}")
     return tensors
 
 
@@ -158,15 +160,15 @@ def _stored(path: Path, key: str, entry: Any, data: int) -> Stored:
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets, kind = fields.get("shape"), fields.get("data_offsets"), fields.get("dtype")
     if not isinstance(kind, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"{path}: header entry {show(key)} is {show(entry)}; expected dtype, shape and data_offsets")
+        raise UserError(f"{path}: header entry {show(key)} is {show(entry)}; expected dtype, shape and data_offsets")
     if kind not in DTYPES:
-        raise ValueError(f"{path}: tensor {show(key)} has type {show(kind)}; expected one of {', '.join(DTYPES)}")
+        raise UserError(f"{path}: tensor {show(key)} has type {show(kind)}; expected one of {', '.join(DTYPES)}")
     size = math.prod(shape) * DTYPES[kind].itemsize
     # An empty tensor may have any other dimensions as far as its bytes go; torch cannot count beyond 2^63.
     if math.prod(n or 1 for n in shape) >= 2**60:
-        raise ValueError(f"{path}: tensor {show(key)} has shape {show(shape)}; expected fewer than 2^60 numbers")
+        raise UserError(f"{path}: tensor {show(key)} has shape {show(shape)}; expected fewer than 2^60 numbers")
     if offsets[1] - offsets[0] != size:
-        raise ValueError(f"{path}: tensor {show(key)} {kind} {show(shape)} takes {show(size)} bytes, its offsets {show(offsets)} give another number")
+        raise UserError(f"{path}: tensor {show(key)} {kind} {show(shape)} takes {show(size)} bytes, its offsets {show(offsets)} give another number")
     return Stored(path, DTYPES[kind], tuple(shape), data + offsets[0], size)
 
 

@@ -8,6 +8,8 @@ import os
 from collections import Counter, deque
 from pathlib import Path
 
+from ..errors import UserError
+
 log = logging.getLogger(__name__)
 
 REASONS = {
@@ -89,7 +91,7 @@ class Rejections:
         if bad <= self._limit * WINDOW:
             return
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
-        raise ValueError(
+        raise UserError(
             f"{bad} of the last {len(self._recent)} samples could not be read, over data.max_bad_fraction={self._limit:g} of {WINDOW}; "
             f"since the start: {kinds}; the last one: {self._last}"
         )

@@ -21,6 +21,8 @@ from torch import Tensor
 from megatron_videogpt.config.schema import CodecConfig
 from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 
+from ..errors import UserError
+
 TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
 TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")
 DIFFUSERS_CLASSES = {"autoencoder_kl": "AutoencoderKL", "autoencoder_kl_wan": "AutoencoderKLWan"}
@@ -41,7 +43,7 @@ class CodecGeometry:
     def latent_frames(self, pixel_frames: int) -> int:
         """Latent frames of ``pixel_frames`` frames; ValueError unless they are 1 + stride * n."""
         if pixel_frames < 1 or (pixel_frames - 1) % self.temporal_stride:
-            raise ValueError(f"{pixel_frames} frames: this codec takes 1 + {self.temporal_stride}n frames; cut or extend the clip")
+            raise UserError(f"{pixel_frames} frames: this codec takes 1 + {self.temporal_stride}n frames; cut or extend the clip")
         return 1 + (pixel_frames - 1) // self.temporal_stride
 
 
@@ -75,7 +77,7 @@ class Codec(Protocol):
 def build_codec(config: CodecConfig) -> Codec:
     """Load the codec; ValueError, one line, when the name is unknown or its folder is not usable."""
     if config.batch_size < 1:
-        raise ValueError(f"codec.batch_size={config.batch_size}: must be at least 1")
+        raise UserError(f"codec.batch_size={config.batch_size}: must be at least 1")
     if config.name == "tiny":
         return TinyCodec(config.batch_size)
     settings = _diffusers_settings(config)
@@ -93,7 +95,7 @@ def codec_geometry(config: CodecConfig) -> CodecGeometry:
         spatial = 2 ** (len(settings["dim_mult"]) - 1) * (settings.get("patch_size") or 1)
         return CodecGeometry(settings["z_dim"], spatial, 2 ** sum(settings["temperal_downsample"]))
     except KeyError as error:
-        raise ValueError(f"codec.path={config.path}: config.json has no {error}, which {DIFFUSERS_CLASSES[config.name]} needs") from error
+        raise UserError(f"codec.path={config.path}: config.json has no {error}, which {DIFFUSERS_CLASSES[config.name]} needs") from error
 
 
 class TinyCodec:
@@ -108,7 +110,7 @@ class TinyCodec:
             self.model = TinyAutoencoder(shape).eval().requires_grad_(False)
             self.model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"tiny codec: {weights} or its .json is missing or damaged ({_one_line(error)}); reinstall the package") from error
+            raise UserError(f"tiny codec: {weights} or its .json is missing or damaged ({_one_line(error)}); reinstall the package") from error
         self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
         self.fingerprint = _fingerprint(json.dumps(shape.to_dict(), sort_keys=True), [weights])
         self.batch_size = batch_size
@@ -188,7 +190,7 @@ class WanCodec:
         self.temporal_stride = self.geometry.temporal_stride
         for key in ("latents_mean", "latents_std"):
             if len(settings.get(key) or ()) != self.channels:
-                raise ValueError(f"codec.path={config.path}: config.json needs {key} with {self.channels} values (one a latent channel)")
+                raise UserError(f"codec.path={config.path}: config.json needs {key} with {self.channels} values (one a latent channel)")
         self.mean = torch.tensor(settings["latents_mean"]).view(-1, 1, 1)
         self.std = torch.tensor(settings["latents_std"]).view(-1, 1, 1)
 
@@ -229,7 +231,7 @@ def _batched(run: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, l
 
 def _check_video(video: Tensor, stride: int) -> None:
     if video.ndim != 4 or video.shape[1] != 3 or video.shape[2] % stride or video.shape[3] % stride or not len(video):
-        raise ValueError(f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set data.size_multiple to suit")
+        raise UserError(f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set data.size_multiple to suit")
 
 
 def _tiny_shape(path: Path) -> TinyShape:
@@ -239,22 +241,22 @@ def _tiny_shape(path: Path) -> TinyShape:
 def _diffusers_settings(config: CodecConfig) -> dict[str, Any]:
     """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
     if config.name not in DIFFUSERS_CLASSES:
-        raise ValueError(f"codec.name={config.name!r}: unknown codec; choose tiny, {', '.join(DIFFUSERS_CLASSES)}")
+        raise UserError(f"codec.name={config.name!r}: unknown codec; choose tiny, {', '.join(DIFFUSERS_CLASSES)}")
     wanted, folder = DIFFUSERS_CLASSES[config.name], Path(config.path)
     if not config.path:
-        raise ValueError(f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of a diffusers {wanted}")
+        raise UserError(f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of a diffusers {wanted}")
     if not folder.is_dir():
-        raise ValueError(f"codec.path={config.path}: no such folder; give the folder that holds the {wanted}'s config.json (nothing is downloaded)")
+        raise UserError(f"codec.path={config.path}: no such folder; give the folder that holds the {wanted}'s config.json (nothing is downloaded)")
     try:
         settings = json.loads((folder / "config.json").read_text())
     except FileNotFoundError as error:
         hint = "; use its vae sub-folder" if (folder / "vae" / "config.json").exists() else ""
-        raise ValueError(f"codec.path={config.path}: no config.json in it, so it is not a diffusers {wanted}{hint}") from error
+        raise UserError(f"codec.path={config.path}: no config.json in it, so it is not a diffusers {wanted}{hint}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"codec.path={config.path}: config.json cannot be read ({_one_line(error)})") from error
+        raise UserError(f"codec.path={config.path}: config.json cannot be read ({_one_line(error)})") from error
     found = settings.get("_class_name", "nothing") if isinstance(settings, dict) else "no JSON object"
     if found != wanted:
-        raise ValueError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
+        raise UserError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
     return settings
 
 
@@ -263,19 +265,19 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
     folder = Path(config.path)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise ValueError(f"codec.path={config.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never loaded, so convert them first")
+        raise UserError(f"codec.path={config.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never loaded, so convert them first")
     try:
         import diffusers
     except ImportError as error:
-        raise ValueError(f"codec.name={config.name} needs the diffusers package: pip install diffusers") from error
+        raise UserError(f"codec.name={config.name} needs the diffusers package: pip install diffusers") from error
     try:
         kind = getattr(diffusers, DIFFUSERS_CLASSES[config.name])
         # diffusers fills missing weights with random numbers and only warns, hence the loading report.
         model, report = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ValueError(f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} ({_one_line(error)})") from error
+        raise UserError(f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} ({_one_line(error)})") from error
     if report["missing_keys"]:
-        raise ValueError(f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
+        raise UserError(f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
     description = {key: value for key, value in settings.items() if not key.startswith("_")}
     return model.eval().requires_grad_(False), _fingerprint(json.dumps(description, sort_keys=True), weights)
 

@@ -12,6 +12,8 @@ from typing import Any
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.tables import parse_object
 
+from ..errors import UserError
+
 SIDECAR_LIMIT = 16 << 20  # bytes of a .json or .txt beside a video
 WHERE = re.compile(r"^\s*(.+?)\s*(==|!=|>=|<=|>|<)\s*(.*?)\s*$")
 
@@ -23,10 +25,10 @@ def columns_of(spec: str, option: str = "template") -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(spec) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{option}={spec!r}: not a template of columns ({error}); write for example {{video_id}}.mp4") from error
+        raise UserError(f"{option}={spec!r}: not a template of columns ({error}); write for example {{video_id}}.mp4") from error
     wrong = [name for name in names if not name or re.search(r"[.\[\]]", name)]
     if wrong:
-        raise ValueError(f"{option}={spec!r}: {wrong[0]!r} must be the name of a column")
+        raise UserError(f"{option}={spec!r}: {wrong[0]!r} must be the name of a column")
     return names
 
 

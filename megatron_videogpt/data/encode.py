@@ -28,6 +28,8 @@ from megatron_videogpt.data.shard_scan import LATENTS
 from megatron_videogpt.data.shards import ShardWriter, merge_index
 from megatron_videogpt.data.workers import Pool
 
+from ..errors import UserError
+
 RECORD, REJECTED, PARTS = "encode.json", "rejected.jsonl", "parts"
 MOVABLE = ("source", "codec_path", "batch")  # options that may change when a command is run again
 
@@ -121,10 +123,10 @@ def settle(encoding: Encoding) -> None:
         changed = [name for name in record if name not in MOVABLE and before.get(name) != record[name]]
         if changed:
             was = f"{changed[0]}={before.get(changed[0])}, not {record[changed[0]]}"
-            raise ValueError(f"--output={output}: holds latents of another command ({was}); choose another folder, or delete that one")
+            raise UserError(f"--output={output}: holds latents of another command ({was}); choose another folder, or delete that one")
         return
     if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
-        raise ValueError(f"--output={output}: is not empty, and no latents were begun there; choose a new folder")
+        raise UserError(f"--output={output}: is not empty, and no latents were begun there; choose a new folder")
     (output / PARTS).mkdir(parents=True, exist_ok=True)
     path.with_suffix(".partial").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(path.with_suffix(".partial"), path)
@@ -164,7 +166,7 @@ def finish(encoding: Encoding) -> Counter[str]:
                 file.write(json.dumps({name: line[name] for name in ("name", "kind", "reason")}) + "\n")
     os.replace(path.with_suffix(".partial"), path)
     if not any(encoding.output.glob("*.tar")):
-        raise ValueError(f"{encoding.output}: no video could be encoded; {counts.total()} were rejected, see {path}")
+        raise UserError(f"{encoding.output}: no video could be encoded; {counts.total()} were rejected, see {path}")
     merge_index(encoding.output, "latents", encoding.facts)
     return counts
 

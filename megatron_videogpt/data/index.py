@@ -19,6 +19,8 @@ from megatron_videogpt.data.physics import check_physics
 from megatron_videogpt.data.splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
 from megatron_videogpt.data.torchcodec import check_torchcodec
 
+from ..errors import UserError
+
 __all__ = ["EXTENSIONS", "Geometry", "Source", "Split", "list_videos", "open_source"]
 
 log = logging.getLogger(__name__)
@@ -127,7 +129,7 @@ def _check(config: DataConfig, codec: Geometry) -> None:
         ]
     for holds, message in rules:
         if not holds:
-            raise ValueError(message)
+            raise UserError(message)
 
 
 def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> _Opened:
@@ -140,7 +142,7 @@ def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> _Open
     if bad:
         log.warning("%d of %d videos in %s skipped: %s", bad, total, path, ", ".join(f"{count} {kind}" for kind, count in usable.left_out.most_common()))
     if not len(usable.items):
-        raise ValueError(f"data.path={path}: none of {total} videos can be used" + (f"; the first: {usable.skipped[0]}" if bad else ""))
+        raise UserError(f"data.path={path}: none of {total} videos can be used" + (f"; the first: {usable.skipped[0]}" if bad else ""))
     train, validation, notes = _divide(usable.collection, usable.items, config, codec.temporal_stride, needed, dataset)
     for note in notes:
         log.warning(note)

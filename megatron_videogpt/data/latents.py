@@ -25,6 +25,8 @@ from megatron_videogpt.data.jobs import place, read_member
 from megatron_videogpt.data.remote import Cache, is_local
 from megatron_videogpt.data.shard_scan import label_of
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from megatron_videogpt.data.codec import Codec
     from megatron_videogpt.data.index import Geometry
@@ -47,7 +49,7 @@ def to_stored(mean: Tensor, logvar: Tensor | None, stored: str) -> Tensor:
     """
     latents = (mean if logvar is None else torch.stack([mean, logvar], 1)).to("cpu", STORED[stored])
     if not latents.isfinite().all():
-        raise ValueError(f"the VAE gave numbers that are not finite, or too large for {stored}: encode with --dtype=bf16 or fp32, store with --store=fp32")
+        raise UserError(f"the VAE gave numbers that are not finite, or too large for {stored}: encode with --dtype=bf16 or fp32, store with --store=fp32")
     return latents
 
 
@@ -76,20 +78,20 @@ def check_facts(path: str, facts: dict[str, Any], config: DataConfig, codec: Geo
     """
     again = "or encode the videos again (tools/encode_latents.py)"
     if not facts:
-        raise ValueError(f"data.path={path}: latents that do not say which VAE made them: put index.json or the shards' own .json files beside them, {again}")
+        raise UserError(f"data.path={path}: latents that do not say which VAE made them: put index.json or the shards' own .json files beside them, {again}")
     for name in ("longest_side", "size_multiple"):
         theirs, ours = facts.get(name), getattr(config, name)
         if theirs != ours:
-            raise ValueError(f"data.path={path}: latents of data.{name}={theirs}, but this run has data.{name}={ours}: set it to {theirs}, {again}")
+            raise UserError(f"data.path={path}: latents of data.{name}={theirs}, but this run has data.{name}={ours}: set it to {theirs}, {again}")
     remedy = f"use the VAE that made them in codec.name and codec.path, {again}"
     for name in ("channels", "spatial_stride", "temporal_stride"):
         theirs, ours = facts.get(name), getattr(codec, name)
         if theirs != ours:
-            raise ValueError(f"data.path={path}: latents of a VAE with {name}={theirs}, but this run's has {ours}: {remedy}")
+            raise UserError(f"data.path={path}: latents of a VAE with {name}={theirs}, but this run's has {ours}: {remedy}")
     theirs, ours = facts.get("fingerprint"), getattr(codec, "fingerprint", None)
     if ours is not None and theirs != ours:
         names = f"latents of the VAE {facts.get('codec')} {str(theirs)[:12]}, but this run has {getattr(codec, 'name', '')} {ours[:12]}"
-        raise ValueError(f"data.path={path}: {names} (name and fingerprint): {remedy}")
+        raise UserError(f"data.path={path}: {names} (name and fingerprint): {remedy}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from megatron_videogpt.data.files import EXTENSIONS
 from megatron_videogpt.data.shard_scan import LATENTS, SUFFIXES, label_of, scan_shard
 from megatron_videogpt.data.tables import read_table, table_format
 
+from ..errors import UserError
+
 KEY_LENGTH = 90  # characters; with a suffix a tar header of 100 holds the name without extensions
 
 
@@ -93,7 +95,7 @@ def list_rows(sources: Sequence[str], listing: Listing) -> Iterator[Row | BadVid
     for source in sources:
         path = Path(source)
         if not path.exists():
-            raise ValueError(f"{source}: no such file or folder")
+            raise UserError(f"{source}: no such file or folder")
         for item in _rows_of(path, listing):
             yield item if isinstance(item, BadVideo) else _keyed(item, listing, seen)
 
@@ -104,9 +106,9 @@ def check_listing(listing: Listing) -> None:
         columns_of(getattr(listing, name), "--" + name.replace("_", "-"))
     for condition in listing.where:
         if not WHERE.match(condition):
-            raise ValueError(f"--where={condition!r}: must look like COLUMN==VALUE; the comparisons are == != >= <= > <")
+            raise UserError(f"--where={condition!r}: must look like COLUMN==VALUE; the comparisons are == != >= <= > <")
     if not listing.list_columns:
-        raise ValueError("--list-columns='': must name the columns of a text list, for example 'video label'")
+        raise UserError("--list-columns='': must name the columns of a text list, for example 'video label'")
 
 
 def describe(row: Row, listing: Listing, extra: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,7 +160,7 @@ def walk(folder: Path) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -193,7 +195,7 @@ def _table_rows(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
     kind = table_format(path, listing.format)
     root = Path(listing.root) if listing.root else path.parent
     if not root.is_dir():
-        raise ValueError(f"--root={listing.root}: no such folder; it is where the paths in {path.name} start from")
+        raise UserError(f"--root={listing.root}: no such folder; it is where the paths in {path.name} start from")
     known = _names_below(root) if listing.search else None
     table = read_table(path, kind, listing.list_columns, listing.records, listing.join, wanted, [*needed, *conditions])
     for number, columns in enumerate(table, 1):

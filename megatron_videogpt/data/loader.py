@@ -21,6 +21,8 @@ from megatron_videogpt.data.jobs import Job
 from megatron_videogpt.data.packing import StepPlanner
 from megatron_videogpt.data.workers import Pool
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -194,7 +196,7 @@ def validation_samples(source: Source, codec: Codec, config: Config, count: int,
             except BadVideo as error:
                 rejections.add(error)
                 if rejections.total > max(1, config.data.max_bad_fraction * count):
-                    raise ValueError(f"{rejections.total} of {started} validation samples could not be read; the last: {error}") from error
+                    raise UserError(f"{rejections.total} of {started} validation samples could not be read; the last: {error}") from error
     finally:
         reading.close()
     return samples

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import UserError
+
 ROUNDS = 6  # of the Feistel network
 LONGEST_PATTERN = 4096  # positions of a mixture's pattern: weights are met to 1/4096 or better
 SHORT = 1024  # lists up to this long are sorted by random numbers: a Feistel network of so few bits favours some of their orders
@@ -42,7 +44,7 @@ def permute(indices: np.ndarray | Sequence[int], length: int, key: int) -> np.nd
     """
     values = np.array(indices, dtype=np.int64)
     if values.size and not (0 <= values.min() and values.max() < length):
-        raise ValueError(f"index {int(values.min())} or {int(values.max())}: must be in 0..{length - 1}")
+        raise UserError(f"index {int(values.min())} or {int(values.max())}: must be in 0..{length - 1}")
     secret = splitmix64(np.array([key % 2**64], dtype=np.uint64))
     if length <= SHORT:
         return np.argsort(splitmix64(np.arange(length, dtype=np.uint64) + secret), kind="stable")[values]
@@ -77,9 +79,9 @@ def mixture_pattern(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, n
         ValueError: no weights, or one that is not above 0.
     """
     if not weights or not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"data.mixture with weights {list(weights)}: each must be a number above 0")
+        raise UserError(f"data.mixture with weights {list(weights)}: each must be a number above 0")
     if len(weights) > LONGEST_PATTERN:
-        raise ValueError(f"data.mixture of {len(weights)} data sets: must be at most {LONGEST_PATTERN}; join some of them")
+        raise UserError(f"data.mixture of {len(weights)} data sets: must be at most {LONGEST_PATTERN}; join some of them")
     counts = _pattern_counts(np.array(weights, dtype=np.float64) / sum(weights))
     length = int(counts.sum())
     pattern, before = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)

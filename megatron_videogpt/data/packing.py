@@ -18,6 +18,8 @@ from megatron_videogpt.data.clips import Plans, sample_key
 from megatron_videogpt.data.order import bucketed
 from megatron_videogpt.data.splits import Split
 
+from ..errors import UserError
+
 REFERENCE = (100_000, 2_500_000_000)  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
 EXCHANGES = 4  # per rank, at most, to improve a dealing
 CLOSE = 0.0005  # a dealing whose largest share is so close to the mean is not improved further
@@ -126,11 +128,11 @@ def _check(split: Split, config: Config, cell: int, dp_size: int) -> None:
     if not budget:
         if batch < 1 or micro < 1 or batch % (micro * dp_size):
             replicas = f"train.micro_batch_size={micro} times {dp_size} data parallel ranks"
-            raise ValueError(f"train.global_batch_size={batch}: must be a multiple of {replicas}; or set data.pack_tokens")
+            raise UserError(f"train.global_batch_size={batch}: must be a multiple of {replicas}; or set data.pack_tokens")
         return
     longest = split.largest_tokens(cell)
     if longest > budget:
-        raise ValueError(f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at least that, or fewer data.frames")
+        raise UserError(f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at least that, or fewer data.frames")
 
 
 def cost_weights(config: Config) -> tuple[float, float]:

@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 from megatron_videogpt.config.schema import PhysicsConfig
 from megatron_videogpt.data.scenes import KINDS, SIDE, Body, Scene, new_scene
 
+from ..errors import UserError
+
 SUPERSAMPLING = 2
 LARGEST_STEP = 1 / 110  # seconds; longer steps let dominoes sink into each other
 
@@ -23,13 +25,13 @@ def check_physics(config: PhysicsConfig) -> None:
     """Raise ValueError, one line, when an option cannot be rendered."""
     unknown = [name for name in config.scenes if name not in KINDS]
     if unknown or not config.scenes:
-        raise ValueError(f"data.physics.scenes={list(config.scenes)}: unknown or no scene kind {unknown}; choose from {', '.join(KINDS)}")
+        raise UserError(f"data.physics.scenes={list(config.scenes)}: unknown or no scene kind {unknown}; choose from {', '.join(KINDS)}")
     if config.difficulty not in (0, 1, 2):
-        raise ValueError(f"data.physics.difficulty={config.difficulty}: must be 0, 1 or 2")
+        raise UserError(f"data.physics.difficulty={config.difficulty}: must be 0, 1 or 2")
     if config.size < 16 or config.size % 16:
-        raise ValueError(f"data.physics.size={config.size}: must be a multiple of 16, at least 16")
+        raise UserError(f"data.physics.size={config.size}: must be a multiple of 16, at least 16")
     if not config.fps > 0:
-        raise ValueError(f"data.physics.fps={config.fps}: must be above 0")
+        raise UserError(f"data.physics.fps={config.fps}: must be above 0")
 
 
 def scene_kind(config: PhysicsConfig, seed_key: int) -> str:
@@ -54,7 +56,7 @@ def render_scene(config: PhysicsConfig, seed_key: int, frames: int, interval: in
     """
     check_physics(config)
     if frames < 1 or interval < 1:
-        raise ValueError(f"render_scene: frames={frames}, interval={interval}: both must be at least 1")
+        raise UserError(f"render_scene: frames={frames}, interval={interval}: both must be at least 1")
     rng = random.Random(seed_key)
     kind = config.scenes[int(rng.random() * len(config.scenes))]
     scene = new_scene(rng, config.difficulty)

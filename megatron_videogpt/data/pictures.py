@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import UserError
+
 
 def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.ndarray:
     """Bring frames to a longest side, then crop both sides to a multiple (reference README, section 11).
@@ -50,7 +52,7 @@ def resized_shape(width: int, height: int, longest_side: int, multiple: int) -> 
     scale = longest_side / max(width, height)
     target = (round(width * scale) // multiple * multiple, round(height * scale) // multiple * multiple)
     if min(target) == 0:
-        raise ValueError(f"a {width}x{height} picture at longest side {longest_side} has a side below {multiple} pixels: raise data.longest_side")
+        raise UserError(f"a {width}x{height} picture at longest side {longest_side} has a side below {multiple} pixels: raise data.longest_side")
     return target
 
 
@@ -67,7 +69,7 @@ def to_pixels(video: Tensor) -> np.ndarray:
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Write uint8 [F, H, W, 3] as one mp4, see `VideoWriter`."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
+        raise UserError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
     with VideoWriter(path, fps) as video:
         video.append(frames)
 

@@ -24,6 +24,8 @@ from megatron_videogpt.data.prepare_video import Options, Ready, check_options, 
 from megatron_videogpt.data.shards import ShardWriter, load_index, merge_index
 from megatron_videogpt.data.workers import Pool
 
+from ..errors import UserError
+
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout that `prepare` writes
@@ -71,11 +73,11 @@ def prepare(
     check_options(options)
     inside = [source for source in options.sources if output.resolve().is_relative_to(Path(source).resolve())]
     if inside:
-        raise ValueError(f"--output={output}: lies inside the source {inside[0]}, which would then hold its own shards; choose a folder elsewhere")
+        raise UserError(f"--output={output}: lies inside the source {inside[0]}, which would then hold its own shards; choose a folder elsewhere")
     rows = partial(_rows, options)
     count, fingerprint = _survey(rows())
     if not count:
-        raise ValueError(f"{', '.join(options.sources)}: no video in it that meets the conditions; see --where, or give folders, lists or tables of videos")
+        raise UserError(f"{', '.join(options.sources)}: no video in it that meets the conditions; see --where, or give folders, lists or tables of videos")
     output.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(output / LOCK, timeout=0):
@@ -86,7 +88,7 @@ def prepare(
                 _write(output, writer, rows(), pool, 2 * workers + 2, lambda done, rejected: progress(done, count, rejected))
             return _finish(output), True
     except filelock.Timeout as error:
-        raise ValueError(f"{output}: another process is preparing videos there; wait for it, or choose another --output") from error
+        raise UserError(f"{output}: another process is preparing videos there; wait for it, or choose another --output") from error
 
 
 def _rows(options: Options) -> Iterator[Row | BadVideo]:
@@ -122,11 +124,11 @@ def _claim(output: Path, record: dict[str, Any]) -> bool:
         if before != text:
             changed = [(old, new) for old, new in zip(before.splitlines(), text.splitlines()) if old != new]
             what = " and now ".join(changed[0]) if changed else "another version's layout"
-            raise ValueError(f"{output}: was begun by another command, or the videos have changed since ({what}); choose another --output, or delete that one")
+            raise UserError(f"{output}: was begun by another command, or the videos have changed since ({what}); choose another --output, or delete that one")
         return not (output / REPORT).is_file()
     other = sorted(entry.name for entry in output.iterdir() if entry.name != LOCK)
     if other:
-        raise ValueError(f"{output}: holds {other[0]}, and no {RECORD} of an earlier run; choose an empty or new folder with --output")
+        raise UserError(f"{output}: holds {other[0]}, and no {RECORD} of an earlier run; choose an empty or new folder with --output")
     _write_whole(path, text)
     return True
 
@@ -194,7 +196,7 @@ def _finish(output: Path) -> Report:
     index = load_index(output)
     if not len(index.entries):
         first = f"; the first: {lines[0]['name']}: {lines[0]['reason']}" if lines else "; see --where and the sources"
-        raise ValueError(f"{output}: no video can be used, {sum(rejected.values())} were rejected{first}")
+        raise UserError(f"{output}: no video can be used, {sum(rejected.values())} were rejected{first}")
     entries = index.entries
     seconds = float((entries["frames"] / entries["fps"].astype(np.float64)).sum())
     size = sum(size for _, size in index.shards)

@@ -15,6 +15,8 @@ from megatron_videogpt.data.listings import Listing, Member, Row, describe
 from megatron_videogpt.data.scene_cuts import THRESHOLD, cut_scenes, require_scenedetect
 from megatron_videogpt.data.tables import parse_object
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Options:
@@ -61,7 +63,7 @@ def check_options(options: Options) -> None:
     ]
     for holds, message in rules:
         if not holds:
-            raise ValueError(message)
+            raise UserError(message)
     if options.scenes:
         require_scenedetect()
 

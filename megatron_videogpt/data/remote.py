@@ -19,6 +19,8 @@ from filelock import FileLock
 
 from megatron_videogpt.data.bad import BadVideo
 
+from ..errors import UserError
+
 PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt
 READ_AHEAD = 1 << 16  # bytes read at once when a remote file is looked through
 Result = TypeVar("Result")
@@ -79,7 +81,7 @@ class Cache:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
+            raise UserError(f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
         return FileLock(path / f"{_digest(name)}.lock")
 
     def _place(self, identity: str) -> Path:
@@ -115,7 +117,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{url}: {' '.join(str(error).split())} (for s3:// pip install s3fs, for gs:// gcsfs)") from error
+        raise UserError(f"{url}: {' '.join(str(error).split())} (for s3:// pip install s3fs, for gs:// gcsfs)") from error
 
 
 def attempt(url: str, action: Callable[[], Result]) -> Result:

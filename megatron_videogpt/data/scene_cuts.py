@@ -12,6 +12,8 @@ import numpy as np
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.container import DEFAULTS, Limits, Video, check_count, check_size, clear_errors, identity, name_of, opened
 
+from ..errors import UserError
+
 THRESHOLD = 27.0  # PySceneDetect's own default for ContentDetector
 DETECTION_WIDTH = 256  # pixels to which pictures are brought before they are compared, as PySceneDetect does
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".avi": "avi"}  # all else goes into Matroska, which takes nearly every codec
@@ -43,7 +45,7 @@ def require_scenedetect() -> None:
     try:
         import scenedetect.common  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"--scenes needs PySceneDetect 0.7 or newer ({error}); pip install scenedetect-headless") from error
+        raise UserError(f"--scenes needs PySceneDetect 0.7 or newer ({error}); pip install scenedetect-headless") from error
 
 
 def cut_scenes(video: Video, suffix: str, min_frames: int, threshold: float = THRESHOLD, limits: Limits = DEFAULTS) -> list[Piece]:

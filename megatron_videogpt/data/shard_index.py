@@ -26,6 +26,8 @@ from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.data.shard_scan import ENTRY, LATENTS, SUFFIXES, Part, label_of, parse_json, probe_member, scan_shard
 from megatron_videogpt.data.workers import Pool
 
+from ..errors import UserError
+
 VERSION = 1
 SCAN_TIMEOUT, PROBE_TIMEOUT = 3600.0, 120.0  # seconds for a shard, and for a video
 FEW = 8  # shards
@@ -148,10 +150,10 @@ def build(url: str, shards: list[tuple[str, int]], cache: Cache, workers: int, l
     _probe_missing(urls, part, cache, workers, limits)
     if not len(part.entries):
         first = f"; the first thing rejected: {part.rejected[0]}" if part.rejected else ""
-        raise ValueError(f"data.path={url}: no usable sample in {len(shards)} tar files{first}")
+        raise UserError(f"data.path={url}: no usable sample in {len(shards)} tar files{first}")
     latents = part.entries["suffix"] == SUFFIXES.index(LATENTS)
     if latents.any() and not latents.all():
-        raise ValueError(f"data.path={url}: {latents.sum()} latents and {(~latents).sum()} videos; put them into two folders")
+        raise UserError(f"data.path={url}: {latents.sum()} latents and {(~latents).sum()} videos; put them into two folders")
     return ("latents" if latents.all() else "videos"), part
 
 

@@ -20,6 +20,8 @@ from megatron_videogpt.data.remote import Cache, attempt, filesystem, is_local, 
 from megatron_videogpt.data.shard_index import Index, build, join, load, save
 from megatron_videogpt.data.shard_scan import ENTRY, LATENTS, SUFFIXES, TEXTS, Part, geometry_of, split_name
 
+from ..errors import UserError
+
 __all__ = ["ENTRY", "SUFFIXES", "Index", "ShardWriter", "load_index", "merge_index", "open_index"]
 
 log = logging.getLogger(__name__)
@@ -61,10 +63,10 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             save(place, shards, kind, facts, part)
         except OSError as error:
-            raise ValueError(f"data.path={url}: its index cannot be written to {place}.* ({error.strerror}); make room, or set data.cache") from error
+            raise UserError(f"data.path={url}: its index cannot be written to {place}.* ({error.strerror}); make room, or set data.cache") from error
     index = load(place, folder, shards, cache)
     if index is None:
-        raise ValueError(f"data.path={url}: the shards changed while they were indexed; try again")
+        raise UserError(f"data.path={url}: the shards changed while they were indexed; try again")
     return index
 
 
@@ -72,7 +74,7 @@ def load_index(folder: str | Path) -> Index:
     """The index in a folder of shards on this machine, as it is; ValueError when there is none."""
     index = load(str(Path(folder) / "index"), str(folder), None, Cache(folder, 0))
     if index is None:
-        raise ValueError(f"{folder}: no index in it, or a damaged one")
+        raise UserError(f"{folder}: no index in it, or a damaged one")
     return index
 
 
@@ -81,14 +83,14 @@ def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
     wanted = expand_braces(url) if url.endswith(".tar") else []
     folder = (wanted[0].rpartition("/")[0] or ".") if wanted else url.rstrip("/")
     if any((name.rpartition("/")[0] or ".") != folder for name in wanted):
-        raise ValueError(f"data.path={url}: braces may vary the file's name only, not its folder")
+        raise UserError(f"data.path={url}: braces may vary the file's name only, not its folder")
     sizes = _list(folder)
     names = [name.rpartition("/")[2] for name in wanted] or [name for name in sizes if name.endswith(".tar")]
     missing = [name for name in names if name not in sizes]
     if missing:
-        raise ValueError(f"data.path={url}: {len(missing)} of {len(names)} shards are not there, e.g. {missing[0]}")
+        raise UserError(f"data.path={url}: {len(missing)} of {len(names)} shards are not there, e.g. {missing[0]}")
     if not names:
-        raise ValueError(f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (tools/prepare_videos.py makes them)")
+        raise UserError(f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (tools/prepare_videos.py makes them)")
     return folder, [(name, sizes[name]) for name in sorted(set(names))], bool(wanted)
 
 
@@ -99,7 +101,7 @@ def expand_braces(url: str) -> list[str]:
         return [url]
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if bounds and int(bounds[2]) - int(bounds[1]) >= 1_000_000:
-        raise ValueError(f"data.path={url}: over a million shards")
+        raise UserError(f"data.path={url}: over a million shards")
     choices = [f"{n:0{len(bounds[1])}d}" for n in range(int(bounds[1]), int(bounds[2]) + 1)] if bounds else match[1].split(",")
     return [name for choice in choices for name in expand_braces(url[: match.start()] + choice + url[match.end() :])]
 
@@ -108,7 +110,7 @@ def _list(folder: str) -> dict[str, int]:
     """Bytes of each file of a folder, by name."""
     if is_local(folder):
         if not local_path(folder).is_dir():
-            raise ValueError(f"data.path={folder}: no such folder")
+            raise UserError(f"data.path={folder}: no such folder")
         with os.scandir(local_path(folder)) as found:
             return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
 
@@ -122,7 +124,7 @@ def _list(folder: str) -> dict[str, int]:
     try:
         return attempt(folder, look)
     except BadVideo as error:
-        raise ValueError(f"data.path={error}") from error
+        raise UserError(f"data.path={error}") from error
 
 
 def _facts(folder: str, shards: list[tuple[str, int]], cache: Cache) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def _facts(folder: str, shards: list[tuple[str, int]], cache: Cache) -> dict[str
         if facts not in found:
             found.append(facts)
     if len(found) > 1:
-        raise ValueError(f"data.path={folder}: latents of different codecs or sizes in one folder: {found[0]} and {found[1]}")
+        raise UserError(f"data.path={folder}: latents of different codecs or sizes in one folder: {found[0]} and {found[1]}")
     return found[0] if found else {}
 
 
@@ -192,19 +194,19 @@ class ShardWriter:
         """
         videos = [suffix for suffix in files if suffix in SUFFIXES and (suffix == LATENTS) == (self._kind == "latents")]
         if len(videos) != 1 or any(suffix not in (*videos, *TEXTS) for suffix in files):
-            raise ValueError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
+            raise UserError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
         if split_name(f"{key}.x") != (key, "x") or {"..", ".", ""} & set(key.split("/")) or not key.isprintable():
-            raise ValueError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
+            raise UserError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
         try:
             geometry = geometry_of(key, meta, Limits(frames=2**32 - 1, pixels=2**62))
         except BadVideo as error:
-            raise ValueError(f"sample {error}") from error
+            raise UserError(f"sample {error}") from error
         if geometry is None:
-            raise ValueError(f"sample {key}: its metadata needs width, height and frames")
+            raise UserError(f"sample {key}: its metadata needs width, height and frames")
         if self._tar is not None and position > self._position and (self._tar.offset >= self._limits[0] or len(self._rows) >= self._limits[1]):
             self._finish()
         if key in self._keys:
-            raise ValueError(f"sample {key}: its key is in this shard already")
+            raise UserError(f"sample {key}: its key is in this shard already")
         self._keys.add(key)
         self._position = max(self._position, position)
         written = {suffix: self._write(f"{key}.{suffix}", data) for suffix, data in files.items()}
@@ -251,11 +253,11 @@ def read_sidecar(path: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         bytes_then, kind_then, facts_then = record["bytes"], record["kind"], record["facts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: has no sidecar file {path.stem}.json, so it was not written by this tool; choose another folder") from error
+        raise UserError(f"{path}: has no sidecar file {path.stem}.json, so it was not written by this tool; choose another folder") from error
     if bytes_then != path.stat().st_size:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, but its sidecar file says {bytes_then}; delete both and run again")
+        raise UserError(f"{path}: {path.stat().st_size} bytes, but its sidecar file says {bytes_then}; delete both and run again")
     if (kind_then, facts_then) != (kind, facts):
-        raise ValueError(f"{path}: holds {kind_then} {facts_then}, not {kind} {facts}; choose another folder")
+        raise UserError(f"{path}: holds {kind_then} {facts_then}, not {kind} {facts}; choose another folder")
     return record
 
 

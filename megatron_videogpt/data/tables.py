@@ -11,6 +11,8 @@ from typing import Any
 
 from megatron_videogpt.data.bad import BadVideo
 
+from ..errors import UserError
+
 FORMATS = {
     ".txt": "list",
     ".lst": "list",
@@ -29,7 +31,7 @@ def table_format(path: Path, asked: str = "auto") -> str:
     """The format of a table; ValueError when its name does not tell."""
     found = FORMATS.get(path.suffix.lower(), "") if asked == "auto" else asked
     if found not in FORMATS.values():
-        raise ValueError(f"{path}: must be a folder, a video, a .tar, a list (.txt) or a table ({', '.join(FORMATS)}); else say what it is with --format")
+        raise UserError(f"{path}: must be a folder, a video, a .tar, a list (.txt) or a table ({', '.join(FORMATS)}); else say what it is with --format")
     return found
 
 
@@ -62,7 +64,7 @@ def read_table(
         else:
             yield from _read_parquet(path, wanted, needed)
     except (OSError, csv.Error, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as {kind} ({' '.join(str(error).split())}); check the file, or say what it is with --format") from error
+        raise UserError(f"{path}: cannot be read as {kind} ({' '.join(str(error).split())}); check the file, or say what it is with --format") from error
 
 
 def _read_list(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -105,7 +107,7 @@ def _read_json(path: Path, records: str, join: str) -> Iterator[dict[str, Any] |
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); for one object in each line say --format jsonl") from error
+        raise UserError(f"{path}: not JSON ({error}); for one object in each line say --format jsonl") from error
     extra = _joined(path, document, join) if join else {}
     column, name = join.split(":")[1:] if join else ("", "")
     for number, record in enumerate(_list_in(path, document, records, "--records"), 1):
@@ -121,7 +123,7 @@ def _joined(path: Path, document: Any, join: str) -> dict[Any, list[Any]]:
     """Values of the second list by the shared column, in their order."""
     parts = join.split(":")
     if len(parts) != 3 or not all(parts):
-        raise ValueError(f"--join={join!r}: must look like LIST:COLUMN:VALUE, for example sentences:video_id:caption")
+        raise UserError(f"--join={join!r}: must look like LIST:COLUMN:VALUE, for example sentences:video_id:caption")
     values: dict[Any, list[Any]] = {}
     for record in _list_in(path, document, parts[0], "--join"):
         if isinstance(record, dict) and isinstance(record.get(parts[1]), (str, int)) and parts[2] in record:
@@ -135,7 +137,7 @@ def _list_in(path: Path, document: Any, name: str, option: str) -> list[Any]:
         return found
     inside = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
     hint = f"it is an object with the lists {', '.join(inside)}: name one with {option}" if inside else f"name a list of objects with {option}"
-    raise ValueError(f"{path}: no list {name!r} in it; {hint}" if name else f"{path}: must be a list of objects; {hint}")
+    raise UserError(f"{path}: no list {name!r} in it; {hint}" if name else f"{path}: must be a list of objects; {hint}")
 
 
 def _read_parquet(path: Path, wanted: Sequence[str], needed: Sequence[str]) -> Iterator[dict[str, Any] | BadVideo]:
@@ -143,7 +145,7 @@ def _read_parquet(path: Path, wanted: Sequence[str], needed: Sequence[str]) -> I
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"{path}: Parquet needs pyarrow, which is not installed; pip install pyarrow") from error
+        raise UserError(f"{path}: Parquet needs pyarrow, which is not installed; pip install pyarrow") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -151,10 +153,10 @@ def _read_parquet(path: Path, wanted: Sequence[str], needed: Sequence[str]) -> I
             batches = file.iter_batches(batch_size=1024, columns=[name for name in names if name in wanted])
             yield from chain.from_iterable(batch.to_pylist() for batch in batches)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
 
 
 def _check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in names]
     if missing:
-        raise ValueError(f"{path}: has no column {missing[0]!r}, its columns are {', '.join(names) or 'none'}; choose others with --video-column, ...")
+        raise UserError(f"{path}: has no column {missing[0]!r}, its columns are {', '.join(names) or 'none'}; choose others with --video-column, ...")

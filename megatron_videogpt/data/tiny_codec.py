@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
+from ..errors import UserError
+
 STRIDE = 8
 
 
@@ -104,7 +106,7 @@ class TinyAutoencoder(nn.Module):
         while len(rotation) < channels:
             rotation = torch.cat([torch.cat([rotation, rotation], 1), torch.cat([rotation, -rotation], 1)]) / math.sqrt(2)
         if len(rotation) != channels:
-            raise ValueError(f"channels={channels}: must be a power of two")
+            raise UserError(f"channels={channels}: must be a power of two")
         blocks = pixel_unshuffle(pixels, STRIDE).transpose(0, 1).flatten(1).double()
         values, vectors = torch.linalg.eigh(torch.cov(blocks))
         deviation, vectors = values.flip(0)[:channels].sqrt(), vectors.flip(1)[:, :channels]

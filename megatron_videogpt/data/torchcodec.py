@@ -14,6 +14,8 @@ import numpy as np
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import Blob, Limits, resize_frames
 
+from ..errors import UserError
+
 AT_ONCE = 8  # full-size frames held in memory
 DECODERS = ("torchcodec", "torchcodec-cuda")
 
@@ -24,7 +26,7 @@ def check_torchcodec(decoder: str) -> None:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         text = " ".join(str(error).split())[:160]
-        raise ValueError(f"data.decoder={decoder}: torchcodec does not load ({text}); install it and FFmpeg, or use data.decoder=pyav") from error
+        raise UserError(f"data.decoder={decoder}: torchcodec does not load ({text}); install it and FFmpeg, or use data.decoder=pyav") from error
 
 
 def read_clip(

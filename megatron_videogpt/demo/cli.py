@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+
 DESCRIPTION = """\
 Open a page on this machine where a trained model continues a clip: drop in a video or an image, or take a physics scene, choose clips, steps and
 guidance, and watch and download the result.
@@ -46,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve the page until the command is interrupted; ValueError in one line for whatever the user can mend."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("demo runs in one process: start it with `python -m megatron_videogpt demo`, without torchrun")
+        raise UserError("demo runs in one process: start it with `python -m megatron_videogpt demo`, without torchrun")
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("demo needs Gradio, which is not installed: pip install -e '.[demo]'")
+        raise UserError("demo needs Gradio, which is not installed: pip install -e '.[demo]'")
     _check_address(args.host, args.port)
     from ..sample.generate import load
 
@@ -78,7 +80,7 @@ def _interrupt(*_: Any) -> None:
 def _check_address(host: str, port: int) -> None:
     """Before the model is loaded, which takes long."""
     if not 1 <= port <= LARGEST_PORT:
-        raise ValueError(f"--port {port}: must be from 1 to {LARGEST_PORT}")
+        raise UserError(f"--port {port}: must be from 1 to {LARGEST_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -86,4 +88,4 @@ def _check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise ValueError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another --port or --host") from error
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another --port or --host") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config.load import ConfigError
 from ..config.schema import SCENES, Config, SampleConfig
+from ..errors import UserError
 from ..sample.generate import Model, continue_row, encode
 from ..sample.options import SETTINGS, resolve
 from ..sample.output import Output
@@ -93,10 +94,10 @@ def _settings(config: Config, request: Request) -> tuple[SampleConfig, int | Non
     """The model's settings with the page's on top, frames given, interval and seed."""
     clips, frames = _whole("clips", request.clips, 1, MOST_CLIPS), _whole("frames per clip", request.frames, 1, most_frames(config))
     if clips * frames > MOST_FRAMES:
-        raise ValueError(f"{clips} clips of {frames} frames: at most {MOST_FRAMES} frames at a time; choose fewer or shorter clips")
+        raise UserError(f"{clips} clips of {frames} frames: at most {MOST_FRAMES} frames at a time; choose fewer or shorter clips")
     low, high = GUIDANCE
     if request.guidance is None or not low <= request.guidance <= high:
-        raise ValueError(f"guidance = {_shown(request.guidance)}: expected a number from {low:g} to {high:g}")
+        raise UserError(f"guidance = {_shown(request.guidance)}: expected a number from {low:g} to {high:g}")
     given = _whole("frames given", request.given or 0, 0, config.sample.window) or None
     chosen = {
         "clips": (frames,) * clips,
@@ -110,13 +111,13 @@ def _settings(config: Config, request: Request) -> tuple[SampleConfig, int | Non
     try:
         settings, _ = resolve(argparse.Namespace(**{**dict.fromkeys(SETTINGS), **chosen, "interval": interval}), config)
     except ConfigError as error:
-        raise ValueError("; ".join(error.problems)) from error
+        raise UserError("; ".join(error.problems)) from error
     return settings, given, interval, _whole("seed", request.seed, 0, LARGEST_NUMBER)
 
 
 def _whole(name: str, value: float | None, low: int, high: int) -> int:
     if value is None or not low <= value <= high or value != int(value):
-        raise ValueError(f"{name} = {_shown(value)}: expected a whole number from {low} to {high}")
+        raise UserError(f"{name} = {_shown(value)}: expected a whole number from {low} to {high}")
     return int(value)
 
 
@@ -132,7 +133,7 @@ def _read(model: Model, request: Request, settings: SampleConfig, given: int | N
     if request.path is None:
         kind, number = request.scene
         if kind not in SCENES:
-            raise ValueError("nothing to continue: give a video or an image, or choose a physics scene")
+            raise UserError("nothing to continue: give a video or an image, or choose a physics scene")
         number = _whole("number of the scene", number, 0, LARGEST_NUMBER)
         return read_prompt(Source(f"{kind}_{number}", scene=(kind, number)), config, model.codec, given, interval)
     try:
@@ -142,4 +143,4 @@ def _read(model: Model, request: Request, settings: SampleConfig, given: int | N
         text = str(error).replace(str(request.path), request.path.name)
         for option, words in OPTIONS.items():
             text = text.replace(option, words)
-        raise ValueError(text) from error
+        raise UserError(text) from error

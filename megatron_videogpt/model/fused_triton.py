@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..errors import UserError
 from .fused_kernels import rms_norm_backward_kernel, rms_norm_kernel, split_rotary_backward_kernel, split_rotary_kernel, swiglu_backward_kernel, swiglu_kernel
 
 PARTIALS = 396
@@ -42,7 +43,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See `fused_torch.rms_norm`."""
     rows, width = x.shape
     if width > MAX_WIDTH:
-        raise ValueError(f"model.hidden_size = {width}: RMSNorm's Triton kernel takes at most {MAX_WIDTH}; install Transformer Engine for wider models")
+        raise UserError(f"model.hidden_size = {width}: RMSNorm's Triton kernel takes at most {MAX_WIDTH}; install Transformer Engine for wider models")
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     rms_norm_kernel[(rows,)](x, weight, y, rstd, x.stride(0), eps, **norm_options(width))

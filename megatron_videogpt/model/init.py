@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
 from ..convert.mapping import Parameter, from_hf, initial, parameters, shard, to_hf, unshard
+from ..errors import UserError
 
 
 def _global_name(name: str, layers: nn.ModuleList) -> str:
@@ -46,7 +47,7 @@ def load_released(model: nn.Module, config: ModelConfig, tensor_of: Callable[[Pa
         value = shard(entry, from_hf(entry, tensor_of(entry), config), rank, size)
         if value.shape != parameter.shape:
             held, wanted = tuple(value.shape), tuple(parameter.shape)
-            raise ValueError(f"{entry.hf}: shape {held} on this rank, but the model's is {wanted}; is it a checkpoint of this model?")
+            raise UserError(f"{entry.hf}: shape {held} on this rank, but the model's is {wanted}; is it a checkpoint of this model?")
         parameter.copy_(value)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import UserError
+
 PLATFORMS = ("cpu", "cuda", "npu")
 
 
@@ -58,14 +60,14 @@ def activate(name: str = "auto") -> Platform:
     """
     global _active
     if name != "auto" and name not in PLATFORMS:
-        raise ValueError(f"train.platform={name}: expected auto or one of {', '.join(PLATFORMS)}")
+        raise UserError(f"train.platform={name}: expected auto or one of {', '.join(PLATFORMS)}")
     wanted = (_active.name if _active else detect()) if name == "auto" else name
     if _active is not None:
         if _active.name != wanted:
-            raise ValueError(f"train.platform={wanted}: this process already runs on {_active.name}; start a new process")
+            raise UserError(f"train.platform={wanted}: this process already runs on {_active.name}; start a new process")
         return _active
     if "megatron.core" in sys.modules:
-        raise ValueError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
+        raise UserError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
     # megatron-core and torch.distributed warn at every start and step about each other's deprecated names; nothing a user could change.
     warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.(distributed|optim|utils|autograd)|contextlib")
     _active = importlib.import_module(f"{__name__}.{wanted}").activate(int(os.environ.get("LOCAL_RANK", "0")))

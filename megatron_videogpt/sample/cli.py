@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.decode import BadVideo, probe
 from ..data.files import EXTENSIONS
+from ..errors import UserError
 from .generate import load
 from .job import Job, alike, describe_means, is_first
 from .options import resolve
@@ -49,17 +50,17 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
     """What can be told before anything slow starts: the inputs, and by their names where the files of each go, without endings."""
     output: Path = args.output
     if args.batch < 1:
-        raise ValueError(f"--batch {args.batch}: must be at least 1")
+        raise UserError(f"--batch {args.batch}: must be at least 1")
     if output.suffix.lower() in (EXTENSIONS | IMAGES) - {".mp4"}:
-        raise ValueError(f"--output {output}: must end in .mp4 or be a folder; --formats {','.join(FORMATS)} chooses what is written")
+        raise UserError(f"--output {output}: must end in .mp4 or be a folder; --formats {','.join(FORMATS)} chooses what is written")
     if output.exists() and output.is_dir() == _is_file(output):
-        raise ValueError(f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}")
+        raise UserError(f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}")
     paths = [*args.inputs, *args.video]
     if not paths and not args.scene:
-        raise ValueError("nothing to continue: give a video, an image, a folder of them, or --scene bounce/3")
+        raise UserError("nothing to continue: give a video, an image, a folder of them, or --scene bounce/3")
     sources = find_sources(paths, args.scene, output)
     if len(sources) > 1 and _is_file(output):
-        raise ValueError(f"--output {output}: must be a folder for {len(sources)} inputs")
+        raise UserError(f"--output {output}: must be a folder for {len(sources)} inputs")
     if len(sources) == 1:
         _check_only(sources[0])
     bases = {source.name: output.with_suffix("") if _is_file(output) else output / source.name for source in sources}
@@ -68,7 +69,7 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
     read = {source.path.resolve() for source in sources if source.path is not None}
     for path in written:
         if path.resolve() in read:
-            raise ValueError(f"--output {output}: would overwrite the input {path}; use another name or folder")
+            raise UserError(f"--output {output}: would overwrite the input {path}; use another name or folder")
     return sources, bases
 
 
@@ -85,7 +86,7 @@ def _check_only(source: Source) -> None:
     try:
         probe(source.path)
     except BadVideo as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _find_lpips() -> Callable | None:

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..errors import UserError
+
 Measure = Callable[[Tensor, Tensor], Tensor]
 """Two videos, float32 ``[F, 3, H, W]`` in [0, 1] -> a number for each frame, ``[F]``."""
 
@@ -52,7 +54,7 @@ def compare(predicted: np.ndarray, truth: np.ndarray, lpips: Measure | None) -> 
     """
     frames = min(len(predicted), len(truth))
     if not frames or predicted.shape[1:] != truth.shape[1:]:
-        raise ValueError(f"compare: frames of shape {predicted.shape} against {truth.shape}: expected at least one frame each, all of one size")
+        raise UserError(f"compare: frames of shape {predicted.shape} against {truth.shape}: expected at least one frame each, all of one size")
     # Late, because it takes seconds, which only comparisons need.
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -120,13 +122,13 @@ def _tensors(path: Path) -> Callable[[str, tuple[int, ...]], Tensor]:
         # These files exist as pickles only; weights_only refuses whatever in them is not a tensor.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
-        raise ValueError(f"{path}: not a file of tensors ({' '.join(str(error).split())[:80]})") from error
+        raise UserError(f"{path}: not a file of tensors ({' '.join(str(error).split())[:80]})") from error
 
     def tensor(key: str, shape: tuple[int, ...]) -> Tensor:
         value = state.get(key) if isinstance(state, dict) else None
         if not isinstance(value, Tensor) or value.shape != shape:
             found = list(value.shape) if isinstance(value, Tensor) else "nothing of the kind"
-            raise ValueError(f"{path}: expected {key} of shape {list(shape)}, found {found}")
+            raise UserError(f"{path}: expected {key} of shape {list(shape)}, found {found}")
         return value.float()
 
     return tensor

@@ -18,6 +18,7 @@ from ..data.container import Limits, identity, limits_of
 from ..data.decode import probe, read_clip, resize_frames
 from ..data.files import EXTENSIONS
 from ..data.physics import render_scene
+from ..errors import UserError
 from .evaluate import pixel_frames
 
 IMAGES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
@@ -84,7 +85,7 @@ def _files(folder: Path, output: Path | None) -> list[Path]:
     if results is not None and results != folder.resolve():
         files = [path for path in files if results not in path.resolve().parents]
     if not files:
-        raise ValueError(f"{folder}: no video or image in it (looked for {', '.join(sorted(known))})")
+        raise UserError(f"{folder}: no video or image in it (looked for {', '.join(sorted(known))})")
     return files
 
 
@@ -97,7 +98,7 @@ def plan(frames: int, history: int | None, settings: SampleConfig, codec: Codec)
     if history is not None:
         first = pixel_frames(codec, history)
         if first > frames:
-            raise ValueError(f"--history {history} needs {first} frames, the video has {frames} at this interval; use a smaller --history or --interval")
+            raise UserError(f"--history {history} needs {first} frames, the video has {frames} at this interval; use a smaller --history or --interval")
         return 0, first, min(frames, pixel_frames(codec, history + clips))
     latent = (frames - 1) // codec.temporal_stride + 1
     known = latent > clips
@@ -132,7 +133,7 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
             raise BadVideo(source.path, str(error), "too_short") from error
         frames = read_clip(source.path, [index * interval for index in range(start, end)], side, multiple, limits)
     except BadVideo as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     first -= start
     return Prompt(source.name, frames[:first], frames[first:] if len(frames) > first else None, info.fps / interval)
 

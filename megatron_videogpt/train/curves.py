@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ..errors import UserError
+
 NOISE_LEVEL = re.compile(r"(validation_)?loss_t(\d\.\d-\d\.\d)$")
 
 
@@ -55,7 +57,7 @@ def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> N
     lines = read_metrics(metrics)
     steps, losses = series(lines, "loss")
     if not len(steps):
-        raise ValueError(f"{os.fspath(metrics)}: no line with a loss, nothing to draw; expected lines that `train` wrote")
+        raise UserError(f"{os.fspath(metrics)}: no line with a loss, nothing to draw; expected lines that `train` wrote")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")

@@ -14,6 +14,7 @@ from ..config.schema import Config, ParallelConfig
 from ..convert.folder import Folder
 from ..convert.ingest import folder_config, is_stock, open_source
 from ..data.codec import build_codec
+from ..errors import UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT
 from ..platforms import Platform, activate
@@ -58,9 +59,7 @@ def _load_released(source: Path, step: int | None, platform: str, average: bool)
     try:
         folder = Folder(source)
         if is_stock(folder):
-            raise ValueError(
-                f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first"
-            )
+            raise UserError(f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first")
         config = folder_config(source)
         weights = open_source(folder, config.codec, None, None, allow_extra=True)
     except ValueError as error:

@@ -20,6 +20,7 @@ from rich.progress import Progress as Bar
 
 from ..config.schema import Config
 from ..data.decode import write_video
+from ..errors import UserError
 from .curves import NOISE_LEVEL, plot_loss, read_metrics
 
 __all__ = ["MetricsWriter", "Progress", "peak_tflops", "plot_loss", "read_metrics"]
@@ -173,7 +174,7 @@ def _start_wandb(output: Path, config: Config, resume_step: int) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError("logging.wandb = true, but Weights & Biases is not installed: pip install wandb, or use logging.wandb=false") from error
+        raise UserError("logging.wandb = true, but Weights & Biases is not installed: pip install wandb, or use logging.wandb=false") from error
     remembered = output / "wandb_id.txt"
     run = wandb.init(
         project=config.logging.wandb_project,
