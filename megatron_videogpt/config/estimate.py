@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..convert.mapping import hf_shape, parameters
+from ..data.geometry import CodecGeometry, codec_geometry
 from .schema import CodecConfig, Config, ModelConfig
-
-if TYPE_CHECKING:
-    from ..data.codec import CodecGeometry
 
 PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8, 4)}
 """(latent channels, spatial stride, temporal stride) of SDXL's and Wan 2.1's VAE: what a configuration is checked with before its VAE is there."""
@@ -24,9 +22,6 @@ PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8,
 
 def geometry(codec: CodecConfig) -> CodecGeometry:
     """Latent channels and strides of a codec, without loading it; the published ones where its folder is not there yet."""
-    # Imported here because only this function needs torch, and reading a configuration should not wait for it.
-    from ..data.codec import CodecGeometry, codec_geometry
-
     if codec.name in PUBLISHED_GEOMETRY and not (codec.path and Path(codec.path).is_dir()):
         return CodecGeometry(*PUBLISHED_GEOMETRY[codec.name])
     return codec_geometry(codec)
@@ -66,8 +61,6 @@ def typical_frame(config: Config) -> tuple[int, int]:
 
 def component_parameters(model: ModelConfig, channels: int) -> dict[str, int]:
     """Component -> number of parameters of the whole model; the fixed position table is not one."""
-    from ..convert.mapping import hf_shape, parameters
-
     counts: dict[str, int] = {}
     for parameter in parameters(model):
         component = component_of(parameter.name)
@@ -100,8 +93,6 @@ def _sharded_parameters(model: ModelConfig, channels: int, tensor: int) -> tuple
 # A planner asks for the same few shapes thousands of times.
 @lru_cache(maxsize=256)
 def _shapes(width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int) -> tuple[int, int, int]:
-    from ..convert.mapping import hf_shape, parameters
-
     model = ModelConfig(num_layers=1, hidden_size=width, ffn_hidden_size=inner, num_attention_heads=heads, num_query_groups=groups, patch_size=patch)
     layer = first = last = 0
     for parameter in parameters(model):

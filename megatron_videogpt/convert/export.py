@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.load import config_to_toml
 from ..config.schema import Config
-from ..data.codec import codec_geometry
+from ..data.geometry import codec_geometry
 from ..errors import UserError
 from ..model.embed import position_axis
 from ..train import checkpoint

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ..config.load import config_from_dict
 from ..config.schema import CodecConfig, Config, ModelConfig, TrainConfig
-from ..data.codec import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
+from ..data.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
 from ..errors import UserError
 from .folder import Entry, Folder
 from .hints import TOKENIZER_FILES
-from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, initial, parameters
+from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from .released import backbone, sizes_of
+from .tensors import initial
 from .untrusted import Stored, read_header, read_object, read_tensor
 
 if sys.version_info >= (3, 11):

@@ -1,18 +1,14 @@
 """One table of parameters: released (Phi-3 style) key, our name, how the two relate, how tensor parallelism shards it, how it starts.
 
-Initialisation, loading, saving and parity checks all read this table (shared/reference/README.md section 7).  Pure torch: no megatron-core here.
+Initialisation, loading, saving and parity checks all read this table (shared/reference/README.md section 7), and `check` counts parameters
+with it: no PyTorch here, `tensors` does with tensors what the rules say.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from ..config.schema import ModelConfig
 
@@ -99,69 +95,3 @@ def hf_shape(parameter: Parameter, model: ModelConfig, channels: int) -> tuple[i
     }
     name = re.sub(r"^decoder\.layers\.\d+\.", "", parameter.name)
     return shapes.get(name, (width,))
-
-
-def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
-    """Released tensor -> our full (unsharded) tensor.
-
-    patch: ``[D, C, p, p]`` -> ``[D, p*p*C]``, channel fastest, as the head orders its output.
-    qkv: all queries, keys, values -> per key/value group its queries, key, value (megatron-core's order).
-    """
-    form, width = parameter.rule.form, model.hidden_size
-    if form == "patch":
-        return tensor.permute(0, 2, 3, 1).reshape(width, -1)
-    if form == "qkv":
-        groups, dim = model.kv_heads, model.head_dim
-        query, key, value = tensor.split([model.num_attention_heads * dim, groups * dim, groups * dim])
-        parts = [part.reshape(groups, -1, dim, width) for part in (query, key, value)]
-        return torch.cat(parts, dim=1).reshape(-1, width)
-    return tensor
-
-
-def to_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
-    """Our full tensor -> released tensor; the inverse of `from_hf`."""
-    form, width = parameter.rule.form, model.hidden_size
-    if form == "patch":
-        patch = model.patch_size
-        return tensor.reshape(width, patch, patch, -1).permute(0, 3, 1, 2).contiguous()
-    if form == "qkv":
-        groups, dim = model.kv_heads, model.head_dim
-        heads = model.num_attention_heads // groups
-        parts = tensor.reshape(groups, heads + 2, dim, width).split([heads, 1, 1], dim=1)
-        return torch.cat([part.reshape(-1, width) for part in parts])
-    return tensor
-
-
-def shard(parameter: Parameter, tensor: Tensor, rank: int, size: int) -> Tensor:
-    """The part of our full tensor that tensor parallel rank `rank` of `size` holds (gate and up are split apart first)."""
-    split = parameter.rule.split
-    if split is None or size == 1:
-        return tensor
-    if parameter.rule.form == "gate_up":
-        return torch.cat([half.chunk(size)[rank] for half in tensor.chunk(2)])
-    return tensor.chunk(size, dim=split)[rank].contiguous()
-
-
-def unshard(parameter: Parameter, parts: list[Tensor]) -> Tensor:
-    """All ranks' parts -> our full tensor; the inverse of `shard`."""
-    split = parameter.rule.split
-    if split is None or len(parts) == 1:
-        return parts[0]
-    if parameter.rule.form == "gate_up":
-        return torch.cat([torch.cat(halves) for halves in zip(*(part.chunk(2) for part in parts))])
-    return torch.cat(parts, dim=split)
-
-
-def initial(parameter: Parameter, model: ModelConfig, channels: int, seed: int) -> Tensor:
-    """The released-layout float32 tensor a run from scratch starts with (reference README section 7), drawn from (seed, key) alone,
-    so that it does not depend on the parallel layout."""
-    shape, init = hf_shape(parameter, model, channels), parameter.rule.init
-    if init in ("zeros", "ones"):
-        return torch.full(shape, float(init == "ones"))
-    digest = hashlib.blake2b(f"{seed}/{parameter.hf}".encode(), digest_size=8).digest()
-    draws = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    if init == "xavier":
-        bound = (6.0 / (shape[0] + math.prod(shape[1:]))) ** 0.5
-        return torch.empty(shape).uniform_(-bound, bound, generator=draws)
-    assert init == "normal"
-    return torch.empty(shape).normal_(0.0, model.init_std, generator=draws)

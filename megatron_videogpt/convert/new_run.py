@@ -20,9 +20,10 @@ from ..data.codec import build_codec
 from ..errors import UserError
 from ..train.folders import checkpoint_name, checkpoint_root
 from .ingest import Source, folder_config
-from .mapping import from_hf, parameters, shard
+from .mapping import parameters
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
+from .tensors import from_hf, shard
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""

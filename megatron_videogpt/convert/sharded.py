@@ -18,7 +18,8 @@ from ..config.estimate import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..train.ema import PREFIX
-from .mapping import Parameter, hf_shape, parameters, to_hf
+from .mapping import Parameter, hf_shape, parameters
+from .tensors import to_hf
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty here)."""

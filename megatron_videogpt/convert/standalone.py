@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import CodecConfig, ModelConfig
-from ..data import codec as codecs
+from ..data import geometry
 from ..data import tiny_codec as tiny_module
 from ..errors import UserError
 
@@ -80,13 +80,13 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
     Raises:
         ValueError: the codec's folder is not usable, as `data.codec.build_codec` says.
     """
-    codecs.codec_geometry(codec)
+    geometry.codec_geometry(codec)
     target = folder / "vae"
     if codec.name == "tiny":
         target.mkdir(exist_ok=True)
-        shape = json.loads(codecs.TINY_SHAPE.read_text(encoding="utf-8"))
+        shape = json.loads(geometry.TINY_SHAPE.read_text(encoding="utf-8"))
         write_json(target / "config.json", {"_class_name": "TinyAutoencoder", **shape})
-        shutil.copyfile(codecs.TINY_WEIGHTS, target / VAE_WEIGHTS)
+        shutil.copyfile(geometry.TINY_WEIGHTS, target / VAE_WEIGHTS)
         return
     source = Path(codec.path)
     files = [source / "config.json", *sorted(source.glob("*.safetensors")), *sorted(source.glob("*.safetensors.index.json"))]

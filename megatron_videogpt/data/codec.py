@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,32 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_videogpt.config.schema import CodecConfig
+from megatron_videogpt.data.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry, diffusers_settings, one_line
 from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 
 from ..errors import UserError
-
-TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
-TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")
-DIFFUSERS_CLASSES = {"autoencoder_kl": "AutoencoderKL", "autoencoder_kl_wan": "AutoencoderKLWan"}
-
-
-@dataclass(frozen=True)
-class CodecGeometry:
-    """Latent channels, pixels per latent cell side, and frames per latent frame (after the first)."""
-
-    channels: int
-    spatial_stride: int
-    temporal_stride: int
-
-    def pixel_frames(self, latent_frames: int) -> int:
-        """Frames that encode to ``latent_frames``: 1 + stride * (latent_frames - 1)."""
-        return 1 + self.temporal_stride * (latent_frames - 1)
-
-    def latent_frames(self, pixel_frames: int) -> int:
-        """Latent frames of ``pixel_frames`` frames; ValueError unless they are 1 + stride * n."""
-        if pixel_frames < 1 or (pixel_frames - 1) % self.temporal_stride:
-            raise UserError(f"{pixel_frames} frames: this codec takes 1 + {self.temporal_stride}n frames; cut or extend the clip")
-        return 1 + (pixel_frames - 1) // self.temporal_stride
 
 
 class Codec(Protocol):
@@ -80,22 +57,8 @@ def build_codec(config: CodecConfig) -> Codec:
         raise UserError(f"codec.batch_size={config.batch_size}: must be at least 1")
     if config.name == "tiny":
         return TinyCodec(config.batch_size)
-    settings = _diffusers_settings(config)
+    settings = diffusers_settings(config)
     return (KLCodec if config.name == "autoencoder_kl" else WanCodec)(config, settings)
-
-
-def codec_geometry(config: CodecConfig) -> CodecGeometry:
-    """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`."""
-    if config.name == "tiny":
-        return CodecGeometry(_tiny_shape(TINY_SHAPE).channels, STRIDE, 1)
-    settings = _diffusers_settings(config)
-    try:
-        if config.name == "autoencoder_kl":
-            return CodecGeometry(settings["latent_channels"], 2 ** (len(settings["block_out_channels"]) - 1), 1)
-        spatial = 2 ** (len(settings["dim_mult"]) - 1) * (settings.get("patch_size") or 1)
-        return CodecGeometry(settings["z_dim"], spatial, 2 ** sum(settings["temperal_downsample"]))
-    except KeyError as error:
-        raise UserError(f"codec.path={config.path}: config.json has no {error}, which {DIFFUSERS_CLASSES[config.name]} needs") from error
 
 
 class TinyCodec:
@@ -110,7 +73,7 @@ class TinyCodec:
             self.model = TinyAutoencoder(shape).eval().requires_grad_(False)
             self.model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"tiny codec: {weights} or its .json is missing or damaged ({_one_line(error)}); reinstall the package") from error
+            raise UserError(f"tiny codec: {weights} or its .json is missing or damaged ({one_line(error)}); reinstall the package") from error
         self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
         self.fingerprint = _fingerprint(json.dumps(shape.to_dict(), sort_keys=True), [weights])
         self.batch_size = batch_size
@@ -238,28 +201,6 @@ def _tiny_shape(path: Path) -> TinyShape:
     return TinyShape(**json.loads(path.read_text()))
 
 
-def _diffusers_settings(config: CodecConfig) -> dict[str, Any]:
-    """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
-    if config.name not in DIFFUSERS_CLASSES:
-        raise UserError(f"codec.name={config.name!r}: unknown codec; choose tiny, {', '.join(DIFFUSERS_CLASSES)}")
-    wanted, folder = DIFFUSERS_CLASSES[config.name], Path(config.path)
-    if not config.path:
-        raise UserError(f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of a diffusers {wanted}")
-    if not folder.is_dir():
-        raise UserError(f"codec.path={config.path}: no such folder; give the folder that holds the {wanted}'s config.json (nothing is downloaded)")
-    try:
-        settings = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        hint = "; use its vae sub-folder" if (folder / "vae" / "config.json").exists() else ""
-        raise UserError(f"codec.path={config.path}: no config.json in it, so it is not a diffusers {wanted}{hint}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"codec.path={config.path}: config.json cannot be read ({_one_line(error)})") from error
-    found = settings.get("_class_name", "nothing") if isinstance(settings, dict) else "no JSON object"
-    if found != wanted:
-        raise UserError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
-    return settings
-
-
 def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any, str]:
     """(model in evaluation mode, fingerprint)."""
     folder = Path(config.path)
@@ -275,7 +216,7 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
         # diffusers fills missing weights with random numbers and only warns, hence the loading report.
         model, report = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} ({_one_line(error)})") from error
+        raise UserError(f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} ({one_line(error)})") from error
     if report["missing_keys"]:
         raise UserError(f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
     description = {key: value for key, value in settings.items() if not key.startswith("_")}
@@ -290,8 +231,3 @@ def _fingerprint(description: str, files: list[Path]) -> str:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

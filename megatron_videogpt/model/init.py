@@ -9,7 +9,8 @@ from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
-from ..convert.mapping import Parameter, from_hf, initial, parameters, shard, to_hf, unshard
+from ..convert.mapping import Parameter, parameters
+from ..convert.tensors import from_hf, initial, shard, to_hf, unshard
 from ..errors import UserError
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
-from megatron_videogpt.data.codec import codec_geometry
+from megatron_videogpt.data.geometry import codec_geometry
 from megatron_videogpt.data.index import open_source
 
 WORKER = """

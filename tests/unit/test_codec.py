@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.config.schema import CodecConfig, PhysicsConfig
-from megatron_videogpt.data.codec import TINY_WEIGHTS, build_codec, codec_geometry
+from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
+from megatron_videogpt.data.geometry import TINY_WEIGHTS, codec_geometry
 from megatron_videogpt.data.physics import render_scene
 
 WAN_MEAN, WAN_STD = [0.1, -0.2, 0.3, 0.4], [0.5, 1.0, 2.0, 4.0]

@@ -17,7 +17,7 @@ from megatron_videogpt.config.data_report import advice, print_data_report
 from megatron_videogpt.config.estimate import clip_work, training_flops
 from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.balance import Dealt, in_order, measure
-from megatron_videogpt.data.codec import CodecGeometry
+from megatron_videogpt.data.geometry import CodecGeometry
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.packing import StepPlanner
 from tools import benchmark_packing
