@@ -130,6 +130,38 @@ def _redirect_cuda_module() -> None:
     torch.cuda.nvtx.range_pop = lambda *args: None
 
 
+def _as_it_is(function: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """`torch.compile` and `torch.compiler.disable`, called and as decorators, with arguments or without."""
+    return function if callable(function) else _as_it_is
+
+
+def _leave_uncompiled() -> None:
+    """Keep the compiler out: a CPU compiles nothing, and importing torch._dynamo takes a second and 100 MB of every rank.
+
+    megatron-core decorates with `torch.compile`; torch itself imports the compiler only to tell it what not to compile.
+    """
+    torch.compile = torch.compiler.disable = _as_it_is  # type: ignore[assignment]
+    for method in vars(torch.optim.Optimizer).values():
+        # torch._disable_dynamo asks the function that it wraps for this attribute before it imports the compiler.
+        if (wrapped := getattr(method, "__wrapped__", None)) is not None:
+            wrapped.__dynamo_disable = wrapped
+    step = getattr(torch.optim.Adam.step, "__wrapped__", None)
+    # Marked as hooked, it was wrapped once more: an optimizer exists already, and with it the compiler.
+    if step is not None and not hasattr(torch.optim.Adam.step, "hooked"):
+        torch.optim.Adam.step = _with_wanted_gradients(step)  # type: ignore[method-assign]
+
+
+def _with_wanted_gradients(step: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch wraps an optimizer's `step` in, but for the marks that it leaves for the compiler."""
+
+    @functools.wraps(step)
+    def wrapped(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, *args, **kwargs)
+
+    return wrapped
+
+
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -142,6 +174,7 @@ def activate(local_rank: int) -> Platform:
     """Redirect `torch.cuda` and run on the CPU; any local rank is fine."""
     _redirect_tensors()
     _redirect_cuda_module()
+    _leave_uncompiled()
     return Platform(
         name="cpu",
         device=torch.device("cpu"),

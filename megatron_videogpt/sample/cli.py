@@ -14,8 +14,8 @@ from ..data.files import EXTENSIONS
 from ..errors import UserError
 from .generate import load
 from .job import Job, alike, describe_means, is_first
-from .options import resolve
-from .output import FORMATS, REPORT, output_path
+from .options import FORMATS, resolve
+from .output import REPORT, output_path
 from .prompts import IMAGES, Source, find_sources
 
 

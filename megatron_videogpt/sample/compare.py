@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..errors import UserError
@@ -160,6 +157,9 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
     results: what `compare` returned, by the prompt's name (at least one).  A frame without error leaves a gap in the curve of PSNR.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     names = [name for name in METRICS if any(result[name] is not None for result in results.values())]
     figure = Figure(figsize=(2.4 + 4.2 * len(names), max(3.6, 0.8 + 0.17 * len(results))), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -178,4 +178,6 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 def _colour(place: int, number: int) -> Any:
     """Distinct ones for a few lines, a scale for many."""
+    from matplotlib import colormaps
+
     return colormaps["tab10"](place) if number <= 10 else colormaps["viridis"](0.95 * place / (number - 1))

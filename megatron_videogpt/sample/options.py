@@ -9,8 +9,9 @@ from pathlib import Path
 from ..config.check import find_problems
 from ..config.load import ConfigError
 from ..config.schema import SCENES, Config, SampleConfig
-from .output import FORMATS
 
+FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "latents": ".safetensors"}
+"""What can be asked for, and how its file name ends."""
 DESCRIPTION = """\
 Continue videos, images and physics scenes with a trained model, clip after clip.
 

@@ -17,11 +17,10 @@ from torch import Tensor
 from ..data.decode import VideoWriter, to_model_range
 from .evaluate import psnr, squared_errors
 from .generate import Clip
+from .options import FORMATS
 from .prompts import Prompt
 from .render import contact_sheet, prediction_video
 
-FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "latents": ".safetensors"}
-"""What can be asked for, and how its file name ends."""
 REPORT = ".json"
 SHEET_FRAMES = 240  # a contact sheet of a longer video shows every second, third, ... frame
 

@@ -6,7 +6,6 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -81,6 +80,8 @@ def _scaled(frames: np.ndarray, width: int, height: int) -> np.ndarray:
 @lru_cache(maxsize=8)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings: Pillow's own default cannot be scaled in older releases."""
+    import matplotlib
+
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 

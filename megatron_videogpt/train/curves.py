@@ -8,8 +8,6 @@ import re
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from ..errors import UserError
 
@@ -54,6 +52,8 @@ def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> N
     Raises:
         ValueError: the file has no loss.
     """
+    from matplotlib.figure import Figure
+
     lines = read_metrics(metrics)
     steps, losses = series(lines, "loss")
     if not len(steps):
@@ -78,6 +78,8 @@ def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> N
 
 def _noise_levels(axes: Any, lines: list[dict[str, Any]]) -> None:
     """One smoothed curve per noise level: training where it has them, else validation."""
+    from matplotlib import colormaps
+
     names = sorted({name for line in lines for name in line if NOISE_LEVEL.match(name)})
     names = [name for name in names if not name.startswith("validation_")] or names
     for place, name in enumerate(names):
