@@ -1,4 +1,4 @@
-"""Videos for the tests: three real clips (`tests/videos`), and what is made of them here: every container, codec and shape that matters.
+"""Videos for the tests: three real clips (`tests/videos`), and what is made of them here, for other containers and shapes.
 
 `MVG_VIDEOS` may name a folder of more videos, on which the tests that hold for any video run too.
 """
@@ -19,7 +19,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent / "videos"
 TRAILER, CARS, BIRD = "bbb_trailer_cuts.mp4", "intel_cars.mp4", "intel_sign_bird.mkv"
 REAL = (TRAILER, CARS, BIRD)
-CINEPAK, ODD, SOUND, SMALL, TALL, SCENES = "cinepak.avi", "odd_height.mov", "sound.webm", "cars_small.mp4", "tall.mp4", "scenes.mp4"
+CINEPAK, ODD, SOUND = "cinepak.avi", "odd_height.mov", "sound.webm"
+SMALL, TALL, SCENES = "cars_small.mp4", "tall.mp4", "scenes.mp4"
 MADE = (CINEPAK, ODD, SOUND, SMALL, TALL, SCENES)
 EVERY_CONTAINER = (CINEPAK, BIRD, ODD, SOUND, SMALL)
 SHOTS = (30, 46, 61, 50, 55, 8)
@@ -32,8 +33,8 @@ _SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 def more() -> dict[str, Path]:
     """The videos of `MVG_VIDEOS` by their names below it, without those that are here anyway."""
     folder = Path(os.environ.get("MVG_VIDEOS") or HERE)
-    found = {path.relative_to(folder).as_posix(): path.resolve() for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES}
-    return {name: path for name, path in found.items() if name not in (*REAL, *MADE)}
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES and path.name not in (*REAL, *MADE)]
+    return {path.relative_to(folder).as_posix(): path.resolve() for path in paths}
 
 
 def collect(folder: Path) -> Path:
@@ -48,7 +49,7 @@ def collect(folder: Path) -> Path:
 
 
 def pictures(name: str, first: int, count: int, width: int, height: int) -> Iterator[np.ndarray]:
-    """Frames of a real clip, decoded from its beginning: uint8 ``[height, width, 3]``; the clip plays backwards after its end."""
+    """Frames of a real clip from frame `first` on: uint8 ``[height, width, 3]``; it plays backwards after its end."""
     with av.open(str(HERE / name)) as container:
         frames = list(itertools.islice(container.decode(video=0), first, first + count))
     around = 2 * len(frames) - 2
@@ -98,7 +99,8 @@ def encode(
 def _sing(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
     samples = np.sin(np.arange(int(48000 * seconds)) * (2 * np.pi * 440 / 48000)).astype(np.float32)
     for first in range(0, len(samples), 960):
-        frame = av.AudioFrame.from_ndarray(np.repeat(samples[None, first : first + 960], 2, 0), format="fltp", layout="stereo")
+        both = np.repeat(samples[None, first : first + 960], 2, 0)
+        frame = av.AudioFrame.from_ndarray(both, format="fltp", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = 48000, first, Fraction(1, 48000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
@@ -106,15 +108,20 @@ def _sing(container: av.container.OutputContainer, stream: av.AudioStream, secon
 
 def make(folder: Path) -> None:
     """All of `MADE`: small, and seconds of work."""
-    encode(folder / CINEPAK, "cinepak", Fraction(15), list(pictures(BIRD, 0, 68, 160, 128)), "rgb24", options={"max_strips": "1", "g": "25"})
+    frames = list(pictures(BIRD, 0, 68, 160, 128))
+    encode(folder / CINEPAK, "cinepak", Fraction(15), frames, "rgb24", options={"max_strips": "1", "g": "25"})
     overstate(folder / CINEPAK)
     encode(folder / ODD, "mpeg4", Fraction(24), list(pictures(BIRD, 0, 62, 320, 233)), sound="aac", ticks=25)
-    encode(folder / SOUND, "libvpx", Fraction(24), list(pictures(TRAILER, 40, 110, 320, 180)), sound="libopus", options={"g": "74", "deadline": "realtime"})
-    encode(folder / SMALL, "libx264", Fraction(30000, 1001), list(pictures(CARS, 0, 120, 176, 144)), options={"bf": "3"})
+    frames, options = list(pictures(TRAILER, 40, 110, 320, 180)), {"g": "74", "deadline": "realtime"}
+    encode(folder / SOUND, "libvpx", Fraction(24), frames, sound="libopus", options=options)
+    frames = list(pictures(CARS, 0, 120, 176, 144))
+    encode(folder / SMALL, "libx264", Fraction(30000, 1001), frames, options={"bf": "3"})
     encode(folder / TALL, "libx264", Fraction(20), list(pictures(BIRD, 0, 100, 144, 256)))
     sources = ((TRAILER, 60), (CARS, 0), (BIRD, 0), (TRAILER, 150), (CARS, 200), (BIRD, 20))
-    frames = [picture for (name, first), count in zip(sources, SHOTS) for picture in pictures(name, first, count, 320, 136)]
-    encode(folder / SCENES, "libx264", Fraction(25), frames, keys=[0, *np.cumsum(SHOTS[:-1]).tolist()], options={"x264-params": "scenecut=0:keyint=250"})
+    shots = [list(pictures(name, first, count, 320, 136)) for (name, first), count in zip(sources, SHOTS)]
+    frames = [frame for shot in shots for frame in shot]
+    keys, options = [0, *np.cumsum(SHOTS[:-1]).tolist()], {"x264-params": "scenecut=0:keyint=250"}
+    encode(folder / SCENES, "libx264", Fraction(25), frames, keys=keys, options=options)
 
 
 def overstate(path: Path) -> None:

@@ -27,7 +27,7 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of clips: the real ones of tests/videos, those that tests/clips.py makes of them, and what the folder MVG_VIDEOS has besides."""
+    """Folder of clips: the real ones of tests/videos, what tests/clips.py makes of them, and what is in MVG_VIDEOS."""
     _folder("MVG_VIDEOS", clips.HERE)
     return clips.collect(tmp_path_factory.mktemp("videos"))
 

@@ -10,11 +10,10 @@ import sys
 import warnings
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.errors import UserError
 
-GOLDEN = REPOSITORY / "tests" / "golden"
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 """What is compared where no folder is given; its README.md describes the format."""
 
 EPILOG = """

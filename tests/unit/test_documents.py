@@ -15,16 +15,18 @@ PACKAGE = REPOSITORY / "megatron_videogpt"
 ELSEWHERE = re.compile(r"(?<![\w/])(?:\.\./)*shared/|\"shared\"|\bDESIGN\b|(?<!\[)\bissue \d+\b")
 """Folders and papers of whoever wrote the code, which nobody else has."""
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FILE = re.compile(r"(?<![\w/.:<{-])((?:[\w-]+/)+[\w.-]+\.(?:py|md|toml|sh|sbatch|txt|json|png|safetensors))(?![\w/*])")
+SUFFIX = r"\.(?:py|md|toml|sh|sbatch|txt|json|png|safetensors)"
+FILE = re.compile(rf"(?<![\w/.:<{{-])((?:[\w-]+/)+[\w.-]+{SUFFIX})(?![\w/*])")
 THEIRS = ("runs/", "checkpoints/", "train.output/", "00000/", "ucf", "msrvtt/")
-"""Beginnings of names that are not of this project's files: what a command writes, and what is in a published data set."""
+"""Beginnings of names of other files: what a command writes, and what is in a published data set."""
 
 
 def tracked() -> list[Path]:
     """All files of the project: what git knows, or what is there where the project came without git."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if listed.returncode:
-        return [path for path in REPOSITORY.rglob("*") if path.is_file() and not {".git", ".venv", "runs"} & set(path.relative_to(REPOSITORY).parts)]
+        there = (path for path in REPOSITORY.rglob("*") if path.is_file())
+        return [path for path in there if not {".git", ".venv", "runs"} & set(path.relative_to(REPOSITORY).parts)]
     return [REPOSITORY / name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
 
 
@@ -36,7 +38,8 @@ def text_of(path: Path) -> str:
 
 
 def documents() -> list[Path]:
-    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), *sorted(REPOSITORY.glob("tests/*/README.md")), PACKAGE / "data/ATTRIBUTION.md"]
+    patterns = ("README.md", "docs/*.md", "tests/*/README.md", "megatron_videogpt/*/*.md")
+    return [path for pattern in patterns for path in sorted(REPOSITORY.glob(pattern))]
 
 
 def test_nothing_points_at_what_a_clone_does_not_have() -> None:
@@ -46,7 +49,8 @@ def test_nothing_points_at_what_a_clone_does_not_have() -> None:
         # The history, what the machine of the whole CI may have besides, and this file.
         if name in ("CHANGELOG.md", ".ci/run", Path(__file__).relative_to(REPOSITORY).as_posix()):
             continue
-        found += [f"{name}:{number}: {line.strip()}" for number, line in enumerate(text_of(path).splitlines(), 1) if ELSEWHERE.search(line)]
+        lines = enumerate(text_of(path).splitlines(), 1)
+        found += [f"{name}:{number}: {line.strip()}" for number, line in lines if ELSEWHERE.search(line)]
     assert not found, "\n".join(found)
 
 
@@ -83,5 +87,7 @@ def test_all_data_files_of_the_package_are_in_the_wheel() -> None:
         for keyword in node.keywords
         if keyword.arg == "package_data"
     ]
-    files = {path.relative_to(PACKAGE).as_posix() for path in tracked() if path.is_relative_to(PACKAGE) and path.suffix != ".py"}
-    assert "data/ATTRIBUTION.md" in files and files == {name for name in files if any(fnmatch(name, pattern) for pattern in patterns)}
+    inside = (path for path in tracked() if path.is_relative_to(PACKAGE) and path.suffix != ".py")
+    files = {path.relative_to(PACKAGE).as_posix() for path in inside}
+    assert "data/ATTRIBUTION.md" in files
+    assert [name for name in sorted(files) if not any(fnmatch(name, pattern) for pattern in patterns)] == []
