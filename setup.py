@@ -45,7 +45,7 @@ setup(
     # is compiled from source against the torch that is there; NVIDIA's containers bring both, and they are detected.  Apex is a source build of which
     # nothing is used, and the package called apex on PyPI is an unrelated project.
     extras_require={
-        "npu": ["torch_npu"],  # MindSpeed (branch core_r0.16.0) must be installed from source as well
+        "npu": ["torch_npu"],  # does not start yet; MindSpeed (branch core_r0.16.0) must be installed from source as well
         "wandb": ["wandb"],
         "tables": ["pyarrow"],  # Parquet lists of videos
         "remote": ["s3fs"],  # shards on S3 and what speaks its protocol; other stores have fsspec packages of their own (gcsfs, adlfs, ...)
