@@ -19,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["megatron_videogpt", "megatron_videogpt.*"]),
-    package_data={"megatron_videogpt": ["data/*.safetensors", "data/*.json"]},
+    package_data={"megatron_videogpt": ["data/*.safetensors", "data/*.json", "data/ATTRIBUTION.md"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",  # wide, because containers bring their own build (Ascend's 2.7); tested with the one in constraints-cpu.txt
@@ -41,10 +41,11 @@ setup(
         "torchmetrics",  # PSNR and SSIM of predictions, and the linear heads of LPIPS; pure Python, 9 MB
         "tomli; python_version < '3.11'",  # tomllib came with 3.11; Ascend's images have 3.10
     ],
-    # Transformer Engine and NVIDIA Apex are in no extra: neither has a binary wheel to install (containers bring them, and they are detected),
-    # and the package called apex on PyPI is an unrelated project.
+    # Transformer Engine and NVIDIA Apex are in no extra.  transformer-engine has wheels on PyPI, but transformer-engine-torch, which its torch layers need,
+    # is compiled from source against the torch that is there; NVIDIA's containers bring both, and they are detected.  Apex is a source build of which
+    # nothing is used, and the package called apex on PyPI is an unrelated project.
     extras_require={
-        "npu": ["torch_npu"],  # MindSpeed (branch core_r0.16.0) must be installed from source as well
+        "npu": ["torch_npu"],  # does not start yet; MindSpeed (branch core_r0.16.0) must be installed from source as well
         "wandb": ["wandb"],
         "tables": ["pyarrow"],  # Parquet lists of videos
         "remote": ["s3fs"],  # shards on S3 and what speaks its protocol; other stores have fsspec packages of their own (gcsfs, adlfs, ...)

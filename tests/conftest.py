@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where reference data and real videos lie."""
+"""Fixtures that many tests use: golden numbers, real videos, process groups."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from tests import clips
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def _folder(variable: str, name: str) -> Path:
-    path = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / name)
-    if not path.is_dir():
-        pytest.skip(f"{path} is not on this machine; set {variable} to a folder with that data")
+def _folder(variable: str, default: Path) -> Path:
+    path = Path(os.environ.get(variable) or default)
+    assert path.is_dir(), f"{variable}={path}: no such folder"
     return path
 
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Folder of the golden tensors."""
-    return _folder("MVG_REFERENCE", "reference")
+    """Folder of the golden numbers: tests/golden, or another of its format that MVG_REFERENCE names."""
+    return _folder("MVG_REFERENCE", REPOSITORY / "tests" / "golden")
 
 
 @pytest.fixture(scope="session")
-def videos() -> Path:
-    """Folder of real clips."""
-    return _folder("MVG_VIDEOS", "videos")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of clips: the real ones of tests/videos, what tests/clips.py makes of them, and what is in MVG_VIDEOS."""
+    _folder("MVG_VIDEOS", clips.HERE)
+    return clips.collect(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""An independent dense implementation of the model, straight from shared/reference/README.md: interleaved token order, boolean mask, released key names.
+"""An independent dense implementation of the model, straight from tests/golden/README.md: interleaved token order, boolean mask, released key names.
 
 Shares no code with the package, so that both being wrong in the same way is unlikely.  Slow and small on purpose.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast the data pipeline is, against bare PyAV on the same frames, and what latent shards make of it.
 
-    python tools/benchmark_data.py                                      # the clips beside this repository, 2 reader processes
+    python tools/benchmark_data.py                                      # the clips of tests/videos, 2 reader processes
     python tools/benchmark_data.py --source /data/videos --workers 8 --frames 80 --interval 4 --rounds 10
     python tools/benchmark_data.py --source /data/panda-shards --no-latents --output panda        # panda.md and panda.json
 
@@ -46,7 +46,7 @@ from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.errors import UserError
 
 TOOLS = Path(__file__).resolve().parent
-CLIPS = TOOLS.parent.parent / "shared" / "videos"
+CLIPS = TOOLS.parent / "tests" / "videos"
 BARS = {"shards / bare": 0.9, "latents / shards": 20.0}
 
 

@@ -1,4 +1,4 @@
-"""Masks that the benchmarks measure, all as two key intervals per row (DESIGN section 3).
+"""Masks that the benchmarks measure, all as two key intervals per row.
 
 stage1 ... stage4   one training sample of the stage's configuration (examples/videogpt), its clips drawn as in training
 stage4-long         the same with a last clip of one frame: the longest row of stage 4, 38,478 tokens at 320x192

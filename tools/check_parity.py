@@ -13,21 +13,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.errors import UserError
 
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+"""What is compared where no folder is given; its README.md describes the format."""
+
 EPILOG = """
 The folder holds masks_positions, forward_train, loss, sampler and components (.json with .safetensors beside it; missing ones are skipped) and one
-folder per checkpoint that a case names; shared/reference/README.md describes the format.  Exit status: 0 when every quantity is within its limit,
+folder per checkpoint that a case names; tests/golden/README.md describes the format.  Exit status: 0 when every quantity is within its limit,
 1 when one is not, 2 when the folder cannot be read.
 
 examples:
-  python tools/check_parity.py ../shared/reference
-  python tools/check_parity.py ../shared/reference --tensor-parallel 2      the same, split over two processes
+  python tools/check_parity.py                                    the numbers that come with this project
+  python tools/check_parity.py --tensor-parallel 2                the same, split over two processes
+  python tools/check_parity.py /data/recorded                     others of the same format
 """
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder with the recorded cases")
+    parser.add_argument("folder", type=Path, nargs="?", default=GOLDEN, help="folder with the recorded cases (default: tests/golden)")
     parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="tensor parallel processes (default 1); starts torchrun itself")
     parser.add_argument("--attention", default="auto", help="attention backend (default auto)")
     return parser.parse_args()
@@ -68,7 +72,7 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
 
     parity.check_folder(folder, layout, build, report)
     if not report.compared:
-        raise UserError(f"{folder}: no cases found; expected files such as forward_train.json (see shared/reference/README.md)")
+        raise UserError(f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md)")
     failures = report.failures()
     if distributed.is_rank_zero():
         print_report(report, parity.LIMITS, failures)

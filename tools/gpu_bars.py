@@ -1,4 +1,4 @@
-"""The bars of issue 4, held against what the parts of `gpu_check.py` measured."""
+"""The bars of the GPU checks, held against what the parts of `gpu_check.py` measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU checks of issue 4: runs each part in a process of its own with its own time limit, then holds the bars against what was measured.
+"""What only a GPU can show: runs each part in a process of its own with its own time limit, then holds the bars against what was measured.
 
     bash tools/gpu_check.sh [--cpu-rehearsal] [--only PART ...] [--out DIR] [--minutes 8.8]
 

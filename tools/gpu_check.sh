@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything of issue 4 that only a GPU can show, in one call of under nine minutes; see tools/gpu_check.py.
+# What only a GPU can show, in one call with a budget of nine minutes (it has not run on a GPU yet); see tools/gpu_check.py.
 #   bash tools/gpu_check.sh                        on a machine with one Hopper GPU; results in $OUT, else runs/gpu_check
 #   bash tools/gpu_check.sh --install              first installs the project with its `flash` extra into the Python that is used
 #   bash tools/gpu_check.sh --wheels DIR           first unpacks the wheels of DIR for this run only (a machine without a network)

@@ -9,7 +9,7 @@ Real clips are cut from a folder of videos; whole files named with --held-out ar
 same footage).  Physics scenes come from the built-in generator, test scenes from other seeds.
 
 Example (the shipped weights):
-  python tools/train_codec.py --videos ../shared/videos --output runs/codec --threads 1
+  python tools/train_codec.py --videos /data/clips --output runs/codec --threads 1
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention under an interval mask (DESIGN section 3): one interface, one module a backend, all with the same result; `choice` picks one."""
+"""Attention under an interval mask (docs/attention.md): one interface, one module a backend, all with the same result; `choice` picks one."""
 
 from __future__ import annotations
 

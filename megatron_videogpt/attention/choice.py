@@ -1,4 +1,4 @@
-"""Which backend computes attention in this process: the fastest that can run here and whose results were seen to be right here."""
+"""Which backend computes attention in this process: the first in order that can run here and whose results were seen to be right here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class WrongHere(UserError):
     """A backend computed something wrong on this rank's device."""
 
 
-FASTEST_FIRST = {"cuda": ("flash", "triton", "flex", "ranged"), "cpu": ("ranged",), "npu": ("ranged",)}
-"""What `auto` tries on a kind of device; the last one runs everywhere."""
+ORDER = {"cuda": ("flash", "triton", "flex", "ranged"), "cpu": ("ranged",), "npu": ("ranged",)}
+"""What `auto` tries on a kind of device, one after another; the last one runs everywhere."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -75,13 +75,13 @@ def candidates(
     """
     if backend not in (*BACKENDS, "auto"):
         raise UserError(f"attention.backend is {backend!r}, but it must be one of {', '.join(('auto', *BACKENDS))}")
-    order = FASTEST_FIRST[device_type]
+    order = ORDER[device_type]
     missing = {name: obstacle(name, device_type, dtype, head_dim, capability, deterministic) for name in {*order, backend} - {"auto"}}
     if missing.get(backend):
         raise UserError(f"attention.backend is {backend!r}, but {missing[backend]}: use attention.backend=auto or ranged")
     passed = "; ".join(f"not {name}: {missing[name]}" for name in order if missing[name])
-    fastest = f"the fastest on {device_type}" + (f"; {passed}" if passed else "")
-    listed = [(name, fastest) for name in order if not missing[name] and name != backend]
+    first = f"the first that can run on {device_type}" + (f"; {passed}" if passed else "")
+    listed = [(name, first) for name in order if not missing[name] and name != backend]
     return listed if backend == "auto" else [(backend, "as configured"), *listed]
 
 

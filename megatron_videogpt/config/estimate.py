@@ -135,7 +135,7 @@ class Work:
 
 
 def clip_work(clips: Sequence[int], patches: int) -> Work:
-    """The work of a training sequence with these frames per clip (closed form of the mask in DESIGN section 2)."""
+    """The work of a training sequence with these frames per clip (closed form of the mask)."""
     frames = sum(clips)
     return _work(frames, clips[-1], sum(n * n for n in clips), (frames - clips[-1]) ** 2, patches)
 

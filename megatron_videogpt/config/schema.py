@@ -139,8 +139,8 @@ class AttentionConfig:
 
     backend: str = option(
         "auto",
-        "auto (the fastest that works here, checked at start-up), flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), "
-        "ranged (portable, CPU default) or reference (dense oracle)",
+        "flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), ranged (portable, CPU default), reference (dense oracle) or "
+        "auto (the first of the first four that works here, checked at start-up)",
         choices=("auto", "flash", "triton", "flex", "ranged", "reference"),
     )
     deterministic: bool = option(

@@ -1,6 +1,6 @@
 """One table of parameters: released (Phi-3 style) key, our name, how the two relate, how tensor parallelism shards it, how it starts.
 
-Initialisation, loading, saving and parity checks all read this table (shared/reference/README.md section 7), and `check` counts parameters
+Initialisation, loading, saving and parity checks all read this table (tests/golden/README.md, section 7), and `check` counts parameters
 with it: no PyTorch here, `tensors` does with tensors what the rules say.
 """
 

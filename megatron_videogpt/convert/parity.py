@@ -1,4 +1,4 @@
-"""Comparison with recorded numbers: every case of a folder in the format of shared/reference/README.md.
+"""Comparison with recorded numbers: every case of a folder in the format of tests/golden/README.md, whose sections are named below.
 
 Errors are fractions of the recorded tensor's largest absolute value, but for ids, positions and masks (differing entries) and gradient norms (relative).
 """

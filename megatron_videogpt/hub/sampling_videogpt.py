@@ -1,4 +1,4 @@
-"""The sampler: from noise to clean clips, clip after clip over a sliding window (shared/reference/README.md, section 9).
+"""The sampler: from noise to clean clips, clip after clip over a sliding window (section 9 of tests/golden/README.md in megatron_videogpt).
 
 It knows the model only as a `Denoiser`, which remembers the clean history; whether that means keys and values or computing it again is the
 denoiser's own affair.  Pure torch: this file is also part of every exported Hugging Face folder.

@@ -1,4 +1,4 @@
-"""megatron-core's core attention: the mask as intervals instead of a matrix (DESIGN section 3), and context parallelism over heads."""
+"""megatron-core's core attention: the mask as intervals instead of a matrix, and context parallelism over heads."""
 
 from __future__ import annotations
 

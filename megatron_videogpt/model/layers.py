@@ -1,4 +1,7 @@
-"""The decoder as a megatron-core spec: Transformer Engine's layers where it is installed, the local ones otherwise."""
+"""The decoder as a megatron-core spec: Transformer Engine's layers on CUDA where it is installed, the local ones otherwise.
+
+The former were written against the TESpecProvider of megatron-core 0.16.1, whose three calls used here 0.19.2 has too; they have not been executed yet.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +142,7 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         # Rows differ in length, and megatron-core 0.16 ties variable lengths to this dispatcher, experts or not.
         variable_seq_lengths=parallel.pipeline > 1,
         moe_token_dispatcher_type="alltoall",
-        # The defaults abort or hang with variable lengths in the interleaved schedule (DESIGN section 6).
+        # The defaults abort or hang with variable lengths in the interleaved schedule.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
     )

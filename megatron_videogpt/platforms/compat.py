@@ -1,4 +1,4 @@
-"""What differs between releases of megatron-core, or goes wrong in one, and nowhere else: tested with 0.16.1 (DESIGN section 6)."""
+"""What differs between releases of megatron-core, or goes wrong in one, and nowhere else: tested with 0.16.1."""
 
 from __future__ import annotations
 

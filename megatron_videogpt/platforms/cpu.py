@@ -1,7 +1,6 @@
 """CPU over gloo: redirects the `torch.cuda` calls that megatron-core makes unconditionally to the CPU.
 
-The same mechanism as MindSpeed's `transfer_to_npu`, with another target.  What is redirected was found by running megatron-core 0.16.1
-(DESIGN section 6).
+The same mechanism as MindSpeed's `transfer_to_npu`, with another target.  What is redirected was found by running megatron-core 0.16.1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ascend NPUs over HCCL, through torch_npu and MindSpeed (which adapts megatron-core).  Not run here: no NPU at hand."""
+"""Ascend NPUs over HCCL, through torch_npu and MindSpeed (which adapts megatron-core).  It does not start yet: written without an NPU at hand."""
 
 from __future__ import annotations
 

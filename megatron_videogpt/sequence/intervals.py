@@ -1,4 +1,4 @@
-"""Masks as two key intervals per query row (DESIGN section 3).
+"""Masks as two key intervals per query row (docs/attention.md).
 
 A mask is an int32 tensor ``[L, 4]``: row q may look at the keys ``[a0, a1) U [b0, b1)``.  An empty interval is ``(0, 0)``.
 The same form describes key columns: which query rows look at a key.

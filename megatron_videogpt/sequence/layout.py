@@ -3,7 +3,7 @@
 Tokens are stored as ``[prefix][source video][clean frames in time order][noisy clip 1][noisy clip 2]...`` and, inside a noisy clip,
 all ``<|diffusion|>`` tokens, all time tokens, all patches.  Attention does not care about storage order as long as each token carries its
 position, and in this order the hierarchical mask of next clip diffusion is two key intervals per query and two query intervals per key
-(DESIGN section 3; rules in shared/reference/README.md sections 2-4 and 6).
+(docs/attention.md; rules in tests/golden/README.md, sections 2-4 and 6).
 """
 
 from __future__ import annotations

@@ -18,10 +18,12 @@ from pathlib import Path
 import av
 import numpy as np
 
+from tests.clips import BIRD, CINEPAK, ODD, SOUND, TRAILER
+
 DAMAGE = frozenset({"unreadable", "truncated", "no_frames", "too_large", "too_small", "too_elongated", "too_short"})  # what damaged bytes of a video may give
 TAR_DAMAGE = DAMAGE | {"corrupt_tar", "unsafe_name", "extension", "metadata", "incomplete"}
 FRAMES = 14  # of the small clips
-SOURCES = ("intel_bottles_b.mp4", "intel_sign_walk.mkv", "renpy_rocket_launch.webm", "opencv_tree.avi", "psychtoolbox_discs.mov")
+SOURCES = (TRAILER, BIRD, SOUND, CINEPAK, ODD)
 
 
 @dataclass
@@ -218,7 +220,7 @@ def broken_pax(clips: dict[str, bytes], rng: random.Random) -> Case:
 
 
 def absurd_picture(clips: dict[str, bytes], rng: random.Random) -> Case:
-    data = bytearray(clips["opencv_tree.avi"])
+    data = bytearray(clips[CINEPAK])
     place = bytes(data).index(b"strf") + 12
     data[place : place + 8] = struct.pack("<ii", rng.randrange(8200, 11000), rng.randrange(8200, 11000))
     return Case({"huge.avi": bytes(data)}, Counter(too_large=1), samples=0)
@@ -226,7 +228,7 @@ def absurd_picture(clips: dict[str, bytes], rng: random.Random) -> Case:
 
 def claimed_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
     """An mp4 table of frames of one byte each, as many as a number can say."""
-    data = bytearray(clips["intel_bottles_b.mp4"])
+    data = bytearray(clips[TRAILER])
     count = rng.choice([10**7, 10**8, 2**31, 2**32 - 1])
     for name, values in ((b"stsz", (1, count)), (b"stts", (1, count, 1)), (b"stsc", (1, 1, count, 1))):
         place = bytes(data).index(name) + 8
@@ -235,7 +237,7 @@ def claimed_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
         # A fragment with as many frames, none of which takes a byte of its table.
         run = struct.pack(">I4sII", 16, b"trun", 0, count)
         track = struct.pack(">I4s", 24 + len(run), b"traf") + struct.pack(">I4sII", 16, b"tfhd", 0, 1) + run
-        data = bytearray(clips["intel_bottles_b.mp4"]) + struct.pack(">I4s", 8 + len(track), b"moof") + track
+        data = bytearray(clips[TRAILER]) + struct.pack(">I4s", 8 + len(track), b"moof") + track
     return Case({"many.mp4": bytes(data)}, Counter(too_large=1), samples=0)
 
 

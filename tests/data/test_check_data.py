@@ -27,12 +27,12 @@ def test_real_clips_are_counted(videos: Path, capsys: pytest.CaptureFixture[str]
     for path in (path for path in videos.rglob("*") if path.suffix in EXTENSIONS):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            if min(stream.width, stream.height) < 200:
+            if min(stream.width, stream.height) < 130:
                 narrow += 1
             else:
                 wide.append(stream.frames / float(stream.average_rate))
     common = ["check", str(EXAMPLE), "--data", "--gpus", "4", f"data.path={videos}", "codec.name=tiny", "train.global_batch_size=40"]
-    assert main([*common, "data.min_frames=2", "data.min_side=200", "data.validation_fraction=0.2"]) == 0
+    assert main([*common, "data.min_frames=2", "data.min_side=130", "data.validation_fraction=0.2"]) == 0
     plain = capsys.readouterr().out
     assert number(plain, "too_small") == narrow > 0
     assert number(plain, "videos") + number(plain, "held out for validation") == len(wide)
@@ -40,7 +40,7 @@ def test_real_clips_are_counted(videos: Path, capsys: pytest.CaptureFixture[str]
     assert number(plain, "frames", 4) == 48 and number(plain, "tokens", 4) <= 95 * 402
     budget = int(re.search(r"data.pack_tokens=(\d+)", plain).group(1))  # type: ignore[union-attr]
     assert budget >= number(plain, "tokens", 4)
-    assert main([*common, "data.min_frames=2", "data.min_side=200", f"data.pack_tokens={2 * budget}"]) == 0
+    assert main([*common, "data.min_frames=2", "data.min_side=130", f"data.pack_tokens={2 * budget}"]) == 0
     packed = capsys.readouterr().out
     imbalance = "cost imbalance, max/mean rank"
     assert number(packed, imbalance) < 1.03 < number(packed, imbalance, 2) and "nothing to change" in packed

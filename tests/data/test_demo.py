@@ -125,8 +125,8 @@ def press(browser: Any) -> None:
 
 def test_a_dropped_clip_is_continued_and_the_video_plays_and_downloads(browser: Any, page: str, videos: Path, tmp_path: Path, downloads: Path) -> None:
     open_page(browser, page)
-    find(browser, "#file input[type=file]")[0].send_keys(str(videos / "intel_bottles_b.mp4"))
-    wait(lambda: "intel_bottles_b" in find(browser, "#file")[0].text)
+    find(browser, "#file input[type=file]")[0].send_keys(str(videos / "bbb_trailer_cuts.mp4"))
+    wait(lambda: "bbb_trailer_cuts" in find(browser, "#file")[0].text)
     for field, value in [("clips", 3), ("frames", 2), ("steps", 4), ("given", 2)]:
         fill(browser, field, value)
     press(browser)
@@ -142,7 +142,7 @@ def test_a_dropped_clip_is_continued_and_the_video_plays_and_downloads(browser: 
     assert result.startswith("2 frames given, 6 generated") and "against the 6 true frames" in result
     find(browser, "#download")[0].click()
     saved = wait(lambda: list(downloads.glob("*.mp4")))[0]
-    assert saved.name == "intel_bottles_b_continued.mp4" and saved.read_bytes() == (tmp_path / "out.mp4").read_bytes()
+    assert saved.name == "bbb_trailer_cuts_continued.mp4" and saved.read_bytes() == (tmp_path / "out.mp4").read_bytes()
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name).filter(n => !/^(blob|data):/.test(n))")
     assert loaded and all(name.startswith(page) for name in loaded), "nothing is loaded from the internet"
 

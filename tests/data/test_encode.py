@@ -22,6 +22,7 @@ from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.index import open_source, usable_videos
 from megatron_videogpt.data.shards import load_index
+from tests.clips import BIRD, CINEPAK, ODD
 from tests.data.vae import small_kl
 from tests.parallel.launch import REPOSITORY, run, torchrun
 
@@ -85,7 +86,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_number_of_processes_changes_nothing(videos: Path, tmp_path: Path) -> None:
     """Real clips, by one process and by two under torchrun: the same bytes in every file."""
     (tmp_path / "raw").mkdir()
-    for name in ("psychtoolbox_discs.mov", "intel_sign_bird.mkv", "opencv_tree.avi"):
+    for name in (ODD, BIRD, CINEPAK):
         shutil.copy(videos / name, tmp_path / "raw" / name)
     (tmp_path / "raw" / "text.mp4").write_text("not a video")
     common = [str(tmp_path / "raw"), "--codec", "tiny", "--part", "1", *SIZES, "--max-bad-fraction", "1"]

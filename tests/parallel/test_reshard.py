@@ -1,4 +1,4 @@
-"""A checkpoint of any layout loads in any other, value for value, and training goes on with the same losses (DESIGN section 6)."""
+"""A checkpoint of any layout loads in any other, value for value, and training goes on with the same losses."""
 
 from __future__ import annotations
 

