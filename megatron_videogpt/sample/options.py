@@ -102,7 +102,10 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     clips = "frames of each generated clip, in order (latent frames, where the codec joins frames); 8x30 is 30 clips of 8"
     group.add_argument("--clips", type=_clips, metavar="N,N,...", help=clips)
-    history = "frames given, from the video's start (default: all before the last sum(clips), as many as the window holds; all of a shorter video)"
+    history = (
+        "frames given, from the video's start (default: those before its last sum(clips), or the last ones of a shorter video: as many as sample.history of "
+        "the model's configuration says and the window holds beside the first clip)"
+    )
     group.add_argument("--history", type=int, metavar="N", help=history)
     group.add_argument("--interval", type=int, metavar="N", help="use every N-th frame (default: the smallest interval of training)")
     group.add_argument("--window", type=int, metavar="N", help="most frames the model sees at once, history and clip together")
@@ -129,8 +132,6 @@ def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int
         problems.append(f"--interval {interval}: must be at least 1 (1 uses every frame)")
     if args.history is not None and args.history < 1:
         problems.append(f"--history {args.history}: must be at least 1 (there must be something to continue)")
-    if not problems and settings.window <= settings.clips[0]:
-        problems.append(f"sample.window = {settings.window}: leaves no room for history beside a clip of {settings.clips[0]} frames; use a larger --window")
     if problems:
         raise ConfigError(problems)
     return settings, interval
