@@ -58,12 +58,14 @@ def _scene(text: str) -> tuple[str, int]:
 
 
 def _schedule(text: str) -> tuple[tuple[float, float], ...]:
-    """`0.2:5,0.8:1` -> ((0.2, 5.0), (0.8, 1.0))."""
+    """`0.2:5,0.8:1` -> ((0.2, 5.0), (0.8, 1.0)); `none` -> ()."""
+    if text == "none":
+        return ()
     try:
         pairs = [part.split(":") for part in text.split(",")]
         return tuple((float(start), float(scale)) for start, scale in pairs)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected noise level:scale, separated by commas, for example 0.2:5,0.8:1") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected noise level:scale, separated by commas, for example 0.2:5,0.8:1, or none") from None
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--window", type=int, metavar="N", help="most frames the model sees at once, history and clip together")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps per clip: more is slower and finer")
     group.add_argument("--guidance", type=float, metavar="X", help="how strongly to follow the history; 1 turns guidance off and is faster")
-    schedule = "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all from 0.8"
+    schedule = "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all from 0.8; none: the same throughout"
     group.add_argument("--guidance-schedule", type=_schedule, metavar="T:X,T:X,...", help=schedule)
     noise = "noise mixed into the history from the second clip on, in [0, 1), against drift over many clips"
     group.add_argument("--history-noise", type=float, metavar="X", help=noise)
@@ -132,6 +134,20 @@ def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int
         problems.append(f"--interval {interval}: must be at least 1 (1 uses every frame)")
     if args.history is not None and args.history < 1:
         problems.append(f"--history {args.history}: must be at least 1 (there must be something to continue)")
+    if not problems:
+        problems += _without_effect(args, settings)
     if problems:
         raise ConfigError(problems)
     return settings, interval
+
+
+def _without_effect(args: argparse.Namespace, settings: SampleConfig) -> list[str]:
+    """What the command asks for and other settings leave no room for."""
+    found = []
+    if args.guidance is not None and settings.guidance_schedule and settings.guidance_schedule[0][0] <= 0:
+        shown = ",".join(f"{start:g}:{scale:g}" for start, scale in settings.guidance_schedule)
+        fix = "give --guidance-schedule too, or none for it"
+        found.append(f"--guidance {args.guidance:g}: the schedule {shown} holds from 0 on and overrides it; {fix}")
+    if args.cache is False and (args.cache_dtype is not None or args.cache_offload):
+        found.append("--no-cache: leaves no cache for --cache-dtype or --cache-offload; leave out one or the other")
+    return found
