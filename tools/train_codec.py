@@ -75,7 +75,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--fp32", action="store_true", help="do not compute in bf16 (bf16 is quicker on CPUs that have it)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.channels < 1 or args.channels & (args.channels - 1):
+        parser.error(f"--channels {args.channels}: must be a power of two (the start from principal components needs it)")
+    return args
 
 
 def real_frames(path: Path, count: int, sides: tuple[int, ...]) -> list[np.ndarray]:

@@ -232,8 +232,10 @@ def _check_rest(report: Report) -> None:
         report.add("codec.path", f"name a local folder when codec.name is {config.codec.name}", 'give the VAE\'s folder, or use codec.name="tiny"')
     if report.sound("optimizer.lr", "optimizer.min_lr") and config.optimizer.schedule == "cosine" and config.optimizer.min_lr > config.optimizer.lr:
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
-    if report.sound("sample.window", "sample.clips") and config.sample.window < max(config.sample.clips):
-        report.add("sample.window", f"hold the longest clip of sample.clips, {max(config.sample.clips)} frames", f"use {max(config.sample.clips)} or more")
+    if report.sound("sample.window", "sample.clips") and config.sample.window <= max(config.sample.clips):
+        longest = max(config.sample.clips)
+        must = f"hold a frame of history beside the longest clip of sample.clips, {longest} frames"
+        report.add("sample.window", must, f"use {longest + 1} or more, or shorter clips")
     _check_guidance(report)
     if config.attention.backend in ("flash", "triton", "flex") and config.train.platform in ("cpu", "npu"):
         report.add("attention.backend", f"not be {config.attention.backend} on train.platform={config.train.platform} (CUDA only)", "use auto or ranged")

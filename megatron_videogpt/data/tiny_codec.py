@@ -1,7 +1,7 @@
 """The tiny codec: an asymmetric convolutional autoencoder on 8x8 pixel blocks, trained by `tools/train_codec.py`.
 
 The encoder is cheap because it runs inside the training loop on CPUs; the decoder, which only sampling uses, is larger
-and works at two scales.  Any height and width that are multiples of 8.
+and works at two scales.  Any height and width that are multiples of 8.  Exported folders hold a copy of this file: it needs torch alone.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
-
-from ..errors import UserError
 
 STRIDE = 8
 
@@ -106,7 +104,7 @@ class TinyAutoencoder(nn.Module):
         while len(rotation) < channels:
             rotation = torch.cat([torch.cat([rotation, rotation], 1), torch.cat([rotation, -rotation], 1)]) / math.sqrt(2)
         if len(rotation) != channels:
-            raise UserError(f"channels={channels}: must be a power of two")
+            raise ValueError(f"channels={channels}: must be a power of two")
         blocks = pixel_unshuffle(pixels, STRIDE).transpose(0, 1).flatten(1).double()
         values, vectors = torch.linalg.eigh(torch.cov(blocks))
         deviation, vectors = values.flip(0)[:channels].sqrt(), vectors.flip(1)[:, :channels]

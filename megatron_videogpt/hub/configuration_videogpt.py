@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from transformers import PreTrainedConfig
+try:
+    from transformers import PreTrainedConfig
+except ImportError:  # transformers 4
+    from transformers import PretrainedConfig as PreTrainedConfig
 
 
 class VideoGPTConfig(PreTrainedConfig):
@@ -37,6 +40,13 @@ class VideoGPTConfig(PreTrainedConfig):
     img_start_token_id: int | None = None
     img_end_token_id: int | None = None
     longest_side: int = 320
+
+    def __init__(self, **fields: Any) -> None:
+        sizes = {name: fields.pop(name, getattr(VideoGPTConfig, name)) for name in SIZES}
+        super().__init__(**fields)
+        # Ourselves: transformers 4 keeps no defaults, and a saved file has to name all sizes; 5 rewrites rope_scaling that it is given.
+        for name, value in sizes.items():
+            setattr(self, name, value)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,4 +103,5 @@ class VideoGPTConfig(PreTrainedConfig):
         return math.sqrt(1 + math.log(ratio) / math.log(self.original_max_position_embeddings))
 
 
+SIZES = tuple(name for name in VideoGPTConfig.__annotations__ if name != "model_type")
 VideoGPTConfig.register_for_auto_class()

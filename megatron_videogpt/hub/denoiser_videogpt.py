@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 try:
+    from .layers_videogpt import computing_device
     from .modeling_videogpt import VideoGPTCache, VideoGPTModel
     from .sampling_videogpt import Denoiser, Recompute
 except ImportError:  # the folder itself is on sys.path
+    from layers_videogpt import computing_device  # type: ignore[no-redef]
     from modeling_videogpt import VideoGPTCache, VideoGPTModel  # type: ignore[no-redef]
     from sampling_videogpt import Denoiser, Recompute  # type: ignore[no-redef]
 
@@ -31,18 +33,20 @@ class HubDenoiser:
         if not any(kept):
             members = _alike([tuple(history.shape) for history in histories])
             self.groups = [(videos, self.model.new_cache(self.cache_dtype, self.offload)) for videos in members]
+        device = computing_device(self.model)
         for videos, cache in self.groups:
             cache.truncate(min(kept[video] for video in videos))
             new = torch.stack([histories[video][cache.frames :] for video in videos])
             if new.shape[1]:
-                self.model.encode_clean(new.to(self.model.device), cache)
+                self.model.encode_clean(new.to(device), cache)
 
     @torch.no_grad()
     def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
         """See `Denoiser.predict`."""
+        device = computing_device(self.model)
         cond, uncond = list(clips), list(clips)
         for videos, cache in self.groups:
-            noisy = torch.stack([clips[video] for video in videos]).to(self.model.device)
+            noisy = torch.stack([clips[video] for video in videos]).to(device)
             _place(cond, videos, self.model.denoise(noisy, t, cache))
             if guided:
                 _place(uncond, videos, self.model.denoise(noisy, t))
@@ -59,9 +63,9 @@ def recomputing(model: VideoGPTModel) -> Callable[[list[Tensor], list[Tensor], f
 
     @torch.no_grad()
     def function(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
-        result = list(clips)
+        result, device = list(clips), computing_device(model)
         for videos in _alike([(len(history), *clip.shape) for history, clip in zip(histories, clips)]):
-            noisy, history = (torch.stack([source[video] for video in videos]).to(model.device) for source in (clips, histories))
+            noisy, history = (torch.stack([source[video] for video in videos]).to(device) for source in (clips, histories))
             _place(result, videos, model.recompute(noisy, torch.full(noisy.shape[:2], t, device=noisy.device), history))
         return result
 

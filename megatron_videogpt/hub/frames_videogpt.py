@@ -18,6 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+try:
+    from .layers_videogpt import computing_device
+except ImportError:  # the folder itself is on sys.path
+    from layers_videogpt import computing_device  # type: ignore[no-redef]
+
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderKLWan")
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 BATCH = 16  # frames per encoder or decoder call
@@ -73,7 +78,9 @@ def load_vae(folder: Path, dtype: torch.dtype | None) -> nn.Module:
 def _tiny(folder: Path, settings: dict[str, Any]) -> nn.Module:
     try:
         code = import_module(".tiny_codec", __package__) if __package__ else import_module("tiny_codec")
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if not str(error.name).endswith("tiny_codec"):
+            raise
         raise ValueError(f"{folder}: the tiny codec's code is not beside {Path(__file__).name}; import the pipeline from the exported folder") from None
     tiny = code.TinyAutoencoder(code.TinyShape(**{key: value for key, value in settings.items() if not key.startswith("_")}))
     tiny.load_state_dict(load_file(folder / VAE_WEIGHTS))
@@ -148,7 +155,7 @@ def encode(vae: Any, frames: np.ndarray) -> Tensor:
     stride = _temporal_stride(vae)
     if (len(pixels) - 1) % stride:
         raise ValueError(f"video of {len(pixels)} frames: this VAE takes 1 + {stride}n frames; cut or extend the video")
-    mean = vae.encode(pixels.to(vae.device, vae.dtype).transpose(0, 1)[None]).latent_dist.mean[0].transpose(0, 1).float()
+    mean = vae.encode(pixels.to(computing_device(vae), vae.dtype).transpose(0, 1)[None]).latent_dist.mean[0].transpose(0, 1).float()
     shift, scale = (torch.tensor(values, device=mean.device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
     return (mean - shift) / scale
 
@@ -162,8 +169,9 @@ def decode(vae: Any, history: Tensor, new: Tensor) -> Tensor:
         pixels = _batched(lambda part: vae.decode(part).sample, new / vae.config.scaling_factor + (vae.config.shift_factor or 0.0), vae)
     else:
         # Causal in time: what comes first shapes what follows, and the very first latent frame is a single picture.
-        shift, scale = (torch.tensor(values, device=vae.device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
-        raw = torch.cat([history.to(vae.device), new.to(vae.device)]).float() * scale + shift
+        device = computing_device(vae)
+        shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+        raw = torch.cat([history.to(device), new.to(device)]).float() * scale + shift
         pixels = vae.decode(raw.to(vae.dtype).transpose(0, 1)[None]).sample[0].transpose(0, 1).float()
         pixels = pixels[len(pixels) - _temporal_stride(vae) * len(new) if len(history) else 0 :]
     return (pixels.clamp(-1, 1) + 1.0) / 2
@@ -179,13 +187,15 @@ def _temporal_stride(vae: Any) -> int:
 
 
 def _batched(run: Callable[[Tensor], Tensor], inputs: Tensor, vae: Any) -> Tensor:
-    return torch.cat([run(part.to(vae.device, vae.dtype)).float() for part in inputs.split(BATCH)])
+    device = computing_device(vae)
+    return torch.cat([run(part.to(device, vae.dtype)).float() for part in inputs.split(BATCH)])
 
 
 def to_videos(video: Any) -> list[np.ndarray]:
     """What a user may pass -> videos, uint8 ``[F, H, W, 3]`` each.
 
-    A PIL image, a list of them, an array or tensor ``[H, W, 3]``, ``[F, H, W, 3]`` or ``[B, F, H, W, 3]`` (uint8, or floats in [0, 1]), or a list of videos.
+    A PIL image, a list of them, an array or tensor ``[H, W, 3]``, ``[F, H, W, 3]`` or ``[B, F, H, W, 3]`` (uint8 from 0 to 255, or any floating dtype
+    from 0 to 1), or a list of videos.
 
     Raises:
         ValueError: anything else, or pictures of different sizes in one video.
@@ -207,14 +217,19 @@ def to_videos(video: Any) -> list[np.ndarray]:
 def _bytes(picture: Any) -> np.ndarray:
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
-    values = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+    if isinstance(picture, Tensor):
+        # NumPy has no bfloat16.
+        picture = picture.detach().cpu()
+        values = (picture.float() if picture.is_floating_point() else picture).numpy()
+    else:
+        values = picture
     if not 3 <= values.ndim <= 5 or values.shape[-1] != 3 or not values.size:
         raise ValueError(f"video: an array {list(values.shape)}; expected [F, H, W, 3], colours last")
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(f"video: {values.dtype} from {values.min()} to {values.max()}; expected uint8, or floats in [0, 1]")
-    return (values * 255).round().astype(np.uint8)
+    return (values.astype(np.float32) * 255).round().astype(np.uint8)
 
 
 def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.ndarray:

@@ -20,6 +20,14 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`attend(layer, q, k, v)` -> attention output; all ``[B, heads, L, d]``, keys and values with fewer heads where they are grouped."""
 
 
+def computing_device(module: nn.Module) -> torch.device:
+    """Where a module computes; brought there first where accelerate keeps it in host memory, which it would end for calls of `forward` only."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+    return next(module.parameters()).device
+
+
 class PatchEmbedder(nn.Module):
     """Latents ``[F, C, h, w]`` -> patches ``[F, P, D]``, row by row."""
 

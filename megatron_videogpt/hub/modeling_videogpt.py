@@ -5,13 +5,14 @@ Layout, positions, masks and names of the state dict are those of the released V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import init
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 try:
@@ -84,19 +85,20 @@ class VideoGPTModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # What a run from scratch starts with; transformers' functions leave alone what a checkpoint has filled.
+        # What a run from scratch starts with.
         if module is self:
-            init.copy_(self.pos_embed, position_table(self.config.pos_embed_max_size, self.config.hidden_size).to(self.pos_embed))
+            table = position_table(self.config.pos_embed_max_size, self.config.hidden_size)
+            _start(self.pos_embed, lambda tensor: tensor.copy_(table))
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1])
-            init.normal_(module.weight, std=0.0 if zero else self.config.initializer_range)
+            _start(module.weight, lambda tensor: init.normal_(tensor, std=0.0 if zero else self.config.initializer_range))
         elif isinstance(module, nn.Conv2d):
             bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5 if module is self.input_x_embedder.proj else 0.0
-            init.uniform_(module.weight, -bound, bound)
+            _start(module.weight, lambda tensor: init.uniform_(tensor, -bound, bound))
         elif isinstance(module, RMSNorm):
-            init.ones_(module.weight)
+            _start(module.weight, init.ones_)
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-            init.zeros_(module.bias)
+            _start(module.bias, init.zeros_)
 
     def forward(
         self, noisy_latents: Tensor, timesteps: Tensor, clean_latents: Tensor | None, clips: list[int], return_dict: bool = True
@@ -238,6 +240,12 @@ class VideoGPTModel(PreTrainedModel):
         patch = self.config.patch_size
         values = self.final_layer(hidden, self.t_embedder(t)).float().unflatten(2, grid).unflatten(-1, (patch, patch, -1))
         return values.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def _start(tensor: Tensor, fill: Callable[[Tensor], object]) -> None:
+    # transformers (4 and 5) so marks what a checkpoint fills; only 5 has functions that look at the mark.
+    if not getattr(tensor, "_is_hf_initialized", False):
+        fill(tensor)
 
 
 def dense_mask(blocks: list[tuple[int, bool, int]], patches: int) -> Tensor:

@@ -15,7 +15,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 try:
     from .denoiser_videogpt import denoiser_of
@@ -42,10 +41,12 @@ class VideoGPTPipelineOutput(BaseOutput):
 class VideoGPTPipeline(DiffusionPipeline):
     """A `VideoGPTModel` and the VAE whose latents it was trained on."""
 
-    model_cpu_offload_seq = "vae->model"
+    # The VAE comes last: its small weights stay while clips are made, and the model leaves before their pixels are.
+    model_cpu_offload_seq = "model->vae"
     _optional_components = ["model", "vae"]
 
-    def __init__(self, model: PreTrainedModel | None = None, vae: nn.Module | None = None) -> None:
+    # Without types, which diffusers below 0.37 cannot read as this file has them: it then lacks the component.
+    def __init__(self, model=None, vae=None) -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         self.register_modules(model=model, vae=vae)
 
@@ -86,6 +87,13 @@ class VideoGPTPipeline(DiffusionPipeline):
         vae.save_pretrained(folder / "vae")
         write_code(folder, type(vae).__name__)
 
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Not supported: raises ValueError."""
+        raise ValueError(
+            "enable_sequential_cpu_offload is not supported (the model reads single weights outside of its layers' calls): "
+            "use enable_model_cpu_offload, which needs room for the model alone, and cache_offload=True"
+        )
+
     @torch.no_grad()
     def __call__(
         self,
@@ -109,7 +117,7 @@ class VideoGPTPipeline(DiffusionPipeline):
         """Continue one video or several.
 
         Args:
-            video: PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or floats in [0, 1]), a single picture, or a list of videos.
+            video: PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single picture, or a list of videos.
             clips: frames of each new clip, in order (latent frames, for a VAE with temporal stride).
             num_inference_steps: Euler steps per clip.
             guidance_scale: history-conditioned classifier-free guidance, 1 for none.
@@ -117,7 +125,7 @@ class VideoGPTPipeline(DiffusionPipeline):
             guidance_schedule: (t, scale) pairs in ascending order of t: other scales from noise level t on, t from 0 (noise) to 1 (data).
             history_noise: share of noise mixed into the history from the second clip on.
             time_shift: time shifting factor of the noise levels, 1 leaves them even.
-            window: most frames, history and clip together, that the model sees at once.
+            window: most frames, history and clip together, that the model sees at once; above the longest clip.
             longest_side: pixels that the longer side is resized to; None for that of the model's config.json.
             output_type: "pil", "np", "pt" or "latent"; see `VideoGPTPipelineOutput`.
             return_dict: False for a plain tuple.
@@ -132,22 +140,26 @@ class VideoGPTPipeline(DiffusionPipeline):
         model, vae = self._parts()
         settings = Settings(tuple(clips), window, num_inference_steps, guidance_scale, tuple(guidance_schedule), history_noise, time_shift)
         settings.check()
+        if not cache and (cache_dtype is not None or cache_offload):
+            raise ValueError(f"cache=False with cache_dtype={cache_dtype}, cache_offload={cache_offload}: there is no cache; leave them out")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}")
         multiple = pixel_multiple(vae, model.config.patch_size)
         videos = [resize_frames(frames, longest_side or model.config.longest_side, multiple) for frames in to_videos(video)]
         if isinstance(generator, (list, tuple)) and len(generator) != len(videos):
             raise ValueError(f"generator: {len(generator)} generators for {len(videos)} videos; pass one for all, or one a video")
-        histories = [encode(vae, frames).to(model.device) for frames in videos]
+        device = self._execution_device
+        histories = [encode(vae, frames).to(device) for frames in videos]
         denoiser = denoiser_of(model, cache, cache_dtype, cache_offload)
         new: list[list[Tensor]] = []
         with self.progress_bar(total=len(settings.clips) * settings.steps) as bar:
             watch = _Watch(self, bar, settings, callback_on_step_end)
-            for clip in rollout(denoiser, histories, settings, _noise(generator, model.device), watch.step):
+            for clip in rollout(denoiser, histories, settings, _noise(generator, device), watch.step):
                 watch.finish(clip)
                 new.append(clip)
         latents = [torch.cat(parts) for parts in zip(*new)]
         frames = latents if output_type == "latent" else [_shown(decode(vae, *pair), output_type) for pair in zip(histories, latents)]
+        self.maybe_free_model_hooks()
         return VideoGPTPipelineOutput(frames) if return_dict else (frames,)
 
     def _parts(self) -> tuple[Any, Any]:

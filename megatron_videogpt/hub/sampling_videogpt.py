@@ -35,7 +35,8 @@ class Denoiser(Protocol):
 class Settings:
     """How a rollout is sampled.
 
-    clips: frames of each clip, in order; window: most frames that the model sees at once, history and clip together; steps: Euler steps a clip;
+    clips: frames of each clip, in order; window: most frames that the model sees at once, history and clip together, above every clip that follows
+    something; steps: Euler steps a clip;
     guidance: scale of history-conditioned classifier-free guidance, 1 for none; guidance_schedule: (t, scale) pairs in ascending order of t, each
     scale in force from its t on (before the first one `guidance` is), empty for one scale throughout; history_noise: share of noise mixed into the history
     from the second clip on; time_shift: see `sigmas`.
@@ -49,14 +50,19 @@ class Settings:
     history_noise: float = 0.0
     time_shift: float = 1.0
 
-    def check(self) -> None:
-        """ValueError, one line, for settings that cannot be sampled with."""
+    def check(self, given: bool = True) -> None:
+        """ValueError, one line, for settings that cannot be sampled with.  given: there is a history before the first clip."""
         sigmas(self.steps, self.time_shift)
         if not self.clips or min(self.clips) < 1:
             raise ValueError(f"clips={list(self.clips)}: needs at least one clip, each of 1 frame or more")
-        longest = max(self.clips)
-        if longest > self.window:
-            raise ValueError(f"window={self.window} cannot hold a clip of {longest} frames; use a window of {longest} or more, or shorter clips")
+        for number, frames in enumerate(self.clips, 1):
+            # A clip that fills the window would see nothing of what it continues, and guidance would be off.
+            least = frames + (1 if given or number > 1 else 0)
+            if self.window < least:
+                raise ValueError(
+                    f"clips={list(self.clips)}, window={self.window}: clip {number} of {frames} frames leaves no room for "
+                    f"{'a frame of history' if frames <= self.window else 'itself'}; use a window of {least} or more, or shorter clips"
+                )
         if not 0 <= self.history_noise < 1:
             raise ValueError(f"history_noise={self.history_noise}: must be at least 0 and below 1")
         starts = [start for start, _ in self.guidance_schedule]
@@ -162,7 +168,7 @@ def rollout(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noi
     Raises:
         ValueError: settings that cannot be sampled with, see `Settings.check`.
     """
-    settings.check()
+    settings.check(any(len(history) for history in histories))
     known, valid = list(histories), [0] * len(histories)
     for number, frames in enumerate(settings.clips):
         room = settings.window - frames

@@ -59,12 +59,14 @@ def _scene(text: str) -> tuple[str, int]:
 
 
 def _schedule(text: str) -> tuple[tuple[float, float], ...]:
-    """`0.2:5,0.8:1` -> ((0.2, 5.0), (0.8, 1.0))."""
+    """`0.2:5,0.8:1` -> ((0.2, 5.0), (0.8, 1.0)); `none` -> ()."""
+    if text == "none":
+        return ()
     try:
         pairs = [part.split(":") for part in text.split(",")]
         return tuple((float(start), float(scale)) for start, scale in pairs)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected noise level:scale, separated by commas, for example 0.2:5,0.8:1") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected noise level:scale, separated by commas, for example 0.2:5,0.8:1, or none") from None
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -103,13 +105,16 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 def _add_settings(group: argparse._ArgumentGroup) -> None:
     clips = "frames of each generated clip, in order (latent frames, where the codec joins frames); 8x30 is 30 clips of 8"
     group.add_argument("--clips", type=_clips, metavar="N,N,...", help=clips)
-    history = "frames given, from the video's start (default: all before the last sum(clips), as many as the window holds; all of a shorter video)"
+    history = (
+        "frames given, from the video's start (default: those before its last sum(clips), or the last ones of a shorter video: as many as sample.history of "
+        "the model's configuration says and the window holds beside the first clip)"
+    )
     group.add_argument("--history", type=int, metavar="N", help=history)
     group.add_argument("--interval", type=int, metavar="N", help="use every N-th frame (default: the smallest interval of training)")
     group.add_argument("--window", type=int, metavar="N", help="most frames the model sees at once, history and clip together")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps per clip: more is slower and finer")
     group.add_argument("--guidance", type=float, metavar="X", help="how strongly to follow the history; 1 turns guidance off and is faster")
-    schedule = "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all from 0.8"
+    schedule = "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all from 0.8; none: the same throughout"
     group.add_argument("--guidance-schedule", type=_schedule, metavar="T:X,T:X,...", help=schedule)
     noise = "noise mixed into the history from the second clip on, in [0, 1), against drift over many clips"
     group.add_argument("--history-noise", type=float, metavar="X", help=noise)
@@ -130,8 +135,20 @@ def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int
         problems.append(f"--interval {interval}: must be at least 1 (1 uses every frame)")
     if args.history is not None and args.history < 1:
         problems.append(f"--history {args.history}: must be at least 1 (there must be something to continue)")
-    if not problems and settings.window <= settings.clips[0]:
-        problems.append(f"sample.window = {settings.window}: leaves no room for history beside a clip of {settings.clips[0]} frames; use a larger --window")
+    if not problems:
+        problems += _without_effect(args, settings)
     if problems:
         raise ConfigError(problems)
     return settings, interval
+
+
+def _without_effect(args: argparse.Namespace, settings: SampleConfig) -> list[str]:
+    """What the command asks for and other settings leave no room for."""
+    found = []
+    if args.guidance is not None and settings.guidance_schedule and settings.guidance_schedule[0][0] <= 0:
+        shown = ",".join(f"{start:g}:{scale:g}" for start, scale in settings.guidance_schedule)
+        fix = "give --guidance-schedule too, or none for it"
+        found.append(f"--guidance {args.guidance:g}: the schedule {shown} holds from 0 on and overrides it; {fix}")
+    if args.cache is False and (args.cache_dtype is not None or args.cache_offload):
+        found.append("--no-cache: leaves no cache for --cache-dtype or --cache-offload; leave out one or the other")
+    return found

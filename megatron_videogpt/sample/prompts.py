@@ -92,9 +92,9 @@ def _files(folder: Path, output: Path | None) -> list[Path]:
 def plan(frames: int, history: int | None, settings: SampleConfig, codec: Codec) -> tuple[int, int, int]:
     """Where in a video of so many frames the condition starts, where the truth starts, and where that ends (equal when there is none).
 
-    history: latent frames asked for, from the start of the video; None takes those before the last ``sum(clips)``.
+    history: latent frames asked for, from the start of the video; None takes those before the last ``sum(clips)``, see `_given`.
     """
-    clips, room = sum(settings.clips), settings.window - settings.clips[0]
+    clips = sum(settings.clips)
     if history is not None:
         first = pixel_frames(codec, history)
         if first > frames:
@@ -102,9 +102,14 @@ def plan(frames: int, history: int | None, settings: SampleConfig, codec: Codec)
         return 0, first, min(frames, pixel_frames(codec, history + clips))
     latent = (frames - 1) // codec.temporal_stride + 1
     known = latent > clips
-    given = min(room, latent - clips if known else latent)
+    given = min(_given(settings), latent - clips if known else latent)
     first, last = pixel_frames(codec, given), pixel_frames(codec, given + clips) if known else pixel_frames(codec, given)
     return frames - last, frames - last + first, frames
+
+
+def _given(settings: SampleConfig) -> int:
+    """Latent frames given where the command does not say how many: at least one, and no more than the window holds beside the first clip."""
+    return max(1, min(settings.history, settings.window - settings.clips[0]))
 
 
 def read_prompt(source: Source, config: Config, codec: Codec, history: int | None = None, interval: int = 1) -> Prompt:
@@ -140,7 +145,7 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
 
 def _scene(name: str, scene: tuple[str, int], config: Config, codec: Codec, history: int | None, interval: int) -> Prompt:
     settings, (kind, number) = config.sample, scene
-    given = max(1, min(settings.history, settings.window - settings.clips[0]) if history is None else history)
+    given = _given(settings) if history is None else history
     first = pixel_frames(codec, given)
     physics = replace(config.data.physics, scenes=(kind,))
     frames = render_scene(physics, number, pixel_frames(codec, given + sum(settings.clips)), interval)

@@ -196,7 +196,7 @@ BROKEN = [
     ({"data": {"pack_tokens": 4096}, "train": {"global_batch_size": 3, "micro_batch_size": 1}}, 4, "train.global_batch_size", "use 4 or more"),
     ({"data": {"validation_fraction": 0}}, 1, "data.validation_fraction", "0.05"),
     ({"codec": {"name": "autoencoder_kl"}}, 1, "codec.path", 'codec.name="tiny"'),
-    ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 90"),
+    ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 91 or more"),
     ({"attention": {"backend": "flex"}, "train": {"platform": "cpu"}}, 1, "attention.backend", "ranged"),
     ({"attention": {"backend": "triton"}, "train": {"platform": "npu"}}, 1, "attention.backend", "ranged"),
     ({"attention": {"backend": "flash", "deterministic": True}}, 1, "attention.deterministic", "triton"),

@@ -19,6 +19,29 @@ SETTINGS = SampleConfig(clips=(3, 2), window=9, steps=2, guidance=1.0)
 
 
 @pytest.mark.parametrize(
+    ("history", "frames", "first", "given"),
+    [
+        (4, 20, 11, 4),  # 20 frames: 5 true ones, and the 4 before them
+        (1, 20, 14, 1),
+        (99, 20, 9, 6),  # window 9 - clip 3 leaves room for 6
+        (4, 7, 0, 2),  # all that is there before the true ones
+        (4, 5, 1, 4),  # too short for a truth: the last ones
+        (0, 20, 14, 1),  # something has to be continued
+    ],
+)
+def test_the_settings_history_is_how_many_frames_before_the_truth_are_given(tmp_path, history, frames, first, given):
+    write_video(tmp_path / "in.mp4", np.concatenate([plain(10 * n, 1, 32, 32) for n in range(frames)]), 24)
+    config = replace(CONFIG, sample=replace(SETTINGS, history=history))
+    prompt = read_prompt(Source("x", tmp_path / "in.mp4"), config, Unshuffle())
+    shown = prompt.condition.mean((1, 2, 3))
+    assert len(shown) == given and np.abs(shown - 10 * np.arange(first, first + given)).max() <= 3
+    assert (0 if prompt.truth is None else len(prompt.truth)) == (5 if frames > 5 else 0)
+    # A scene, which has no end, is given as many from its beginning.
+    scene = read_prompt(Source("s", scene=("fall", 7)), config, Unshuffle())
+    assert len(scene.condition) == max(1, min(history, 6)) and len(scene.truth) == 5
+
+
+@pytest.mark.parametrize(
     ("codec", "frames", "history", "expected"),
     [
         (Unshuffle(), 12, None, (1, 7, 12)),  # window 9 - clip 3 leaves room for 6
@@ -58,10 +81,10 @@ def test_a_folder_gives_its_videos_and_images_in_order_and_clashing_names_get_nu
 def test_a_video_is_cut_resized_and_thinned(tmp_path):
     write_video(tmp_path / "in.mp4", np.concatenate([plain(8 * n, 1, 64, 128) for n in range(20)]), 24)
     prompt = read_prompt(Source("x", tmp_path / "in.mp4"), CONFIG, Unshuffle(), None, 2)
-    # Every second frame of 20: ten, five given and five true; H.264 is not exact.
-    assert (prompt.name, prompt.fps) == ("x", pytest.approx(12)) and prompt.condition.shape == (5, 16, 32, 3)
+    # Every second frame of 20: the last five are true, the four before them given; H.264 is not exact.
+    assert (prompt.name, prompt.fps) == ("x", pytest.approx(12)) and prompt.condition.shape == (4, 16, 32, 3)
     shown = np.concatenate([prompt.condition, prompt.truth]).mean((1, 2, 3))
-    assert np.abs(shown - 16 * np.arange(10)).max() <= 3
+    assert np.abs(shown - 16 * np.arange(1, 10)).max() <= 3
     again = read_prompt(Source("x", tmp_path / "in.mp4"), CONFIG, Unshuffle(), 18, 1)
     assert len(again.condition) == 18 and len(again.truth) == 2
     assert read_prompt(Source("x", tmp_path / "in.mp4"), CONFIG, Unshuffle(), 20, 1).truth is None

@@ -117,7 +117,7 @@ def test_command_continues_many_inputs_and_goes_on_after_a_bad_one(model, tmp_pa
     )
     assert captured.out.count("no ground truth") == 2 and captured.out.count("ratio 1.000") == 2
     assert json.loads((out / "c.json").read_text())["errors"] == {} and json.loads((out / "a.json").read_text())["settings"]["seed"] == 3
-    assert probe(out / "c.mp4").frames == 6 and probe(out / "a.mp4").frames == 10
+    assert probe(out / "c.mp4").frames == 6 and probe(out / "a.mp4").frames == 9
     with safe_open(out / "c.safetensors", "pt") as file:
         given, new, facts = file.get_tensor("given"), file.get_tensor("generated"), file.metadata()
     assert torch.equal(given, Unshuffle().encode(to_model_range(np.asarray(Image.open(folder / "c.png").resize((32, 16)))[None]))[0])
@@ -192,12 +192,12 @@ def test_help_names_every_setting_of_the_configuration(capsys):
 def test_a_gif_shows_given_and_new_frames_at_their_rate(model, tmp_path):
     assert sample_command(ramp(tmp_path / "in.mp4"), "--output", tmp_path / "x.mp4", "--formats", "gif", "--guidance-schedule", "0.5:1") == 0
     with Image.open(tmp_path / "x.gif") as gif, Image.open(tmp_path / "x.gif") as last:
-        # Five given frames, and a sixth that stays: five new ones without motion beside a truth that moves.
-        assert gif.info["loop"] == 0 and gif.info["duration"] == 80 and gif.n_frames == 10
-        last.seek(9)
+        # Four given frames, as sample.history says, and five new ones without motion beside a truth that moves.
+        assert gif.info["loop"] == 0 and gif.info["duration"] == 80 and gif.n_frames == 9
+        last.seek(8)
         first, end = (np.asarray(image.convert("RGB")).astype(int) for image in (gif, last))
     middle = first.shape[0] // 2 + 12
-    assert abs(first[middle, 100, 0] - 0) <= 4 and abs(end[middle, 100, 0] - 144) <= 4 and abs(end[middle, -100, 0] - 64) <= 4
+    assert abs(first[middle, 100, 0] - 16) <= 4 and abs(end[middle, 100, 0] - 144) <= 4 and abs(end[middle, -100, 0] - 64) <= 4
     assert not (tmp_path / "x.mp4").exists() and not (tmp_path / "x.png").exists()
 
 
@@ -291,8 +291,9 @@ def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path
         ((fine, "--output", tmp_path / "folder.mp4"), "is a folder; expected an mp4"),
         (("--scene", "fall/1", "--output", "o.avi"), "--output o.avi: must end in .mp4"),
         ((*scene, "--steps", 0), "sample.steps = 0: must be at least 1"),
-        ((*scene, "--window", 2), "sample.window = 2: must hold the longest clip"),
-        ((*scene, "--window", 3), "leaves no room for history"),
+        ((*scene, "--window", 2), "sample.window = 2: must hold a frame of history beside the longest clip"),
+        ((*scene, "--window", 3), "beside the longest clip of sample.clips, 3 frames; use 4 or more, or shorter clips"),
+        ((*scene, "--clips", "2,12"), "sample.window = 12: must hold a frame of history beside the longest clip of sample.clips, 12 frames"),
         ((*scene, "--interval", 0), "--interval 0: must be at least 1"),
         ((*scene, "--history", 0), "--history 0: must be at least 1"),
         ((*scene, "--batch", 0), "--batch 0: must be at least 1"),

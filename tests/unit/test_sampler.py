@@ -156,11 +156,31 @@ def test_generated_frames_become_history_and_the_window_slides():
         assert torch.allclose(result[:, 0, 0, 0], torch.arange(first, first + 6.0), atol=1e-5)
 
 
-def test_a_window_of_exactly_one_clip_leaves_no_history():
-    seen = []
-    config = SampleConfig(clips=(2, 2), window=2, steps=1, guidance=3.0)
-    rollout(lambda histories, zs, t: seen.extend(map(len, histories)) or zs, [counting(3)], config, keyed_noise([0], 0))
-    assert seen == [0, 0]
+@pytest.mark.parametrize(
+    ("clips", "window", "history", "message"),
+    [
+        ((2, 2), 2, 3, r"clip 1 of 2 frames leaves no room for a frame of history; use a window of 3 or more, or shorter clips"),
+        ((2, 4), 4, 3, r"clips=\[2, 4\], window=4: clip 2 of 4 frames leaves no room for a frame of history; use a window of 5 or more"),
+        ((4, 4), 4, 0, r"clip 2 of 4 frames leaves no room for a frame of history"),
+        ((5,), 4, 0, r"clip 1 of 5 frames leaves no room for itself; use a window of 5 or more"),
+        ((4, 3), 4, 0, None),  # nothing comes before the first clip, and the second one sees a frame
+        ((3, 3), 4, 9, None),
+    ],
+)
+def test_every_clip_that_follows_something_sees_some_of_it(clips, window, history, message):
+    seen, config = [], SampleConfig(clips=clips, window=window, steps=1, guidance=1.0)
+
+    def model(histories, zs, t):
+        seen.append(len(histories[0]))
+        return zs
+
+    if message is None:
+        rollout(model, [counting(history)], config, keyed_noise([0], 0))
+        assert seen == [min(history, window - clips[0]), window - clips[1]]
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        rollout(model, [counting(history)], config, keyed_noise([0], 0))
+    assert not seen and "\n" not in str(caught.value)
 
 
 def test_history_noise_starts_with_the_second_clip_and_does_not_pile_up():
@@ -231,7 +251,7 @@ class Told:
 @given(
     first=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     clips=st.lists(st.integers(1, 4), min_size=1, max_size=6),
-    spare=st.integers(0, 12),
+    spare=st.integers(1, 12),
     level=st.sampled_from([0.0, 0.5]),
 )
 @settings(max_examples=60, deadline=None)
@@ -252,7 +272,7 @@ def test_kept_frames_are_those_of_the_call_before_and_as_many_as_there_can_be(fi
 def test_mistakes_are_told_in_one_line():
     with pytest.raises(ValueError, match="needs at least one clip"):
         rollout(last_frame_plus_one, [counting(3)], SampleConfig(clips=(2, 0)), keyed_noise([0], 0))
-    with pytest.raises(ValueError, match="window=4 cannot hold a clip of 5 frames"):
+    with pytest.raises(ValueError, match="window=4: clip 2 of 5 frames leaves no room for itself"):
         rollout(last_frame_plus_one, [counting(3)], SampleConfig(clips=(2, 5), window=4), keyed_noise([0], 0))
     with pytest.raises(ValueError, match="steps=0"):
         sigmas(0, 1.0)
