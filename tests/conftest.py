@@ -8,9 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests import clips
+from tests import clips, timing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One option of our own."""
+    parser.addoption("--timings", type=Path, metavar="FILE", help="append the times of all tests to FILE (see tests/timing.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Times are written where the reports come together."""
+    config.pluginmanager.register(timing)
+    path = config.getoption("--timings")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(timing.Recorder(path))
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -1,30 +1,225 @@
-"""Starting real torchrun processes from a test."""
+"""Starting real processes from a test: torchrun, the command line, any Python program.
+
+They are forked from a process that has imported the trainer (`tests/forkserver.py`), one per session and shared by the workers of pytest-xdist: real
+processes over gloo with exit codes, signals and output of their own.  `cold=True` starts a fresh interpreter instead, for tests of the launcher, of
+imports or of memory; so does whatever the server cannot give: an interpreter's option, a variable that is read when a library is imported.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import selectors
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from tests import timing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+READ_AT_IMPORT = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "TRITON_", "CUDA_", "LD_", "NVTE_", "MPL")
+"""Prefixes of variables that libraries read as they are imported."""
+FREE = ("PYTHONPATH", "PYTHONUNBUFFERED")
+"""Variables with such a prefix that a forked process takes over."""
+_BEFORE = dict(os.environ)
+_kept: list[socket.socket] = []
 
 
-def torchrun(processes: int, *arguments: str, timeout: float = 300, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def environment_of(**changes: str) -> dict[str, str]:
+    """The environment of a process: one thread, this copy of the package, no warnings of libraries."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", **changes}
+
+
+def _forkable(command: list[str], env: dict[str, str]) -> bool:
+    """Whether the fork server can give what a fresh interpreter would."""
+    options = [word for word in command[1:3] if word != "-u"]
+    if not hasattr(signal, "set_wakeup_fd") or sys.platform != "linux" or command[0] != sys.executable or not options:
+        return False
+    if options[0] not in ("-m", "-c") and not options[0].endswith(".py"):
+        return False
+    base = {**_BEFORE, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    watched = {name for name in (*env, *base) if name.startswith(READ_AT_IMPORT) and name not in FREE}
+    return all(env.get(name) == base.get(name) for name in watched)
+
+
+def _connect() -> socket.socket:
+    """A connection to this session's server, which the first one starts."""
+    session = os.environ.get("MVG_TESTS_SESSION") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    folder = Path(tempfile.gettempdir()) / f"mvg_tests_{os.getuid()}_{session}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    address = folder / "socket"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(address))
+            return connection
+        except OSError:
+            address.unlink(missing_ok=True)
+        with (folder / "log").open("w") as log:
+            command = [sys.executable, "-m", "tests.forkserver", str(address)]
+            server = subprocess.Popen(
+                command, cwd=REPOSITORY, env=environment_of(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        while True:
+            try:
+                connection.connect(str(address))
+                return connection
+            except OSError:
+                assert server.poll() is None, f"the fork server does not start:\n{(folder / 'log').read_text()}"
+                time.sleep(0.02)
+
+
+class Forked:
+    """A process forked by the server, with the parts of `subprocess.Popen` that tests use."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+        if not _kept:
+            # The server ends soon after the last connection.
+            _kept.append(_connect())
+        self.args, self.returncode = command, None
+        self._connection = _connect()
+        pipes = [os.pipe() for _ in range(2)]
+        text = json.dumps({"argv": command[1:], "cwd": str(cwd), "env": env}).encode()
+        socket.send_fds(self._connection, [b"%08d" % len(text)], [write for _, write in pipes])
+        self._connection.sendall(text)
+        for _, write in pipes:
+            os.close(write)
+        self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8", errors="replace") for read, _ in pipes)
+        self._answers = self._connection.makefile("r", encoding="utf-8")
+        line = self._answers.readline()
+        assert line, "the fork server has ended; its log lies beside its socket in the temporary folder"
+        self.pid: int = json.loads(line)["pid"]
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative for a signal.  Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._connection, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            answer = json.loads(self._answers.readline())
+            self.returncode = answer["code"]
+            timing.elsewhere[0] += answer["processor"]
+            self._answers.close()
+            self._connection.close()
+        assert self.returncode is not None
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the process runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Everything that is left of stdout and stderr, once both have ended.  Raises subprocess.TimeoutExpired."""
+        limit = None if timeout is None else time.monotonic() + timeout
+        read: dict[IO[str], bytes] = {self.stdout: b"", self.stderr: b""}
+        with selectors.DefaultSelector() as selector:
+            for stream in read:
+                selector.register(stream, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(None if limit is None else max(0.0, limit - time.monotonic()))
+                if not ready:
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+                for key, _ in ready:
+                    data = os.read(key.fd, 1 << 16)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    read[key.fileobj] += data  # type: ignore[index]
+        self.wait(None if limit is None else max(0.0, limit - time.monotonic()))
+        self.stdout.close()
+        self.stderr.close()
+        output, errors = (data.decode("utf-8", "replace") for data in read.values())
+        return output, errors
+
+    def send_signal(self, number: int) -> None:
+        """Does nothing when the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+Process = Forked | subprocess.Popen
+"""What `start` gives; either way with pid, poll, wait, communicate, send_signal, terminate, kill, returncode, stdout and stderr (text)."""
+
+
+def start(command: list[str], cold: bool = False, cwd: Path = REPOSITORY, **environment: str) -> Process:
+    """Start a command; stdout and stderr are pipes."""
+    env = environment_of(**environment)
+    if not cold and _forkable(command, env):
+        return Forked(command, env, cwd)
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kill_tree(process: Process) -> None:
+    """SIGKILL for a process and all that it started."""
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return
+    for one in family:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def run(command: list[str], timeout: float = 300, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in the repository with one thread per process."""
+    process = start(command, cold, **environment)
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except BaseException:
+        kill_tree(process)
+        process.wait()
+        raise
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def torchrun_command(processes: int, *arguments: str) -> list[str]:
+    """`torchrun --nproc_per_node=<processes> <arguments>`; options of torchrun come first."""
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", *arguments]
+
+
+def torchrun(
+    processes: int, *arguments: str, timeout: float = 300, check: bool = True, cold: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc_per_node=<processes> <arguments>` over gloo on this machine; fails the test with the output when it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", *arguments]
-    result = run(command, timeout, **environment)
+    result = run(torchrun_command(processes, *arguments), timeout, cold, **environment)
     if check:
         assert result.returncode == 0, f"{' '.join(arguments)}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return result
 
 
-def run(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command in the repository with one thread per process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", **environment}
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def cli(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def cli(*arguments: str, timeout: float = 300, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m megatron_videogpt <arguments>`."""
-    return run([sys.executable, "-m", "megatron_videogpt", *arguments], timeout, **environment)
+    return run([sys.executable, "-m", "megatron_videogpt", *arguments], timeout, cold, **environment)
+
+
+def children(process: Process) -> list[int]:
+    """Process ids of what a process started and what runs still; for torchrun, its ranks."""
+    return [child.pid for child in psutil.Process(process.pid).children()]
+
+
+def interpreter(*arguments: Any) -> list[str]:
+    """`python <arguments>`."""
+    return [sys.executable, *map(str, arguments)]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from .launch import REPOSITORY, torchrun
+from .launch import REPOSITORY, interpreter, kill_tree, start, torchrun, torchrun_command
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
 TP2 = ("parallel.tensor=2", "parallel.sequence=true")
@@ -39,10 +36,7 @@ def train(processes: int, run: Path, *options: str) -> dict[int, float]:
 
 def kill_after(run: Path, step: int, *options: str) -> None:
     """Start the same training and kill -9 every process once `step` is logged."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = start(torchrun_command(2, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *options))
     deadline = time.monotonic() + 200
     try:
         while not ((run / "metrics.jsonl").exists() and max(losses(run), default=0) >= step):
@@ -50,8 +44,8 @@ def kill_after(run: Path, step: int, *options: str) -> None:
             assert time.monotonic() < deadline, "training did not get to the step"
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_tree(process)
+        process.communicate(timeout=100)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +82,7 @@ def test_another_layout(processes: int, options: tuple[str, ...], whole: dict[in
 
 def test_sigterm_saves_and_ends_cleanly(whole: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "checkpoint.every=0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(interpreter("-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "checkpoint.every=0"))
     deadline = time.monotonic() + 100
     while not ((run / "metrics.jsonl").exists() and losses(run)):
         assert process.poll() is None and time.monotonic() < deadline

@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from .launch import REPOSITORY, torchrun
+from .launch import REPOSITORY, Process, children, start, torchrun, torchrun_command
 from .test_resume import CONFIG, losses
 
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true")
 LIMIT = 500
 
 
-def launch(run: Path, restarts: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=4", "--standalone", f"--max-restarts={restarts}"]
-    command += ["-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def launch(run: Path, restarts: int, cold: bool = False) -> Process:
+    command = torchrun_command(4, f"--max-restarts={restarts}", "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT)
+    return start(command, cold=cold)
 
 
-def worker(agent: int, rank: int) -> int:
-    """Process id of one rank: a child of the launcher with that RANK in its environment."""
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            if f"\nPPid:\t{agent}\n" in status.read_text() and f"RANK={rank}" in (status.parent / "environ").read_text().split("\0"):
-                return int(status.parent.name)
-        except OSError:  # ended meanwhile
-            continue
-    raise AssertionError(f"{agent} has no child of rank {rank}")
-
-
-def kill_rank_after(process: subprocess.Popen[str], run: Path, rank: int, step: int) -> int:
+def kill_rank_after(process: Process, run: Path, rank: int, step: int) -> int:
     """SIGKILL one rank as soon as `step` is logged; returns its process id."""
     deadline = time.monotonic() + LIMIT
     while not ((run / "metrics.jsonl").exists() and max(losses(run), default=0) >= step):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "training did not get to the step"
         time.sleep(0.02)
-    pid = worker(process.pid, rank)
-    os.kill(pid, signal.SIGKILL)
-    return pid
+    found = re.search(rf"pid (\d+), rank {rank} ", (run / "logs" / f"rank_{rank:05d}.log").read_text())
+    assert found and int(found[1]) in children(process)
+    os.kill(int(found[1]), signal.SIGKILL)
+    return int(found[1])
 
 
 def error_lines(errors: str) -> list[str]:
@@ -81,7 +68,8 @@ def test_a_killed_rank_is_named_and_the_run_resumes(whole: dict[int, float], tmp
 @pytest.mark.long
 def test_max_restarts_does_so_unattended(whole: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = launch(run, restarts=1)
+    # The launcher itself is what is tested: nothing of it is forked.
+    process = launch(run, restarts=1, cold=True)
     pid = kill_rank_after(process, run, rank=1, step=5)
     output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
