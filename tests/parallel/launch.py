@@ -10,6 +10,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def python_path() -> str:
+    """This copy of the package for other processes, behind what this one was told to look into first: another megatron-core (tests/newest_megatron.sh)."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))
+
+
 def torchrun(processes: int, *arguments: str, timeout: float = 300, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc_per_node=<processes> <arguments>` over gloo on this machine; fails the test with the output when it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", *arguments]
@@ -21,7 +26,7 @@ def torchrun(processes: int, *arguments: str, timeout: float = 300, check: bool 
 
 def run(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command in the repository with one thread per process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", **environment}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "PYTHONWARNINGS": "ignore", **environment}
     return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 

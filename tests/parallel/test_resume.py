@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .launch import REPOSITORY, torchrun
+from .launch import REPOSITORY, python_path, torchrun
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
 TP2 = ("parallel.tensor=2", "parallel.sequence=true")
@@ -41,7 +41,7 @@ def kill_after(run: Path, step: int, *options: str) -> None:
     """Start the same training and kill -9 every process once `step` is logged."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 200
     try:
@@ -89,7 +89,7 @@ def test_another_layout(processes: int, options: tuple[str, ...], whole: dict[in
 def test_sigterm_saves_and_ends_cleanly(whole: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "checkpoint.every=0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not ((run / "metrics.jsonl").exists() and losses(run)):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .launch import REPOSITORY, torchrun
+from .launch import REPOSITORY, python_path, torchrun
 from .test_resume import CONFIG, losses
 
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true")
@@ -21,7 +21,7 @@ LIMIT = 500
 def launch(run: Path, restarts: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=4", "--standalone", f"--max-restarts={restarts}"]
     command += ["-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
