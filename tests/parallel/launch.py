@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -13,6 +14,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def python_path() -> str:
     """This copy of the package for other processes, behind what this one was told to look into first: another megatron-core (tests/newest_megatron.sh)."""
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))
+
+
+def release() -> str:
+    """The release of megatron-core that is to be tested: the installed one, or the one that tests/newest_megatron.sh puts before it."""
+    return os.environ.get("MVG_MEGATRON") or metadata.version("megatron-core")
 
 
 def torchrun(processes: int, *arguments: str, timeout: float = 300, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
