@@ -23,7 +23,9 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",  # wide, because containers bring their own build (Ascend's 2.7); tested with the one in constraints-cpu.txt
-        "megatron-core>=0.16,<0.20",  # model parallelism, optimizer, checkpoints; tested with 0.16.1
+        # Model parallelism, optimizer, checkpoints.  Run: 0.16.1 to 0.19.2, the whole suite with the one in constraints-cpu.txt and the short parallel
+        # tests with the newest (tests/newest_megatron.sh).
+        "megatron-core>=0.16,<0.20",
         "psutil",  # megatron-core needs it to save checkpoints, without declaring it
         "numpy",  # frames and pixels
         "safetensors",  # weights of codecs and models: never pickles

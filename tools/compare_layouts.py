@@ -92,7 +92,8 @@ def launch(processes: int, cases: list[Case], folder: Path, finished: Callable[[
     asked.write_text(json.dumps({case.key: case.all_options for case in cases}), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command += [str(REPOSITORY / "tools" / "layouts_worker.py"), str(asked), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     waiting, moved = list(cases), time.monotonic()
     with open(log, "w", encoding="utf-8") as output:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -1,7 +1,7 @@
 """One launch of `compare_layouts.py`, under torchrun: `layouts_worker.py CASES.json FOLDER` trains a few steps in each layout.
 
-Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like) and ``<key>.safetensors`` (every parameter in released form, gathered
-over tensor and pipeline parallel ranks, and the averages as ``ema.<name>``) per case.
+Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like, megatron-core's release) and ``<key>.safetensors`` (every parameter in
+released form, gathered over tensor and pipeline parallel ranks, and the averages as ``ema.<name>``) per case.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ def gather(session: Session) -> dict[str, Tensor]:
 
 def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`steps` steps in one layout -> (what goes into the JSON file, parameters)."""
+    from megatron.core import __version__ as megatron
+
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.train import distributed
@@ -156,7 +158,8 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
     torch.distributed.all_reduce(session.facts)
     distributed.leave_layout()
     losses, norms = zip(*trace)
-    return {"losses": losses, "norms": norms, "facts": session.facts.tolist(), "seconds": time.perf_counter() - started}, parameters
+    result = {"losses": losses, "norms": norms, "facts": session.facts.tolist(), "seconds": time.perf_counter() - started, "megatron": megatron}
+    return result, parameters
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from ..data.geometry import codec_geometry
 from ..errors import UserError
 from ..model.embed import position_axis
 from ..train import checkpoint
-from ..train.folders import read_state
 from .card import model_card
 from .folder import CARRIED_NAMES, CARRIED_STARTS, Entry, Folder, write_tensors
 from .ingest import CODECS, TRAINING, codec_of, without_paths
@@ -42,14 +41,15 @@ class Export:
     """
 
     def __init__(self, run: Path, step: int | None = None, average: bool = False, dtype: torch.dtype | None = None) -> None:
-        self.run, self.path, self.average, self.wanted = run, checkpoint.find(run, step), average, dtype
-        self.config: Config = checkpoint.checkpoint_config(self.path)
-        if average and not read_state(self.path)["ema"]:
+        saved = checkpoint.find(run, step)
+        self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
+        self.config: Config = saved.config
+        if average and not saved.state["ema"]:
             raise UserError(f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take --weights trained")
         self.weights = Weights(self.path, self.config.model, average)
         self.side = Side(run) if (run / NAME).is_dir() else None
         # Weights that were trained on are kept as exactly as they were trained; others go back to what they came as.
-        self.untouched = bool(read_state(self.path).get("weights_only"))
+        self.untouched = bool(saved.state.get("weights_only"))
         self.hint_ids = self.side.hint_ids if self.side else SCRATCH_HINT_IDS
 
     @property

@@ -1,4 +1,4 @@
-"""What differs between releases of megatron-core, or goes wrong in one, and nowhere else: tested with 0.16.1."""
+"""What differs between releases of megatron-core, or goes wrong in one, tested with 0.16.1 to 0.19.2; `compat_saving` has the rest."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def fuse(optimizer: Any) -> None:
     """Run AdamW as one kernel per device where that kernel can skip a step (`FUSED`); a loaded checkpoint brings the setting of its own run."""
     for group in (group for inner in _inner(optimizer) for group in inner.param_groups):
         group["fused"] = all(parameter.device.type in FUSED for parameter in group["params"])
+
+
+def gradients(part: Any) -> list[Tensor]:
+    """The gradients of this rank whose norm counts, from one of the distributed optimizers in a chain: each parameter on one rank only."""
+    # Its name until 0.18, and from 0.19 on.
+    ask = getattr(part, "get_main_grads_for_grad_norm", None) or part.get_grads_for_grad_norm
+    return ask()
 
 
 def take_step(optimizer: Any, taken: Tensor, scale: Tensor) -> None:

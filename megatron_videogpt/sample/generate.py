@@ -28,13 +28,15 @@ Watch = Callable[[float], None]
 class Model:
     """A trained model, ready to sample.
 
-    denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where histories and codec are.
+    denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where histories and codec are; step: of the
+    checkpoint, None for a Hugging Face folder.
     """
 
     denoiser: Callable[[SampleConfig], Denoiser]
     config: Config
     codec: Codec
     device: torch.device
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ def load(source: Path, step: int | None = None, average: bool = False) -> Model:
     from ..model.denoiser import build_denoiser
     from ..train.inference import load_model
 
-    network, config = load_model(source, step, average=average)
+    network, config, trained = load_model(source, step, average=average)
     codec = build_codec(config.codec).to(device, torch.float32)
-    return Model(lambda settings: build_denoiser([network], replace(config, sample=settings), device), config, codec, device)
+    return Model(lambda settings: build_denoiser([network], replace(config, sample=settings), device), config, codec, device, trained)
 
 
 def generate(model: Model, prompts: Sequence[Prompt], settings: SampleConfig, seed: int, watch: Watch | None = None, batch: int = 4) -> Iterator[Continuation]:

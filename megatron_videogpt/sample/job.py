@@ -147,7 +147,7 @@ class Job:
     def _report(self, source: Source, output: Output, history: int, seconds: float) -> dict[str, Any]:
         return {
             "checkpoint": str(self.args.checkpoint),
-            "step": _step(self.args.checkpoint, self.args.step),
+            "step": self.model.step,
             "weights": self.args.weights,
             "input": str(source),
             "settings": {**asdict(self.settings), "history": history, "interval": self.interval, "seed": self.args.seed, "batch": self.args.batch},
@@ -179,14 +179,6 @@ def _check_same(source: Source, prompt: Prompt | None, device: torch.device) -> 
     torch.distributed.all_reduce(high, op=torch.distributed.ReduceOp.MAX)
     if low != high:
         raise RunError(f"{source}: the processes read different frames from it; put it where all of them see the same file")
-
-
-def _step(checkpoint: Path, step: int | None) -> int | None:
-    """Of a run's checkpoint; None for a Hugging Face folder."""
-    from ..train.folders import latest
-
-    newest = latest(checkpoint)
-    return step if step is not None or newest is None else int(newest.name.partition("_")[2])
 
 
 def _versions() -> dict[str, str]:

@@ -24,8 +24,9 @@ from .folders import checkpoint_root
 from .kernels import choose_attention
 
 
-def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config]:
-    """The model of a run's newest checkpoint (or of `step`), whatever layout trained it, or of a Hugging Face folder, and its configuration.
+def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config, int | None]:
+    """The model of a run's newest checkpoint (or of `step`), whatever layout trained it, or of a Hugging Face folder, its configuration, and the
+    step of the checkpoint (None for a folder).
 
     Under torchrun it is tensor parallel over all processes.  Weights keep their precision on a GPU and become float32 on a CPU.
 
@@ -36,16 +37,18 @@ def load_model(source: Path, step: int | None = None, platform: str = "auto", av
     Raises:
         ValueError: no such checkpoint, a folder that does not hold this model, or processes that cannot share its heads; one line, the same on all ranks.
     """
-    if is_released(source):
-        return _load_released(source, step, platform, average)
-    path = checkpoint.find(source, step)
-    config, device = _prepare(checkpoint.checkpoint_config(path), platform)
+    device = _start(platform)
+    # Rank 0 looks: where another rank sees the folder in another state, it must not go another way.
+    if distributed.from_rank_zero(lambda: is_released(source)):
+        return _load_released(source, step, device, average)
+    saved = checkpoint.find(source, step)
+    config = _prepare(saved.config, device)
     codec = build_codec(config.codec)
-    checkpoint.check_same_codec(path, codec)
+    checkpoint.check_same_codec(saved, codec)
     backend, _ = choose_attention(config, device)
     model = VideoGPT(config, codec.channels, device, backend)
-    checkpoint.load_weights(path, [model], average)
-    return model, config
+    checkpoint.load_weights(saved, [model], average)
+    return model, config, saved.state["step"]
 
 
 def is_released(source: Path) -> bool:
@@ -53,30 +56,37 @@ def is_released(source: Path) -> bool:
     return (source / "config.json").is_file() and not checkpoint_root(source).is_dir()
 
 
-def _load_released(source: Path, step: int | None, platform: str, average: bool) -> tuple[VideoGPT, Config]:
+def _load_released(source: Path, step: int | None, device: Platform, average: bool) -> tuple[VideoGPT, Config, None]:
     if step is not None or average:
         raise RunError(f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average")
+    problem = ""
     try:
         folder = Folder(source)
         if is_stock(folder):
             raise UserError(f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first")
         config = folder_config(source)
         weights = open_source(folder, config.codec, None, None, allow_extra=True)
-    except ValueError as error:
-        # Every process opens the same folder and finds the same.
-        raise RunError(str(error)) from error
-    config, device = _prepare(config, platform)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    distributed.raise_together(problem)
+    config = _prepare(config, device)
     backend, _ = choose_attention(config, device)
     model = VideoGPT(config, weights.channels, device, backend)
     load_released(model, config.model, weights.tensor)
-    return model, config
+    return model, config, None
 
 
-def _prepare(config: Config, platform: str) -> tuple[Config, Platform]:
-    """Start the processes for a model; its configuration on this device and in their layout."""
+def _start(platform: str) -> Platform:
+    """Join the processes that share the model."""
     device = activate(platform)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
+    distributed.start(device, ParallelConfig(tensor=distributed.world_size()))
+    return device
+
+
+def _prepare(config: Config, device: Platform) -> Config:
+    """The configuration of a model on this device, split over all processes."""
     size = distributed.world_size()
     parallel = ParallelConfig(tensor=size)
     train = replace(config.train, precision="fp32") if device.name == "cpu" else config.train
@@ -89,5 +99,4 @@ def _prepare(config: Config, platform: str) -> tuple[Config, Platform]:
     problems = [line for line in find_problems(config, None) if line.startswith("parallel.")]
     if problems:
         raise RunError(f"{size} processes share the model by its heads (tensor parallelism): {problems[0]}")
-    distributed.start(device, parallel)
-    return config, device
+    return config

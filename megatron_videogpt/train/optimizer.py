@@ -102,7 +102,7 @@ def gradient_norm(optimizer: Any) -> Tensor:
     megatron-core's own is a number, for which the host waits; the sum of squares is float32, as there.
     """
     parts = optimizer.chained_optimizers
-    grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
+    grads = [grad for part in parts for grad in compat.gradients(part)]
     squares = torch.stack(torch._foreach_norm(grads)).norm().square() if grads else torch.zeros((), device=parts[0].get_loss_scale().device)
     torch.distributed.all_reduce(squares, group=optimizer.get_grad_stats_parallel_group())
     return squares.double().sqrt()

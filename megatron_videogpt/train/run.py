@@ -27,7 +27,6 @@ from ..platforms import Platform, activate
 from . import checkpoint, distributed
 from .ema import Average
 from .feed import is_reader
-from .folders import latest
 from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
@@ -108,6 +107,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     control = distributed.control_group(config.train.timeout_minutes)
     phase("building the model")
     codec = build_codec(config.codec).to(platform.device, torch.float32)
+    _check_same_codec(config, codec, control)
     config = _with_recompute(config, codec.channels, platform, control)
     source = open_source(config.data, codec) if is_reader() else None
     model = wrap(config, build_model(config, codec.channels, platform))
@@ -116,9 +116,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
     run = Run(config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, state)
     _restore(run)
-    if distributed.is_rank_zero():
-        run.output.mkdir(parents=True, exist_ok=True)
-        (run.output / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
+    distributed.from_rank_zero(lambda: _record(run), control)
     return run
 
 
@@ -156,29 +154,46 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
 
 def _restore(run: Run) -> None:
     config = run.config
-    path = latest(run.output)
-    resumes = path is not None
-    if not resumes and config.train.init_from:
-        path = checkpoint.find(Path(config.train.init_from))
-    if path is None:
+    saved = checkpoint.newest(run.output, run.control)
+    resumes = saved is not None
+    if saved is None and config.train.init_from:
+        saved = checkpoint.find(Path(config.train.init_from), group=run.control)
+    if saved is None:
         return
-    run.phase(f"loading {path}")
+    run.phase(f"loading {saved.path}")
     if resumes:
-        checkpoint.check_resumable(path)
-    checkpoint.check_same_model(path, config)
-    checkpoint.check_same_codec(path, run.codec)
+        checkpoint.check_resumable(saved)
+        checkpoint.check_steps(saved, config)
+        checkpoint.check_same_model(saved, config)
+    else:
+        checkpoint.check_same_shapes(saved, config)
+    checkpoint.check_same_codec(saved, run.codec)
     if resumes:
-        checkpoint.check_same_seed(path, config)
-        checkpoint.check_same_data(path, config, run.state.data)
-        state = checkpoint.load(path, run.chunks, run.optimizer, run.average)
+        checkpoint.check_same_seed(saved, config)
+        checkpoint.check_same_data(saved, config, run.state.data)
+        state = checkpoint.load(saved, run.chunks, run.optimizer, run.average)
         # Earlier releases did not know of data and rejected.
         run.state = State(**{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"}, data=run.state.data)
     else:
-        checkpoint.load_weights(path, run.chunks)
+        checkpoint.load_weights(saved, run.chunks)
         run.optimizer.reload_model_params()
         if run.average is not None:
             run.average.restart()
-        if distributed.is_rank_zero():
-            carry_on(Path(config.train.init_from), run.output)
+        distributed.from_rank_zero(lambda: carry_on(saved.run, run.output), run.control)
     if distributed.is_rank_zero():
-        print(f"{'resumed from' if resumes else 'weights from'} {path}", flush=True)
+        print(f"{'resumed from' if resumes else 'weights from'} {saved.path}", flush=True)
+
+
+def _record(run: Run) -> None:
+    """Keep the configuration in the run's folder; that of a finished run stays as it was trained."""
+    path = run.output / "config.toml"
+    if run.state.step < run.config.train.steps or not path.is_file():
+        run.output.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_to_toml(run.config), encoding="utf-8")
+
+
+def _check_same_codec(config: Config, codec: Codec, control: Any) -> None:
+    """Raise RunError on every rank where some encode with another codec than the others; a collective."""
+    mine, first = codec.fingerprint, distributed.gather(codec.fingerprint, control)[0]
+    other = f"codec.path = {config.codec.path}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node needs the same codec"
+    distributed.raise_together("" if mine == first else other, control)

@@ -105,8 +105,10 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
 
 def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: Stop) -> bool:
     """Steps until the end (True) or until somebody asks to stop (False)."""
-    config, state, data, agreement = run.config, run.state, read_ahead(run), Agreement(run.control)
-    saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint)
+    config, state = run.config, run.state
+    # First: it refuses what it cannot do, and nobody must read ahead then.
+    saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint, run.control)
+    data, agreement = read_ahead(run), Agreement(run.control)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)
         with whole_parameters(run.model):

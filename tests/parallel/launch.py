@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +34,19 @@ _BEFORE = dict(os.environ)
 _kept: list[socket.socket] = []
 
 
+def python_path() -> str:
+    """This copy of the package for other processes, behind what this one was told to look into first: another megatron-core (tests/newest_megatron.sh)."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))
+
+
+def release() -> str:
+    """The release of megatron-core that is to be tested: the installed one, or the one that tests/newest_megatron.sh puts before it."""
+    return os.environ.get("MVG_MEGATRON") or metadata.version("megatron-core")
+
+
 def environment_of(**changes: str) -> dict[str, str]:
     """The environment of a process: one thread, this copy of the package, no warnings of libraries."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore", **changes}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "PYTHONWARNINGS": "ignore", **changes}
 
 
 def _forkable(command: list[str], env: dict[str, str]) -> bool:

@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
     from megatron_videogpt.train import checkpoint
 
-    loaded = dist_checkpointing.load_plain_tensors(str(checkpoint.find(folder)))
+    loaded = dist_checkpointing.load_plain_tensors(str(checkpoint.find(folder).path))
     return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 

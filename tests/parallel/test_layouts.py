@@ -14,6 +14,8 @@ import pytest
 from tools.compare_layouts import CASES, LIMITS, Case, compare, read, reference, run_cases
 from tools.layout_cases import case
 
+from .launch import release
+
 FAST = [case for case in CASES if case.fast]
 
 
@@ -32,6 +34,10 @@ def test_layout_agrees_with_one_process(which: Case, results: Path) -> None:
     difference = compare(found, expected)
     assert difference.loss <= 1e-5 and difference.norm <= 1e-5 and difference.parameter <= 1e-5, difference
     assert any(name.startswith("ema.") for name in found[1]) == ("ema" in which.name)
+
+
+def test_it_was_the_release_to_be_tested(results: Path) -> None:
+    assert {run[0]["megatron"] for run in (read(results, which) for which in FAST) if run is not None} == {release()}
 
 
 def test_the_runs_are_not_trivial(results: Path) -> None:

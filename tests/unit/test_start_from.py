@@ -1,0 +1,100 @@
+"""What a run makes of the checkpoints it finds: weights of another precision are cast, and one that goes on must be the same model and have steps left."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+import torch
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("processes")
+
+TINY = Path(__file__).resolve().parents[1] / "parallel" / "tiny.toml"
+
+
+def built(output: Path, *options: str) -> Any:
+    """A run of the tiny configuration, set up or resumed."""
+    from megatron_videogpt.config.load import load_config
+    from megatron_videogpt.train.run import build
+
+    return build(load_config(TINY, [f"train.output={output}", *options]), lambda name, **more: None)
+
+
+def trained(output: Path, *options: str, step: int = 4) -> Any:
+    """A run with weights that no start value is, saved after `step` steps."""
+    from megatron_videogpt.platforms import compat
+    from megatron_videogpt.train.saver import Saver
+
+    run = built(output, *options)
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in run.chunks[0].parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    run.optimizer.reload_model_params()
+    compat.seed_optimizer_state(run.optimizer)
+    Saver(run.config, run.chunks, run.optimizer, run.average, run.codec.fingerprint).save({**asdict(run.state), "step": step}, must=True)
+    return run
+
+
+def weights(run: Any) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in run.chunks[0].named_parameters()}
+
+
+def mains(run: Any) -> dict[str, Tensor]:
+    """The optimizer's float32 copies, flat."""
+    from megatron_videogpt.platforms import compat
+
+    names = {parameter: name for name, parameter in run.chunks[0].named_parameters()}
+    return {names[parameter]: main.detach().clone() for parameter, main, _, _ in compat.main_shards(run.optimizer)}
+
+
+@pytest.mark.parametrize(("there", "here"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_weights_of_another_precision_and_position_table_are_cast(there: str, here: str, tmp_path: Path) -> None:
+    given = weights(trained(tmp_path / "a", f"train.precision={there}"))
+    run = built(tmp_path / "b", f"train.precision={here}", f"train.init_from={tmp_path / 'a'}", "model.position_table_size=16")
+    kept = torch.bfloat16 if here == "bf16" else torch.float32
+    found, main = weights(run), mains(run)
+    assert found.keys() == given.keys() == main.keys() and len(found) > 20
+    for name, value in given.items():
+        assert found[name].dtype == kept and torch.equal(found[name], value.to(kept)), name
+        assert main[name].dtype == torch.float32 and torch.equal(main[name].flatten(), value.to(kept).float().flatten()), name
+    # The table has no weights: it is computed for its size, cell i of S at the position 64 i / S.
+    axis = run.chunks[0].embedding.axis
+    assert axis.shape[0] == 16 and axis[1, 0] == pytest.approx(float(torch.sin(torch.tensor(64 / 16))), abs=1e-6)
+
+
+def test_a_run_that_goes_on_is_of_one_precision_and_table(tmp_path: Path) -> None:
+    trained(tmp_path / "a")
+    before = (tmp_path / "a" / "config.toml").read_text()
+    for option, text in (("train.precision=bf16", "precision is fp32 there and bf16 here"), ("model.position_table_size=16", "is 8 there and 16 here")):
+        with pytest.raises(ValueError, match=text):
+            built(tmp_path / "a", option)
+    with pytest.raises(ValueError, match="hidden_size is 32 there and 64 here"):
+        built(tmp_path / "b", f"train.init_from={tmp_path / 'a'}", "model.hidden_size=64")
+    assert (tmp_path / "a" / "config.toml").read_text() == before and not (tmp_path / "b").exists()
+
+
+def test_a_run_that_went_further_is_left_alone(tmp_path: Path) -> None:
+    trained(tmp_path / "a")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"train.steps = 3: .*step_00000004 is at step 4 already; nothing to do") as caught:
+        built(tmp_path / "a", "train.steps=3")
+    assert "\n" not in str(caught.value)
+    run = built(tmp_path / "a", "train.steps=4", "optimizer.lr=0.5")
+    assert run.state.step == 4
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}, "nothing is trained with other options"
+    built(tmp_path / "a", "train.steps=5", "optimizer.lr=0.5")
+    assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["optimizer"]["lr"] == 0.5
+
+
+def test_weights_without_a_shape_of_their_own_may_differ_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from megatron_videogpt.train import checkpoint
+
+    run = trained(tmp_path / "a")
+    saved = checkpoint.find(tmp_path / "a")
+    checkpoint.check_same_shapes(saved, replace(run.config, model=replace(run.config.model, rope_theta=5000.0, init_std=0.5)))
+    assert "model.rope_theta is 10000.0 there and 5000.0 here" in caplog.text and "init_std" not in caplog.text
