@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import PeerFailed, is_user_error, one_line
+from .errors import PeerFailed, is_user_error, lines_of, one_line, unusable
 
 DESCRIPTION = """\
 Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
@@ -147,7 +147,10 @@ def run_train(args: argparse.Namespace) -> None:
     from .train.watchdog import Watchdog
 
     output = Path(config.train.output)
-    start_logs(output, int(os.environ.get("RANK", "0")))
+    try:
+        start_logs(output, int(os.environ.get("RANK", "0")))
+    except OSError as error:
+        raise unusable(f"train.output = {output}", error) from error
     with Watchdog(config.train.timeout_minutes, output) as watchdog:
         # Before anything imports megatron-core, which looks for its device as it is imported.
         activate(config.train.platform)
@@ -206,14 +209,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 def print_error(error: BaseException) -> None:
     """One `error:` line per problem.  What every rank raises alike only rank 0 prints; other errors may be one rank's own."""
-    from .config.load import ConfigError
-
     rank = os.environ.get("RANK", "0")
     if getattr(error, "on_every_rank", False) and rank != "0":
         _stay_silent()
     label = "error" if rank == "0" else f"error (rank {rank})"
-    lines = error.problems if isinstance(error, ConfigError) else [one_line(error)]
-    for line in lines:
+    for line in lines_of(error):
         print(f"{label}: {line}", file=sys.stderr, flush=True)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -11,6 +13,12 @@ class UserError(ValueError):
     Commands print it as one line and end with 2.  Every other exception, a ValueError of ours or of a library
     included, is a fault and keeps its traceback.
     """
+
+
+class RunError(UserError):
+    """Something a user can mend, raised with the same one line on every rank; only rank 0 prints it."""
+
+    on_every_rank = True
 
 
 class PeerFailed(Exception):
@@ -43,3 +51,17 @@ def one_line(error: BaseException) -> str:
     if is_user_error(error):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def lines_of(error: BaseException) -> Sequence[str]:
+    """As `one_line`, a line for each problem of a configuration."""
+    return getattr(error, "problems", None) or [one_line(error)]
+
+
+def exit_code(error: Exception) -> int:
+    """2, after a line on stderr for a user's mistake; any other exception is raised again.  For the end of a tool."""
+    if not is_user_error(error):
+        raise error
+    for line in lines_of(error):
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    return 2

@@ -62,7 +62,7 @@ def _load_released(source: Path, step: int | None, platform: str, average: bool)
             raise UserError(f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first")
         config = folder_config(source)
         weights = open_source(folder, config.codec, None, None, allow_extra=True)
-    except ValueError as error:
+    except UserError as error:
         # Every process opens the same folder and finds the same.
         raise RunError(str(error)) from error
     config, device = _prepare(config, platform)

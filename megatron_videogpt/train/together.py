@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
-from ..errors import PeerFailed, is_user_error, one_line
-from .distributed import RunError
+from ..errors import PeerFailed, RunError, is_user_error, one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,7 +58,7 @@ def everyone(action: Callable[[], T], group: Any, doing: str) -> list[T]:
 
 def gather(result: Any, error: BaseException | None, group: Any, doing: str) -> list[Any]:
     """`everyone`, of an action that has ended."""
-    if torch.distributed.get_world_size() == 1:
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         if error is not None:
             raise error
         return [result]

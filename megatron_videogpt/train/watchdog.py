@@ -3,9 +3,10 @@
 Three things end a run: a phase of the main thread that lasts longer than `train.timeout_minutes`; another process of this node that was killed; and the
 launcher's own death.  A thread looks twice a second, since the main thread may sit inside a collective operation that never returns.
 
-The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files, named after the launcher and its restart count,
-in a folder of the temporary folder that its user alone can enter: what stands there decides whose processes are ended.  That needs no network, works before
-the process group exists and while it hangs, and cannot mix up the process ids of two machines.  A process that ends properly removes its file; one that fails with an error of its own writes so; what a killed one leaves says neither.
+The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files, named after the launcher and its restart
+count, in a place that its user alone can enter: what stands there decides whose processes are ended.  That needs no network, works before the process
+group exists and while it hangs, and cannot mix up the process ids of two machines.  A process that ends properly removes its file; one that fails with
+an error of its own writes so; what a killed one leaves says neither.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ LOST = ("gloo", "NCCL", "HCCL", "Connection closed by peer", "Connection reset b
 
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
 
-REPORTED = "reported"
-"""File with what the first rank that ended told."""
+REPORTED = "reported"  # file with what the first rank that ended told
 
 JOINT_GRACE = 2.0
 """Seconds that a rank gives the others it waits for."""
