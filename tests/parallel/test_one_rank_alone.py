@@ -48,3 +48,23 @@ def test_a_fault_of_one_rank_keeps_its_traceback_and_is_told_once(tmp_path: Path
     assert result.stderr.count(told) == 2 and "in finish" in result.stderr or "in read" in result.stderr
     # The other one says in its log why it ended.
     assert "rank 1" in (run / "logs" / "rank_00000.log").read_text().splitlines()[-1]
+
+
+def test_both_ranks_end_with_the_reason_of_one(tmp_path: Path) -> None:
+    torchrun(2, str(REPOSITORY / "tests" / "parallel" / "together_worker.py"), str(tmp_path))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    users = {
+        "a user's": "rank 1, reading: no such folder",
+        "a user's on both": "no such folder",
+        "reading": "process 1 cannot read what others can: a.mp4: no such file; put it where all of them see the same file",
+        "encoding": "rank 1, preparing: /videos: no such folder",
+        "attention": "rank 1, choosing an attention backend: flash_attn is not installed",
+    }
+    for name, text in users.items():
+        assert first[name] == second[name] == ["RunError", text], name
+    told = "rank 1 failed, reading: KeyError: 'x'"
+    assert first["a fault"] == first["a fault and a user's"] == ["PeerFailed", told]
+    assert second["a fault"] == second["a fault and a user's"] == ["KeyError", "'x'"]
+    assert first["a fault on both"] == ["KeyError", "'x'"] and second["a fault on both"] == ["PeerFailed", told.replace("1", "0")]
+    # Nothing of a failure is left on its way.
+    assert first["well"] == second["well"] == first["well again"] == second["well again"] == ["", [0, 1]]
