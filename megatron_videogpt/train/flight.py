@@ -68,6 +68,7 @@ class Flight:
         run.phase(f"reading data of step {state.step + 1}")
         given = next(data)
         waited = time.perf_counter() - started
+        run.phase(f"waiting for other ranks to read data of step {state.step + 1}", joint=True)
         if not given.everywhere():
             self._end(given)
         self.rejected.add(given.rejected)
