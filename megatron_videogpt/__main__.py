@@ -6,14 +6,15 @@ Mistakes of the user end in one line per problem on stderr and exit code 2; anyt
 from __future__ import annotations
 
 import argparse
-import errno
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import UserError
+from .errors import PeerFailed, is_user_error, lines_of, one_line, unusable
 
 DESCRIPTION = """\
 Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
@@ -146,7 +147,10 @@ def run_train(args: argparse.Namespace) -> None:
     from .train.watchdog import Watchdog
 
     output = Path(config.train.output)
-    start_logs(output, int(os.environ.get("RANK", "0")))
+    try:
+        start_logs(output, int(os.environ.get("RANK", "0")))
+    except OSError as error:
+        raise unusable(f"train.output = {output}", error) from error
     with Watchdog(config.train.timeout_minutes, output) as watchdog:
         # Before anything imports megatron-core, which looks for its device as it is imported.
         activate(config.train.platform)
@@ -203,28 +207,40 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 }
 
 
-def is_user_error(error: Exception) -> bool:
-    """Whether the message alone tells the user what to change."""
-    decode = sys.modules.get("megatron_videogpt.data.decode")  # imports PyTorch: not worth loading to look at an error it cannot have raised
-    if decode is not None and isinstance(error, decode.BadVideo):
-        return True
-    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full_disk or isinstance(error, (UserError, FileNotFoundError, PermissionError))
-
-
-def print_error(error: Exception) -> None:
+def print_error(error: BaseException) -> None:
     """One `error:` line per problem.  What every rank raises alike only rank 0 prints; other errors may be one rank's own."""
-    from .config.load import ConfigError
-
     rank = os.environ.get("RANK", "0")
     if getattr(error, "on_every_rank", False) and rank != "0":
-        # torchrun stops all ranks as soon as one ends: a rank that ends first would silence the one that prints.
-        time.sleep(SILENT_RANK_SECONDS)
-        return
+        _stay_silent()
     label = "error" if rank == "0" else f"error (rank {rank})"
-    lines = error.problems if isinstance(error, ConfigError) else [" ".join(str(error).split()) or type(error).__name__]
-    for line in lines:
-        print(f"{label}: {line}", file=sys.stderr)
+    for line in lines_of(error):
+        print(f"{label}: {line}", file=sys.stderr, flush=True)
+
+
+def _stay_silent() -> None:
+    """Wait until the launcher ends this rank: it stops all as soon as one ends, and a rank that ends first would silence the one that speaks.
+
+    Comes back where it does not: then no other rank has spoken, and this one must, before the others of its machine.
+    """
+    if threading.current_thread() is threading.main_thread():
+        # The trainer's own handler would wait for the end of a step.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    later = os.environ.get("LOCAL_RANK", "0") != "0"
+    time.sleep(SILENT_RANK_SECONDS * (1 + later))
+
+
+def fail(error: Exception) -> int:
+    """Tell of an exception that ended a command; returns the exit code where one line says all, and raises it again where its traceback is needed."""
+    if isinstance(error, PeerFailed):
+        _stay_silent()
+        print_error(error)
+        return 1
+    if is_user_error(error):
+        print_error(error)
+        return 2
+    if "RANK" in os.environ:
+        print(f"error (rank {os.environ['RANK']}): {one_line(error)}", file=sys.stderr, flush=True)
+    raise error
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -255,10 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train.logs import log_failure
 
         log_failure(error)
-        if args.traceback or not is_user_error(error):
+        if args.traceback:
             raise
-        print_error(error)
-        return 2
+        return fail(error)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,67 @@
-"""Mistakes of the user, told apart from our own."""
+"""Whose mistake an exception is: the user's, our own, or another rank's."""
 
 from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
     """What a user can mend: its message alone says what, the value, what was expected and how to fix it.
 
-    Commands print it as one line and end with 2.  Every other exception, a ValueError of ours or of a library included, is a fault and keeps its traceback.
+    Commands print it as one line and end with 2.  Every other exception, a ValueError of ours or of a library
+    included, is a fault and keeps its traceback.
     """
+
+
+class RunError(UserError):
+    """Something a user can mend, raised with the same one line on every rank; only rank 0 prints it."""
+
+    on_every_rank = True
+
+
+class PeerFailed(Exception):
+    """Another rank has failed and tells why; this one ends with it.
+
+    rank: of the other one.
+    """
+
+    def __init__(self, rank: int, about: str) -> None:
+        self.rank = rank
+        super().__init__(about)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the message alone tells the user what to change: a UserError, a video that cannot be used, a full disk."""
+    from .data.bad import BadVideo
+
+    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full_disk or isinstance(error, (UserError, BadVideo))
+
+
+def unusable(path: object, error: OSError) -> UserError:
+    """For a file or folder that the user named and that cannot be opened, read or written: to be raised where that was tried."""
+    return UserError(f"{path}: {error.strerror or error}")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as it is told: the message of a user's mistake, and of a fault its type as well."""
+    text = " ".join(str(error).split())
+    if is_user_error(error):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def lines_of(error: BaseException) -> Sequence[str]:
+    """As `one_line`, a line for each problem of a configuration."""
+    return getattr(error, "problems", None) or [one_line(error)]
+
+
+def exit_code(error: Exception) -> int:
+    """2, after a line on stderr for a user's mistake; any other exception is raised again.  For the end of a tool."""
+    if not is_user_error(error):
+        raise error
+    for line in lines_of(error):
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    return 2

@@ -68,8 +68,8 @@ def fork_ranks(count: int) -> list[Rank] | tuple[list[str], dict[str, str]]:
 def launch(arguments: list[str]) -> None:
     """`python -m torch.distributed.run ARGUMENTS`, in this process; returns in none of them before its command has."""
     from torch.distributed import run
-    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
     sys.argv = [run.__file__, *arguments]
     options = run.parse_args(arguments)

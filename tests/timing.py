@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -33,6 +33,7 @@ from torch import Tensor  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS  # noqa: E402
+from megatron_videogpt.errors import UserError, exit_code
 from tools import benchmark_masks as masks  # noqa: E402
 from tools.benchmark_report import Case, Result, case_table, machine, plot, summary_tables  # noqa: E402
 from tools.benchmark_timing import BASELINES, Kernel, building_clock, forget, forward_backward, kernel, obstacle_of, peak_memory  # noqa: E402
@@ -176,5 +177,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"benchmark_attention: {error}")
+    except UserError as error:
+        sys.exit(exit_code(error))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -214,9 +214,8 @@ def main() -> int:
         if free < needed:
             raise UserError(f"{work}: {free / GB:.0f} GB free, {needed / GB:.0f} GB needed; name another place with --folder, or use fewer --layers")
         return benchmark(args, work)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return exit_code(error)
     finally:
         if args.keep:
             print(f"kept: {work}", file=sys.stderr)

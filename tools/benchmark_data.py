@@ -43,7 +43,7 @@ from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import resize_frames
 from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import Loader
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 TOOLS = Path(__file__).resolve().parent
 CLIPS = TOOLS.parent / "tests" / "videos"
@@ -250,9 +250,8 @@ def main() -> int:
             if not args.source.is_dir():
                 raise UserError(f"--source {args.source}: no such folder; give one with videos or with shards")
             rates = measure(args, args.work or Path(temporary))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        except UserError as error:
+            return exit_code(error)
     table, ratios = report(rates, args.workers)
     print(f"\n{table}")
     if args.output:

@@ -42,7 +42,7 @@ from megatron_videogpt.data.balance import Dealt, measure  # noqa: E402
 from megatron_videogpt.data.clips import shortest_video  # noqa: E402
 from megatron_videogpt.data.packing import StepPlanner  # noqa: E402
 from megatron_videogpt.data.splits import VideoSplit  # noqa: E402
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
 MEAN_SECONDS = 8.5
@@ -149,5 +149,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"benchmark_packing: {error}")
+    except UserError as error:
+        sys.exit(exit_code(error))

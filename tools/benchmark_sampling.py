@@ -32,6 +32,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
+
 CHANNELS = 4
 
 
@@ -269,5 +271,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"benchmark_sampling: {error}")
+    except UserError as error:
+        sys.exit(exit_code(error))

@@ -29,7 +29,7 @@ from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.estimate import geometry, longest_row, typical_frame  # noqa: E402
 from megatron_videogpt.config.memory import resolve_recompute  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
 
 
@@ -77,7 +77,7 @@ def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bo
     for layers in range(config.model.num_layers, 0, -config.parallel.stages):
         try:
             return resolve_recompute(with_layers(chosen, layers), world, channels, memory, frame)
-        except ValueError:
+        except UserError:
             if not fit:
                 raise
     raise UserError(
@@ -179,5 +179,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"benchmark_step: {error}")
+    except UserError as error:
+        sys.exit(exit_code(error))

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 """What is compared where no folder is given; its README.md describes the format."""
@@ -96,9 +96,8 @@ def main() -> int:
     warnings.filterwarnings("ignore", module="megatron")
     try:
         return check(args.folder, args.tensor_parallel, args.attention)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except UserError as error:
+        return exit_code(error)
 
 
 if __name__ == "__main__":

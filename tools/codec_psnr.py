@@ -21,6 +21,7 @@ from megatron_videogpt.config.schema import CodecConfig
 from megatron_videogpt.data.codec import Codec, build_codec
 from megatron_videogpt.data.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels
 from megatron_videogpt.data.index import list_videos
+from megatron_videogpt.errors import UserError, exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -56,14 +57,13 @@ def main() -> int:
     args = arguments()
     try:
         codec, videos = build_codec(CodecConfig(name=args.codec, path=args.path)), list_videos(args.folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except UserError as error:
+        return exit_code(error)
     values = []
     for path in videos:
         try:
             values.append(psnr(squared_error(codec, path, args.frames, args.longest_side, args.size_multiple)))
-        except (BadVideo, ValueError) as error:
+        except (BadVideo, UserError) as error:
             print(f"   skipped  {' '.join(str(error).split())}")
             continue
         print(f"{values[-1]:7.1f} dB  {path}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 DESCRIPTION = """\
 to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this package
@@ -123,6 +123,8 @@ def appearing(output: Path) -> Iterator[Path]:
     """A folder that takes its name when the block ends well, and is gone when it does not."""
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    if not os.access(partial.resolve().parent, os.W_OK):
+        raise UserError(f"--output {output}: the folder {partial.resolve().parent} cannot be written")
     try:
         yield partial
         os.replace(partial, output)
@@ -272,9 +274,8 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     try:
         to_hf(args) if args.command == "to-hf" else from_hf(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return exit_code(error)
     finally:
         stop()
     return 0

@@ -63,9 +63,10 @@ def main() -> None:
     args = arguments()
     try:
         clips = tuple(int(part) for part in args.clips.split(","))
-        row = layout(training_shape(clips, (1, args.patches)))
+        shape = training_shape(clips, (1, args.patches))
     except ValueError as error:
         sys.exit(f"error: --clips {args.clips} --patches {args.patches}: {error}; expected positive numbers such as --clips 2,3,1 --patches 4")
+    row = layout(shape)
     mask, clean, clip = dense_mask(row.intervals).numpy(), (row.kind == CLEAN).numpy(), row.clip.numpy()
     order = reference_order(row).numpy()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 7), dpi=110)

@@ -15,13 +15,14 @@ import argparse
 import os
 import sys
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-import filelock
 import torch
 from tqdm import tqdm
 
+from megatron_videogpt.__main__ import fail
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.codec import Codec, build_codec
@@ -29,8 +30,10 @@ from megatron_videogpt.data.datasets import Shards
 from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.index import usable_videos
 from megatron_videogpt.data.latents import STORED
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.data.locks import locked
+from megatron_videogpt.errors import UserError, unusable
 from megatron_videogpt.platforms import activate
+from megatron_videogpt.train.together import together
 
 LOCK = ".encode.lock"
 NAMED = 100_000  # videos left out by their size or length that are named in rejected.jsonl; all are counted
@@ -105,16 +108,25 @@ def prepare(args: argparse.Namespace, rank: int) -> Encoding:
 
 def encode(args: argparse.Namespace, rank: int, world: int) -> str:
     """Encode this process's parts; the line that says what was done (by all processes)."""
-    encoding = prepare(args, rank)
-    args.output.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(args.output / LOCK, timeout=0)
-    if rank == 0:
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise UserError(f"--output={args.output}: another command is encoding there; wait for it, or choose another folder") from error
-        settle(encoding)
-    _wait(world)
+    with together(None, "preparing"):
+        encoding = prepare(args, rank)
+    with ExitStack() as stack:
+        with together(None, "claiming the output folder"):
+            if rank == 0:
+                _make(args.output)
+                stack.enter_context(locked(args.output / LOCK, 0, "encoding there"))
+                settle(encoding)
+        return _encode(args, encoding, rank, world)
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(f"--output={output}", error) from error
+
+
+def _encode(args: argparse.Namespace, encoding: Encoding, rank: int, world: int) -> str:
     start = time.monotonic()
     mine = range(rank, len(encoding.parts), world)
     entries = encoding.usable.collection.entries
@@ -130,16 +142,10 @@ def encode(args: argparse.Namespace, rank: int, world: int) -> str:
     if rank:
         return ""
     rejected = finish(encoding)
-    lock.release()
     seconds = max(time.monotonic() - start, 1e-9)
     videos, frames = counts.tolist()
     kinds = ", ".join(f"{count} {kind}" for kind, count in rejected.most_common()) or "none"
     return f"{args.output}: {videos} videos, {frames} frames encoded in {seconds:.1f} s, {frames / seconds:.1f} frames/s; rejected: {kinds}"
-
-
-def _wait(world: int) -> None:
-    if world > 1:
-        torch.distributed.barrier()
 
 
 def main() -> int:
@@ -151,9 +157,8 @@ def main() -> int:
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
         line = encode(args, rank, world)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+    except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
+        return fail(error)
     if line:
         print(line)
     if world > 1:

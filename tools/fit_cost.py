@@ -33,7 +33,7 @@ from scipy.optimize import nnls  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.estimate import attention_flops, clip_work, geometry, linear_flops, patches_of  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.platforms import activate  # noqa: E402
 from tools.benchmark_step import frame_of, resolved, with_layers  # noqa: E402
 
@@ -201,5 +201,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"fit_cost: {error}")
+    except UserError as error:
+        sys.exit(exit_code(error))

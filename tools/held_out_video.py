@@ -17,6 +17,7 @@ from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import encode
+from megatron_videogpt.errors import UserError, exit_code
 
 
 def main() -> int:
@@ -31,9 +32,8 @@ def main() -> int:
         codec = build_codec(config.codec)
         held_out = open_source(config.data, codec).validation
         sample = encode(held_out.job(held_out.plans(config.train.seed, [args.number])[0]).read(), codec, keep_pixels=True)
-    except (ValueError, BadVideo) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, BadVideo) as error:
+        return exit_code(error)
     assert sample.pixels is not None
     # Real videos have rates of their own; a quarter of 24 frames per second is what the usual interval of 4 gives.
     fps = (config.data.physics.fps if config.data.source == "physics" else 24.0) / config.data.frame_interval[0]

@@ -45,7 +45,7 @@ from megatron_videogpt.data.container import Limits
 from megatron_videogpt.data.listings import Listing
 from megatron_videogpt.data.prepare import REJECTED, Options, Report, prepare
 from megatron_videogpt.data.tables import FORMATS
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 TIMEOUT, SCENES_TIMEOUT = 600.0, 7200.0  # seconds; to find scenes, every frame is decoded
 LISTS = ("where", "list_columns")  # options of several values
@@ -158,9 +158,8 @@ def main(words: Sequence[str]) -> int:
     try:
         args = arguments(words)
         report, worked = run(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return exit_code(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on after the last finished shard", file=sys.stderr)
         return 130

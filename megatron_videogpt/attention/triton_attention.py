@@ -177,9 +177,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, det
     if q.shape[2] not in HEAD_DIMS:
         raise UserError(f"attention backend triton has head dimensions {', '.join(map(str, HEAD_DIMS))}, and it is {q.shape[2]}: use attention.backend=auto")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise UserError(f"attention backend triton takes q, k, v all in bfloat16, float16 or float32, and they are in {q.dtype}, {k.dtype}, {v.dtype}")
+        raise ValueError(f"attention backend triton takes q, k, v all in bfloat16, float16 or float32, and they are in {q.dtype}, {k.dtype}, {v.dtype}")
     if scale <= 0:
-        raise UserError(f"attention backend triton needs a positive scale, and it is {scale}")
+        raise ValueError(f"attention backend triton needs a positive scale, and it is {scale}")
     # Rows and heads may lie at any stride.
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     chosen = launches or default_launches(q.shape[2], q.dtype, torch.cuda.get_device_capability(q.device))

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from pathlib import Path
 
+from ..errors import UserError
 from .estimate import dp_size, frame_side, geometry
 from .load import show, value_of
 from .problems import Report
@@ -94,7 +95,7 @@ def _check_frames(report: Report) -> None:
     config, data = report.config, report.config.data
     try:
         codec = geometry(config.codec)
-    except (ValueError, OSError) as error:
+    except UserError as error:
         report.add("codec.path", "hold a readable VAE", str(error))
         return
     if not report.sound("model.patch_size"):

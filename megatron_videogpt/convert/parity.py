@@ -63,7 +63,7 @@ class Report:
     def compare(self, quantity: str, ours: Tensor, recorded: Tensor, case: str) -> None:
         """Largest deviation as a fraction of the recorded tensor's largest absolute value."""
         if tuple(ours.shape) != tuple(recorded.shape):
-            raise UserError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
+            raise ValueError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
         if recorded.numel():
             scale = recorded.abs().max().clamp_min(1e-12)
             self.add(quantity, float((ours.detach().cpu() - recorded).abs().max() / scale), case)

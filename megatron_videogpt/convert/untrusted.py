@@ -75,13 +75,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _no_constant(name: str) -> float:
-    raise UserError(f"holds {name}, which is not JSON")
+    raise ValueError(f"holds {name}, which is not JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise UserError(f"the number {text[:20]} is too large")
+        raise ValueError(f"the number {text[:20]} is too large")
     return value
 
 

@@ -17,8 +17,6 @@ from torch import Tensor
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.order import GOLDEN, splitmix64
 
-from ..errors import UserError
-
 PLAN_STREAM = 0x706C616E  # keeps these draws apart from other uses of a key
 INTERVAL, START, CLIPS, CUTS = range(4)  # counters of a sample's draws; each place for a cut has its own, from CUTS on
 
@@ -188,7 +186,7 @@ def plan_samples(
         room = np.array(available, dtype=np.int64)
         counts = np.minimum(config.frames, (room - 1) // (low * temporal_stride) + 1)
         if n and room.min() < shortest_video(config, temporal_stride):
-            raise UserError(f"too short: {room.min()} frames, a sample needs {shortest_video(config, temporal_stride)}")
+            raise ValueError(f"too short: {room.min()} frames, a sample needs {shortest_video(config, temporal_stride)}")
         highest = np.minimum(high, (room - 1) // np.maximum(1, temporal_stride * (counts - 1)))
         highest = np.where(counts > 1, highest, high)
     intervals = _uniform(seeds, INTERVAL, np.int64(low), highest)

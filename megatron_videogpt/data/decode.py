@@ -12,8 +12,7 @@ import numpy as np
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
 from megatron_videogpt.data.pictures import VideoWriter, resize_frames, resized_shape, to_model_range, to_pixels, write_video
-
-from ..errors import UserError
+from megatron_videogpt.errors import UserError
 
 __all__ = [
     "BadVideo",
@@ -117,7 +116,7 @@ def read_clip(
     def small(frame: av.VideoFrame) -> np.ndarray:
         try:
             return resize_frames(_picture(frame)[None], longest_side, multiple)[0]
-        except ValueError as error:
+        except UserError as error:
             raise BadVideo(name_of(video), str(error), "too_elongated") from error
 
     if decoder != "pyav":
@@ -130,7 +129,7 @@ def read_clip(
 def _read(video: Video, indices: Sequence[int], limits: Limits, threads: int, convert: Callable[[av.VideoFrame], np.ndarray]) -> np.ndarray:
     wanted = [int(index) for index in indices]
     if not wanted or wanted[0] < 0 or any(b <= a for a, b in zip(wanted, wanted[1:])):
-        raise UserError(f"read_frames: indices {wanted[:8]}: must be ascending frame numbers from 0")
+        raise ValueError(f"read_frames: indices {wanted[:8]}: must be ascending frame numbers from 0")
     with clear_errors(video):
         found = _decode(video, wanted, limits, threads, convert)[1]
     shapes = {picture.shape for picture in found.values()}

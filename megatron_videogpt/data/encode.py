@@ -253,5 +253,5 @@ def _encode(encoding: Encoding, sample: Sample | BadVideo) -> Tensor:
     codec = encoding.codec
     try:
         return to_stored(*codec.encode(to_model_range(sample.pixels, codec.device)), encoding.stored)
-    except ValueError as error:
+    except UserError as error:
         raise BadVideo(sample.name, str(error), "codec") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -174,29 +175,55 @@ def encode(sample: Sample, codec: Codec, keep_pixels: bool) -> Sample:
     return replace(sample, mean=arrays[0], logvar=arrays[1], pixels=sample.pixels if keep_pixels else None)
 
 
-def validation_samples(source: Source, codec: Codec, config: Config, count: int, keep_pixels: bool = True, rejected_file: Path | None = None) -> list[Sample]:
-    """The first ``count`` held-out samples that can be read, the same at every call (when fewer are held out, the same videos at other places).
+class HeldOut:
+    """Held-out samples by number, each read once; a context manager, since there are reader processes.
+
+    samples: with their latents, and with their frames where `keep_pixels` says so.
+    """
+
+    def __init__(self, source: Source, codec: Codec, config: Config, keep_pixels: bool = True) -> None:
+        self._split, self._seed = source.validation, config.train.seed
+        self._reading = Reading(source.validation, codec, config, keep_pixels)
+        self.samples: dict[int, Sample] = {}
+
+    def __enter__(self) -> HeldOut:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reading.close()
+
+    def read(self, numbers: Sequence[int]) -> dict[int, BadVideo]:
+        """Read those that are missing; those among them that cannot be read."""
+        failed: dict[int, BadVideo] = {}
+        plans = [self._split.plans(self._seed, [number])[0] for number in numbers if number not in self.samples]
+        for plan in plans:
+            self._reading.start(plan)
+        for plan in plans:
+            try:
+                self.samples[plan.number] = self._reading.finish(plan)
+            except BadVideo as error:
+                failed[plan.number] = error
+        return failed
+
+
+def readable(config: Config, count: int, read: Callable[[list[int]], dict[int, BadVideo]]) -> list[int]:
+    """Numbers of the first ``count`` held-out samples that can be read, ascending (when fewer are held out, the same videos come at other places).
+
+    read: given all of them, reads what is missing and says what cannot be read; called again with others in their places.
 
     Raises:
-        ValueError: more than data.max_bad_fraction of them (and more than one) could not be read.
+        UserError: more than data.max_bad_fraction of them (and more than one) could not be read.
     """
-    rejections = Rejections(1.0, rejected_file)
-    reading, started = Reading(source.validation, codec, config, keep_pixels), 0
-    samples: list[Sample] = []
-    waiting: deque[SamplePlan] = deque()
-    try:
-        while len(samples) < count:
-            while len(samples) + len(waiting) < count:
-                plan = source.validation.plans(config.train.seed, [started])[0]
-                reading.start(plan)
-                waiting.append(plan)
-                started += 1
-            try:
-                samples.append(reading.finish(waiting.popleft()))
-            except BadVideo as error:
-                rejections.add(error)
-                if rejections.total > max(1, config.data.max_bad_fraction * count):
-                    raise UserError(f"{rejections.total} of {started} validation samples could not be read; the last: {error}") from error
-    finally:
-        reading.close()
-    return samples
+    rejections = Rejections(1.0)
+    failed: set[int] = set()
+    while True:
+        numbers = list(itertools.islice((number for number in itertools.count() if number not in failed), count))
+        found = read(numbers)
+        if not found:
+            return numbers
+        for number in sorted(found):
+            rejections.add(found[number])
+        failed |= found.keys()
+        if len(failed) > max(1, config.data.max_bad_fraction * count):
+            last = found[max(found)]
+            raise UserError(f"{len(failed)} of {numbers[-1] + 1} validation samples could not be read; the last: {last}") from last

@@ -44,7 +44,7 @@ def permute(indices: np.ndarray | Sequence[int], length: int, key: int) -> np.nd
     """
     values = np.array(indices, dtype=np.int64)
     if values.size and not (0 <= values.min() and values.max() < length):
-        raise UserError(f"index {int(values.min())} or {int(values.max())}: must be in 0..{length - 1}")
+        raise ValueError(f"index {int(values.min())} or {int(values.max())}: must be in 0..{length - 1}")
     secret = splitmix64(np.array([key % 2**64], dtype=np.uint64))
     if length <= SHORT:
         return np.argsort(splitmix64(np.arange(length, dtype=np.uint64) + secret), kind="stable")[values]

@@ -56,7 +56,7 @@ def render_scene(config: PhysicsConfig, seed_key: int, frames: int, interval: in
     """
     check_physics(config)
     if frames < 1 or interval < 1:
-        raise UserError(f"render_scene: frames={frames}, interval={interval}: both must be at least 1")
+        raise ValueError(f"render_scene: frames={frames}, interval={interval}: both must be at least 1")
     rng = random.Random(seed_key)
     kind = config.scenes[int(rng.random() * len(config.scenes))]
     scene = new_scene(rng, config.difficulty)

@@ -69,7 +69,7 @@ def to_pixels(video: Tensor) -> np.ndarray:
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Write uint8 [F, H, W, 3] as one mp4, see `VideoWriter`."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise UserError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
+        raise ValueError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
     with VideoWriter(path, fps) as video:
         video.append(frames)
 

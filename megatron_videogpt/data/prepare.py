@@ -14,17 +14,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from megatron_videogpt.config.load import to_toml
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.listings import Row, list_rows
+from megatron_videogpt.data.locks import locked
 from megatron_videogpt.data.prepare_video import Options, Ready, check_options, read_row
 from megatron_videogpt.data.shards import ShardWriter, load_index, merge_index
 from megatron_videogpt.data.workers import Pool
 
-from ..errors import UserError
+from ..errors import UserError, unusable
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +78,17 @@ def prepare(
     count, fingerprint = _survey(rows())
     if not count:
         raise UserError(f"{', '.join(options.sources)}: no video in it that meets the conditions; see --where, or give folders, lists or tables of videos")
-    output.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(output / LOCK, timeout=0):
-            if not _claim(output, _record(options, count, fingerprint)):
-                return _load_report(output), False
-            writer = ShardWriter(output, "videos", shard_bytes=int(options.shard_mb * 1e6), shard_count=options.shard_count)
-            with Pool(partial(read, options=options), workers, timeout, label=_label) as pool:
-                _write(output, writer, rows(), pool, 2 * workers + 2, lambda done, rejected: progress(done, count, rejected))
-            return _finish(output), True
-    except filelock.Timeout as error:
-        raise UserError(f"{output}: another process is preparing videos there; wait for it, or choose another --output") from error
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(f"--output={output}", error) from error
+    with locked(output / LOCK, 0, "preparing videos there"):
+        if not _claim(output, _record(options, count, fingerprint)):
+            return _load_report(output), False
+        writer = ShardWriter(output, "videos", shard_bytes=int(options.shard_mb * 1e6), shard_count=options.shard_count)
+        with Pool(partial(read, options=options), workers, timeout, label=_label) as pool:
+            _write(output, writer, rows(), pool, 2 * workers + 2, lambda done, rejected: progress(done, count, rejected))
+        return _finish(output), True
 
 
 def _rows(options: Options) -> Iterator[Row | BadVideo]:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-from filelock import FileLock
 
 from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.locks import locked, partial_name
 
 from ..errors import UserError
 
 PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt
+LOCK_SECONDS = 60.0  # that another process may take to write one file into the cache, or to make room in it
 READ_AHEAD = 1 << 16  # bytes read at once when a remote file is looked through
 Result = TypeVar("Result")
 
@@ -40,7 +41,7 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 class Cache:
     """Keeps what was read from remote storage.  Several processes may use the same folder.
 
-    folder: for members of shards (``members``), and for indexes and locks; limit: bytes of ``members``, where the longest unused go first.
+    folder: for members of shards (``members``), and for indexes; limit: bytes of ``members``, where the longest unused go first.
     """
 
     folder: str | os.PathLike[str]
@@ -75,15 +76,6 @@ class Cache:
             self._write(place, attempt(url, lambda: filesystem(url)[0].cat_file(filesystem(url)[1])))
         return place
 
-    def lock(self, name: str) -> FileLock:
-        """One process at a time does what ``name`` says; ValueError, one line, when the folder cannot be written."""
-        path = Path(self.folder) / "locks"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
-        return FileLock(path / f"{_digest(name)}.lock")
-
     def _place(self, identity: str) -> Path:
         digest = _digest(identity)
         return Path(self.folder) / "members" / digest[:2] / digest
@@ -91,15 +83,17 @@ class Cache:
     def _keep(self, place: Path, data: bytes) -> None:
         if len(data) <= self.limit:
             # A full or read-only disk only makes reading slower.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 self._write(place, data)
 
     def _write(self, place: Path, data: bytes) -> None:
         """Make room and write; the file appears whole."""
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-        members = Path(self.folder) / "members"
-        with FileLock(members / "lock"):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
+        partial, members = partial_name(place), Path(self.folder) / "members"
+        with locked(members / "lock", LOCK_SECONDS, "writing into this cache"):
             total = _number(members / "total") + len(data)
             if total > self.limit:
                 total = _make_room(members, self.limit - len(data)) + len(data)
@@ -127,7 +121,7 @@ def attempt(url: str, action: Callable[[], Result]) -> Result:
             return action()
         except (FileNotFoundError, PermissionError) as error:
             raise BadVideo(url, f"{'no such file or bucket' if isinstance(error, FileNotFoundError) else 'access denied'} ({error})", "missing") from error
-        except ValueError:
+        except UserError:
             raise
         except Exception as error:  # every kind of storage has its own exceptions
             if pause is None:

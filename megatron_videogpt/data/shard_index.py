@@ -22,6 +22,7 @@ from rich.progress import track
 
 from megatron_videogpt.data.bad import REASONS, BadVideo
 from megatron_videogpt.data.container import Limits
+from megatron_videogpt.data.locks import partial_name
 from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.data.shard_scan import ENTRY, LATENTS, SUFFIXES, Part, label_of, parse_json, probe_member, scan_shard
 from megatron_videogpt.data.workers import Pool
@@ -86,7 +87,7 @@ class Index:
 
 
 def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[str, Any], part: Part) -> None:
-    """Write an index; ``place`` is its path without extension.  Readers see the old one or the new one."""
+    """Write an index; ``place`` is its path without extension.  Readers see the old one or the new one, also when several processes write the same."""
     description: dict[str, Any] = {"version": VERSION, "kind": kind, "shards": [list(shard) for shard in shards], "facts": facts, "suffixes": list(SUFFIXES)}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     digest.update(part.entries.view(np.uint8).data)
@@ -95,7 +96,7 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
     lines = [json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n" for error in part.rejected]
 
     def write(extension: str, action: Callable[[Path], Any]) -> None:
-        partial_file = Path(f"{place}{extension}.{os.getpid()}.partial")
+        partial_file = partial_name(place + extension)
         try:
             action(partial_file)
             os.replace(partial_file, place + extension)

@@ -16,21 +16,25 @@ import numpy as np
 
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.container import DEFAULTS, Limits
+from megatron_videogpt.data.locks import locked
 from megatron_videogpt.data.remote import Cache, attempt, filesystem, is_local, local_path
 from megatron_videogpt.data.shard_index import Index, build, join, load, save
 from megatron_videogpt.data.shard_scan import ENTRY, LATENTS, SUFFIXES, TEXTS, Part, geometry_of, split_name
 
-from ..errors import UserError
+from ..errors import UserError, unusable
 
 __all__ = ["ENTRY", "SUFFIXES", "Index", "ShardWriter", "load_index", "merge_index", "open_index"]
 
 log = logging.getLogger(__name__)
 
+LOCK_SECONDS = 2 * 3600.0
+"""That another process may take to build an index."""
+
 
 def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAULTS) -> Index:
     """The index of a data set; built when it is missing or the shards have changed, by one process while others wait.
 
-    It is written beside the shards, or to the cache's folder where that cannot be done.
+    It is written beside the shards, or to the cache's folder where that cannot be done, and the lock of who builds it lies there too.
 
     Args:
         url: a folder of ``*.tar``, one tar file, or a braced list ``.../shard-{000000..000127}.tar``; a path or any fsspec URL.
@@ -52,15 +56,19 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
 
     if (index := existing()) is not None:
         return index
-    with cache.lock(f"{folder}/{stem}"):
+    place = beside if is_local(folder) and os.access(local_path(folder), os.W_OK) else kept
+    try:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.cache={cache.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
+    # Beside the index, so that it holds for all machines that share the folder.
+    with locked(Path(place).parent / f".{stem}.lock", LOCK_SECONDS, f"building the index of {folder}"):
         if (index := existing()) is not None:
             return index
         log.info("building the index of %d shards in %s", len(shards), folder)
         kind, part = build(folder, shards, cache, workers, limits)
         facts = _facts(folder, shards, cache) if kind == "latents" else {}
-        place = beside if is_local(folder) and os.access(local_path(folder), os.W_OK) else kept
         try:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
             save(place, shards, kind, facts, part)
         except OSError as error:
             raise UserError(f"data.path={url}: its index cannot be written to {place}.* ({error.strerror}); make room, or set data.cache") from error
@@ -111,8 +119,11 @@ def _list(folder: str) -> dict[str, int]:
     if is_local(folder):
         if not local_path(folder).is_dir():
             raise UserError(f"data.path={folder}: no such folder")
-        with os.scandir(local_path(folder)) as found:
-            return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+        try:
+            with os.scandir(local_path(folder)) as found:
+                return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+        except PermissionError as error:
+            raise unusable(f"data.path={folder}", error) from error
 
     def look() -> dict[str, int]:
         system, path = filesystem(folder)
@@ -194,19 +205,19 @@ class ShardWriter:
         """
         videos = [suffix for suffix in files if suffix in SUFFIXES and (suffix == LATENTS) == (self._kind == "latents")]
         if len(videos) != 1 or any(suffix not in (*videos, *TEXTS) for suffix in files):
-            raise UserError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
+            raise ValueError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
         if split_name(f"{key}.x") != (key, "x") or {"..", ".", ""} & set(key.split("/")) or not key.isprintable():
-            raise UserError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
+            raise ValueError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
         try:
             geometry = geometry_of(key, meta, Limits(frames=2**32 - 1, pixels=2**62))
         except BadVideo as error:
             raise UserError(f"sample {error}") from error
         if geometry is None:
-            raise UserError(f"sample {key}: its metadata needs width, height and frames")
+            raise ValueError(f"sample {key}: its metadata needs width, height and frames")
         if self._tar is not None and position > self._position and (self._tar.offset >= self._limits[0] or len(self._rows) >= self._limits[1]):
             self._finish()
         if key in self._keys:
-            raise UserError(f"sample {key}: its key is in this shard already")
+            raise ValueError(f"sample {key}: its key is in this shard already")
         self._keys.add(key)
         self._position = max(self._position, position)
         written = {suffix: self._write(f"{key}.{suffix}", data) for suffix, data in files.items()}

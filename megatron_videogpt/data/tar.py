@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from megatron_videogpt.data.bad import BadVideo
 
-from ..errors import UserError
-
 BLOCK = 512
 LONGEST_EXTENSION = 1 << 20  # bytes of a member's long name or PAX records
 FILES, FOLDER, EXTENSIONS = (b"0", b"\0", b"7"), b"5", (b"x", b"g", b"L", b"K")
@@ -47,7 +45,7 @@ def members(shard: str, read: Callable[[int, int], bytes], length: int) -> Itera
             kind, name, size = _parse(header)
             size = int(extended.get("size", size))
             if size < 0 or kind in EXTENSIONS and size > LONGEST_EXTENSION:
-                raise UserError(f"a size of {size} bytes")
+                raise ValueError(f"a size of {size} bytes")
         except ValueError as error:
             compressed = "; compressed? tar files must not be" if place == 0 else ""
             yield BadVideo(shard, f"damaged at byte {place}: {error}{compressed}", "corrupt_tar")
@@ -76,7 +74,7 @@ def _parse(header: bytes) -> tuple[bytes, str, int]:
     """(type, name, size); ValueError when the block is no header."""
     # Spaces stand in for the checksum while it is computed.
     if _number(header[148:156]) != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
-        raise UserError("no header, or a wrong checksum")
+        raise ValueError("no header, or a wrong checksum")
     name = header[:100].split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0]
     if header[257:263] == b"ustar\0" and prefix:
@@ -90,7 +88,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.split(b"\0")[0].strip()
     if digits.strip(b"01234567"):
-        raise UserError(f"a number that is none: {field!r}")
+        raise ValueError(f"a number that is none: {field!r}")
     return int(digits or b"0", 8)
 
 
@@ -105,7 +103,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         end = place + (int(count) if count.isdigit() else 0)
         name, separator, value = data[place + len(count) + 1 : end - 1].partition(b"=")
         if len(count) > 9 or not place + len(count) < end <= len(data) or not separator:
-            raise UserError("broken PAX records")
+            raise ValueError("broken PAX records")
         if name in (b"path", b"size"):
             found[name.decode()] = _text(value)
         place = end

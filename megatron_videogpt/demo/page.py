@@ -10,6 +10,7 @@ import gradio as gr
 
 from ..config.schema import SCENES
 from ..data.files import EXTENSIONS
+from ..errors import UserError
 from ..sample.generate import Model
 from ..sample.prompts import IMAGES
 from .work import GUIDANCE, LARGEST_MB, MOST_CLIPS, MOST_FRAMES, MOST_STEPS, Request, continue_one, most_frames
@@ -74,7 +75,7 @@ def handle(model: Model, folder: Path, values: tuple[Any, ...], progress: Any) -
     request = Request(None if file is None else Path(file), (kind, number), *rest)
     try:
         result = continue_one(model, request, folder, lambda done, text: progress(done, desc=text))
-    except ValueError as error:
+    except UserError as error:
         # Gradio shows the message as HTML, and names of files come from outside.
         raise gr.Error(html.escape(" ".join(str(error).split())), duration=None, print_exception=False) from error
     return str(result.video), result.text, gr.DownloadButton(value=str(result.video), interactive=True), str(result.sheet)

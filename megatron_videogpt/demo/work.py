@@ -138,7 +138,7 @@ def _read(model: Model, request: Request, settings: SampleConfig, given: int | N
         return read_prompt(Source(f"{kind}_{number}", scene=(kind, number)), config, model.codec, given, interval)
     try:
         return read_prompt(Source(request.path.stem, request.path), config, model.codec, given, interval)
-    except ValueError as error:
+    except UserError as error:
         # Names as the page has them: not the server's temporary folder, nor the options of the command line.
         text = str(error).replace(str(request.path), request.path.name)
         for option, words in OPTIONS.items():

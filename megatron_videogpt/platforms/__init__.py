@@ -64,10 +64,10 @@ def activate(name: str = "auto") -> Platform:
     wanted = (_active.name if _active else detect()) if name == "auto" else name
     if _active is not None:
         if _active.name != wanted:
-            raise UserError(f"train.platform={wanted}: this process already runs on {_active.name}; start a new process")
+            raise ValueError(f"train.platform={wanted}: this process already runs on {_active.name}; start a new process")
         return _active
     if "megatron.core" in sys.modules:
-        raise UserError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
+        raise ValueError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
     # megatron-core and torch.distributed warn at every start and step about each other's deprecated names; nothing a user could change.
     warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.(distributed|optim|utils|autograd)|contextlib")
     _active = importlib.import_module(f"{__name__}.{wanted}").activate(int(os.environ.get("LOCAL_RANK", "0")))

@@ -51,7 +51,7 @@ def compare(predicted: np.ndarray, truth: np.ndarray, lpips: Measure | None) -> 
     """
     frames = min(len(predicted), len(truth))
     if not frames or predicted.shape[1:] != truth.shape[1:]:
-        raise UserError(f"compare: frames of shape {predicted.shape} against {truth.shape}: expected at least one frame each, all of one size")
+        raise ValueError(f"compare: frames of shape {predicted.shape} against {truth.shape}: expected at least one frame each, all of one size")
     # Late, because it takes seconds, which only comparisons need.
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -108,7 +108,7 @@ def find_lpips() -> tuple[Measure | None, str]:
         weights = [features(f"features.{place}.weight", shape) for (place, *_), shape in zip(CONVOLUTIONS, SHAPES)]
         biases = [features(f"features.{place}.bias", shape[:1]) for (place, *_), shape in zip(CONVOLUTIONS, SHAPES)]
         linear = [fitted(f"lin{number}.model.1.weight", (1, shape[0], 1, 1)) for number, shape in enumerate(SHAPES)]
-    except ValueError as error:
+    except UserError as error:
         return None, f"no LPIPS: {error}"
     return partial(_lpips, list(zip(weights, biases)), linear), ""
 

@@ -20,7 +20,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
 from ..config.schema import SampleConfig
+from ..errors import RunError, UserError
 from ..hub.sampling_videogpt import Denoiser
+from ..train.together import everyone, together
 from .generate import Model, continue_row, encode
 from .output import Output
 from .prompts import Prompt, Source, read_prompt
@@ -31,9 +33,8 @@ def alike() -> Iterator[None]:
     """What goes wrong in this block goes wrong on every process in the same way: only one of them tells it."""
     try:
         yield
-    except ValueError as error:
-        error.on_every_rank = True  # type: ignore[attr-defined]
-        raise
+    except UserError as error:
+        raise error if getattr(error, "on_every_rank", False) else RunError(str(error)) from error
 
 
 def is_first() -> bool:
@@ -83,21 +84,22 @@ class Job:
 
     def _read(self, source: Source) -> Prompt | None:
         config = replace(self.model.config, sample=self.settings)
-        prompt, problem = None, None
-        try:
-            prompt = read_prompt(source, config, self.model.codec, self.args.history, self.interval)
-        except ValueError as error:
-            problem = error
-        _check_same(source, prompt, self.model.device)
-        if problem is None:
+
+        def read() -> tuple[Prompt | None, str]:
+            try:
+                return read_prompt(source, config, self.model.codec, self.args.history, self.interval), ""
+            except UserError as error:
+                return None, str(error)
+
+        prompt, problem = _alike(source, read)
+        if prompt is not None:
             return prompt
         if self.inputs == 1:
-            with alike():
-                raise problem
+            raise RunError(problem)
         self.skipped += 1
         self.progress.update(self.task, total=(self.inputs - self.skipped) * self.each)
         if is_first():
-            self.progress.console.print(f"error: {' '.join(str(problem).split())}", markup=False, highlight=False, soft_wrap=True)
+            self.progress.console.print(f"error: {' '.join(problem.split())}", markup=False, highlight=False, soft_wrap=True)
         return None
 
     def sample(self, row: list[tuple[Source, Prompt]], bases: dict[str, Path], lpips: Callable | None) -> dict[str, dict[str, Any]]:
@@ -106,7 +108,8 @@ class Job:
         prompts = [prompt for _, prompt in row]
         histories = encode(self.model, prompts)
         with ExitStack() as open_files:
-            outputs = [open_files.enter_context(self._output(bases, prompt, given)) for prompt, given in zip(prompts, histories)] if is_first() else []
+            with together(None, "opening the output"):
+                outputs = [open_files.enter_context(self._output(bases, prompt, given)) for prompt, given in zip(prompts, histories)] if is_first() else []
             for clips in continue_row(self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, decode=is_first()):
                 for output, clip in zip(outputs, clips):
                     output.append(clip)
@@ -164,21 +167,26 @@ class Job:
         }
 
 
-def _check_same(source: Source, prompt: Prompt | None, device: torch.device) -> None:
-    """Raise RunError where the processes of one model read different frames from an input, or only some could read it; a collective."""
-    from ..train.distributed import RunError, world_size
+def _alike(source: Source, read: Callable[[], tuple[Prompt | None, str]]) -> tuple[Prompt | None, str]:
+    """What this process reads of an input, or why it cannot be read, once all processes of the model have read the same; a collective.
 
-    if world_size() == 1:
-        return
-    digest = hashlib.blake2b(digest_size=7)
-    if prompt is not None:
-        digest.update(prompt.condition.tobytes())
-    low = torch.tensor(int.from_bytes(digest.digest(), "little") if prompt is not None else -1, device=device)
-    high = low.clone()
-    torch.distributed.all_reduce(low, op=torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(high, op=torch.distributed.ReduceOp.MAX)
-    if low != high:
-        raise RunError(f"{source}: the processes read different frames from it; put it where all of them see the same file")
+    Raises RunError where they read different frames, or only some could read it.
+    """
+    prompt, problem = None, ""
+
+    def digest() -> tuple[bytes, str]:
+        nonlocal prompt, problem
+        prompt, problem = read()
+        return hashlib.blake2b(b"" if prompt is None else prompt.condition.tobytes()).digest(), problem
+
+    told = everyone(digest, None, f"reading {source}")
+    failed = [(rank, text) for rank, (_, text) in enumerate(told) if text]
+    remedy = "put it where all of them see the same file"
+    if 0 < len(failed) < len(told):
+        raise RunError(f"process {failed[0][0]} cannot read what others can: {failed[0][1]}; {remedy}")
+    if len({found for found, _ in told}) > 1:
+        raise RunError(f"{source}: the processes read different frames from it; {remedy}")
+    return prompt, problem
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.decode import VideoWriter, to_model_range
+from ..errors import unusable
 from .evaluate import psnr, squared_errors
 from .generate import Clip
 from .options import FORMATS
@@ -49,8 +50,11 @@ class Output:
         self._every = -(-(len(prompt.condition) + total) // SHEET_FRAMES)
         self._tiles = prompt.condition[:: self._every], list[np.ndarray]()
         self._squares, self._compared = np.zeros(2), 0
-        base.parent.mkdir(parents=True, exist_ok=True)
-        self._video = VideoWriter(self.paths["mp4"], prompt.fps) if "mp4" in formats else None
+        try:
+            base.parent.mkdir(parents=True, exist_ok=True)
+            self._video = VideoWriter(self.paths["mp4"], prompt.fps) if "mp4" in formats else None
+        except OSError as error:
+            raise unusable(error.filename or base, error) from error
 
     def __enter__(self) -> Output:
         if self._video is not None:

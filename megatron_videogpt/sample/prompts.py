@@ -134,7 +134,7 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
         info = probe(source.path, limits)
         try:
             start, first, end = plan((info.frames - 1) // interval + 1, history, config.sample, codec)
-        except ValueError as error:
+        except UserError as error:
             raise BadVideo(source.path, str(error), "too_short") from error
         frames = read_clip(source.path, [index * interval for index in range(start, end)], side, multiple, limits)
     except BadVideo as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..config.schema import SampleConfig
+from ..errors import UserError
 from ..hub.sampling_videogpt import Noise, Settings
 from ..objective.noise import normal
 
 
 def sampling(config: SampleConfig) -> Settings:
-    """What the sampler takes of the section `sample`."""
-    return Settings(
+    """What the sampler takes of the section `sample`; UserError for what cannot be sampled with."""
+    settings = Settings(
         clips=config.clips,
         window=config.window,
         steps=config.steps,
@@ -20,6 +21,12 @@ def sampling(config: SampleConfig) -> Settings:
         history_noise=config.history_noise,
         time_shift=config.time_shift,
     )
+    try:
+        settings.check()
+    except ValueError as error:
+        # Stand-alone code, which knows no other type.
+        raise UserError(str(error)) from error
+    return settings
 
 
 def keyed_noise(keys: Sequence[int], seed: int) -> Noise:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .intervals import padding_intervals, shift
 
 PAD, CLEAN, NOISY, PREFIX, SOURCE = range(5)
@@ -56,7 +55,7 @@ class ClipShape:
 
     def __post_init__(self) -> None:
         if any(clip.frames < 0 for clip in self.clips) or min(self.grid) < 1 or self.prefix < 0:
-            raise UserError(f"clip shape {self}: frames and prefix must be at least 0 and the grid at least 1x1")
+            raise ValueError(f"clip shape {self}: frames and prefix must be at least 0 and the grid at least 1x1")
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,10 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from ..config.schema import ParallelConfig
-from ..errors import UserError
+from ..errors import RunError
 from ..platforms import Platform
 
 T = TypeVar("T")
-
-
-class RunError(UserError):
-    """Something a user can mend, raised with the same one line on every rank; only rank 0 prints it."""
-
-    on_every_rank = True
 
 
 def world_size() -> int:

@@ -14,8 +14,10 @@ from megatron.core import parallel_state
 
 from ..data.clips import Sample
 from ..data.loader import Loader
+from ..errors import PeerFailed, one_line
 from ..objective.base import Inputs, Objective
 from . import distributed
+from .together import Failure, gather
 
 
 def is_reader() -> bool:
@@ -64,24 +66,26 @@ def aside(device: torch.device) -> Callable[[], Any]:
 def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None) -> tuple[list[Sample], Any]:
     """`read()` on the reading rank: its samples (without pixels, on the CPU) and what it says of them on all ranks that share them.
 
-    A ValueError of the reader becomes a RunError on these ranks.  Latents travel as one float32 tensor on `device`, first through the first of `groups`
-    (megatron-core's by default); all else beside it.
+    What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of it (see `together`).  Latents
+    travel as one float32 tensor on `device`, first through the first of `groups` (megatron-core's by default); all else beside it.
     """
     samples: list[Sample] = []
     header: list[Any] = [None]
+    failed: BaseException | None = None
     if is_reader():
         assert read is not None
         try:
             samples, note = read()
             header = [([(s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None, s.scored, s.number) for s in samples], note)]
-        except ValueError as error:
-            header = [str(error)]
+        except BaseException as error:  # noqa: BLE001  (raised when the others know)
+            failed, header = error, [Failure(torch.distributed.get_rank(), False, one_line(error))]
     groups = [group for group in (_device_groups() if groups is None else groups) if group.size() > 1]
     for group in groups:
         torch.distributed.broadcast_object_list(header, _ranks(group)[0], group=group)
-    if isinstance(header[0], str):
-        # Rank 0 speaks for all, but of data that it does not share it knows nothing.
-        raise (ValueError if is_reader() and parallel_state.get_data_parallel_rank() else distributed.RunError)(header[0])
+    if failed is not None:
+        raise failed
+    if isinstance(header[0], Failure):
+        raise PeerFailed(header[0].rank, f"rank {header[0].rank} failed: {header[0].text}")
     entries, note = header[0]
     if is_reader() and not groups:
         return [replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu()) for s in samples], note
@@ -103,11 +107,37 @@ def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.dev
 
 @dataclass(frozen=True)
 class StepData:
-    """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were rejected, by kind."""
+    """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were rejected, by kind.
+
+    everywhere: whether every rank has read its part; waits for the slowest.  Where one could not, `explain` raises on all of them, a collective (see
+    `together.everyone`).
+    """
 
     samples: list[Sample]
     rows: list[Inputs]
     rejected: dict[str, int]
+    everywhere: Callable[[], bool] = lambda: True
+    explain: Callable[[], Any] = lambda: None
+
+
+def told(read: Callable[[], StepData], group: Any, control: Any, doing: str) -> StepData:
+    """`read()`, and to all ranks whether that went well, in the background.
+
+    group: of all ranks on CPU tensors, in which nothing else happens; control: another one, for the thread that uses the data.
+    """
+    data, failed = StepData([], [], {}), None
+    try:
+        data = read()
+    except BaseException as error:  # noqa: BLE001  (raised where the data are used, on all ranks)
+        failed = error
+    anyone = torch.tensor(int(failed is not None))
+    work = torch.distributed.all_reduce(anyone, op=torch.distributed.ReduceOp.MAX, group=group, async_op=True)
+
+    def everywhere() -> bool:
+        work.wait()
+        return not anyone.item()
+
+    return replace(data, everywhere=everywhere, explain=lambda: gather(None, failed, control, doing))
 
 
 def step_data(loader: Loader | None, group: Any, objective: Objective) -> StepData:

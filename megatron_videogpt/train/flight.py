@@ -66,8 +66,11 @@ class Flight:
         if self.pending is None:
             self.before = Mark(run.platform.device)
         run.phase(f"reading data of step {state.step + 1}")
-        given = self._read(data)
+        given = next(data)
         waited = time.perf_counter() - started
+        run.phase(f"waiting for other ranks to read data of step {state.step + 1}", joint=True)
+        if not given.everywhere():
+            self._end(given)
         self.rejected.add(given.rejected)
         rate = learning_rate(config.optimizer, state.step, config.train.steps)
         set_learning_rate(run.optimizer, rate)
@@ -87,13 +90,12 @@ class Flight:
         self.pending = Launched(state.step, outcome, self.gate.limit, given.samples, interval, line, rejected)
         return due
 
-    def _read(self, data: Iterator[StepData]) -> StepData:
+    def _end(self, given: StepData) -> None:
+        """Where a rank has no data the run ends; what it did before is recorded, for which all ranks are still here."""
         try:
-            return next(data)
-        except ValueError:
-            # The run ends here; what it did before is recorded.
             self.land()
-            raise
+        finally:
+            given.explain()
 
     def _limit(self) -> float:
         """The largest gradient norm of the step that is being launched."""

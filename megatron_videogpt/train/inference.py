@@ -66,7 +66,7 @@ def _load_released(source: Path, step: int | None, device: Platform, average: bo
             raise UserError(f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first")
         config = folder_config(source)
         weights = open_source(folder, config.codec, None, None, allow_extra=True)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         problem = str(error)
     distributed.raise_together(problem)
     config = _prepare(config, device)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from ..attention.choice import WrongHere, choose
+from ..attention.choice import WrongHere, candidates, choose
 from ..config.schema import Config
+from ..errors import UserError
 from ..platforms import Platform
 from .distributed import RunError
+from .together import together
 
 
 def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:
     """(backend, why), agreed by all ranks; a collective.  See `attention.choice.choose`.
 
-    Raises RunError where no rank can go on, and ValueError on the ranks whose device computed something wrong.
+    Raises RunError where no rank can go on, and WrongHere on the ranks whose device computed something wrong.
     """
 
     def worst(outcome: int) -> int:
@@ -24,9 +26,12 @@ def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:
     model = config.model
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     heads = model.num_attention_heads // model.kv_heads
+    with together(None, "choosing an attention backend"):
+        # What a rank has installed it alone knows.
+        candidates(config.attention.backend, platform.device.type, dtype, model.head_dim, deterministic=config.attention.deterministic)
     try:
         return choose(config.attention.backend, platform.device, dtype, model.head_dim, heads, config.attention.deterministic, worst)
     except WrongHere:
         raise
-    except ValueError as error:
+    except UserError as error:
         raise RunError(str(error)) from None

@@ -19,6 +19,7 @@ from ..convert.side import carry_on
 from ..data.codec import Codec, build_codec
 from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
+from ..errors import UserError
 from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
@@ -30,6 +31,7 @@ from .feed import is_reader
 from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
+from .together import everyone, together
 
 
 @dataclass
@@ -105,11 +107,14 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     phase("joining the process groups")
     distributed.start(platform, config.parallel, config.train.timeout_minutes)
     control = distributed.control_group(config.train.timeout_minutes)
-    phase("building the model")
-    codec = build_codec(config.codec).to(platform.device, torch.float32)
+    phase("opening the data")
+    with together(control, "loading the codec"):
+        codec = build_codec(config.codec).to(platform.device, torch.float32)
     _check_same_codec(config, codec, control)
     config = _with_recompute(config, codec.channels, platform, control)
-    source = open_source(config.data, codec) if is_reader() else None
+    with together(control, "opening the data"):
+        source = open_source(config.data, codec) if is_reader() else None
+    phase("building the model")
     model = wrap(config, build_model(config, codec.channels, platform))
     optimizer = build_optimizer(config, model)
     average = Average([chunk.module for chunk in model], optimizer, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
@@ -127,7 +132,7 @@ def _with_recompute(config: Config, channels: int, platform: Platform, control: 
     memory = float(smallest)
     try:
         resolved = resolve_recompute(config, distributed.world_size(), channels, memory)
-    except ValueError as error:
+    except UserError as error:
         raise distributed.RunError(str(error)) from None
     if resolved is not config and distributed.is_rank_zero():
         layers = f", {resolved.parallel.recompute_layers} layers of each pipeline rank" if resolved.parallel.recompute_layers else ""
@@ -137,12 +142,14 @@ def _with_recompute(config: Config, channels: int, platform: Platform, control: 
 
 def _data_fingerprint(config: Config, source: Source | None, codec: Codec, control: Any) -> str:
     """What decides which sample has which number, and what it is (`StepPlanner.fingerprint`): the same on every rank, or RunError."""
-    mine = None
-    if source is not None:
+
+    def fingerprint() -> str | None:
+        if source is None:
+            return None
         cell = codec.spatial_stride * config.model.patch_size
-        mine = StepPlanner(source.train, config.train.seed, config, cell, parallel_state.get_data_parallel_world_size()).fingerprint
-    seen: list[Any] = [None] * distributed.world_size()
-    torch.distributed.all_gather_object(seen, mine, group=control)
+        return StepPlanner(source.train, config.train.seed, config, cell, parallel_state.get_data_parallel_world_size()).fingerprint
+
+    seen = everyone(fingerprint, control, "planning the steps")
     found = sorted({fingerprint for fingerprint in seen if fingerprint is not None})
     if len(found) > 1:
         raise distributed.RunError(

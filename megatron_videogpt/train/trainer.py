@@ -13,7 +13,7 @@ from ..config.schema import Config
 from ..data.loader import Loader
 from . import distributed
 from .ahead import Ahead
-from .feed import StepData, aside, host_group, is_reader, step_data
+from .feed import StepData, aside, host_group, is_reader, step_data, told
 from .flight import Flight
 from .folders import checkpoint_name
 from .health import Agreement
@@ -22,6 +22,7 @@ from .optimizer import whole_parameters
 from .rejected import REJECTED, record_left_out
 from .run import Run, build
 from .saver import Saver
+from .together import together
 from .validation import Validation
 
 
@@ -29,25 +30,29 @@ def read_ahead(run: Run) -> Ahead[StepData]:
     """This rank's data parallel share of the steps that are left, from the state's consumed samples on."""
     config = run.config
     # Made here and not in the thread that reads: making a group is a collective of all ranks, and only the main thread can set signals for processes.
-    group, beside = host_group(config.train.timeout_minutes), aside(run.platform.device)
+    group, everybody = host_group(config.train.timeout_minutes), distributed.control_group(config.train.timeout_minutes)
+    beside = aside(run.platform.device)
     loader: Loader | None = None
-    if is_reader():
-        loader = Loader(
-            run.source,
-            run.codec,
-            config,
-            parallel_state.get_data_parallel_rank(),
-            parallel_state.get_data_parallel_world_size(),
-            consumed=run.state.consumed,
-            rejected_file=run.output / REJECTED,
-        )
+    with together(run.control, "starting to read data"):
+        if is_reader():
+            loader = Loader(
+                run.source,
+                run.codec,
+                config,
+                parallel_state.get_data_parallel_rank(),
+                parallel_state.get_data_parallel_world_size(),
+                consumed=run.state.consumed,
+                rejected_file=run.output / REJECTED,
+            )
+
+    def read() -> StepData:
+        with beside():
+            return step_data(loader, group, run.objective)
 
     def steps() -> Iterator[StepData]:
         try:
-            for _ in range(run.state.step, config.train.steps):
-                with beside():
-                    step = step_data(loader, group, run.objective)
-                yield step
+            for step in range(run.state.step, config.train.steps):
+                yield told(read, everybody, run.control, f"reading the data of step {step + 1}")
         finally:
             if loader is not None:
                 loader.close()
@@ -78,17 +83,18 @@ class Stop:
 
 
 def train(config: Config, phase: Callable[..., None] = lambda name, **options: None) -> None:
-    """Train to `train.steps`, resuming what `train.output` holds; raises RunError or ValueError in one line for whatever a user can mend.
+    """Train to `train.steps`, resuming what `train.output` holds; raises UserError in one line for whatever a user can mend.
 
     phase: is told what the run does next (see `watchdog.Watchdog`).
     """
     stop = Stop()
     run = build(config, phase)
-    writer = MetricsWriter(run.output, config, distributed.is_rank_zero(), resume_step=run.state.step)
-    record_left_out(run, writer)
+    with together(run.control, "opening the run's records"):
+        writer = MetricsWriter(run.output, config, distributed.is_rank_zero(), resume_step=run.state.step)
+        record_left_out(run, writer)
     phase("reading the validation samples")
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
-    validation = Validation(run.config, run.source, run.codec, run.objective, run.platform) if wanted else None
+    validation = Validation(run) if wanted else None
     try:
         finished = _loop(run, writer, validation, stop)
         if finished and validation is not None:

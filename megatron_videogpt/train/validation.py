@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,20 +11,20 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from ..config.schema import Config
+from ..data.bad import BadVideo
 from ..data.clips import Sample
-from ..data.codec import Codec
 from ..data.decode import to_pixels
-from ..data.loader import validation_samples
+from ..data.loader import HeldOut, readable
+from ..errors import UserError
 from ..model.denoiser import build_denoiser
-from ..objective.base import Objective
-from ..platforms import Platform
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
 from ..sample.render import contact_sheet, prediction_video
 from . import distributed
 from .feed import is_reader, share
 from .metrics import MetricsWriter
+from .run import Run
 from .step import describe, empty_statistics, reduce_statistics, run_schedule
+from .together import everyone, together
 
 T = TypeVar("T")
 
@@ -33,21 +34,44 @@ def _bare(model: list[Any]) -> list[Any]:
 
 
 class Validation:
-    """A fixed set of held-out samples, encoded once; every data parallel rank takes its share."""
+    """A fixed set of held-out samples, encoded once; every data parallel rank reads and keeps its share, the first one among them.
 
-    def __init__(self, config: Config, source: Any, codec: Codec, objective: Objective, platform: Platform) -> None:
-        self.config, self.codec, self.objective, self.platform = config, codec, objective, platform
-        count = max(config.eval.samples if config.eval.every else 0, config.eval.final_scenes, 1)
-        self.read: list[Sample] = []
+    samples: the share of this data parallel rank; read: the same with pixels, on the rank that read them.
+    """
 
-        def read() -> tuple[list[Sample], None]:
-            self.read = validation_samples(source, codec, config, count)
-            return self.read, None
+    def __init__(self, run: Run) -> None:
+        self.config, self.codec, self.objective, self.platform = run.config, run.codec, run.objective, run.platform
+        self.number, self.replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        self.read = self._read(run)
+        self.samples, _ = share((lambda: (self.read, None)) if is_reader() else None, self.platform.device)
 
-        self.samples, _ = share(read if is_reader() else None, platform.device)
+    def _read(self, run: Run) -> list[Sample]:
+        """This rank's share, where it reads; which samples there are all readers find out together, since some may not be readable."""
+        options, doing = self.config.eval, "reading the validation samples"
+        count = max(options.samples if options.every else 0, options.final_scenes, 1)
+        with ExitStack() as stack:
+            held: HeldOut | None = None
+            with together(run.control, doing):
+                if is_reader():
+                    held = stack.enter_context(HeldOut(run.source, self.codec, self.config))
 
-    def _mine(self, samples: list[T]) -> list[T]:
-        return samples[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
+            def read(numbers: list[int]) -> dict[int, BadVideo]:
+                found = everyone(lambda: held.read(self._share(numbers)) if held is not None else {}, run.control, doing)
+                return {number: error for part in found for number, error in part.items()}
+
+            try:
+                numbers = readable(self.config, count, read)
+            except UserError as error:
+                raise distributed.RunError(str(error)) from error
+            return [held.samples[number] for number in self._share(numbers)] if held is not None else []
+
+    def _share(self, items: list[T]) -> list[T]:
+        """What falls to this data parallel rank."""
+        return items[self.number :: self.replicas]
+
+    def _mine(self, count: int) -> int:
+        """How many of the first `count` of all samples fall to this data parallel rank: the first so many of `samples`."""
+        return len(range(self.number, count, self.replicas))
 
     def due(self, step: int) -> bool:
         """Whether `during` has something to do after `step`."""
@@ -73,7 +97,7 @@ class Validation:
     @torch.no_grad()
     def measure(self, model: list[Any], writer: MetricsWriter, step: int) -> float:
         """Loss on the held-out samples, with the same noise every time."""
-        packs = self._packs(self._mine(self.samples[: self.config.eval.samples]))
+        packs = self._packs(self.samples[: self._mine(self.config.eval.samples)])
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         rows = [self.objective.prepare(pack, self.config.parallel.row_multiple).shard(*context).to(self.platform.device) for pack in packs]
         for chunk in model:
@@ -108,7 +132,9 @@ class Validation:
         return given, frames - given
 
     def predict(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
-        """A continuation of the first held-out sample: a video in the log, a contact sheet in the run's folder."""
+        """A continuation of the first held-out sample, by the ranks that share it: a video in the log, a contact sheet in the run's folder."""
+        if self.number:
+            return
         given, generated = self._given()
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         (latents,) = predict(denoise, self.samples[:1], given, generated, self.config.sample, self.config.train.seed)
@@ -132,13 +158,12 @@ class Validation:
         """
         given, generated = self._given()
         settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
-        mine = self._mine(list(range(min(self.config.eval.final_scenes, len(self.samples)))))
+        mine = self.samples[: self._mine(self.config.eval.final_scenes)]
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
-        predicted = predict(denoise, [self.samples[n] for n in mine], given, generated, settings, self.config.train.seed)
+        predicted = predict(denoise, mine, given, generated, settings, self.config.train.seed)
         sums = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
         if is_reader():
-            for n, latents in zip(mine, predicted):
-                sample = self.read[n]
+            for sample, latents in zip(self.read, predicted):
                 assert sample.pixels is not None
                 video = decode_continuation(self.codec, sample.mean[:given], latents)
                 ours, repeat = squared_errors(video, sample.pixels, pixel_frames(self.codec, given))

@@ -3,19 +3,22 @@
 Three things end a run: a phase of the main thread that lasts longer than `train.timeout_minutes`; another process of this node that was killed; and the
 launcher's own death.  A thread looks twice a second, since the main thread may sit inside a collective operation that never returns.
 
-The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files in the temporary folder, named after
-the launcher and its restart count.  That needs no network, works before the process group exists and while it hangs, and cannot mix up the process ids of
-two machines.  A process that ends properly removes its file; one that fails with an error of its own writes so; what a killed one leaves says neither.
+The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files, named after the launcher and its restart
+count, in a place that its user alone can enter: what stands there decides whose processes are ended.  That needs no network, works before the process
+group exists and while it hangs, and cannot mix up the process ids of two machines.  A process that ends properly removes its file; one that fails with
+an error of its own writes so; what a killed one leaves says neither.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -25,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..errors import PeerFailed, UserError, is_user_error, one_line
 from .logs import log_path
 
 INTERVAL = 0.5
@@ -40,6 +44,8 @@ LOST = ("gloo", "NCCL", "HCCL", "Connection closed by peer", "Connection reset b
 """What communication libraries say, beside torch.distributed's own exception types, when a peer is gone."""
 
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
+
+REPORTED = "reported"  # file with what the first rank that ended told
 
 JOINT_GRACE = 2.0
 """Seconds that a rank gives the others it waits for."""
@@ -101,6 +107,22 @@ def _launcher() -> int:
         return parent
 
 
+def private_folder() -> Path:
+    """A folder in the temporary folder that belongs to this user and that nobody else can enter; UserError where another one is in its place."""
+    folder = Path(tempfile.gettempdir()) / f"megatron_videogpt_{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # Of the name itself: a link of somebody else's leads where he likes, tomorrow elsewhere.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a folder"
+        raise UserError(
+            f"{folder}: {kind} of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; expected a folder of user {os.getuid()} with mode 0700, "
+            "through which the ranks of a node find each other: remove it, or set TMPDIR to a folder of your own"
+        )
+    return folder
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an exception is a communication library's way to say that another rank is gone or silent."""
     if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
@@ -150,6 +172,7 @@ class Watchdog:
         self._thread.join()
         if error is not None:
             self._write("failed")
+            self._tell_once(error)
         elif self._folder is not None:
             (self._folder / f"rank_{self.rank:05d}").unlink(missing_ok=True)
             try:
@@ -157,16 +180,23 @@ class Watchdog:
             except OSError:  # not empty: others are still at work
                 pass
 
+    def _tell_once(self, error: BaseException) -> None:
+        """Raise PeerFailed where a neighbour has failed in just this way: one traceback is enough."""
+        text = one_line(error)
+        if isinstance(error, Exception) and not is_user_error(error) and not isinstance(error, PeerFailed) and not self._is_first(text):
+            rank, said = self._reported()
+            if said == text:
+                raise PeerFailed(int(rank), f"rank {rank} failed in the same way: {text}") from error
+
     def _meet(self) -> Path:
         """The folder that the processes of this launcher share; folders of launchers that are gone are removed."""
-        parent, start = os.getppid(), f"megatron_videogpt_{os.getuid()}_"
-        attempt = f"{parent}_{born(parent) or '?'}_{os.environ.get('MASTER_PORT', '0')}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        root = Path(tempfile.gettempdir())
-        for old in root.glob(f"{start}*_*_*"):
-            pid, when = old.name[len(start) :].split("_")[:2]
-            if born(int(pid)) != when and int(pid) != parent:
+        parent, root = os.getppid(), private_folder()
+        for old in root.glob("*_*_*_*"):
+            pid, when = old.name.split("_")[:2]
+            if pid.isdigit() and born(int(pid)) != when and int(pid) != parent:
                 shutil.rmtree(old, ignore_errors=True)
-        folder = root / (start + attempt)
+        port, restart = (os.environ.get(name, "0") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
+        folder = root / f"{parent}_{born(parent) or '?'}_{port}_{restart}"
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -251,11 +281,19 @@ class Watchdog:
         kill_helpers(os.getpid())
         os._exit(1)
 
-    def _is_first(self) -> bool:
+    def _is_first(self, text: str = "") -> bool:
+        """Whether no rank of this node has told yet why it ends; text: what this one tells."""
         if self._folder is None:
             return True
         try:
-            os.close(os.open(self._folder / "reported", os.O_CREAT | os.O_EXCL, 0o600))
+            file = os.open(self._folder / REPORTED, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             return False
+        os.write(file, f"{self.rank} {text}".encode())
+        os.close(file)
         return True
+
+    def _reported(self) -> tuple[str, str]:
+        """(rank, text) of the first one."""
+        rank, _, text = ((self._folder or Path()) / REPORTED).read_text(encoding="utf-8").partition(" ")
+        return rank, text

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import av
-import filelock
 import numpy as np
 import pytest
 
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import Blob, probe, read_frames
 from megatron_videogpt.data.listings import Listing, Row
+from megatron_videogpt.data.locks import locked
 from megatron_videogpt.data.prepare import LOCK, Options, prepare
 from megatron_videogpt.data.prepare_video import Ready, read_row
 from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
 from megatron_videogpt.data.shards import load_index
+from megatron_videogpt.errors import UserError
 from tests.clips import BIRD, CINEPAK, EVERY_CONTAINER, ODD, SCENES, SHOTS, SMALL, SOUND, TALL, TRAILER, more
 from tools import prepare_videos
 
@@ -119,7 +120,10 @@ def test_a_finished_folder_is_left_alone_and_another_command_refused(source: Pat
 
 def test_one_process_at_a_time_writes_to_a_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with filelock.FileLock(tmp_path / "out" / LOCK), pytest.raises(ValueError, match="another process is preparing videos there"):
+    with (
+        locked(tmp_path / "out" / LOCK, 0, "preparing"),
+        pytest.raises(UserError, match=r"prepare.lock: locked by process \d+ on .*, which is preparing videos there;"),
+    ):
         prepare(Options((str(source),)), tmp_path / "out", 0, 60)
     with pytest.raises(ValueError, match="no video in it"):
         prepare(Options((str(tmp_path / "out"),)), tmp_path / "none", 0, 60)
@@ -135,6 +139,7 @@ def slowly(row: Row, options: Options) -> list[Ready] | None:
 PROGRAM = """
 import sys
 from pathlib import Path
+from megatron_videogpt.data.locks import locked
 from megatron_videogpt.data.prepare import LOCK, Options, prepare
 from tests.data.test_prepare import slowly
 if __name__ == "__main__":

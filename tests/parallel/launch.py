@@ -77,9 +77,7 @@ def _connect() -> socket.socket:
             address.unlink(missing_ok=True)
         with (folder / "log").open("w") as log:
             command = [sys.executable, "-m", "tests.forkserver", str(address)]
-            server = subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment_of(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            server = subprocess.Popen(command, cwd=REPOSITORY, env=environment_of(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         while True:
             try:
                 connection.connect(str(address))

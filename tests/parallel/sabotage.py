@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from megatron_videogpt.errors import UserError
+
 
 def save_fails(times: int) -> None:
     """The first `times` attempts to write a checkpoint fail on rank 0 as on a full disk; the other ranks go through."""
@@ -57,7 +59,40 @@ def slow_rank(rank: int, seconds: float) -> None:
     NextClipDiffusion.prepare = prepare  # type: ignore[method-assign]
 
 
+def storage_fails(rank: int, step: int, error: Exception, *broken: int) -> None:
+    """One rank cannot read the data of a step (from 1), after the loss was no number in the `broken` ones."""
+    from megatron_videogpt.data.loader import Loader
+
+    real, now = Loader.__next__, [0]
+
+    def read(self: Any) -> Any:
+        now[0] += 1
+        if now[0] == step and int(os.environ.get("RANK", "0")) == rank:
+            raise error
+        return real(self)
+
+    Loader.__next__ = read  # type: ignore[method-assign]
+    loss_breaks(float("nan"), *broken)
+
+
+def validation_fails(rank: int, error: Exception) -> None:
+    """One rank cannot read its validation samples."""
+    from megatron_videogpt.data import loader
+
+    real = loader.Reading.finish
+
+    def finish(self: Any, plan: Any) -> Any:
+        if self.keep_pixels and int(os.environ.get("RANK", "0")) == rank:
+            raise error
+        return real(self, plan)
+
+    loader.Reading.finish = finish  # type: ignore[method-assign]
+
+
 BREAK = {
+    "unreadable_after_a_skipped_step": lambda: storage_fails(1, 4, UserError("the disk of node 7 is gone"), 3),
+    "fault_after_a_skipped_step": lambda: storage_fails(1, 4, KeyError("frames"), 3),
+    "fault_in_validation": lambda: validation_fails(1, ValueError("not the user's")),
     "save_fails_once": lambda: save_fails(1),
     "save_fails_twice": lambda: save_fails(2),
     "save_fails": lambda: save_fails(10**6),

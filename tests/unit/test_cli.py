@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megatron_videogpt import __main__ as cli
-from megatron_videogpt.config.load import ConfigError, load_config
+from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.errors import PeerFailed, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "examples" / "videogpt" / "quickstart.toml")
@@ -73,20 +77,44 @@ def test_every_problem_is_one_error_line_and_only_rank_0_prints_it(capsys: pytes
     assert cli.main(argv) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" = ")[0] for line in lines] == ["error: data.fames", "error: train.steps", "error: model.hidden_size"]
-    waited: list[float] = []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
-    monkeypatch.setenv("RANK", "1")
-    assert cli.main(argv) == 2
-    assert waited == [cli.SILENT_RANK_SECONDS]
-    assert capsys.readouterr().err == ""
+
+
+def ended(seconds: float) -> None:
+    """What the launcher does to a rank that sleeps when another one has ended."""
+    raise SystemExit(f"slept {seconds:g}")
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """A silent rank lets SIGTERM end it: only here it must not."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_rank_stays_silent_until_it_is_ended_and_speaks_where_nobody_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["train", QUICKSTART, "model.hidden_size=250"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, local, seconds in (("1", "1", 20), ("8", "0", 10)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local)
+        monkeypatch.setattr(cli.time, "sleep", ended)
+        with pytest.raises(SystemExit, match=f"slept {seconds}"):
+            cli.main(argv)
+        assert capsys.readouterr().err == "" and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        # Rank 0 has another configuration, or sees other files.
+        monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+        assert cli.main(argv) == 2
+        assert capsys.readouterr().err.startswith(f"error (rank {rank}): model.hidden_size = 250")
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("frames = 3: too few;\n  use more"), "error: frames = 3: too few; use more"),
+        (UserError("frames = 3: too few;\n  use more"), "error: frames = 3: too few; use more"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: [Errno 28] No space left on device"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.mp4"), "error: [Errno 2] No such file or directory: 'x.mp4'"),
+        (BadVideo("x.mp4", "is empty"), "error: x.mp4: is empty"),
     ],
 )
 def test_user_errors_are_one_line_without_traceback(error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,12 +132,40 @@ def test_user_errors_are_one_line_without_traceback(error: Exception, line: str,
         cli.main(["options", "--traceback"])
 
 
-def test_a_bad_video_is_a_user_error_and_a_bug_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_videogpt.data.decode import BadVideo
+FAULTS = (ValueError("bug"), KeyError("bug"), RuntimeError("bug"), OSError(errno.EIO, "bug"), FileNotFoundError(errno.ENOENT, "bug"), PermissionError("bug"))
 
-    assert cli.is_user_error(BadVideo("x.mp4", "empty"))
-    assert cli.is_user_error(ConfigError(["a"]))
-    assert not cli.is_user_error(RuntimeError("bug")) and not cli.is_user_error(KeyError("bug")) and not cli.is_user_error(OSError(errno.EIO, "bug"))
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_a_fault_keeps_its_traceback_and_names_its_rank(error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def deep(config: object, phase: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "COMMANDS", {"options": lambda args: deep(args, args)})
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(type(error), match="bug") as caught:
+        cli.main(["options"])
+    assert "deep" in [entry.name for entry in caught.traceback] and capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(type(error), match="bug"):
+        cli.main(["options"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error (rank 3): {type(error).__name__}: ") and "bug" in line
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_rank_that_ends_with_another_one_has_nothing_to_add(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: object) -> None:
+        raise PeerFailed(9, "rank 9 failed, reading the data of step 4: KeyError: 'x'")
+
+    monkeypatch.setitem(cli.COMMANDS, "options", fail)
+    monkeypatch.setattr(cli.time, "sleep", ended)
+    with pytest.raises(SystemExit):
+        cli.main(["options"])
+    assert capsys.readouterr().err == ""
+    # On another machine nobody ends it.
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    assert cli.main(["options"]) == 1
+    assert "rank 9 failed, reading the data of step 4" in capsys.readouterr().err
 
 
 def test_stray_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

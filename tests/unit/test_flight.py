@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_videogpt.errors import UserError
 from tests.session import Session
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -168,19 +169,21 @@ def test_too_many_skipped_steps_end_the_run_before_another_update(tmp_path: Path
     assert tested.run.state.step == 3
 
 
-def test_a_line_is_not_lost_when_reading_fails(tmp_path: Path) -> None:
-    from megatron_videogpt.train.distributed import RunError
+@pytest.mark.parametrize("kind", [KeyError, ValueError, UserError])
+def test_nothing_is_lost_when_reading_fails(tmp_path: Path, kind: type[Exception]) -> None:
+    from megatron_videogpt.train.feed import told
 
-    def failing() -> Iterator[Any]:
-        yield next(samples())
-        raise RunError("no more videos")
+    def fail() -> Any:
+        raise kind("no more videos")
 
-    tested, lines = start(tmp_path)
-    data = failing()
+    tested, lines = start(tmp_path, max_skipped=5)
+    group, data = tested.run.control, samples(broken=(2,))
     tested.launch(data)
-    with pytest.raises(RunError, match="no more videos"):
-        tested.launch(data)
-    assert [step for step, _ in lines] == [1]
+    tested.launch(told(lambda: next(data), group, group, "reading the data of step 2") for _ in range(1))
+    with pytest.raises(kind, match="no more videos"):
+        tested.launch(told(fail, group, group, "reading the data of step 3") for _ in range(1))
+    # The step before was skipped, which all ranks record together.
+    assert [step for step, _ in lines] == [1, 2] and '"step": 2' in (tmp_path / "skipped.jsonl").read_text()
 
 
 def test_rejected_samples_are_counted_and_change_no_step(tmp_path: Path) -> None:

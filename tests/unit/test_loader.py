@@ -23,7 +23,8 @@ from megatron_videogpt.data.clips import Plans, Sample, SamplePlan, sample_key
 from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.data.index import Source, open_source
-from megatron_videogpt.data.loader import Loader, validation_samples
+from megatron_videogpt.data.loader import HeldOut, Loader, readable
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective import build_objective
 from megatron_videogpt.train.watchdog import born
 
@@ -135,12 +136,24 @@ def test_latents_are_those_of_the_pixels(source: Source) -> None:
         torch.testing.assert_close(sample.mean, CODEC.encode(to_model_range(sample.pixels))[0], atol=1e-5, rtol=0)
 
 
+def held_out(source: Source, count: int, replicas: int = 1, keep_pixels: bool = True) -> list[list[Sample]]:
+    """Held-out samples as so many replicas share them: each reads its own only."""
+    readers = [HeldOut(source, CODEC, config_of(), keep_pixels) for _ in range(replicas)]
+
+    def read(numbers: list[int]) -> dict[int, BadVideo]:
+        found = [reader.read(numbers[n::replicas]) for n, reader in enumerate(readers)]
+        return {number: error for part in found for number, error in part.items()}
+
+    numbers = readable(config_of(), count, read)
+    return [[reader.samples[number] for number in numbers[n::replicas]] for n, reader in enumerate(readers)]
+
+
 def test_validation_is_fixed_and_disjoint(source: Source, reference_order: list[Sample]) -> None:
-    first, second = (validation_samples(source, CODEC, config_of(), 12) for _ in range(2))
+    (first,), (second,) = (held_out(source, 12) for _ in range(2))
     assert same(first, second) and len({sample.key for sample in first}) == 12
     assert not {sample.key for sample in first} & {sample.key for sample in reference_order}
     assert first[0].pixels is not None
-    assert same(validation_samples(source, CODEC, config_of(), 5, keep_pixels=False), first[:5])
+    assert same(held_out(source, 5, keep_pixels=False)[0], first[:5])
 
 
 @dataclass(frozen=True)
@@ -218,10 +231,21 @@ def test_too_many_bad_samples_stop_the_run() -> None:
 
 def test_validation_goes_on_to_the_next_samples() -> None:
     source = Source(Patchy({}), Patchy({2: "torn"}))
-    assert [sample.number for sample in validation_samples(source, CODEC, config_of(), 5)] == [0, 1, 3, 4, 5]
+    assert [sample.number for sample in held_out(source, 5)[0]] == [0, 1, 3, 4, 5]
     unreadable = Source(Patchy({}), Patchy(dict.fromkeys(range(40), "torn")))
-    with pytest.raises(ValueError, match="^2 of 5 validation samples could not be read; the last: v1.mp4: torn$"):
-        validation_samples(unreadable, CODEC, config_of(), 4)
+    with pytest.raises(UserError, match="^4 of 4 validation samples could not be read; the last: v3.mp4: torn$"):
+        held_out(unreadable, 4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 8])
+def test_every_replica_reads_its_share_of_validation_and_no_more(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, asked = Source(Patchy({}), Patchy({2: "torn"})), []
+    monkeypatch.setattr(Patchy, "job", lambda self, plan, real=Patchy.job: (asked.append(plan.number), real(self, plan))[1])
+    shares = held_out(source, 7, replicas)
+    # As one list that is dealt out: the first sample, which is shown, is the first replica's.
+    assert [[sample.number for sample in share] for share in shares] == [[0, 1, 3, 4, 5, 6, 7][n::replicas] for n in range(replicas)]
+    # A bad one moves those after it to the next replica, once; nobody reads everything.
+    assert len(asked) <= 8 + 5 and set(asked) == set(range(8))
 
 
 def test_latents_are_not_encoded_and_pixels_are_their_decoding() -> None:

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from megatron_videogpt.train.watchdog import born, is_lost_connection
+from megatron_videogpt.errors import UserError
+from megatron_videogpt.train.watchdog import Watchdog, born, is_lost_connection, private_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BEGIN = """
@@ -152,3 +154,50 @@ def test_which_errors_are_lost_connections() -> None:
     assert is_lost_connection(RuntimeError("Timed out waiting 1800000ms for recv operation to complete"))
     assert not is_lost_connection(ValueError("gloo"))
     assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def place_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ranks of this user look for each other."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"megatron_videogpt_{os.getuid()}"
+
+
+def test_ranks_meet_where_nobody_else_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = place_of(tmp_path, monkeypatch)
+    assert private_folder() == private_folder() == place and place.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("RANK", "0")
+    with Watchdog(1.0, tmp_path / "run") as watchdog:
+        assert watchdog._folder is not None and watchdog._folder.parent == place
+        # What a launcher left that is gone; what has no such name is not ours.
+        (place / "999999_1_1_0").mkdir()
+        (place / "notes_a_b_c").mkdir()
+        assert Watchdog(1.0, tmp_path / "run")._folder == watchdog._folder
+        assert not (place / "999999_1_1_0").exists() and (place / "notes_a_b_c").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "open", "foreign"])
+def test_a_place_that_somebody_else_prepared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    place, elsewhere = place_of(tmp_path, monkeypatch), tmp_path / "elsewhere"
+    if kind == "link":
+        elsewhere.mkdir(mode=0o700)
+        place.symlink_to(elsewhere)
+    elif kind == "file":
+        place.touch(mode=0o600)
+    else:
+        place.mkdir(mode=0o700)
+        place.chmod(0o777 if kind == "open" else 0o700)
+    if kind == "foreign":
+        real = Path.lstat
+        monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result([*real(path)[:4], 12345, *real(path)[5:]]))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=f"{place}: .*expected a folder of user {os.getuid()} with mode 0700.*TMPDIR"):
+        Watchdog(1.0, tmp_path / "run")
+    assert not elsewhere.is_dir() or not list(elsewhere.iterdir())
+
+
+def test_the_same_fault_of_all_ranks_is_one_traceback(start: Start, tmp_path: Path) -> None:
+    ranks = [start(rank, "time.sleep(1); raise KeyError('mine')") for rank in range(3)]
+    codes, lines = ends(*ranks)
+    assert set(codes) == {1} and lines.count("KeyError: 'mine'") == 3
+    # The others raise PeerFailed from it, which the command line keeps to itself.
+    assert sum("PeerFailed: rank " in line and "failed in the same way: KeyError: 'mine'" in line for line in lines) == 2

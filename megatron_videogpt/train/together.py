@@ -1,0 +1,88 @@
+"""What one rank alone sees, told to all: none goes on, or waits, where another cannot follow."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
+
+from ..errors import PeerFailed, RunError, is_user_error, one_line
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Failure(NamedTuple):
+    """What became of a rank; user: whether its user can mend it; text: in one line."""
+
+    rank: int
+    user: bool
+    text: str
+
+
+@contextlib.contextmanager
+def together(group: Any, doing: str) -> Iterator[None]:
+    """A block that every rank of the run leaves, or none; a collective of all ranks at its end.  See `everyone`.
+
+    Within it there may be collectives only among ranks that fail together.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as problem:  # noqa: BLE001  (raised again, here or on all ranks)
+        error = problem
+    gather(None, error, group, doing)
+
+
+def everyone(action: Callable[[], T], group: Any, doing: str) -> list[T]:
+    """What `action` gives on every rank, in their order, on every rank; a collective of all ranks, whose results are small.
+
+    group: of all ranks, or None for the default one; doing: what the action is, for messages.
+
+    Raises, where it failed on any rank:
+        RunError: on all ranks, when users can mend it: the reason of the first rank.
+        Exception: a fault, on the first rank that has one, as it is.
+        PeerFailed: a fault of another rank.
+    """
+    result: Any = None
+    error: BaseException | None = None
+    try:
+        result = action()
+    except Exception as problem:  # noqa: BLE001  (raised again, here or on all ranks)
+        error = problem
+    return gather(result, error, group, doing)
+
+
+def gather(result: Any, error: BaseException | None, group: Any, doing: str) -> list[Any]:
+    """`everyone`, of an action that has ended."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        if error is not None:
+            raise error
+        return [result]
+    # The rank that failed tells itself; those that only shared its work have nothing to add.
+    mine = None if error is None or isinstance(error, PeerFailed) else Failure(torch.distributed.get_rank(), is_user_error(error), one_line(error))
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, (result, mine), group=group)
+    failures = [failure for _, failure in told if failure is not None]
+    if failures:
+        _end(failures, error, doing)
+    if error is not None:
+        raise error
+    return [value for value, _ in told]
+
+
+def _end(failures: list[Failure], error: BaseException | None, doing: str) -> NoReturn:
+    faults = [failure for failure in failures if not failure.user]
+    first = (faults or failures)[0]
+    # Rank 0 speaks for all: of itself it need not say who it is.
+    where = f"rank {first.rank}, {doing}: " if first.rank else ""
+    if not faults:
+        raise RunError(where + first.text) from error
+    if error is not None and first.rank == torch.distributed.get_rank():
+        raise error
+    if error is not None:
+        log.error("this rank failed as well", exc_info=error)
+    raise PeerFailed(first.rank, f"rank {first.rank} failed, {doing}: {first.text}")
