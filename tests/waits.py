@@ -21,12 +21,14 @@ DATA_DEPENDENT = ("_local_scalar_dense", "nonzero", "masked_select", "unique2", 
 """Operations whose result's shape or type depends on values."""
 
 TORCH = str(Path(torch.__file__).parent)
+PLATFORM = str(Path(__file__).resolve().parents[1] / "megatron_videogpt" / "platforms" / "cpu.py")
+"""Where the CPU platform stands in for functions of torch."""
 
 
 def _place() -> str:
-    """The innermost line outside of torch and this file."""
+    """The innermost line outside of torch, what stands in for it, and this file."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((TORCH, __file__, "<")):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((TORCH, PLATFORM, __file__, "<")):
         frame = frame.f_back
     return "/".join(Path(frame.f_code.co_filename).parts[-2:]) + f":{frame.f_lineno}"
 

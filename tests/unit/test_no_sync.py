@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.session import Session
-from tests.waits import waits
+from tests.waits import Doubles, waits
 
+DOUBLE = torch.zeros(2, dtype=torch.float64)
 pytestmark = pytest.mark.usefixtures("processes")
 
 
@@ -64,6 +66,24 @@ def test_the_watch_sees_what_waits() -> None:
         with waits() as found:
             wait()
         assert found, wait
+
+
+def test_the_watch_sees_float64() -> None:
+    values = torch.arange(4.0)
+    for action in (
+        lambda: values.double(),
+        lambda: torch.zeros(2, dtype=torch.float64),
+        lambda: torch.as_tensor(np.arange(2.0)).float(),
+        lambda: torch.distributed.all_reduce(DOUBLE),
+        lambda: torch.distributed.all_gather([torch.empty_like(DOUBLE)], DOUBLE),
+        lambda: torch.distributed.broadcast(DOUBLE, 0),
+    ):
+        with Doubles() as watch:
+            action()
+        assert watch.found, action
+    with Doubles() as watch:
+        torch.distributed.all_reduce((values * 2.0 + 1 <= 1e300).float())
+    assert watch.found == [] and watch.collectives == 1
 
 
 def test_megatron_cores_own_step_would_wait() -> None:

@@ -19,7 +19,7 @@ def redirected() -> dict[str, Any]:
 
 
 def test_the_cpus_functions_are_objects_of_their_own() -> None:
-    """One object under a name of torch.cuda and under another name of torch: torch 2.7's compiler refuses that, where its tables treat the names differently."""
+    """torch 2.7's compiler refuses one object under a name of torch.cuda and another name of torch, if its tables treat the names differently."""
     found = redirected()
     assert {"torch.cuda.manual_seed", "torch.cuda.random.manual_seed", "torch.cuda.set_rng_state", "torch.cuda.Stream"} <= set(found)
     for module in (torch.cuda, torch.cuda.random):
@@ -29,18 +29,18 @@ def test_the_cpus_functions_are_objects_of_their_own() -> None:
 
 
 def test_the_compilers_tables_of_torch_2_7_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables had another rule for `torch.cuda.manual_seed` than for `torch.manual_seed`."""
+    """Its tables had another rule for `torch.cuda.manual_seed` than for `torch.random.manual_seed`."""
     from torch._dynamo import trace_rules
     from torch._dynamo.variables import SkipFunctionVariable, TorchInGraphFunctionVariable
 
     redirected()
-    rules = {"torch.manual_seed": SkipFunctionVariable, "torch.cuda.manual_seed": TorchInGraphFunctionVariable}
+    rules = {"torch.random.manual_seed": SkipFunctionVariable, "torch.cuda.manual_seed": TorchInGraphFunctionVariable}
     rules["torch.cuda.random.manual_seed"] = TorchInGraphFunctionVariable
     monkeypatch.setattr(trace_rules, "torch_name_rule_map", [rules])
     table = trace_rules.get_torch_obj_rule_map.__wrapped__()
     assert len(table) == 2
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="Duplicate torch object"):
-        patch.setattr(torch.cuda, "manual_seed", torch.manual_seed)
+        patch.setattr(torch.cuda, "manual_seed", torch.random.manual_seed)
         trace_rules.get_torch_obj_rule_map.__wrapped__()
 
 
