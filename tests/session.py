@@ -12,7 +12,7 @@ from torch import Tensor
 class Session:
     """A tiny model in training on random latents."""
 
-    def __init__(self, recompute: str = "none", **optimizer: Any) -> None:
+    def __init__(self, recompute: str = "none", precision: str = "fp32", **optimizer: Any) -> None:
         from megatron_videogpt.config.schema import AttentionConfig, Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
         from megatron_videogpt.model.videogpt import VideoGPT
         from megatron_videogpt.objective import build_objective
@@ -26,14 +26,15 @@ class Session:
             parallel=ParallelConfig(recompute=recompute),
             attention=AttentionConfig(backend="reference"),
             optimizer=OptimizerConfig(**{"lr": 1e-2, "weight_decay": 0.1, **optimizer}),
-            train=TrainConfig(precision="fp32"),
+            train=TrainConfig(precision=precision),
         )
         bare = VideoGPT(self.config, 4, activate("cpu"), "reference")
         for parameter in bare.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         self.chunks = wrap(self.config, [bare])
         self.optimizer, self.objective = build_optimizer(self.config, self.chunks), build_objective(self.config)
-        self.average = Average([bare], self.optimizer, 0.9)
+        self.optimizer.reload_model_params()
+        self.average = Average([bare], self.optimizer, self.config.optimizer.ema_decay or 0.9)
 
     def rows(self, number: int, factor: float = 1.0) -> list[Any]:
         """Two micro-batches; latents times `factor`."""
@@ -54,6 +55,13 @@ class Session:
     def parameters(self) -> list[Tensor]:
         """Main parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def named(self) -> dict[str, Tensor]:
+        """Main parameters by the name of their parameter of the model; whole, in one process."""
+        from megatron_videogpt.platforms import compat
+
+        names = {parameter: name for name, parameter in self.chunks[0].module.named_parameters()}
+        return {names[parameter]: main for parameter, main, _, _ in compat.main_shards(self.optimizer)}
 
     def everything(self) -> list[Tensor]:
         """Copies of weights, main parameters, moments, step counts and the average."""

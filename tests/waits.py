@@ -1,4 +1,5 @@
-"""A watch for whatever makes the host wait for a device, which works on a CPU: it looks for what reads values, not for time."""
+"""Watches that work on a CPU for what a device would not like: for whatever makes the host wait (it looks for what reads values, not for time), and for
+float64, which Ascend's kernels and collectives refuse."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TO_HOST = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
 """Methods of a tensor that give its values to Python."""
@@ -19,12 +21,14 @@ DATA_DEPENDENT = ("_local_scalar_dense", "nonzero", "masked_select", "unique2", 
 """Operations whose result's shape or type depends on values."""
 
 TORCH = str(Path(torch.__file__).parent)
+PLATFORM = str(Path(__file__).resolve().parents[1] / "megatron_videogpt" / "platforms" / "cpu.py")
+"""Where the CPU platform stands in for functions of torch."""
 
 
 def _place() -> str:
-    """The innermost line outside of torch and this file."""
+    """The innermost line outside of torch, what stands in for it, and this file."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((TORCH, __file__, "<")):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((TORCH, PLATFORM, __file__, "<")):
         frame = frame.f_back
     return "/".join(Path(frame.f_code.co_filename).parts[-2:]) + f":{frame.f_lineno}"
 
@@ -44,6 +48,24 @@ class Waits(TorchDispatchMode):
         if masked or name.startswith(DATA_DEPENDENT):
             self.found.append(f"{name} {_place()}")
         return func(*args, **(kwargs or {}))
+
+
+class Doubles(TorchDispatchMode):
+    """Records every operation, collectives among them, that takes or gives a float64 tensor; for the thread that enters it."""
+
+    def __init__(self, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.allowed, self.found = allowed, list[str]()
+        self.collectives = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.collectives += func.namespace == "c10d"
+        if any(isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128) for x in tree_leaves((args, kwargs, result))):
+            place = _place()
+            if not place.startswith(self.allowed):
+                self.found.append(f"{func.namespace}.{func.__name__} {place}")
+        return result
 
 
 @contextlib.contextmanager

@@ -118,8 +118,8 @@ class Session:
         from megatron_videogpt.train.step import describe, reduce_statistics, train_step
 
         set_learning_rate(self.optimizer, self.config.optimizer.lr)
-        totals, norm, _ = train_step(self.chunks, self.optimizer, self.objective, rows, self.config.optimizer.clip_grad)
-        return describe(reduce_statistics(totals))["loss"], float(norm)
+        totals, norm, _, _ = train_step(self.chunks, self.optimizer, self.objective, rows, self.config.optimizer.clip_grad)
+        return describe(reduce_statistics(totals).numbers())["loss"], float(norm)
 
     def close(self) -> None:
         """Free the memory and the groups, so that the same processes can take another layout."""

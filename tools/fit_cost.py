@@ -124,7 +124,7 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
                 times[number].append(result.forward[0] + result.backward[0])
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"round {repeat} of {repeats}{'' if repeat else ' (warming up)'}: {len(rows)} rows", file=sys.stderr, flush=True)
-    slowest = torch.tensor([min(values) for values in times], dtype=torch.float64)
+    slowest = torch.tensor([min(values) for values in times])
     torch.distributed.all_reduce(
         slowest, op=torch.distributed.ReduceOp.MAX, group=None if platform.name == "cpu" else torch.distributed.new_group(backend="gloo")
     )

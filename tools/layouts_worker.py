@@ -109,11 +109,11 @@ def step(session: Session, samples: list[Any]) -> tuple[float, float]:
 
     options = session.config.optimizer
     set_learning_rate(session.optimizer, options.lr)
-    totals, norm, taken = train_step(session.chunks, session.optimizer, session.objective, rows_of(session, samples), options.clip_grad)
+    totals, norm, taken, _ = train_step(session.chunks, session.optimizer, session.objective, rows_of(session, samples), options.clip_grad)
     assert taken
     if session.average is not None:
         session.average.update(taken)
-    return describe(reduce_statistics(totals))["loss"], float(norm)
+    return describe(reduce_statistics(totals).numbers())["loss"], float(norm)
 
 
 def gather(session: Session) -> dict[str, Tensor]:

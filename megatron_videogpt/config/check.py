@@ -34,7 +34,7 @@ RANGES: tuple[Rule, ...] = (
         """model.num_query_groups model.init_std data.workers data.min_frames data.pack_tokens data.cost data.cost_buckets
         optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
         optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb
-        train.seed train.threads checkpoint.every checkpoint.keep
+        train.seed train.threads train.gc_every checkpoint.every checkpoint.keep
         checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history
         sample.guidance logging.peak_tflops""",
     ),

@@ -196,13 +196,19 @@ class OptimizerConfig:
     warmup_steps: int = option(1000, "steps of linear warm-up")
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's beta1 and beta2")
     eps: float = option(1e-5, "Adam's epsilon")
-    weight_decay: float = option(0.1, "decoupled weight decay; norms and biases are exempt")
+    weight_decay: float = option(0.1, "decoupled weight decay, of what optimizer.decay says")
+    decay: str = option(
+        "matrices",
+        "what weight decay acts on: matrices (weights of linear layers and patch projections, hint tokens; norms and biases are exempt) or all (every "
+        "parameter, as the published Video-GPT code has it)",
+        choices=("matrices", "all"),
+    )
     clip_grad: float = option(1.0, "largest gradient norm; 0 turns clipping off")
     ema_decay: float = option(0.0, "decay per step of an exponential moving average of the weights, for example 0.9999; 0 keeps none")
     spike_factor: float = option(
         0.0, "skip a step whose gradient norm is above this multiple of the median of the last 50 taken steps; 0 skips only what is not finite"
     )
-    max_skipped: int = option(10, "stop the run after this many skipped steps in a row")
+    max_skipped: int = option(10, "stop the run after this many skipped steps in a row; those of which no sample could be read do not count")
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,7 @@ class TrainConfig:
     precision: str = option("bf16", "bf16 (with fp32 main parameters) or fp32", choices=("bf16", "fp32"))
     platform: str = option("auto", "auto, cpu, cuda or npu", choices=("auto", "cpu", "cuda", "npu"))
     threads: int = option(0, "CPU threads per process; 0 shares the machine's cores among its processes")
+    gc_every: int = option(50, "steps between collections of Python's garbage, at the same steps on all ranks; 0 leaves it to Python, at any time")
     timeout_minutes: float = option(30.0, "limit of one collective operation before the run is stopped")
     init_from: str = option("", "checkpoint folder whose weights (only) start this run")
 

@@ -32,7 +32,8 @@ class GatedMLP(MLP):
     """
 
     def __init__(self, config: Any, **unused: Any) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=config.column_linear, linear_fc2=config.row_linear), ffn_hidden_size=config.ffn_hidden_size)
+        submodules = MLPSubmodules(linear_fc1=config.column_linear, linear_fc2=config.row_linear)
+        super().__init__(config=config, submodules=submodules, ffn_hidden_size=config.ffn_hidden_size)
         self.whole = False
 
     def set_layer_number(self, number: int) -> None:

@@ -39,8 +39,9 @@ class RotaryAttention(SelfAttention):
     last: of the model's last layer, which computes only the rows that it is told of.
     """
 
-    def __init__(self, config: Any, *args: Any, last: bool = False, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+    def __init__(self, *, config: Any, last: bool = False, **kwargs: Any) -> None:
+        # By name: MindSpeed, which wraps this call, looks for it there.
+        super().__init__(config=config, **kwargs)
         self.last = last
         # With fewer key-value heads than tensor parallel ranks, several ranks share one and each takes its part of the queries that read it.
         sharing = self.world_size // min(config.num_query_groups, self.world_size)

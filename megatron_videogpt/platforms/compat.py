@@ -47,7 +47,7 @@ def _inner(optimizer: Any) -> list[torch.optim.Optimizer]:
 
 
 def fuse(optimizer: Any) -> None:
-    """Run AdamW as one kernel per device where that kernel can skip a step (`FUSED`); a loaded checkpoint brings the setting of its own run."""
+    """Run AdamW as one kernel per device where that kernel can skip a step (`FUSED`)."""
     for group in (group for inner in _inner(optimizer) for group in inner.param_groups):
         group["fused"] = all(parameter.device.type in FUSED for parameter in group["params"])
 
@@ -89,7 +89,7 @@ def seed_optimizer_state(optimizer: Any) -> None:
 
 
 def load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None:
-    """Restore the optimizer after `updates` steps from what `dist_checkpointing.load` returned for it.
+    """Restore moments and main parameters after `updates` steps from what `dist_checkpointing.load` returned; the groups keep this run's options.
 
     Works around two faults with torch's Adam: megatron-core's loader asks the saved tensors for `step`, and it shares one step tensor among all
     parameters, which Adam would then count up once per parameter.
@@ -97,13 +97,16 @@ def load_optimizer(optimizer: Any, loaded: dict[str, Any], updates: int) -> None
     (part,) = _parts(optimizer)
     tensors, kind = loaded.pop("param_state"), loaded.pop("param_state_sharding_type")
     assert kind == OPTIMIZER_FORMAT["distrib_optim_sharding_type"]
+    # Saved groups would bring the weight decay, betas and eps of the run before; and megatron-core 0.19 finds none whose learning rate has changed.
+    loaded["optimizer"]["param_groups"] = [
+        {name: value for name, value in group.items() if name != "params"} | {"step": float(updates)} for group in part.optimizer.param_groups
+    ]
     part.load_state_dict(loaded)
     for values in part.optimizer.state.values():
         del values["step"]
     part.load_parameter_state_from_fully_reshardable(tensors)
     for parameter, values in part.optimizer.state.items():
         values["step"] = _step_count(parameter, updates)
-    fuse(optimizer)
 
 
 def finalize_gradients(model: list[Any], num_tokens: Tensor | None = None, pg_collection: Any = None, force_all_reduce: bool = False) -> None:

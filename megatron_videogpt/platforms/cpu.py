@@ -114,7 +114,8 @@ def _redirect_cuda_module() -> None:
         "empty_cache": lambda: None,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        "manual_seed": torch.manual_seed,
+        # Functions of their own: tables of torch's compiler refuse one object under two names with different rules, as 2.7 has them for manual_seed.
+        "manual_seed": lambda seed: torch.manual_seed(seed),
         "default_generators": [torch.default_generator],
         "_lazy_call": lambda call, **kwargs: call(),
         "_lazy_init": lambda: None,

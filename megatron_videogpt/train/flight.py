@@ -18,10 +18,10 @@ from ..data.clips import Sample
 from . import distributed
 from .feed import StepData, is_reader
 from .health import Gate, RankTimes, record_skipped
-from .later import Later, Mark
+from .later import Later, Mark, OverRanks
 from .meter import Interval, Meter, row_work
 from .optimizer import learning_rate, set_learning_rate
-from .rejected import RejectedCounts, Sent
+from .rejected import RejectedCounts
 from .run import Run
 from .step import train_step
 
@@ -30,7 +30,8 @@ from .step import train_step
 class Launched:
     """A step that the device may still work on.
 
-    outcome: gradient norm and whether it was taken (0 or 1); limit: of that norm; interval and line: of the log line that is due after it, if one is.
+    outcome: gradient norm, whether it was taken and whether anything was scored (0 or 1); limit: of that norm; interval and line: of the log line that
+    is due after it, if one is.
     """
 
     step: int
@@ -39,7 +40,7 @@ class Launched:
     samples: list[Sample]
     interval: Interval | None
     line: dict[str, float]
-    rejected: Sent | None
+    rejected: OverRanks | None
 
 
 class Flight:
@@ -52,7 +53,7 @@ class Flight:
 
     def __init__(self, run: Run, log: Callable[[int, dict[str, float]], None]) -> None:
         self.run, self.log = run, log
-        self.meter = Meter(run.config, run.platform, run.codec.channels, run.state)
+        self.meter = Meter(run.config, run.platform, run.codec.channels, run.state, run.control)
         self.gate = Gate(run.config.optimizer, run.state.norms, run.state.skipped)
         self.times = RankTimes(run.config, run.platform, run.control)
         self.rejected = RejectedCounts(run.control, run.state.rejected)
@@ -80,7 +81,7 @@ class Flight:
         done = train_step(run.model, run.optimizer, run.objective, shards, config.optimizer.clip_grad, self._limit)
         if run.average is not None:
             run.average.update(done.taken)
-        outcome = Later(torch.stack([done.norm, done.taken.to(done.norm)]))
+        outcome = Later(torch.stack([done.norm, done.taken.to(done.norm), done.scored.to(done.norm)]))
         self.meter.add(done.totals, row_work(given.rows), waited)
         state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
         self.times.add(state.step, waited)
@@ -114,27 +115,28 @@ class Flight:
         if self.pending is None:
             return
         done, self.pending, state = self.pending, None, self.run.state
-        norm, taken = done.outcome.numbers()
+        norm, taken, scored = done.outcome.numbers()
         assert self.before is not None
         self.seconds, self.before = self.seconds + done.outcome.mark.since(self.before), done.outcome.mark
-        self.gate.note(norm, bool(taken))
+        self.gate.note(norm, bool(taken), bool(scored))
         state.updates, state.norms, state.skipped = state.updates + int(taken), self.gate.norms, self.gate.skipped
         if not taken:
-            self._skipped(done, norm)
+            self._skipped(done, norm, bool(scored))
         if done.interval is not None and done.rejected is not None:
             self.rejected.receive(done.rejected)
             numbers = {**self.meter.describe(done.interval, self.seconds), **self.rejected.named()}
             self.log(done.step, {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)})
             self.seconds = 0.0
 
-    def _skipped(self, done: Launched, norm: float) -> None:
+    def _skipped(self, done: Launched, norm: float, scored: bool) -> None:
         """Name the samples of a step that no rank took, in `skipped.jsonl` and the log; RunError when there were too many in a row."""
         run = self.run
         mine = [{"name": sample.name, "key": sample.key} for sample in done.samples] if is_reader() else []
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, mine, group=run.control)
         record_skipped(run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], distributed.is_rank_zero())
-        if self.gate.too_many():
+        # An outage of the storage, in which nothing is scored, is for the limit of bad samples to stop.
+        if scored and self.gate.too_many():
             advice = "lower optimizer.lr, or look at the samples named there; the checkpoints before are untouched"
             raise distributed.RunError(
                 f"step {done.step}: {self.gate.skipped} steps in a row were skipped (optimizer.max_skipped = {run.config.optimizer.max_skipped}), the last "

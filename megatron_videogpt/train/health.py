@@ -36,11 +36,12 @@ class Gate:
             return math.inf
         return self.options.spike_factor * statistics.median(self.norms)
 
-    def note(self, norm: float, taken: bool) -> None:
-        """Remember a step."""
+    def note(self, norm: float, taken: bool, scored: bool = True) -> None:
+        """Remember a step.  scored: whether anything in it was; where nothing was, it says nothing about the model's health, and is passed over."""
         if taken:
             self.norms = [*self.norms, norm][-REMEMBERED:]
-        self.skipped = 0 if taken else self.skipped + 1
+        if scored:
+            self.skipped = 0 if taken else self.skipped + 1
 
     def too_many(self) -> bool:
         """Whether the run must stop."""
@@ -48,13 +49,21 @@ class Gate:
 
 
 def record_skipped(run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], rank0: bool) -> None:
-    """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), name and key of every sample."""
+    """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), reason, name and key of every sample.
+
+    samples: those that were scored; a step without any was skipped for that.
+    """
     if not rank0:
         return
-    why = f"is not finite ({norm})" if not math.isfinite(norm) else f"{norm:g} is above the limit of {limit:g}"
     names = ", ".join(sorted({sample["name"] for sample in samples}))
-    log.warning("step %d skipped on all ranks: the gradient norm %s; its samples: %s", step, why, names)
-    line = {"step": step, "grad_norm": norm if math.isfinite(norm) else None, "samples": samples}
+    if not samples:
+        reason = "none of its samples could be read"
+    elif math.isfinite(norm):
+        reason = f"the gradient norm {norm:g} is above the limit of {limit:g}"
+    else:
+        reason = f"the gradient norm is not finite ({norm})"
+    log.warning("step %d skipped on all ranks: %s%s", step, reason, f"; its samples: {names}" if names else "")
+    line = {"step": step, "grad_norm": norm if math.isfinite(norm) else None, "reason": reason, "samples": samples}
     with open(run / "skipped.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -105,7 +114,7 @@ class RankTimes:
             return
         self._read()
         now = self.own()
-        mine = torch.tensor([(now - self.mark) / self.steps, self.waited / self.steps], dtype=torch.float64)
+        mine = torch.tensor([(now - self.mark) / self.steps, self.waited / self.steps])
         parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
         self.pending = (torch.distributed.all_gather(parts, mine, group=self.group, async_op=True), parts)
         self.mark, self.waited, self.steps = now, 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,34 @@ class Mark:
 
 
 class Later:
-    """The values of a small 1-D tensor as they are at this point of the device's queue, copied to the host in the background."""
+    """The values of small 1-D tensors as they are at this point of the device's queue, copied to the host in the background."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, *tensors: Tensor) -> None:
         # Only copies to pinned memory run in the background.
-        self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type != "cpu")
-        self.host.copy_(values.detach(), non_blocking=True)
-        self.mark = Mark(values.device)
+        self.host = [torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type != "cpu") for values in tensors]
+        for copy, values in zip(self.host, tensors):
+            copy.copy_(values.detach(), non_blocking=True)
+        self.mark = Mark(tensors[0].device)
 
     def numbers(self) -> list[float]:
-        """The values; waits for the device to get there, which it has long done when a step of work was queued since."""
+        """The values of all tensors, one after another; waits for the device to get there, which it has long done when a step of work was queued since."""
         self.mark.wait()
-        numbers: list[float] = self.host.tolist()
+        return [number for copy in self.host for number in copy.tolist()]
+
+
+class OverRanks:
+    """Whole numbers on their way to their sum, or to their largest, over ranks, in the background; a collective.
+
+    group: of all ranks, on CPU tensors, so that no device waits.  They travel as int64: tokens and bytes of a large run are no float32 numbers.
+    """
+
+    def __init__(self, numbers: list[int], group: Any, largest: bool = False) -> None:
+        self.values = torch.tensor(numbers, dtype=torch.int64)
+        operation = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM
+        self.work = torch.distributed.all_reduce(self.values, op=operation, group=group, async_op=True)
+
+    def numbers(self) -> list[int]:
+        """What became of them, the same on every rank; waits until it is there."""
+        self.work.wait()
+        numbers: list[int] = self.values.tolist()
         return numbers

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core import parallel_state
-from torch import Tensor
 
 from ..config.estimate import hardware_flops, training_flops
 from ..config.schema import Config
 from ..objective.base import Inputs
 from ..platforms import Platform
 from ..sequence.intervals import attended_pairs
-from .later import Later
+from .feed import is_reader
+from .later import Later, OverRanks
 from .metrics import peak_tflops
-from .step import describe, reduce_statistics
+from .step import Statistics, describe, ordered, reduce_statistics
 
 
 class RowWork(NamedTuple):
@@ -37,33 +36,34 @@ def row_work(rows: list[Inputs]) -> RowWork:
 
 @dataclass(frozen=True)
 class Interval:
-    """What lies between two log lines: work of this rank, seconds that it waited for data, bytes at the peak; statistics summed over ranks."""
+    """What lies between two log lines, over all ranks: statistics and `RowWork` summed; largest: microseconds that a rank waited for data, and bytes at
+    the peak, of the rank that has most.
+    """
 
     statistics: Later
     before: list[float]
-    work: RowWork
+    work: OverRanks
+    largest: OverRanks
     steps: int
-    waited: float
-    memory: int
 
 
 class Meter:
     """Sums statistics and work from step to step; the host waits for the device in `flush` only.
 
-    state: of the run; `flush` adds to its `pending`.  channels: latent channels of the codec.
+    state: of the run; `flush` adds to its `pending`.  channels: latent channels of the codec.  group: of all ranks, on CPU tensors.
     """
 
-    def __init__(self, config: Config, platform: Platform, channels: int, state: Any) -> None:
-        self.config, self.platform, self.channels, self.state = config, platform, channels, state
+    def __init__(self, config: Config, platform: Platform, channels: int, state: Any, group: Any) -> None:
+        self.config, self.platform, self.channels, self.state, self.group = config, platform, channels, state, group
         self.peak = config.logging.peak_tflops or peak_tflops(platform.device_name)
         self._clear()
 
     def _clear(self) -> None:
-        self.totals: Tensor | None = None
+        self.totals: Statistics | None = None
         self.work = RowWork(0, 0, 0, 0)
         self.steps, self.waited = 0, 0.0
 
-    def add(self, totals: Tensor, work: RowWork, waited: float) -> None:
+    def add(self, totals: Statistics, work: RowWork, waited: float) -> None:
         """One step of this rank.  totals: its `statistics`; work: of its rows; waited: seconds for data."""
         self.totals = totals if self.totals is None else self.totals + totals
         self.work = RowWork(*(a + b for a, b in zip(self.work, work)))
@@ -72,30 +72,33 @@ class Meter:
     def flush(self) -> None:
         """Move this rank's statistics into the run's state, summed over ranks, so that a checkpoint holds them."""
         if self.totals is not None:
-            reduced = reduce_statistics(self.totals).tolist()
+            reduced = reduce_statistics(self.totals).numbers()
             self.state.pending = [a + b for a, b in zip(self.state.pending, reduced)]
             self.totals = None
 
     def close(self) -> Interval:
-        """End the interval after a step that was added; its statistics are on their way, and the next interval begins."""
+        """End the interval after a step that was added; its numbers are on their way, and the next interval begins.  A collective."""
         assert self.totals is not None
-        interval = Interval(Later(reduce_statistics(self.totals)), self.state.pending, self.work, self.steps, self.waited, self.platform.memory_peak())
+        reduced = reduce_statistics(self.totals)
+        # The ranks that share samples did the same work together: one of them counts it.
+        work = OverRanks(list(self.work) if is_reader() else [0] * len(self.work), self.group)
+        largest = OverRanks([round(self.waited * 1e6), self.platform.memory_peak()], self.group, largest=True)
+        interval = Interval(Later(reduced.losses, reduced.frames), self.state.pending, work, largest, self.steps)
         self.state.pending = [0.0] * len(self.state.pending)
         self._clear()
         return interval
 
     def describe(self, interval: Interval, seconds: float) -> dict[str, float]:
         """Means of an interval that took so long, over all ranks."""
-        sums = [a + b for a, b in zip(interval.before, interval.statistics.numbers())]
-        named = describe(torch.tensor(sums, dtype=torch.float64))
-        replicas = parallel_state.get_data_parallel_world_size()
-        tokens, pairs, *unscored = (amount * replicas for amount in interval.work)
+        named = describe([a + b for a, b in zip(interval.before, ordered(interval.statistics.numbers()))])
+        tokens, pairs, *unscored = interval.work.numbers()
         work = tokens, pairs, (unscored[0], unscored[1])
+        waited, memory = interval.largest.numbers()
         devices = torch.distributed.get_world_size() * 1e12
         named["tokens_per_second"] = tokens / seconds
-        named["step_time"], named["data_wait"] = seconds / interval.steps, interval.waited / interval.steps
+        named["step_time"], named["data_wait"] = seconds / interval.steps, waited / 1e6 / interval.steps
         named["tflops_per_device"] = training_flops(self.config.model, self.channels, *work) / seconds / devices
-        named["memory_peak_gib"] = interval.memory / 2**30
+        named["memory_peak_gib"] = memory / 2**30
         if self.peak:
             named["mfu"] = named["tflops_per_device"] / self.peak
             named["hfu"] = hardware_flops(self.config, self.channels, *work) / seconds / devices / self.peak

@@ -65,7 +65,11 @@ def whole_parameters(chunks: list[DistributedDataParallel]) -> Iterator[None]:
 
 
 def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> Any:
-    """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and context) parallel ranks."""
+    """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and context) parallel ranks.
+
+    Its groups are megatron-core's own, by shape and name and so the same in every layout: ``wd_mult`` is 1 for what has two dimensions or more (weights of
+    linear layers and patch projections, the hint tokens' embedding), 0 for what has one (norms' weights and all biases).
+    """
     options, bf16 = config.optimizer, config.train.precision == "bf16"
     compat.use_torch_adam()
     optimizer = get_megatron_optimizer(
@@ -85,6 +89,9 @@ def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> An
         ),
         chunks,
     )
+    for group in optimizer.param_groups:
+        # megatron-core leaves wd_mult to a scheduler of Megatron-LM's, which is not used here.
+        group["weight_decay"] = options.weight_decay * (group["wd_mult"] if options.decay == "matrices" else 1.0)
     compat.fuse(optimizer)
     return optimizer
 
@@ -96,27 +103,31 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 
 
 @torch.no_grad()
-def gradient_norm(optimizer: Any) -> Tensor:
-    """2-norm of the gradient over the whole model, float64 ``[]`` on the device and the same on every rank; `prepare_grads` comes before.
+def gradient_norm(optimizer: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's frames are not 0: bool ``[]``), the same on every rank.
 
-    megatron-core's own is a number, for which the host waits; the sum of squares is float32, as there.
+    `prepare_grads` comes before.  frames: int64 ``[]``, scored on this rank; they travel with the norm.  megatron-core's own norm is a number, for which
+    the host waits; the sum of squares is float32, as there.
     """
     parts = optimizer.chained_optimizers
     grads = [grad for part in parts for grad in compat.gradients(part)]
     squares = torch.stack(torch._foreach_norm(grads)).norm().square() if grads else torch.zeros((), device=parts[0].get_loss_scale().device)
-    torch.distributed.all_reduce(squares, group=optimizer.get_grad_stats_parallel_group())
-    return squares.double().sqrt()
+    sums = torch.stack([squares, (frames > 0).to(squares)])
+    torch.distributed.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
+    return sums[0].sqrt(), sums[1] > 0
 
 
-def update(optimizer: Any, clip: float, limit: float) -> tuple[Tensor, Tensor]:
-    """One update from the reduced gradients -> (their norm: float64 ``[]``, whether it was taken: bool ``[]``), both on the device, the same on every rank.
+def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One update from the reduced gradients -> (their norm: float32 ``[]``, whether it was taken and whether anything was scored: bool ``[]``).
 
-    megatron-core's own `step` in its parts.  The device decides: a norm that is not finite or above `limit` leaves weights and optimizer as they are.
-    clip: largest norm, scaled down to ``clip * norm / (norm + 1e-6)`` as megatron-core does; 0 for none.
+    All are on the device and the same on every rank.  megatron-core's own `step` in its parts.  The device decides: a norm that is not finite or above
+    `limit`, or a step in which no rank scored a frame, leaves weights and optimizer as they are: without a gradient, momentum and weight decay would
+    still move the weights.
+    clip: largest norm, scaled down to ``clip * norm / (norm + 1e-6)`` as megatron-core does; 0 for none.  frames: int64 ``[]``, scored on this rank.
     """
     optimizer.prepare_grads()
-    norm = gradient_norm(optimizer)
-    taken = norm.isfinite() & (norm <= limit)
+    norm, scored = gradient_norm(optimizer, frames)
+    taken = norm.isfinite() & (norm <= limit) & scored
     scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
     compat.take_step(optimizer, taken, scale)
-    return norm, taken
+    return norm, taken, scored

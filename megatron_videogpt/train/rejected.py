@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from ..data.bad import REASONS, record, recorded
 from .distributed import is_rank_zero
 from .feed import is_reader
+from .later import OverRanks
 from .metrics import MetricsWriter
 
 KINDS = tuple(REASONS)
 REJECTED = "rejected.jsonl"
 """File in the run's folder with every name that was rejected, once."""
-
-
-class Sent(NamedTuple):
-    """Counts on their way: what to wait for, and int64 ``[kinds]``, the sum over ranks afterwards."""
-
-    work: Any
-    counts: Tensor
 
 
 class RejectedCounts:
@@ -33,22 +24,21 @@ class RejectedCounts:
 
     def __init__(self, group: Any, total: dict[str, int]) -> None:
         self.group, self.total = group, total
-        self._mine = torch.zeros(len(KINDS), dtype=torch.int64)
+        self._mine = [0] * len(KINDS)
 
     def add(self, counts: Mapping[str, int]) -> None:
         """What the ranks that share a step's samples found in it; the one that read them counts."""
         if is_reader():
-            self._mine += torch.tensor([counts.get(kind, 0) for kind in KINDS])
+            self._mine = [mine + counts.get(kind, 0) for mine, kind in zip(self._mine, KINDS)]
 
-    def send(self) -> Sent:
+    def send(self) -> OverRanks:
         """Sum what was added since the last call over all ranks, in the background; a collective."""
-        counts, self._mine = self._mine, torch.zeros_like(self._mine)
-        return Sent(torch.distributed.all_reduce(counts, group=self.group, async_op=True), counts)
+        counts, self._mine = self._mine, [0] * len(KINDS)
+        return OverRanks(counts, self.group)
 
-    def receive(self, sent: Sent) -> None:
+    def receive(self, sent: OverRanks) -> None:
         """Add what was sent to the total; waits until it is there."""
-        sent.work.wait()
-        for kind, count in zip(KINDS, sent.counts.tolist()):
+        for kind, count in zip(KINDS, sent.numbers()):
             if count:
                 self.total[kind] = self.total.get(kind, 0) + count
 

@@ -127,9 +127,9 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
 
 def _with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:
     """`parallel.recompute=auto` resolved for the smallest device: ranks that recompute differently would wait in different collectives."""
-    smallest = torch.tensor(config.parallel.memory_gb * 1e9 or platform.memory_total(), dtype=torch.float64)
+    smallest = torch.tensor(round(config.parallel.memory_gb * 1e9) or platform.memory_total())
     torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
-    memory = float(smallest)
+    memory = int(smallest)
     try:
         resolved = resolve_recompute(config, distributed.world_size(), channels, memory)
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,24 +20,55 @@ NOISE_BINS = 5
 """Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
 
 
-def statistics(total: Tensor, count: int, per_frame: Tensor, inputs: Inputs) -> Tensor:
-    """``[2 + 2*bins]`` float64: loss sum, frames, then per noise bin the loss sum and the frames.  Sums, so that micro-batches and ranks add up."""
+@dataclass(frozen=True)
+class Statistics:
+    """Sums on the device, so that micro-batches, steps and ranks add up.
+
+    losses: float32 ``[1 + bins]``, the sum of the loss, then that of each noise bin; frames: int64 ``[1 + bins]``, how many these are.  Not float64,
+    which Ascend's collectives refuse.
+    """
+
+    losses: Tensor
+    frames: Tensor
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.losses + other.losses, self.frames + other.frames)
+
+    def only_if(self, taken: Tensor) -> Statistics:
+        """These if `taken`, a bool ``[]`` on the device; else zeros."""
+        return Statistics(self.losses.masked_fill(~taken, 0.0), self.frames.masked_fill(~taken, 0))
+
+    def numbers(self) -> list[float]:
+        """On the host, which waits for them: see `ordered`."""
+        return ordered([*self.losses.tolist(), *self.frames.tolist()])
+
+
+def ordered(numbers: list[float]) -> list[float]:
+    """Losses and frames of `Statistics` in a row -> loss sum, frames, then the loss sums and then the frames of the noise bins, as in ``state.json``."""
+    losses, frames = numbers[: 1 + NOISE_BINS], numbers[1 + NOISE_BINS :]
+    return [losses[0], float(frames[0]), *losses[1:], *map(float, frames[1:])]
+
+
+def statistics(total: Tensor, count: int, per_frame: Tensor, inputs: Inputs) -> Statistics:
+    """Of one row, or of a shard of one: its loss, frames and loss per frame as the objective gives them."""
     place = (inputs.timestep * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-    bins = torch.zeros(2, NOISE_BINS, dtype=torch.float64, device=per_frame.device)
+    # Not index_add, which adds in another order, and so to other last digits, in every run on a GPU.
+    other = place != torch.arange(NOISE_BINS, device=place.device)[:, None]
     # A later shard of a row adds to the loss of frames that the first one counts.
-    bins.index_add_(1, place, torch.stack([per_frame.double(), inputs.counted.double()]))
-    head = torch.stack([total.detach().double(), torch.full((), float(count), dtype=torch.float64, device=total.device)])
-    return torch.cat([head, bins.flatten()])
+    losses = per_frame.detach().float().expand(other.shape).masked_fill(other, 0.0).sum(dim=1)
+    frames = inputs.counted.long().expand(other.shape).masked_fill(other, 0).sum(dim=1)
+    whole = torch.full((1,), count, dtype=torch.int64, device=total.device)
+    return Statistics(torch.cat([total.detach().float().view(1), losses]), torch.cat([whole, frames]))
 
 
-def empty_statistics(device: torch.device) -> Tensor:
+def empty_statistics(device: torch.device) -> Statistics:
     """`statistics` of nothing."""
-    return torch.zeros(2 + 2 * NOISE_BINS, dtype=torch.float64, device=device)
+    zeros = torch.zeros(1 + NOISE_BINS, device=device)
+    return Statistics(zeros, zeros.long())
 
 
-def describe(values: Tensor) -> dict[str, float]:
-    """Summed `statistics` as named means; what no frame counts to is left out."""
-    numbers = values.tolist()
+def describe(numbers: list[float]) -> dict[str, float]:
+    """Summed `Statistics.numbers` as named means; what no frame counts to is left out."""
     named = {"loss": numbers[0] / numbers[1]} if numbers[1] else {}
     sums, counts = numbers[2 : 2 + NOISE_BINS], numbers[2 + NOISE_BINS :]
     for place, (loss, frames) in enumerate(zip(sums, counts)):
@@ -45,7 +77,7 @@ def describe(values: Tensor) -> dict[str, float]:
     return named
 
 
-def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], forward_only: bool) -> Tensor:
+def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], forward_only: bool) -> Statistics:
     """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off the last stage).
 
     chunks: the model chunks of this rank, one but for interleaved pipelines.  Those work through their micro-batches in groups of one per pipeline
@@ -60,7 +92,7 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
     def forward_step(data: Iterator[tuple[int, Inputs]], stage: Any) -> tuple[Tensor, Any]:
         number, inputs = next(data)
 
-        def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def loss(output: Tensor) -> tuple[Tensor, Tensor, Statistics]:
             total, count, per_frame = objective.loss(output, inputs)
             values = statistics(total, count, per_frame, inputs) if number < real else empty_statistics(total.device)
             return total, torch.full((), count, dtype=torch.int, device=total.device), values
@@ -84,12 +116,14 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
 class Step(NamedTuple):
     """What became of an optimizer step, on the device, which may still be at work on it.
 
-    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float64 ``[]``, and taken: bool ``[]``, same on every rank.
+    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float32 ``[]``; taken: bool ``[]``; scored: bool ``[]``,
+    whether any sample on any rank could be read.  But for the totals, the same on every rank.
     """
 
-    totals: Tensor
+    totals: Statistics
     norm: Tensor
     taken: Tensor
+    scored: Tensor
 
 
 def train_step(
@@ -104,14 +138,16 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     totals = run_schedule(chunks, objective, rows, forward_only=False)
-    norm, taken = update(optimizer, clip, limit())
-    return Step(totals.masked_fill(~taken, 0.0), norm, taken)
+    norm, taken, scored = update(optimizer, clip, limit(), totals.frames[0])
+    return Step(totals.only_if(taken), norm, taken, scored)
 
 
-def reduce_statistics(values: Tensor) -> Tensor:
+def reduce_statistics(values: Statistics) -> Statistics:
     """Sum over data and context parallel ranks, the same on every rank of every pipeline stage."""
-    values = values.clone()
-    torch.distributed.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        torch.distributed.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(), group=parallel_state.get_pipeline_model_parallel_group())
-    return values
+    summed = Statistics(values.losses.clone(), values.frames.clone())
+    last, stages = parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group()
+    for part in (summed.losses, summed.frames):
+        torch.distributed.all_reduce(part, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            torch.distributed.broadcast(part, last, group=stages)
+    return summed

@@ -16,6 +16,7 @@ from .ahead import Ahead
 from .feed import StepData, aside, host_group, is_reader, step_data, told
 from .flight import Flight
 from .folders import checkpoint_name
+from .garbage import collected_every
 from .health import Agreement
 from .metrics import MetricsWriter, Progress, plot_loss
 from .optimizer import whole_parameters
@@ -119,7 +120,8 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
         run.phase("validation before the first step", limited=False)
         with whole_parameters(run.model):
             validation.measure(run.model, writer, 0)
-    with Progress(config.train.steps, state.step, distributed.is_rank_zero()) as progress:
+    bar = Progress(config.train.steps, state.step, distributed.is_rank_zero())
+    with bar as progress, collected_every(config.train.gc_every) as collect:
 
         def log(step: int, line: dict[str, float]) -> None:
             writer.log(step, line)
@@ -128,6 +130,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
         flight = Flight(run, log)
         while state.step < config.train.steps:
             logged = flight.launch(data)
+            collect(state.step)
             last, again = state.step == config.train.steps, False
             if logged:
                 again = saver.poll() and config.checkpoint.retries > 0

@@ -105,7 +105,7 @@ class Validation:
         totals = run_schedule(model, self.objective, rows, forward_only=True) if rows else empty_statistics(self.platform.device)
         for chunk in model:
             chunk.train()
-        named = describe(reduce_statistics(totals))
+        named = describe(reduce_statistics(totals).numbers())
         writer.log(step, {f"validation_{name}": value for name, value in named.items()})
         return named["loss"]
 
@@ -161,15 +161,17 @@ class Validation:
         mine = self.samples[: self._mine(self.config.eval.final_scenes)]
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         predicted = predict(denoise, mine, given, generated, settings, self.config.train.seed)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
+        sums, count = torch.zeros(2, device=self.platform.device), torch.zeros((), dtype=torch.int64, device=self.platform.device)
         if is_reader():
             for sample, latents in zip(self.read, predicted):
                 assert sample.pixels is not None
                 video = decode_continuation(self.codec, sample.mean[:given], latents)
                 ours, repeat = squared_errors(video, sample.pixels, pixel_frames(self.codec, given))
-                sums += torch.tensor([ours, repeat, 1.0], dtype=torch.float64, device=sums.device)
-        torch.distributed.all_reduce(sums)
-        ours, repeat, scenes = sums.tolist()
+                sums += torch.tensor([ours, repeat], device=sums.device)
+                count += 1
+        for part in (sums, count):
+            torch.distributed.all_reduce(part)
+        (ours, repeat), scenes = sums.tolist(), float(count)
         result = {"prediction_mse": ours / scenes, "repeat_last_mse": repeat / scenes, "prediction_ratio": ours / repeat, "prediction_scenes": scenes}
         writer.log(step, result)
         return result

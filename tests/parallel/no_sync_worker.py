@@ -1,4 +1,4 @@
-"""What the host would wait for in a step of each layout, on any rank: `no_sync_worker.py LAYOUTS.json OUTPUT.json`."""
+"""What the host would wait for, and what is float64, in a step of each layout, on any rank: `no_sync_worker.py LAYOUTS.json OUTPUT.json`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.waits import waits
+from tests.waits import Doubles, waits
 
 CHANNELS, ROWS = 4, 2
 
 
 def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]:
-    """What the second step of two waits for.  lengths: rows of this many frames each, one a micro-batch."""
+    """What the second step of two waits for, or computes and sends in float64.  lengths: rows of this many frames each, one a micro-batch."""
     from megatron.core import parallel_state
 
     from megatron_videogpt.config.load import config_from_dict
@@ -39,11 +39,11 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     samples = [Sample(key=n, name=str(n), mean=normal(n, "latents", (n, CHANNELS, 8, 8)), logvar=None, clips=(1, n - 1)) for n in lengths]
     rows = [objective.prepare([sample], config.parallel.row_multiple).shard(*context) for sample in samples]
     train_step(chunks, optimizer, objective, rows)
-    with waits() as found:
+    with Doubles() as doubles, waits() as found:
         average.update(train_step(chunks, optimizer, objective, rows).taken)
     distributed.leave_layout()
     everyone: list[list[str]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(everyone, sorted(set(found)))
+    dist.all_gather_object(everyone, sorted({*found, *doubles.found}))
     return [place for one in everyone for place in one]
 
 

@@ -1,4 +1,4 @@
-"""No rank of any layout waits for its device in a step."""
+"""No rank of any layout waits for its device in a step, nor computes or sends anything in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The megatron-core model against the dense implementation in tests/dense.py: forward, loss and every gradient."""
+"""The megatron-core model against the dense implementation in tests/dense.py: forward, loss, every gradient, and weights after training with AdamW."""
 
 from __future__ import annotations
 
@@ -83,3 +83,63 @@ def test_forward_and_gradients(name: str, recompute: str) -> None:
         theirs = weights[key].grad if weights[key].grad is not None else torch.zeros_like(ours)
         scale = max(float(theirs.abs().max()), 1e-12)
         assert float((ours - theirs).abs().max()) / scale < 5e-5 or not theirs.any() and not ours.any(), key
+
+
+def random_step(tiny: dense.Tiny, batch: list[list[int]], seed: int) -> list[tuple[torch.Tensor, ...]]:
+    """Noisy, target and clean latents and timesteps of samples of these clips."""
+    draw = torch.Generator().manual_seed(seed)
+    samples = []
+    for blocks in batch:
+        frames, kept = sum(blocks), sum(blocks[:-1])
+        noisy, target = (torch.randn(frames, tiny.channels, 4, 6, generator=draw) for _ in range(2))
+        samples.append((noisy, target, torch.randn(kept, tiny.channels, 4, 6, generator=draw), torch.rand(frames, generator=draw)))
+    return samples
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_five_steps_of_training(decay: str) -> None:
+    """The trainer's steps against the dense twin's with torch's AdamW, its clipping and its own idea of what is a matrix."""
+    from dataclasses import replace
+
+    from megatron_videogpt.model.init import gather_released
+    from megatron_videogpt.objective import build_objective
+    from megatron_videogpt.objective.next_clip import Sequence, assemble
+    from megatron_videogpt.sequence.layout import layout, training_shape
+    from megatron_videogpt.train.optimizer import build_optimizer, set_learning_rate, wrap
+    from megatron_videogpt.train.step import train_step
+
+    tiny, batch = CASES["grouped-query"][0], [[1, 2], [2, 1, 1]]
+    weights = {key: value.requires_grad_() for key, value in dense.random_weights(tiny, seed=3).items()}
+    model, config = build(tiny, weights, backend="ranged")
+    config = replace(config, optimizer=replace(config.optimizer, weight_decay=0.3, decay=decay, betas=(0.8, 0.9), eps=1e-3, clip_grad=0.5))
+    chunks = wrap(config, [model])
+    optimizer, objective = build_optimizer(config, chunks), build_objective(config)
+    spared = [value for name, value in weights.items() if decay == "matrices" and (name.endswith(".bias") or "norm" in name)]
+    adam = torch.optim.AdamW(
+        [{"params": [w for w in weights.values() if all(w is not s for s in spared)], "weight_decay": 0.3}, {"params": spared, "weight_decay": 0.0}],
+        betas=(0.8, 0.9),
+        eps=1e-3,
+    )
+    for step in range(5):
+        samples, rate = random_step(tiny, batch, step), 1e-2 / (1 + step)
+        adam.zero_grad()
+        predictions = [dense.forward(weights, tiny, blocks, noisy, clean, t) for blocks, (noisy, _, clean, t) in zip(batch, samples)]
+        errors = [(ours - target).square().mean(dim=(1, 2, 3)) for ours, (_, target, _, _) in zip(predictions, samples)]
+        torch.cat(errors).mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), 0.5)
+        for group in adam.param_groups:
+            group["lr"] = rate
+        adam.step()
+        # Each sample is a micro-batch of its own.
+        shapes = [training_shape(tuple(blocks), (2, 3)) for blocks in batch]
+        rows = [assemble([Sequence(layout(shape), noisy, clean, t, target)], 2, tiny.table, 8) for shape, (noisy, target, clean, t) in zip(shapes, samples)]
+        set_learning_rate(optimizer, rate)
+        done = train_step(chunks, optimizer, objective, rows, 0.5)
+        assert float(done.norm) == pytest.approx(float(norm), rel=1e-5) and norm > 0.5
+    start = dense.random_weights(tiny, seed=3)
+    for chunk in chunks:
+        chunk.start_param_sync(force_sync=True)
+    for key, ours in gather_released(model, config.model, lambda parameter: parameter.data).items():
+        theirs = weights[key].detach()
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5, key
+        assert float((theirs - start[key]).norm() / theirs.norm()) > 1e-3, key

@@ -44,3 +44,6 @@ def test_taken_steps_are_remembered_and_skipped_ones_counted_in_a_row() -> None:
     tested.note(math.nan, taken=False)
     tested.note(math.nan, taken=False)
     assert (tested.skipped, tested.too_many()) == (2, True) and tested.norms[-1] == 5.0
+    # A step in which nothing is scored is no sign of health, nor of sickness.
+    tested.note(0.0, taken=False, scored=False)
+    assert tested.skipped == 2 and tested.norms[-1] == 5.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.session import Session
-from tests.waits import waits
+from tests.waits import Doubles, waits
 
+DOUBLE = torch.zeros(2, dtype=torch.float64)
 pytestmark = pytest.mark.usefixtures("processes")
 
 
@@ -66,6 +68,24 @@ def test_the_watch_sees_what_waits() -> None:
         assert found, wait
 
 
+def test_the_watch_sees_float64() -> None:
+    values = torch.arange(4.0)
+    for action in (
+        lambda: values.double(),
+        lambda: torch.zeros(2, dtype=torch.float64),
+        lambda: torch.as_tensor(np.arange(2.0)).float(),
+        lambda: torch.distributed.all_reduce(DOUBLE),
+        lambda: torch.distributed.all_gather([torch.empty_like(DOUBLE)], DOUBLE),
+        lambda: torch.distributed.broadcast(DOUBLE, 0),
+    ):
+        with Doubles() as watch:
+            action()
+        assert watch.found, action
+    with Doubles() as watch:
+        torch.distributed.all_reduce((values * 2.0 + 1 <= 1e300).float())
+    assert watch.found == [] and watch.collectives == 1
+
+
 def test_megatron_cores_own_step_would_wait() -> None:
     session = Session()
     host_step(session, session.rows(0), 1.0)
@@ -86,7 +106,7 @@ def test_steps_are_those_that_the_host_decided(clip: float) -> None:
 
 
 def test_first_step_by_hand() -> None:
-    session = Session(eps=1e-3)
+    session = Session(eps=1e-3, decay="all")
     before = [p.detach().double() for p in session.parameters()]
     done = session.step(session.rows(0), clip=0.25)
     # The kernel leaves clipped gradients behind: their norm is clip * norm / (norm + 1e-6).
@@ -115,7 +135,7 @@ def test_a_skipped_step_changes_nothing(factor: float, limit: float, fused: bool
             one.step(one.rows(0))
     before = session.everything()
     done = session.step(session.rows(1, factor), limit=limit)
-    assert not bool(done.taken) and float(done.totals.abs().sum()) == 0.0
+    assert not bool(done.taken) and not done.totals.losses.any() and not done.totals.frames.any()
     assert math.isfinite(float(done.norm)) == (factor == 1.0)
     for mine, kept in zip(session.everything(), before, strict=True):
         assert torch.equal(mine, kept)
@@ -127,16 +147,17 @@ def test_a_skipped_step_changes_nothing(factor: float, limit: float, fused: bool
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(allow_nan=True, allow_infinity=True, width=32), st.floats(0, allow_nan=False, allow_infinity=True))
-def test_which_norms_are_taken(value: float, limit: float) -> None:
+@given(st.floats(allow_nan=True, allow_infinity=True, width=32), st.floats(0, allow_nan=False, allow_infinity=True), st.integers(0, 2))
+def test_which_norms_are_taken(value: float, limit: float, frames: int) -> None:
     """`update` on a gradient of one number, whose norm is its size where its square is a float32 number."""
     from megatron_videogpt.train.optimizer import update
 
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = Lone(parameter, torch.tensor([value]))
-    norm, taken = update(optimizer, 1.0, limit)
-    square = float(torch.tensor(abs(value)).square())
-    assert bool(taken) == (math.isfinite(square) and math.sqrt(square) <= limit)
+    norm, taken, scored = update(optimizer, 1.0, limit, torch.tensor(frames))
+    root = float(torch.tensor(abs(value)).square().sqrt())
+    assert bool(scored) == (frames > 0) and (float(norm) == root or math.isnan(value))
+    assert bool(taken) == (frames > 0 and math.isfinite(root) and root <= float(torch.tensor(limit)))
     assert float(optimizer.optimizer.state[parameter]["step"]) == float(taken)
 
 
@@ -177,10 +198,11 @@ def test_averages_follow_taken_steps_only() -> None:
 def test_numbers_come_later_as_they_were() -> None:
     from megatron_videogpt.train.later import Later, Mark
 
-    start, values = Mark(torch.device("cpu")), torch.tensor([1.5, -2.0], dtype=torch.float64)
-    later = Later(values)
+    start, values, counts = Mark(torch.device("cpu")), torch.tensor([1.5, -2.0]), torch.tensor([2**53 + 1])
+    later = Later(values, counts)
     values.zero_()
-    assert later.numbers() == [1.5, -2.0]
+    counts.zero_()
+    assert later.numbers() == [1.5, -2.0, 2**53 + 1]
     assert later.mark.since(start) >= 0 and start.since(later.mark) <= 0
 
 
