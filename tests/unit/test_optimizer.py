@@ -129,7 +129,7 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
 
     second, _ = start(tmp_path, steps=STEPS, **TODAY)
     run = second.run
-    saved = checkpoint.load(path, run.chunks, run.optimizer, run.average)
+    saved = checkpoint.load(checkpoint.find(tmp_path), run.chunks, run.optimizer, run.average)
     second, _ = start(tmp_path, steps=STEPS, session=run.session, state=State(**{f.name: saved[f.name] for f in fields(State)}), **TODAY)
     twin.session = run.session
     assert twin.distance() <= 1e-6
