@@ -3,6 +3,7 @@
     python tools/benchmark_step.py examples/videogpt/stage4.toml --frame 192x320 --fit --backends flash,triton,flex,dense
     torchrun --nproc_per_node=2 tools/benchmark_step.py examples/videogpt/quickstart.toml --frame 64x64 --backends ranged,dense
     python tools/benchmark_step.py examples/videogpt/quickstart.toml parallel.tensor=1 parallel.sequence=false --backends ranged,dense
+    python tools/benchmark_step.py examples/videogpt/quickstart.toml --steps 20 --against HEAD~1 --processes 2          is this commit slower?
 
 The model, its wrapping, the optimizer and `train_step` are the trainer's own, queued as it queues them: the host reads a step's gradient norm when the next
 one is queued.  No video is read, and weights start as noise.  The backend `dense` is torch's scaled_dot_product_attention with a dense mask, as the
@@ -48,7 +49,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peak", type=float, default=0.0, help="peak TFLOP/s of a device; default: logging.peak_tflops, else the built-in table")
     parser.add_argument("--sync-check", action="store_true", help="count where the host waits for the GPU inside a step")
     parser.add_argument("--json", type=Path, help="also write the results into this file")
+    parser.add_argument("--against", metavar="COMMIT", help="measure this checkout and a commit of it in turns, and compare their medians")
+    parser.add_argument("--rounds", type=int, default=3, help="with --against: how often each is measured")
+    parser.add_argument("--processes", type=int, default=1, help="with --against: processes of each measurement (start without torchrun)")
     options = parser.parse_intermixed_args()
+    if options.rounds < 1 or options.processes < 1:
+        parser.error("--rounds and --processes must be at least 1")
     if options.steps < 1 or options.warmup < 1 or options.micro_batches < 1:
         parser.error("--steps, --warmup and --micro-batches must be at least 1")
     return options
@@ -158,6 +164,11 @@ def waits(call: Callable[[], Any]) -> list[str]:
 def main() -> None:
     """Measure every backend and print a Markdown table."""
     options = arguments()
+    if options.against:
+        from tools.benchmark_against import compare
+
+        print(f"`python tools/benchmark_step.py {' '.join(sys.argv[1:])}`\n\n{compare(options.against, sys.argv[1:], options.rounds, options.processes)}")
+        return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = load_checked(options.config, options.overrides, world)
     platform = activate(config.train.platform)

@@ -97,13 +97,11 @@ def inputs_of(intervals: Tensor, head_dim: int, dtype: torch.dtype = torch.float
 
 
 def test_large_scores(use: Callable[..., None]) -> None:
-    """Scores of thousands: nothing overflows, and what rounding does to them is what it does to the oracle in float32."""
+    """Scores of thousands: nothing overflows, and errors are what rounding explains (the weights' are those of the scores, which are large numbers)."""
     use((32, 32), (32, 32), (32, 32))
     intervals = pack([layout(training_shape((1, 2, 2), (3, 3)))] * 2, 7).intervals
     inputs = [x * 20 for x in inputs_of(intervals, 32)]
-    rounding = verify.errors("reference", inputs, intervals).found
-    assert max(rounding) > 1e-6
-    assert_right(verify.Errors(verify.errors("triton", inputs, intervals).found, [3 * error for error in rounding]), "large scores")
+    assert_right(verify.errors("triton", inputs, intervals), "large scores")
 
 
 def test_takes_strided_views_without_copies(backend: ModuleType) -> None:
