@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,7 @@ from megatron_videogpt.data.decode import resize_frames, to_model_range
 from megatron_videogpt.hub.sampling_videogpt import Noise, Settings, continue_videos
 from tests import dense
 from tests.data.vae import small_kl
-from tests.hub_folder import SCRIPT, export
+from tests.hub_folder import export
 
 pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
 
@@ -168,35 +165,3 @@ def test_folders_that_do_not_load(tmp_path: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "pickled.bin")
     with pytest.raises(ValueError, match="pickled weights are never loaded"):
         VideoGPTPipeline.from_pretrained(folder)
-
-
-def prepare(work: Path) -> Path:
-    """A folder, and beside it what a model and a pipeline loaded from it must give; long RoPE and a foreign `model_type`, as released folders have."""
-    tiny = dense.Tiny(channels=16, groups=2, long_factor=LONG.long_factor, longest=LONG.longest)
-    weights = dense.random_weights(tiny, 1)
-    folder = export(work / "folder", tiny, weights, model_type="phi3", architectures=["Phi3ForCausalLM"])
-    draw, clips, video = torch.Generator().manual_seed(0), [2, 1], torch.from_numpy(picture(3, 48, 64))
-    noisy, clean, t = torch.randn(1, 3, 16, 4, 6, generator=draw), torch.randn(1, 2, 16, 4, 6, generator=draw), torch.rand(1, 3, generator=draw)
-    history = build_codec(CodecConfig()).encode(to_model_range(video.numpy()))[0]
-    denoiser, how = denoiser_of(model_of(tiny, weights), cache=False), Settings((2, 1), 80, 3, 3.0)
-    latents = continue_videos(denoiser, [history], how, drawn(5))[0]
-    given_tensors = {"noisy": noisy, "clean": clean, "t": t, "clips": torch.tensor(clips), "video": video, "latents": latents}
-    given_tensors["pred"] = dense.forward(weights, tiny, clips, noisy[0], clean[0], t[0])[None]
-    save_file(given_tensors, work / "given.safetensors")
-    return folder
-
-
-def run_script(python: str, folder: Path, work: Path, block: bool, **environment: str) -> str:
-    """The script's last line; fails with what it wrote."""
-    (work / "script.py").write_text(SCRIPT)
-    command = [python, str(work / "script.py"), str(folder), str(work), "block" if block else "free"]
-    env = {**os.environ, "HF_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    result = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "of type `phi3`" not in result.stderr, result.stderr
-    return result.stdout.splitlines()[-1]
-
-
-def test_a_user_without_megatron(tmp_path: Path) -> None:
-    """AutoModel, forward, save_pretrained and the pipeline in a process where neither megatron-core nor this package can be imported."""
-    assert run_script(sys.executable, prepare(tmp_path), tmp_path, block=True) == "fine"
