@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 SCENES = ["scenedetect-headless"]  # finds shot changes (prepare_videos --scenes)
-HUB = ["transformers"]  # runs exported folders (AutoModel), and verifies them; exporting needs none of it
+# Runs exported folders (AutoModel, the pipeline), and verifies them; exporting needs none of it.  Tried: convert/card.py.
+HUB = ["transformers>=4.57,<6", "diffusers>=0.36"]
 DEMO = ["gradio>=6"]  # the local web page; it holds Pillow below 13
 
 setup(

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 SECTIONS = ("model", "codec", "data", "objective", "optimizer", "train")
 """Whose options the table shows where they differ from their defaults; all of them are in videogpt_config.toml."""
 
+RUNS_WITH = {"transformers": ">=4.57,<6", "diffusers": ">=0.36"}
+"""What the folder's files need beside torch, as in setup.py's extra `hub`."""
+TRIED = (("4.57.1", "0.36.0"), ("5.0.0", "0.37.1"), ("5.23.0", "0.42.1"))
+"""Versions of them that tests/data/test_hub_environment.py runs exported folders with."""
+
 
 def model_card(export: Export, license: str | None) -> str:
     """README.md: front matter for the Hub, what the model is, how to use it, its configuration and where it comes from.
@@ -29,6 +34,8 @@ def model_card(export: Export, license: str | None) -> str:
     came = origin[side.facts["format"] if side else None]
     kind = "the moving average of the weights" if export.average else "the weights"
     model, sample, clips = config.model, config.sample, list(config.sample.clips)
+    needs = " and ".join(f"{name} {versions.replace(',', ', ')}" for name, versions in RUNS_WITH.items())
+    tried = ", ".join(f"{first} with {second}" for first, second in TRIED)
     return f"""---
 license: {licence}
 library_name: transformers
@@ -64,7 +71,9 @@ pipeline = VideoGPTPipeline.from_pretrained(folder)
 result = pipeline(video=frames, clips={clips}, num_inference_steps={sample.steps}, guidance_scale={sample.guidance}).frames
 ```
 
-`trust_remote_code` runs the Python files of this folder: read them first.
+`trust_remote_code` runs the Python files of this folder: read them first.  They need torch,
+{needs} (tried: {tried}).
+Where the model and the VAE do not fit the device together: `pipeline.enable_model_cpu_offload()` (needs accelerate) instead of `pipeline.to("cuda")`.
 
 ## Training data
 

@@ -139,10 +139,12 @@ class VideoGPTModel(PreTrainedModel):
                 f"timesteps {list(t.shape)}, clean latents {list(clean.shape)}: expected {list(noisy.shape[:2])} "
                 f"and the batch and sizes of the noisy latents {list(noisy.shape)}"
             )
-        is_clean = torch.tensor([block[1] for block in blocks], device=noisy.device)
+        places = [[number for number, block in enumerate(blocks) if block[1] == kind] for kind in (False, True)]
+        # Numbers instead of a boolean mask, whose size a device would have to tell first.
+        noisy_at, clean_at = (torch.tensor(numbers, dtype=torch.long, device=noisy.device) for numbers in places)
         noisy_frames, clean_frames = self._noisy_tokens(noisy, t, grid), self._clean_tokens(clean, grid)
         x = noisy_frames.new_empty(len(noisy), len(blocks), *noisy_frames.shape[2:])
-        x[:, ~is_clean], x[:, is_clean] = noisy_frames, clean_frames
+        x[:, noisy_at], x[:, clean_at] = noisy_frames, clean_frames
         mask = dense_mask(blocks, grid[0] * grid[1]).to(noisy.device)
         positions = self._positions([block[2] for block in blocks], grid)
 
@@ -150,7 +152,7 @@ class VideoGPTModel(PreTrainedModel):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
         hidden = self.llm(x.flatten(1, 2), positions, attend).unflatten(1, (len(blocks), -1))
-        return self._predict(hidden[:, ~is_clean, 2:], t, grid)
+        return self._predict(hidden[:, noisy_at, 2:], t, grid)
 
     def new_cache(self, dtype: torch.dtype | None = None, offload: bool = False) -> VideoGPTCache:
         """An empty cache for `encode_clean`; dtype None keeps that of the weights, offload keeps it in host memory and brings a layer at a time."""

@@ -68,7 +68,7 @@ def assert_same(ours: Path, other: Path) -> None:
 
 
 def test_real_clips_a_picture_and_a_scene(sampled: Path) -> None:
-    for name, given, shape in zip(NAMES, (3, 3, 1, 2), ((16, 32), (32, 16), (32, 16), (32, 32))):
+    for name, given, shape in zip(NAMES, (2, 2, 1, 2), ((16, 32), (32, 16), (32, 16), (32, 32))):
         report = json.loads((sampled / f"{name}.json").read_text())
         assert (report["given_frames"], report["generated_frames"], report["settings"]["history_noise"]) == (given, 5, 0.1)
         assert latents(sampled, name).shape == (5, 16, shape[0] // 8, shape[1] // 8), name

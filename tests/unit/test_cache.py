@@ -78,8 +78,8 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("history_noise", [0.0, 0.2])
+# Noise on the history is the sampler's and not the attention's, so that one shape is enough for it.
+@pytest.mark.parametrize(("name", "history_noise"), [*((name, 0.0) for name in SHAPES), ("grouped-query", 0.2)])
 def test_a_chain_is_that_of_an_implementation_without_cache(name: str, history_noise: float) -> None:
     wanted = replace(SLIDING, history_noise=history_noise)
     ours, theirs = chain(cached(name), wanted), chain(independent(name), wanted)
@@ -88,8 +88,7 @@ def test_a_chain_is_that_of_an_implementation_without_cache(name: str, history_n
     assert difference(chain(cached(name), replace(wanted, guidance=2.9)), theirs) > 5e-4
 
 
-@pytest.mark.parametrize("frames", [(0,), (5,), (0, 0)])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(("frames", "guidance"), [((0,), 1.0), ((5,), 3.0), ((0, 0), 3.0)])
 def test_histories_of_any_length(frames: tuple[int, ...], guidance: float) -> None:
     wanted = Settings(clips=(1, 2), window=5, steps=2, guidance=guidance)
     assert difference(chain(cached("grouped-query"), wanted, frames), chain(independent("grouped-query"), wanted, frames)) < 1e-5
@@ -156,10 +155,10 @@ def test_a_step_computes_noisy_tokens_only() -> None:
 
 def test_long_rollouts_take_no_more_memory() -> None:
     denoiser, sizes = cached("multi-head"), []
-    for _ in chain(Sizes(denoiser, sizes), Settings(clips=(2,) * 120, window=6, steps=1, guidance=2.0), (3,)):
+    for _ in chain(Sizes(denoiser, sizes), Settings(clips=(2,) * 20, window=6, steps=1, guidance=2.0), (3,)):
         pass
     rows, row = (4 * 8 + 2 * 2 * 8), 2 * 2 * 2 * 16 * 4  # keys and values of 2 layers with 2 heads of 16, float32
-    assert sizes[2:] == [rows * row] * 118 and max(sizes) == rows * row
+    assert sizes[2:] == [rows * row] * 18 and max(sizes) == rows * row
     assert len(denoiser.rows) == 1, "what was prepared for earlier clips is gone"
 
 

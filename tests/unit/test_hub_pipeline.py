@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from megatron_videogpt.data.decode import resize_frames, to_model_range
 from megatron_videogpt.hub.sampling_videogpt import Noise, Settings, continue_videos
 from tests import dense
 from tests.data.vae import small_kl
-from tests.hub_folder import SCRIPT, export
+from tests.hub_folder import export
 
 pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
 
@@ -28,7 +26,7 @@ from megatron_videogpt.hub import frames_videogpt as frames_module  # noqa: E402
 from megatron_videogpt.hub.denoiser_videogpt import denoiser_of  # noqa: E402
 from megatron_videogpt.hub.modeling_videogpt import VideoGPTModel  # noqa: E402
 from megatron_videogpt.hub.pipeline_videogpt import VideoGPTPipeline  # noqa: E402
-from tests.unit.test_hub import LONG, close, model_of  # noqa: E402
+from tests.unit.test_hub import close, model_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +56,33 @@ def test_what_may_be_a_video() -> None:
     for wrong, message in (("a.mp4", "str is not a video"), (one.transpose(0, 3, 1, 2), "colours last"), (one * 2.0, "floats in"), ([], "not a video")):
         with pytest.raises(ValueError, match=message):
             frames_module.to_videos(wrong)
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS], ids=str)
+def test_every_dtype_and_layout_of_a_video(dtype: torch.dtype) -> None:
+    # All 256 values; n / 255 is nearer to itself than to its neighbours even in bfloat16.
+    values = torch.arange(2 * 8 * 16 * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(2, 8, 16, 3)
+    pixels = values if dtype == torch.uint8 else (values.double() / 255).to(dtype)
+    layouts = [(pixels[0], [values[:1]]), (pixels, [values]), (torch.stack([pixels, pixels.flip(0)]), [values, values.flip(0)])]
+    layouts += [([pixels[0], pixels[1]], [values]), ([pixels, pixels[:1]], [values, values[:1]])]
+    layouts += [(pixels.transpose(1, 2).contiguous().transpose(1, 2), [values]), (pixels.clone().requires_grad_(dtype != torch.uint8), [values])]
+    if dtype != torch.bfloat16:
+        layouts += [(pixels.numpy(), [values]), (pixels.numpy()[:, ::-1], [values.flip(1)])]
+    for number, (video, expected) in enumerate(layouts):
+        found = frames_module.to_videos(video)
+        assert len(found) == len(expected) and all(np.array_equal(a, b.numpy()) for a, b in zip(found, expected)), number
+        assert all(video.dtype == np.uint8 for video in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, *FLOATS], ids=str)
+def test_values_outside_of_a_dtype_s_range_are_one_line(dtype: torch.dtype) -> None:
+    for value in (2.0, -0.5, float("nan")) if dtype.is_floating_point else (1,):
+        with pytest.raises(ValueError, match=r"expected uint8, or floats in \[0, 1\]") as caught:
+            frames_module.to_videos(torch.full((1, 4, 4, 3), value, dtype=dtype))
+        assert "\n" not in str(caught.value)
 
 
 def test_vaes_agree_with_training(tmp_path: Path) -> None:
@@ -128,7 +153,11 @@ def test_pipeline_outputs(pipeline: VideoGPTPipeline) -> None:
     assert not np.array_equal(run(seed=1, output_type="np").frames[0], values)
     for wrong, message in (
         ({"clips": []}, "at least one clip"),
-        ({"clips": [81]}, "window=80"),
+        ({"clips": [81]}, "window=80: clip 1 of 81 frames leaves no room for itself"),
+        ({"clips": [80]}, "window=80: clip 1 of 80 frames leaves no room for a frame of history; use a window of 81 or more"),
+        ({"clips": [1, 4], "window": 4}, "window=4: clip 2 of 4 frames leaves no room for a frame of history"),
+        ({"cache": False, "cache_offload": True}, "there is no cache"),
+        ({"cache": False, "cache_dtype": torch.bfloat16}, "there is no cache"),
         ({"num_inference_steps": 0}, "at least 1 step"),
         ({"history_noise": 1.0}, "history_noise=1.0"),
         ({"output_type": "gif"}, "choose pil, np"),
@@ -141,6 +170,38 @@ def test_pipeline_outputs(pipeline: VideoGPTPipeline) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no model or no VAE"):
         VideoGPTPipeline()(picture(1, 32, 64))
+
+
+class Carrier:
+    """What accelerate's hook for offloaded models does before `forward`, with the device "meta" as the accelerator: mixing devices fails there too."""
+
+    execution_device = torch.device("meta")
+
+    def __init__(self) -> None:
+        self.carried: list[str] = []
+
+    def pre_forward(self, module: torch.nn.Module, *rest: object) -> None:
+        self.carried.append(type(module).__name__)
+        module.to(self.execution_device)
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": False}, {"history_noise": 0.1, "window": 4}], ids=str)
+def test_offloaded_parts_are_brought_to_the_device_before_they_compute(pipeline: VideoGPTPipeline, grouped: VideoGPTModel, options: dict) -> None:
+    model, vae, hook = copy.deepcopy(grouped), copy.deepcopy(pipeline.vae), Carrier()
+    model._hf_hook = vae._hf_hook = hook
+    offloaded = VideoGPTPipeline(model, vae)
+    offloaded.set_progress_bar_config(disable=True)
+    out = offloaded(picture(2, 32, 64), clips=[1, 2], num_inference_steps=2, output_type="latent", generator=torch.Generator(), **options)
+    assert out.frames[0].device.type == "meta" and out.frames[0].shape == (3, 16, 4, 8)
+    assert hook.carried[0] == "TinyVAE" and set(hook.carried[1:]) == {"VideoGPTModel"}
+    new = frames_module.decode(vae, out.frames[0][:1], out.frames[0][1:])
+    assert new.device.type == "meta" and new.shape == (2, 3, 32, 64)
+    assert set(VideoGPTPipeline.model_cpu_offload_seq.split("->")) == set(offloaded.components)
+
+
+def test_sequential_offload_is_refused_in_one_line(pipeline: VideoGPTPipeline) -> None:
+    with pytest.raises(ValueError, match="use enable_model_cpu_offload"):
+        pipeline.enable_sequential_cpu_offload()
 
 
 def test_folders_that_do_not_load(tmp_path: Path) -> None:
@@ -168,35 +229,3 @@ def test_folders_that_do_not_load(tmp_path: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "pickled.bin")
     with pytest.raises(ValueError, match="pickled weights are never loaded"):
         VideoGPTPipeline.from_pretrained(folder)
-
-
-def prepare(work: Path) -> Path:
-    """A folder, and beside it what a model and a pipeline loaded from it must give; long RoPE and a foreign `model_type`, as released folders have."""
-    tiny = dense.Tiny(channels=16, groups=2, long_factor=LONG.long_factor, longest=LONG.longest)
-    weights = dense.random_weights(tiny, 1)
-    folder = export(work / "folder", tiny, weights, model_type="phi3", architectures=["Phi3ForCausalLM"])
-    draw, clips, video = torch.Generator().manual_seed(0), [2, 1], torch.from_numpy(picture(3, 48, 64))
-    noisy, clean, t = torch.randn(1, 3, 16, 4, 6, generator=draw), torch.randn(1, 2, 16, 4, 6, generator=draw), torch.rand(1, 3, generator=draw)
-    history = build_codec(CodecConfig()).encode(to_model_range(video.numpy()))[0]
-    denoiser, how = denoiser_of(model_of(tiny, weights), cache=False), Settings((2, 1), 80, 3, 3.0)
-    latents = continue_videos(denoiser, [history], how, drawn(5))[0]
-    given_tensors = {"noisy": noisy, "clean": clean, "t": t, "clips": torch.tensor(clips), "video": video, "latents": latents}
-    given_tensors["pred"] = dense.forward(weights, tiny, clips, noisy[0], clean[0], t[0])[None]
-    save_file(given_tensors, work / "given.safetensors")
-    return folder
-
-
-def run_script(python: str, folder: Path, work: Path, block: bool, **environment: str) -> str:
-    """The script's last line; fails with what it wrote."""
-    (work / "script.py").write_text(SCRIPT)
-    command = [python, str(work / "script.py"), str(folder), str(work), "block" if block else "free"]
-    env = {**os.environ, "HF_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    result = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "of type `phi3`" not in result.stderr, result.stderr
-    return result.stdout.splitlines()[-1]
-
-
-def test_a_user_without_megatron(tmp_path: Path) -> None:
-    """AutoModel, forward, save_pretrained and the pipeline in a process where neither megatron-core nor this package can be imported."""
-    assert run_script(sys.executable, prepare(tmp_path), tmp_path, block=True) == "fine"
