@@ -218,9 +218,9 @@ def print_error(error: BaseException) -> None:
 
 
 def _stay_silent() -> None:
-    """Wait until the launcher ends this rank: it stops all as soon as one ends, and a rank that ends first would silence the one that speaks.
+    """Wait until the launcher ends this rank: it stops all ranks as soon as one ends, and the one that speaks must be the first.
 
-    Comes back where it does not: then no other rank has spoken, and this one must, before the others of its machine.
+    Comes back where that does not happen: then nobody has spoken, and this rank must, before the others of its machine.
     """
     if threading.current_thread() is threading.main_thread():
         # The trainer's own handler would wait for the end of a step.
@@ -230,7 +230,7 @@ def _stay_silent() -> None:
 
 
 def fail(error: Exception) -> int:
-    """Tell of an exception that ended a command; returns the exit code where one line says all, and raises it again where its traceback is needed."""
+    """Tell of an exception that ended a command: the exit code, or the exception again where its traceback is needed."""
     if isinstance(error, PeerFailed):
         _stay_silent()
         print_error(error)

@@ -33,7 +33,7 @@ class PeerFailed(Exception):
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the message alone tells the user what to change: a UserError, a video that cannot be used, a full disk."""
+    """Whether the message alone says what to change: a UserError, a video that cannot be used, a full disk."""
     from .data.bad import BadVideo
 
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -41,7 +41,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def unusable(path: object, error: OSError) -> UserError:
-    """For a file or folder that the user named and that cannot be opened, read or written: to be raised where that was tried."""
+    """To be raised where a file or folder that the user named cannot be opened, read or written."""
     return UserError(f"{path}: {error.strerror or error}")
 
 

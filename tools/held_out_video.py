@@ -17,7 +17,7 @@ from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import encode
-from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.errors import UserError, exit_code, unusable
 
 
 def main() -> int:
@@ -37,7 +37,10 @@ def main() -> int:
     assert sample.pixels is not None
     # Real videos have rates of their own; a quarter of 24 frames per second is what the usual interval of 4 gives.
     fps = (config.data.physics.fps if config.data.source == "physics" else 24.0) / config.data.frame_interval[0]
-    write_video(args.output, sample.pixels, fps)
+    try:
+        write_video(args.output, sample.pixels, fps)
+    except OSError as error:
+        return exit_code(unusable(args.output, error))
     print(f"{args.output}: {len(sample.pixels)} frames of {sample.name}")
     return 0
 

@@ -207,9 +207,11 @@ class HeldOut:
 
 
 def readable(config: Config, count: int, read: Callable[[list[int]], dict[int, BadVideo]]) -> list[int]:
-    """Numbers of the first ``count`` held-out samples that can be read, ascending (when fewer are held out, the same videos come at other places).
+    """Numbers of the first ``count`` held-out samples that can be read, ascending.
 
-    read: given all of them, reads what is missing and says what cannot be read; called again with others in their places.
+    Where fewer are held out, the same videos come again, at other places in them.
+
+    read: given all numbers, reads what is missing and says what cannot be read; called again with others in their places.
 
     Raises:
         UserError: more than data.max_bad_fraction of them (and more than one) could not be read.

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def partial_name(path: str | os.PathLike[str]) -> Path:
-    """A new name beside ``path``, to write what then replaces it.  Random: process ids are the same on different machines."""
+    """A new name beside ``path``, for what will replace it.  Random, because machines have processes of equal ids."""
     return Path(f"{os.fspath(path)}.{secrets.token_hex(8)}.partial")
 
 

@@ -87,7 +87,10 @@ class Index:
 
 
 def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[str, Any], part: Part) -> None:
-    """Write an index; ``place`` is its path without extension.  Readers see the old one or the new one, also when several processes write the same."""
+    """Write an index; ``place`` is its path without extension.
+
+    Readers see the old one or the new one, and several processes may write the same one at the same time.
+    """
     description: dict[str, Any] = {"version": VERSION, "kind": kind, "shards": [list(shard) for shard in shards], "facts": facts, "suffixes": list(SUFFIXES)}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     digest.update(part.entries.view(np.uint8).data)

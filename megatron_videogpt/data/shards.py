@@ -34,7 +34,7 @@ LOCK_SECONDS = 2 * 3600.0
 def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAULTS) -> Index:
     """The index of a data set; built when it is missing or the shards have changed, by one process while others wait.
 
-    It is written beside the shards, or to the cache's folder where that cannot be done, and the lock of who builds it lies there too.
+    It is written beside the shards, or to the cache's folder where that cannot be done; the lock of who builds it lies there too.
 
     Args:
         url: a folder of ``*.tar``, one tar file, or a braced list ``.../shard-{000000..000127}.tar``; a path or any fsspec URL.

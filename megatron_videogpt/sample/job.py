@@ -168,7 +168,7 @@ class Job:
 
 
 def _alike(source: Source, read: Callable[[], tuple[Prompt | None, str]]) -> tuple[Prompt | None, str]:
-    """What this process reads of an input, or why it cannot be read, once all processes of the model have read the same; a collective.
+    """What this process reads of an input, or why it cannot, once all that share the model have read the same; a collective.
 
     Raises RunError where they read different frames, or only some could read it.
     """

@@ -66,8 +66,9 @@ def aside(device: torch.device) -> Callable[[], Any]:
 def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None) -> tuple[list[Sample], Any]:
     """`read()` on the reading rank: its samples (without pixels, on the CPU) and what it says of them on all ranks that share them.
 
-    What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of it (see `together`).  Latents
-    travel as one float32 tensor on `device`, first through the first of `groups` (megatron-core's by default); all else beside it.
+    What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of it
+    (see `together`).  Latents travel as one float32 tensor on `device`, first through the first of `groups` (megatron-core's
+    by default); all else beside it.
     """
     samples: list[Sample] = []
     header: list[Any] = [None]
@@ -109,8 +110,8 @@ def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.dev
 class StepData:
     """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were rejected, by kind.
 
-    everywhere: whether every rank has read its part; waits for the slowest.  Where one could not, `explain` raises on all of them, a collective (see
-    `together.everyone`).
+    everywhere: whether every rank has read its part; waits for the slowest.  Where one could not, `explain` raises on all of
+    them, a collective (see `together.everyone`).
     """
 
     samples: list[Sample]

@@ -38,7 +38,7 @@ def together(group: Any, doing: str) -> Iterator[None]:
 
 
 def everyone(action: Callable[[], T], group: Any, doing: str) -> list[T]:
-    """What `action` gives on every rank, in their order, on every rank; a collective of all ranks, whose results are small.
+    """What `action` gives on every rank, in their order; a collective of all ranks, for small results.
 
     group: of all ranks, or None for the default one; doing: what the action is, for messages.
 
@@ -62,8 +62,10 @@ def gather(result: Any, error: BaseException | None, group: Any, doing: str) -> 
         if error is not None:
             raise error
         return [result]
+    mine = None
     # The rank that failed tells itself; those that only shared its work have nothing to add.
-    mine = None if error is None or isinstance(error, PeerFailed) else Failure(torch.distributed.get_rank(), is_user_error(error), one_line(error))
+    if error is not None and not isinstance(error, PeerFailed):
+        mine = Failure(torch.distributed.get_rank(), is_user_error(error), one_line(error))
     told: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(told, (result, mine), group=group)
     failures = [failure for _, failure in told if failure is not None]

@@ -34,7 +34,7 @@ def _bare(model: list[Any]) -> list[Any]:
 
 
 class Validation:
-    """A fixed set of held-out samples, encoded once; every data parallel rank reads and keeps its share, the first one among them.
+    """A fixed set of held-out samples, encoded once: every data parallel rank reads and keeps its share.
 
     samples: the share of this data parallel rank; read: the same with pixels, on the rank that read them.
     """
@@ -46,7 +46,7 @@ class Validation:
         self.samples, _ = share((lambda: (self.read, None)) if is_reader() else None, self.platform.device)
 
     def _read(self, run: Run) -> list[Sample]:
-        """This rank's share, where it reads; which samples there are all readers find out together, since some may not be readable."""
+        """This rank's share, where it reads.  All readers find out together which samples there are: some cannot be read."""
         options, doing = self.config.eval, "reading the validation samples"
         count = max(options.samples if options.every else 0, options.final_scenes, 1)
         with ExitStack() as stack:
@@ -70,7 +70,7 @@ class Validation:
         return items[self.number :: self.replicas]
 
     def _mine(self, count: int) -> int:
-        """How many of the first `count` of all samples fall to this data parallel rank: the first so many of `samples`."""
+        """How many of the first `count` of all samples are this data parallel rank's: the first so many of `samples`."""
         return len(range(self.number, count, self.replicas))
 
     def due(self, step: int) -> bool:
@@ -132,7 +132,10 @@ class Validation:
         return given, frames - given
 
     def predict(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
-        """A continuation of the first held-out sample, by the ranks that share it: a video in the log, a contact sheet in the run's folder."""
+        """A continuation of the first held-out sample: a video in the log, a contact sheet in the run's folder.
+
+        The ranks that share that sample are enough, rank 0 among them.
+        """
         if self.number:
             return
         given, generated = self._given()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_an_index_follows_its_shards(tmp_path: Path, cache: Cache, monkeypatch: 
     assert opened(tmp_path / "moved", cache).fingerprint == again.fingerprint
 
 
-def test_what_cannot_be_a_data_set_is_one_line(tmp_path: Path, cache: Cache) -> None:
+def test_what_cannot_be_a_data_set_is_one_line(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         opened(tmp_path / "missing", cache)
     with pytest.raises(ValueError, match=r"no \*.tar"):
@@ -259,5 +260,7 @@ def test_what_cannot_be_a_data_set_is_one_line(tmp_path: Path, cache: Cache) -> 
     with pytest.raises(ValueError, match="no index"):
         load_index(tmp_path)
     (tmp_path / "file").touch()
+    # Where nothing can be written beside the shards, the index goes into the cache.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"data\.cache=.*file: cannot be written"):
         opened(tmp_path, Cache(tmp_path / "file", 0))
