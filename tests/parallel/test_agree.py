@@ -15,7 +15,7 @@ WORKER = str(REPOSITORY / "tests" / "parallel" / "agree_worker.py")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What each of two ranks came to, by case."""
     folder = tmp_path_factory.mktemp("agree")
-    torchrun(2, WORKER, str(folder))
+    torchrun(2, WORKER, str(folder), timeout=600)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
 
 
