@@ -158,17 +158,17 @@ def check_steps(saved: Saved, config: Config) -> None:
         )
 
 
-def check_same_codec(saved: Saved, codec: Codec) -> None:
+def check_same_codec(saved: Saved, codec: Codec, group: Any = None) -> None:
     """Raise RunError when a checkpoint's model was trained on the latents of another codec: its predictions would decode to noise.
 
-    One that was converted without its VAE does not say.
+    One that was converted without its VAE does not say.  A collective: every rank has built a codec of its own.
     """
     fingerprint = saved.state["codec"]
-    if fingerprint and fingerprint != codec.fingerprint:
-        raise RunError(
-            f"{saved.path} was trained with another {codec.name} codec (fingerprint {fingerprint[:12]}, this one has {codec.fingerprint[:12]}); "
-            "use the codec it was trained with (codec.path, or the release of this package), or train anew in another train.output"
-        )
+    other = (
+        f"{saved.path} was trained with another {codec.name} codec (fingerprint {fingerprint[:12]}, this one has {codec.fingerprint[:12]}); "
+        "use the codec it was trained with (codec.path, or the release of this package), or train anew in another train.output"
+    )
+    raise_together(other if fingerprint and fingerprint != codec.fingerprint else "", group)
 
 
 def check_resumable(saved: Saved) -> None:

@@ -174,7 +174,7 @@ def _restore(run: Run) -> None:
         checkpoint.check_same_model(saved, config)
     else:
         checkpoint.check_same_shapes(saved, config)
-    checkpoint.check_same_codec(saved, run.codec)
+    checkpoint.check_same_codec(saved, run.codec, run.control)
     if resumes:
         checkpoint.check_same_seed(saved, config)
         checkpoint.check_same_data(saved, config, run.state.data)

@@ -15,7 +15,7 @@ WORKER = str(REPOSITORY / "tests" / "parallel" / "agree_worker.py")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What each of two ranks came to, by case."""
     folder = tmp_path_factory.mktemp("agree")
-    torchrun(2, WORKER, str(folder))
+    torchrun(2, WORKER, str(folder), timeout=600)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -39,6 +39,8 @@ def test_who_does_not_see_it_is_named(found: list[dict[str, str]]) -> None:
     assert "gone: no such folder" in found[0]["no such run"]
     assert "step_00000001: is damaged" in found[0]["damaged"]
     assert found[0]["another codec"].startswith("RunError: rank 1 of 2: codec.path = ")
+    trained = found[0]["trained with another codec"]
+    assert trained.startswith("RunError: rank 1 of 2: ") and "fingerprint codec, this one has other" in trained
 
 
 def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_the_one_before(found: list[dict[str, str]]) -> None:

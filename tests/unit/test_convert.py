@@ -100,7 +100,7 @@ def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tens
     path = mixed[0]
     config = replace(load_config(path / "config.toml"), train=TrainConfig(output=str(path), precision="fp32"))
     with pytest.raises(RunError) as caught:
-        run._restore(SimpleNamespace(config=config, output=path, phase=lambda text: None))  # type: ignore[arg-type]
+        run._restore(SimpleNamespace(config=config, output=path, control=None, phase=lambda text: None))  # type: ignore[arg-type]
     one_line(caught, "train.init_from", "train.output")
     # Without a VAE nobody knows which codec it was.
     checkpoint.check_same_codec(checkpoint.find(path), SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
