@@ -65,7 +65,15 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
 def whole_run(folder: Path) -> dict[str, Any]:
     """What of a run, validation and checkpoints included, is float64, and after how many launched steps Python collected garbage."""
     overrides = ["parallel.recompute=auto", "optimizer.ema_decay=0.9", "optimizer.spike_factor=100.0", "logging.slowest_every=2", "train.steps=10"]
-    overrides += ["train.gc_every=4", "checkpoint.every=0", "eval.every=5", "eval.samples=2", "eval.final_scenes=2", "logging.every=2", f"train.output={folder / 'run'}"]
+    overrides += [
+        "train.gc_every=4",
+        "checkpoint.every=0",
+        "eval.every=5",
+        "eval.samples=2",
+        "eval.final_scenes=2",
+        "logging.every=2",
+        f"train.output={folder / 'run'}",
+    ]
     launched, collected, real = [0], [], flight.Flight.launch
 
     def launch(self: Any, data: Any) -> bool:
