@@ -1,7 +1,7 @@
 """One launch of `compare_layouts.py`, under torchrun: `layouts_worker.py CASES.json FOLDER` trains a few steps in each layout.
 
-Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like, megatron-core's release) and ``<key>.safetensors`` (every parameter in
-released form, gathered over tensor and pipeline parallel ranks, and the averages as ``ema.<name>``) per case.
+Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like, megatron-core's release) and ``<key>.safetensors`` (the optimizer's
+float32 main parameters in released form, gathered over all ranks, and their averages as ``ema.<name>``) per case.
 """
 
 from __future__ import annotations
@@ -116,8 +116,31 @@ def step(session: Session, samples: list[Any]) -> tuple[float, float]:
     return describe(reduce_statistics(totals).numbers())["loss"], float(norm)
 
 
+def main_parameters(session: Session) -> dict[Any, Tensor]:
+    """This rank's parameters (shards of tensor parallelism) -> the optimizer's float32 main parameter of each, whole.
+
+    The weights that the model computes with must be these, rounded to their precision: RuntimeError.
+    """
+    from megatron.core import parallel_state
+
+    from megatron_videogpt.platforms import compat
+
+    shards = {parameter: (main, start, end) for parameter, main, start, end in compat.main_shards(session.optimizer)}
+    mains = {}
+    for name, parameter in ((name, p) for chunk in session.chunks for name, p in chunk.module.named_parameters()):
+        full = torch.zeros(parameter.numel())
+        if parameter in shards:
+            main, start, end = shards[parameter]
+            full[start:end] = main.detach()
+        torch.distributed.all_reduce(full, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        mains[parameter] = full.view(parameter.shape)
+        if not torch.equal(mains[parameter].to(parameter.dtype), parameter.data):
+            raise RuntimeError(f"{name} is not its main parameter, rounded to {parameter.dtype}")
+    return mains
+
+
 def gather(session: Session) -> dict[str, Tensor]:
-    """Every parameter under its released name, and its average as ``ema.<name>``: whole, float32, on every rank."""
+    """Every main parameter under its released name, and its average as ``ema.<name>``: whole, float32, on every rank."""
     from megatron.core import parallel_state
 
     from megatron_videogpt.model.init import gather_released
@@ -127,8 +150,9 @@ def gather(session: Session) -> dict[str, Tensor]:
     mine: dict[str, Tensor] = {}
     bare = [chunk.module for chunk in session.chunks]
     with whole_parameters(session.chunks):
+        mains = main_parameters(session)
         for chunk in bare:
-            mine.update(gather_released(chunk, session.config.model, lambda parameter: parameter.data))
+            mine.update(gather_released(chunk, session.config.model, lambda parameter: mains[parameter]))
         if session.average is not None:
             entries = session.average.sharded(sharded_weights(bare))
             averages = {id(p): entries[place][name].data for place, chunk in zip(entries, bare) for name, p in chunk.named_parameters()}
@@ -153,12 +177,21 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
     config = config_from_dict(parse_overrides(options))
     check_config(config, torch.distributed.get_world_size() if torch.distributed.is_initialized() else None)
     session = start(config, channels)
+    before = gather(session)
     trace = [step(session, [sample_of(number, n) for n in range(BATCH)]) for number in range(steps)]
     parameters = gather(session)
     torch.distributed.all_reduce(session.facts)
     distributed.leave_layout()
     losses, norms = zip(*trace)
-    result = {"losses": losses, "norms": norms, "facts": session.facts.tolist(), "seconds": time.perf_counter() - started, "megatron": megatron}
+    moved = {name: float((value - before[name]).double().norm()) for name, value in parameters.items()}
+    result = {
+        "losses": losses,
+        "norms": norms,
+        "moved": moved,
+        "facts": session.facts.tolist(),
+        "seconds": time.perf_counter() - started,
+        "megatron": megatron,
+    }
     return result, parameters
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tools.compare_layouts import CASES, LIMITS, Case, compare, read, reference, run_cases
 from tools.layout_cases import case
@@ -17,12 +19,13 @@ from tools.layout_cases import case
 from .launch import release
 
 FAST = [case for case in CASES if case.fast]
+ROUNDED = [replace(case, precision="bf16") for case in FAST if case.bf16]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
-    failed = run_cases(FAST, folder)
+    failed = run_cases([*FAST, *ROUNDED], folder)
     assert not failed, failed
     return folder
 
@@ -38,6 +41,28 @@ def test_layout_agrees_with_one_process(which: Case, results: Path) -> None:
 
 def test_it_was_the_release_to_be_tested(results: Path) -> None:
     assert {run[0]["megatron"] for run in (read(results, which) for which in FAST) if run is not None} == {release()}
+
+
+@pytest.mark.parametrize("which", ROUNDED, ids=lambda which: which.name)
+def test_layout_agrees_with_one_process_in_bf16(which: Case, results: Path) -> None:
+    found, expected = read(results, which), read(results, reference(which))
+    assert found is not None and expected is not None
+    difference = compare(found, expected)
+    assert difference.loss <= 5e-3 and difference.norm <= 1e-2 and difference.update <= 0.15, difference
+    # Main parameters in float32, not the weights, which are bf16.
+    assert not torch.equal(found[1]["llm.norm.weight"], found[1]["llm.norm.weight"].bfloat16().float())
+
+
+@pytest.mark.parametrize("prefix", ["", "ema."])
+def test_a_wrong_update_is_found_in_bf16(prefix: str, results: Path) -> None:
+    """A third too much was added to a norm's weight: less than a thousandth of the weight, and too much."""
+    expected = read(results, reference(next(which for which in ROUNDED if "ema" in which.name)))
+    assert expected is not None
+    found, name = copy.deepcopy(expected), prefix + "llm.layers.6.input_layernorm.weight"
+    assert compare(found, expected).agrees("bf16")
+    found[1][name] *= 1 + 0.33 * expected[0]["moved"][name] / float(expected[1][name].norm())
+    difference = compare(found, expected)
+    assert not difference.agrees("bf16") and difference.worst_update == name and difference.parameter < 1e-3
 
 
 def test_the_runs_are_not_trivial(results: Path) -> None:

@@ -50,3 +50,21 @@ def test_seeding_the_device_seeds_the_cpu() -> None:
     first = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(first, torch.rand(3))
+
+
+@pytest.mark.usefixtures("processes")
+def test_layers_can_be_wrapped_as_mindspeed_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wrapper of `SelfAttention.__init__` takes the configuration from two or more positional arguments, or by name."""
+    from megatron.core.transformer.attention import SelfAttention
+
+    from tests.session import Session
+
+    real, seen = SelfAttention.__init__, []
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append(args[0] if len(args) > 1 else kwargs["config"])
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(SelfAttention, "__init__", wrapped)
+    session = Session()
+    assert [config.num_layers for config in seen] == [2, 2] and session.step(session.rows(0)).taken
