@@ -99,9 +99,7 @@ def read_ready(process: Process) -> None:
 @pytest.mark.parametrize("cold", [False, True], ids=["forked", "cold"])
 def test_a_rank_that_fails_and_a_launcher_that_is_stopped_end_the_others(cold: bool, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(WAITING)
-    failing, stopped, killed = (
-        start(torchrun_command(2, str(tmp_path / "program.py"), how), cold=cold) for how in ("fails", "is stopped", "is killed")
-    )
+    failing, stopped, killed = (start(torchrun_command(2, str(tmp_path / "program.py"), how), cold=cold) for how in ("fails", "is stopped", "is killed"))
     try:
         for process in (failing, stopped, killed):
             read_ready(process)
