@@ -22,19 +22,20 @@ ABOVE = 512
 """Descriptors from here on are out of the way of those that a program asks for by number."""
 READ_AT_IMPORT = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "TRITON_", "CUDA_", "LD_", "NVTE_", "MPL")
 """Prefixes of variables that libraries read as they are imported."""
-FREE = ("PYTHONPATH", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
-"""Variables with such a prefix that a forked process takes over (the last one is torchrun's)."""
+FREE = ("PYTHONPATH", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_WAIT_POLICY")
+"""Variables with such a prefix that a forked process takes over, or that mean nothing to one thread (torchrun and the benchmarks set the last two)."""
 
 
-def forkable(command: Sequence[Any], env: Mapping[str, str], imported_in: Mapping[str, str]) -> bool:
-    """Whether a fork can be what a fresh interpreter would be, when libraries were imported in the environment `imported_in`."""
+def obstacle(command: Sequence[Any], env: Mapping[str, str], imported_in: Mapping[str, str]) -> str:
+    """Why no fork can be what a fresh interpreter would be, when libraries were imported in the environment `imported_in`; "" when one can."""
     words = [str(word) for word in command[:3] if word != "-u"]
-    if sys.platform != "linux" or words[0] != sys.executable or len(words) < 2:
-        return False
-    if words[1] not in ("-m", "-c") and not words[1].endswith(".py"):
-        return False
+    if sys.platform != "linux":
+        return f"{sys.platform} is not Linux"
+    if words[0] != sys.executable or len(words) < 2 or not (words[1] in ("-m", "-c") or words[1].endswith(".py")):
+        return f"{' '.join(words)[:80]} is not `python [-u] -m | -c | FILE.py`"
     watched = {name for name in (*env, *imported_in) if name.startswith(READ_AT_IMPORT) and name not in FREE}
-    return all(env.get(name) == imported_in.get(name) for name in watched)
+    differing = sorted(name for name in watched if env.get(name) != imported_in.get(name))
+    return f"libraries read {', '.join(differing)} as they are imported" if differing else ""
 
 
 class Spare:
@@ -90,7 +91,7 @@ def _use_for_subprocess(spares: list[Spare], imported_in: Mapping[str, str]) -> 
         _, _, shell, stdin, _, _, stdout, _, stderr, *more = rest
         env = os.environ if env is None else env
         plain = not (isinstance(args, (str, bytes)) or executable or preexec or passed or shell or stdin != -1) and hasattr(self, "_close_pipe_fds")
-        if not (plain and spares and forkable(args, env, imported_in)):
+        if not (plain and spares and not obstacle(args, env, imported_in)):
             real(self, args, executable, preexec, close, passed, cwd, env, *rest)
             return
         outputs = {1: 1 if stdout == -1 else stdout, 2: 2 if stderr == -1 else stderr}
@@ -108,7 +109,7 @@ def _wait(line: socket.socket) -> list[str]:
         os._exit(0)
     text, length = b"", int(head)
     while len(text) < length:
-        text += line.recv(length - len(text))
+        text += line.recv(length - len(text)) or os._exit(0)
     line.close()
     asked = json.loads(text)
     parked = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE) for descriptor in received]

@@ -133,7 +133,10 @@ def _read(connection: socket.socket) -> Job | None:
             return None
         text, length = b"", int(head)
         while len(text) < length:
-            text += connection.recv(length - len(text))
+            more = connection.recv(length - len(text))
+            if not more:
+                return None
+            text += more
         return Job(**json.loads(text), output=list(descriptors))
     except OSError:
         return None

@@ -21,6 +21,8 @@ SLOWEST = 40
 elsewhere = [0.0]
 """Processor seconds of processes that are no children of this one: those of the fork server (`tests/forkserver.py`)."""
 
+STARTED = pytest.StashKey[float]()
+
 
 def processor_seconds() -> float:
     """Of this process, of its children that have ended, and of what the fork server ran for it."""
@@ -42,9 +44,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     now = processor_seconds()
     report.processor, item.stash[STARTED] = now - item.stash[STARTED], now
     return report
-
-
-STARTED = pytest.StashKey[float]()
 
 
 class Recorder:
@@ -78,11 +77,14 @@ def table(tests: list[dict[str, Any]]) -> list[str]:
     lines = [f"slowest {min(SLOWEST, len(tests))} tests: wall seconds, processor seconds"]
     lines += [f"{test['wall']:8.1f} {test['cpu']:8.1f}  {test['test']}" for test in tests[:SLOWEST]]
     lines += ["", "by folder: wall seconds, processor seconds, tests"]
-    folders = sorted({test["test"].rpartition("/")[0] for test in tests})
-    for folder in folders:
-        inside = [test for test in tests if test["test"].rpartition("/")[0] == folder]
+    for folder in sorted({_folder(test) for test in tests}):
+        inside = [test for test in tests if _folder(test) == folder]
         lines.append(f"{sum(test['wall'] for test in inside):8.1f} {sum(test['cpu'] for test in inside):8.1f} {len(inside):6d}  {folder}")
     return lines
+
+
+def _folder(test: dict[str, Any]) -> str:
+    return str(test["test"]).partition("::")[0].rpartition("/")[0]
 
 
 def summary(tests: list[dict[str, Any]], seconds: float) -> list[str]:

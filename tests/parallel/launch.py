@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
 from tests import timing
-from tests.forked_spawn import forkable
+from tests.forked_spawn import obstacle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _before = dict(os.environ)
@@ -147,8 +148,11 @@ def start(command: list[str], cold: bool = False, cwd: Path = REPOSITORY, **envi
     """Start a command; stdout and stderr are pipes."""
     env = environment_of(**environment)
     imported_in = {**_before, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    if not cold and forkable(command, env, imported_in):
-        return Forked(command, env, cwd)
+    if not cold:
+        reason = obstacle(command, env, imported_in)
+        if not reason:
+            return Forked(command, env, cwd)
+        warnings.warn(f"started afresh, without cold=True: {reason}", stacklevel=2)
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
