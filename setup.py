@@ -69,8 +69,9 @@ setup(
         ],
         # triton: its interpreter runs our kernels on a CPU, and it compiles them for sm_90 without a GPU; CUDA builds of torch bring their own.
         # moto, with flask: an S3 server for the tests.  selenium: drives the web page in a real Chromium.
+        # pytest-xdist: unit tests on all cores at once.
         "dev": [
-            *["pytest", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
+            *["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "pre-commit", "triton>=3.7; sys_platform == 'linux'"],
             *["pyarrow", "s3fs", "moto[s3]", "flask", "flask-cors", "torchcodec; sys_platform == 'linux'", "selenium"],
             *SCENES,
             *HUB,

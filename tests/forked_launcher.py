@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Any
 
+from tests import forked_spawn
+
 
 class Rank:
     """A forked process, with as much of `subprocess.Popen` as torch's agent uses."""
@@ -65,8 +67,8 @@ def fork_ranks(count: int) -> list[Rank] | tuple[list[str], dict[str, str]]:
     return ranks
 
 
-def launch(arguments: list[str]) -> None:
-    """`python -m torch.distributed.run ARGUMENTS`, in this process; returns in none of them before its command has."""
+def launch(arguments: list[str]) -> list[str] | None:
+    """`python -m torch.distributed.run ARGUMENTS` in this process; in the ranks returns what follows `python` on the command line they shall run."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     from torch.distributed.elastic.rendezvous import dynamic_rendezvous
@@ -75,12 +77,9 @@ def launch(arguments: list[str]) -> None:
     options = run.parse_args(arguments)
     ranks = fork_ranks(run.determine_local_world_size(options.nproc_per_node) * (1 + options.max_restarts))
     if isinstance(ranks, tuple):
-        from tests import forkserver
-
         (_, *argv), env = ranks
-        forkserver.enter(env, os.getcwd())
-        forkserver.execute(argv)
-        return
+        forked_spawn.enter(env, os.getcwd())
+        return argv
     waiting = iter(ranks)
 
     def popen(args: tuple[str, ...], env: dict[str, str], stdout: Any, stderr: Any, **session: bool) -> Rank:
@@ -94,3 +93,4 @@ def launch(arguments: list[str]) -> None:
     # The same names for the log, without reading the source of every module that is loaded: a second for each launch.
     dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
     run.main(arguments)
+    return None

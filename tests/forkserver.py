@@ -4,8 +4,9 @@
 job: a request with the command, its folder, its environment and two file descriptors (stdout, stderr) goes in; its process id comes back at once, and its
 exit status and processor seconds when it has ended.  A job whose client hangs up is ended.
 
-What a job finds is what a fresh interpreter would show it, but for the modules that are imported already, and one seed of hashes for all ranks.
-`torch.distributed.run` is torchrun itself; only the ranks it starts are forked (`tests/forked_launcher.py`).
+What a job finds is what a fresh interpreter would show it, but for the modules that are imported already, one seed of hashes for all ranks, and an end
+that does not take modules apart.  `torch.distributed.run` is torchrun itself; only the ranks it starts are forked (`tests/forked_launcher.py`), and so are
+the first processes that a job starts (`tests/forked_spawn.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
-import random
 import runpy
 import selectors
 import signal
@@ -24,7 +25,6 @@ import sys
 import threading
 import types
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests import forked_launcher, forked_spawn
 
@@ -39,11 +39,14 @@ PRELOADED = (
     "megatron_videogpt.convert.ingest",
     "megatron_videogpt.data.encode",
     "megatron_videogpt.config.check",
+    "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "torch.utils.tensorboard",
     "torch.distributed.run",
-    "tests.forked_launcher",
+    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
 )
+FORKED_IN = dict(os.environ)
+"""The environment in which the libraries were imported."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,6 @@ class Job:
 
 def preload() -> None:
     """Import everything that a job may need, with nothing started that does not survive a fork."""
-    import importlib
-
     from megatron_videogpt.platforms import activate
 
     # Before megatron-core, which looks for its device as it is imported.
@@ -91,17 +92,18 @@ def serve(listener: socket.socket) -> Job | None:
         if not events:
             return None
         for key, _ in events:
-            if key.fileobj is listener:
+            connection = key.fileobj
+            if connection is ear:
+                ear.recv(4096)
+                _report(running)
+            elif connection is listener:
                 connection, _ = listener.accept()
                 idle.add(connection)
                 selector.register(connection, selectors.EVENT_READ)
-            elif key.fileobj is ear:
-                ear.recv(4096)
-                _report(running)
-            elif isinstance(connection := key.fileobj, socket.socket):
+            elif isinstance(connection, socket.socket):
                 job = _read(connection) if connection in idle else None
                 if job is None:
-                    # The client has hung up, before its job or in the middle of it.
+                    # The client has hung up, before its job, in the middle of it or after its end.
                     selector.unregister(connection)
                     idle.discard(connection)
                     for pid in [pid for pid, other in running.items() if other is connection]:
@@ -120,7 +122,7 @@ def serve(listener: socket.socket) -> Job | None:
                 for descriptor in job.output:
                     os.close(descriptor)
                 running[pid] = connection
-                connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
+                _tell(connection, pid=pid)
 
 
 def _read(connection: socket.socket) -> Job | None:
@@ -131,24 +133,27 @@ def _read(connection: socket.socket) -> Job | None:
             return None
         text, length = b"", int(head)
         while len(text) < length:
-            text += connection.recv(length - len(text))
+            more = connection.recv(length - len(text))
+            if not more:
+                return None
+            text += more
         return Job(**json.loads(text), output=list(descriptors))
     except OSError:
         return None
+
+
+def _tell(connection: socket.socket, **facts: float) -> None:
+    with contextlib.suppress(OSError):  # the client is gone
+        connection.sendall(json.dumps(facts).encode() + b"\n")
 
 
 def _report(running: dict[int, socket.socket]) -> None:
     """Tell the clients of the jobs that have ended."""
     for pid, connection in list(running.items()):
         done, status, usage = os.wait4(pid, os.WNOHANG)
-        if not done:
-            continue
-        del running[pid]
-        said = {"code": os.waitstatus_to_exitcode(status), "processor": usage.ru_utime + usage.ru_stime}
-        try:
-            connection.sendall(json.dumps(said).encode() + b"\n")
-        except OSError:  # the client is gone
-            pass
+        if done:
+            del running[pid]
+            _tell(connection, code=os.waitstatus_to_exitcode(status), processor=usage.ru_utime + usage.ru_stime)
 
 
 def become(job: Job) -> None:
@@ -158,74 +163,56 @@ def become(job: Job) -> None:
     for target, source in zip((1, 2), job.output):
         os.dup2(source, target)
         os.close(source)
-    enter(job.env, job.cwd)
-
-
-def enter(env: dict[str, str], cwd: str) -> None:
-    """Environment, folder and random states of a new process."""
-    os.chdir(cwd)
-    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ.clear()
-    os.environ.update(env)
-    added = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    # The first entry is that of `-m`: the folder in which the server was started.
-    sys.path[:] = added + [entry for entry in sys.path[1:] if entry not in before]
-    random.seed()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed()
-    if env.get("PYTHONUNBUFFERED"):
-        unbuffered()
-
-
-def unbuffered() -> None:
-    """As `python -u`."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    forked_spawn.enter(job.env, job.cwd)
 
 
 def execute(argv: list[str]) -> None:
     """Run what follows `python` on a command line as the interpreter would: `-u`, then `-m MODULE`, `-c CODE` or a script's path, and arguments."""
     if argv[0] == "-u":
-        unbuffered()
+        forked_spawn.unbuffered()
         argv = argv[1:]
-    argv = forked_spawn.keep_spares() or argv
+    if argv[:2] == ["-m", "torch.distributed.run"]:
+        rank = forked_launcher.launch(argv[2:])
+        if rank is None:
+            return
+        return execute(rank)
+    spare = forked_spawn.keep_spares(FORKED_IN)
+    if spare is not None:
+        return execute(spare)
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     # Processes that multiprocessing starts from here import the main module that they find here.
-    KEPT.append(sys.modules["__main__"])
     sys.modules["__main__"] = main
     if argv[0] == "-m":
         sys.argv = argv[1:]
         sys.path.insert(0, os.getcwd())
         runpy._run_module_as_main(argv[1])  # type: ignore[attr-defined]
-        return
-    if argv[0] == "-c":
+    elif argv[0] == "-c":
         sys.argv = ["-c", *argv[2:]]
         sys.path.insert(0, "")
         exec(compile(argv[1], "<string>", "exec"), main.__dict__)
-        return
-    path = argv[0]
-    sys.argv = argv
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    main.__dict__.update(__file__=path, __spec__=None)
-    with open(path, "rb") as file:
-        code = compile(file.read(), path, "exec")
-    exec(code, main.__dict__)
-
-
-KEPT: list[Any] = []
-"""The server's own main module, whose functions a job still runs."""
+    else:
+        sys.argv = argv
+        sys.path.insert(0, os.path.dirname(os.path.abspath(argv[0])))
+        main.__dict__.update(__file__=argv[0], __spec__=None)
+        with open(argv[0], "rb") as file:
+            code = compile(file.read(), argv[0], "exec")
+        exec(code, main.__dict__)
 
 
 def start(path: str) -> Job | None:
     """The server's whole life; see `serve`."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
+    # There for others only when a connection succeeds.
+    os.rename(f"{path}.new", path)
     preload()
     job = serve(listener)
     if job is None:
-        os.unlink(path)
+        for suffix in ("", ".lock", ".log"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + suffix)
     return job
 
 
@@ -243,10 +230,7 @@ def run(job: Job) -> int:
     """The job; returns the exit code that the interpreter would give, after what it would print."""
     try:
         become(job)
-        if job.argv[:2] == ["-m", "torch.distributed.run"]:
-            forked_launcher.launch(job.argv[2:])
-        else:
-            execute(job.argv)
+        execute(job.argv)
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return (error.code or 0) & 0xFF
@@ -259,8 +243,8 @@ def run(job: Job) -> int:
 
 
 if __name__ == "__main__":
-    if (current := start(sys.argv[1])) is not None:
-        # A job's main module is another one than the server's, so it calls those of the package.
-        from tests import forkserver
+    # A job's main module is another one than the server's, so what runs is that of the package.
+    from tests import forkserver
 
+    if (current := forkserver.start(sys.argv[1])) is not None:
         forkserver.end(forkserver.run(current))

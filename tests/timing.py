@@ -1,10 +1,12 @@
 """What each test costs: wall seconds, and processor seconds of this process and of all it started.
 
-`pytest --timings FILE` appends one JSON line per test; `python -m tests.timing FILE` prints the slowest tests and the sum of each folder.
+`pytest --timings FILE` appends one JSON line per test; `python -m tests.timing FILE --seconds N` sums up several runs of pytest in the words of one,
+and with `--times` prints the slowest tests and the sum of each folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import time
@@ -17,6 +19,8 @@ import pytest
 SLOWEST = 40
 elsewhere = [0.0]
 """Processor seconds of processes that are no children of this one: those of the fork server (`tests/forkserver.py`)."""
+
+STARTED = pytest.StashKey[float]()
 
 
 def processor_seconds() -> float:
@@ -41,9 +45,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
     return report
 
 
-STARTED = pytest.StashKey[float]()
-
-
 class Recorder:
     """Writes the tests' times into a file, in the process that collects the reports."""
 
@@ -63,3 +64,47 @@ class Recorder:
         """Append one line per test."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(test) + "\n" for test in self.tests.values())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All tests of a file, those that took longest first."""
+    return sorted(map(json.loads, path.read_text(encoding="utf-8").splitlines()), key=lambda test: -test["wall"])
+
+
+def table(tests: list[dict[str, Any]]) -> list[str]:
+    """The slowest tests, and seconds and number of tests by folder.  Processor seconds are what a busy machine changes least."""
+    lines = [f"slowest {min(SLOWEST, len(tests))} tests: wall seconds, processor seconds"]
+    lines += [f"{test['wall']:8.1f} {test['cpu']:8.1f}  {test['test']}" for test in tests[:SLOWEST]]
+    lines += ["", "by folder: wall seconds, processor seconds, tests"]
+    for folder in sorted({_folder(test) for test in tests}):
+        inside = [test for test in tests if _folder(test) == folder]
+        lines.append(f"{sum(test['wall'] for test in inside):8.1f} {sum(test['cpu'] for test in inside):8.1f} {len(inside):6d}  {folder}")
+    return lines
+
+
+def _folder(test: dict[str, Any]) -> str:
+    return str(test["test"]).partition("::")[0].rpartition("/")[0]
+
+
+def summary(tests: list[dict[str, Any]], seconds: float) -> list[str]:
+    """What failed, and pytest's last line."""
+    counts = Counter(test["outcome"] for test in tests)
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("failed", "passed", "skipped") if counts[outcome]) or "no tests ran"
+    failed = sorted(test["test"] for test in tests if test["outcome"] == "failed")
+    return [f"FAILED {name}" for name in failed] + [f" {said} in {seconds:.2f}s ".center(80, "=")]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--times", action="store_true")
+    options = parser.parse_args()
+    tests = read(options.file)
+    for line in [*(table(tests) if options.times else []), *summary(tests, options.seconds)]:
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

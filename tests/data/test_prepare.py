@@ -9,12 +9,10 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -30,6 +28,7 @@ from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
 from megatron_videogpt.data.shards import load_index
 from megatron_videogpt.errors import UserError
 from tests.clips import BIRD, CINEPAK, EVERY_CONTAINER, ODD, SCENES, SHOTS, SMALL, SOUND, TALL, TRAILER, more
+from tests.parallel.launch import interpreter, run, start
 from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,8 +79,7 @@ def source(videos: Path, tmp_path: Path) -> Path:
 
 def test_shards_hold_the_files_and_what_is_known_of_them(source: Path, tmp_path: Path) -> None:
     """The tool with three workers and this process alone write the same bytes."""
-    words: list[Any] = [sys.executable, "tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", "3", "--shard-mb", "0.2"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = run(interpreter("tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", 3, "--shard-mb", 0.2))
     assert done.returncode == 0, done.stderr
     found = samples(tmp_path / "out")
     paths = sorted(path for path in source.rglob("*") if path.name in NAMES)
@@ -154,7 +152,7 @@ def test_killed_runs_end_in_the_same_bytes(source: Path, tmp_path: Path) -> None
     whole, out = tmp_path / "whole", tmp_path / "out"
     prepare(Options((str(source),), shard_count=2), whole, 0, 60)
     for shards in (1, 2):
-        process = subprocess.Popen([sys.executable, str(program), str(source), str(out)], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+        process = start(interpreter(program, source, out))
         while len(list(out.glob("*.tar"))) < shards and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS
 from megatron_videogpt.data.decode import probe
+from tests.parallel.launch import interpreter, run
 
 from ..release import CONFIG, MODEL, shard, sound_folder, tensors
 from .vae import small_kl
@@ -58,8 +58,8 @@ def release(tmp_path: Path) -> Path:
 def check(release: Path, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """Exit status, and check -> (PASS, FAIL or SKIP, what is said) from the report."""
     output = release.parent / "out"
-    command = [sys.executable, str(ROOT / "tools" / "verify_release.py"), str(release), "--stages", str(release.parent / "stages"), "--output", str(output)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=300)
+    command = interpreter(ROOT / "tools" / "verify_release.py", release, "--stages", release.parent / "stages", "--output", output)
+    done = run([*command, *options])
     assert "Traceback" not in done.stderr, done.stderr
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (output / "report.md").read_text().splitlines() if line.startswith("| ")]
     results = {name.strip(): (status.strip(), said.strip().replace("\\|", "|")) for name, status, said in rows[1:]}

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -24,13 +25,10 @@ from typing import IO, Any
 import psutil
 
 from tests import timing
+from tests.forked_spawn import obstacle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-READ_AT_IMPORT = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "TRITON_", "CUDA_", "LD_", "NVTE_", "MPL")
-"""Prefixes of variables that libraries read as they are imported."""
-FREE = ("PYTHONPATH", "PYTHONUNBUFFERED")
-"""Variables with such a prefix that a forked process takes over."""
-_BEFORE = dict(os.environ)
+_before = dict(os.environ)
 _kept: list[socket.socket] = []
 
 
@@ -49,42 +47,29 @@ def environment_of(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "PYTHONWARNINGS": "ignore", **changes}
 
 
-def _forkable(command: list[str], env: dict[str, str]) -> bool:
-    """Whether the fork server can give what a fresh interpreter would."""
-    options = [word for word in command[1:3] if word != "-u"]
-    if not hasattr(signal, "set_wakeup_fd") or sys.platform != "linux" or command[0] != sys.executable or not options:
-        return False
-    if options[0] not in ("-m", "-c") and not options[0].endswith(".py"):
-        return False
-    base = {**_BEFORE, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    watched = {name for name in (*env, *base) if name.startswith(READ_AT_IMPORT) and name not in FREE}
-    return all(env.get(name) == base.get(name) for name in watched)
-
-
 def _connect() -> socket.socket:
     """A connection to this session's server, which the first one starts."""
     session = os.environ.get("MVG_TESTS_SESSION") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    folder = Path(tempfile.gettempdir()) / f"mvg_tests_{os.getuid()}_{session}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    address = folder / "socket"
-    with (folder / "lock").open("w") as lock:
+    address = Path(tempfile.gettempdir()) / f"mvg_tests_{os.getuid()}_{session}"
+    log = address.with_suffix(".log")
+    connection = socket.socket(socket.AF_UNIX)
+    with address.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(str(address))
             return connection
         except OSError:
             address.unlink(missing_ok=True)
-        with (folder / "log").open("w") as log:
-            command = [sys.executable, "-m", "tests.forkserver", str(address)]
-            server = subprocess.Popen(command, cwd=REPOSITORY, env=environment_of(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        while True:
-            try:
-                connection.connect(str(address))
-                return connection
-            except OSError:
-                assert server.poll() is None, f"the fork server does not start:\n{(folder / 'log').read_text()}"
-                time.sleep(0.02)
+        command = [sys.executable, "-m", "tests.forkserver", str(address)]
+        with log.open("w") as output:
+            server = subprocess.Popen(
+                command, cwd=REPOSITORY, env=environment_of(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        while not address.exists():
+            assert server.poll() is None, f"the fork server does not start:\n{log.read_text()}"
+            time.sleep(0.02)
+        connection.connect(str(address))
+    return connection
 
 
 class Forked:
@@ -105,7 +90,7 @@ class Forked:
         self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8", errors="replace") for read, _ in pipes)
         self._answers = self._connection.makefile("r", encoding="utf-8")
         line = self._answers.readline()
-        assert line, "the fork server has ended; its log lies beside its socket in the temporary folder"
+        assert line, f"the fork server has ended: see {tempfile.gettempdir()}/mvg_tests_*.log"
         self.pid: int = json.loads(line)["pid"]
 
     def wait(self, timeout: float | None = None) -> int:
@@ -173,8 +158,12 @@ Process = Forked | subprocess.Popen
 def start(command: list[str], cold: bool = False, cwd: Path = REPOSITORY, **environment: str) -> Process:
     """Start a command; stdout and stderr are pipes."""
     env = environment_of(**environment)
-    if not cold and _forkable(command, env):
-        return Forked(command, env, cwd)
+    imported_in = {**_before, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    if not cold:
+        reason = obstacle(command, env, imported_in)
+        if not reason:
+            return Forked(command, env, cwd)
+        warnings.warn(f"started afresh, without cold=True: {reason}", stacklevel=2)
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -27,15 +27,6 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four steps."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    result = cli("train", CONFIG, f"train.output={run}", "train.steps=4")
-    assert result.returncode == 0, result.stderr
-    return run
-
-
 def moving_square(path: Path, frames: int, side: int = 64) -> None:
     """A small real video."""
     from megatron_videogpt.data.decode import write_video
@@ -91,28 +82,28 @@ def written(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file() and path.parent.name != "logs"}
 
 
-def test_checkpoint_of_another_shape_is_refused_and_left_alone(trained: Path) -> None:
-    before = written(trained)
-    line = error_of(cli("train", CONFIG, f"train.output={trained}", "train.steps=6", "model.hidden_size=64"))
+def test_checkpoint_of_another_shape_is_refused_and_left_alone(finished: Path) -> None:
+    before = written(finished)
+    line = error_of(cli("train", CONFIG, f"train.output={finished}", "train.steps=16", "model.hidden_size=64"))
     assert "hidden_size is 32 there and 64 here" in line
-    assert before == written(trained)
+    assert before == written(finished)
 
 
-def test_a_checkpoint_of_another_codec_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_codec_is_refused(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    shutil.copytree(finished, run)
     state = run / "checkpoints" / newest(run) / "state.json"
     state.write_text(state.read_text().replace('"codec": "', '"codec": "0000'))
     for command in (
-        ("train", CONFIG, f"train.output={run}", "train.steps=6"),
+        ("train", CONFIG, f"train.output={run}", "train.steps=16"),
         ("sample", "--checkpoint", str(run), "--scene", "fall/1", "--output", str(run / "out.mp4")),
     ):
         line = error_of(cli(*command))
         assert "another tiny codec" in line and "fingerprint 0000" in line
 
 
-def test_another_seed_is_refused(trained: Path) -> None:
-    line = error_of(cli("train", CONFIG, f"train.output={trained}", "train.steps=6", "train.seed=3"))
+def test_another_seed_is_refused(finished: Path) -> None:
+    line = error_of(cli("train", CONFIG, f"train.output={finished}", "train.steps=16", "train.seed=3"))
     assert "train.seed = 3" in line and "seed 0" in line and "train.init_from" in line
 
 
@@ -138,12 +129,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_at_save(trained: Path, small_disk: Path) -> None:
+def test_full_disk_at_save(finished: Path, small_disk: Path) -> None:
     run = small_disk / "run"
     run.mkdir()
     (run / "checkpoints").mkdir()
-    kept = newest(trained)
-    shutil.copytree(trained / "checkpoints" / kept, run / "checkpoints" / kept)
+    kept = "step_00000004"
+    shutil.copytree(finished / "checkpoints" / kept, run / "checkpoints" / kept)
     contents = {path.name: path.read_bytes() for path in (run / "checkpoints" / kept).iterdir()}
     # What is left holds the small files of a run, not another checkpoint.
     free = shutil.disk_usage(small_disk).free

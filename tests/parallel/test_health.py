@@ -26,9 +26,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+def sound(finished: Path) -> dict[int, float]:
     """Losses of an undisturbed run."""
-    return train(1, tmp_path_factory.mktemp("sound") / "run")
+    return losses(finished)
 
 
 def test_a_failed_save_is_repeated(tmp_path: Path, sound: dict[int, float]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +14,36 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.compare_layouts import CASES, LIMITS, Case, compare, read, reference, run_cases
+from tools.compare_layouts import CASES, LIMITS, Case, compare, read, reference
 from tools.layout_cases import case
 
-from .launch import release
+from .launch import interpreter, release, run
 
 FAST = [case for case in CASES if case.fast]
 ROUNDED = [replace(case, precision="bf16") for case in FAST if case.bf16]
+RUN = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from tools.compare_layouts import CASES, run_cases
+from tools.layout_cases import case
+fast = [case for case in CASES if case.fast]
+cases = [*fast, *(replace(case, precision="bf16") for case in fast if case.bf16)] if sys.argv[2] == "fast" else [case(sys.argv[2], *sys.argv[3:])]
+print(json.dumps({case.key: reason for case, reason in run_cases(cases, Path(sys.argv[1])).items()}))
+"""
+
+
+def failed_of(folder: Path, *which: str) -> dict[str, str]:
+    """Run the fast cases or a single one (its layout and options), each process count in one torchrun; the keys of those that failed, and why."""
+    result = run(interpreter("-c", RUN, folder, *which), timeout=600)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
-    failed = run_cases([*FAST, *ROUNDED], folder)
+    failed = failed_of(folder, "fast")
     assert not failed, failed
     return folder
 
@@ -101,6 +119,6 @@ def test_a_difference_is_found(tamper: Callable[[tuple[dict, dict]], None], wron
 
 def test_a_layout_that_cannot_run_is_named(tmp_path: Path) -> None:
     wrong = case("P1", "virtual_pipeline=2")
-    failed = run_cases([wrong], tmp_path)
-    assert list(failed) == [wrong] and "parallel.virtual_pipeline = 2: must be 1 without pipeline" in failed[wrong]
+    failed = failed_of(tmp_path, "P1", "virtual_pipeline=2")
+    assert list(failed) == [wrong.key] and "parallel.virtual_pipeline = 2: must be 1 without pipeline" in failed[wrong.key]
     assert read(tmp_path, reference(wrong)) is not None and read(tmp_path, wrong) is None

@@ -49,8 +49,8 @@ def kill_after(run: Path, step: int, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    return train(2, tmp_path_factory.mktemp("whole") / "run", *TP2)
+def whole(finished_in_two: Path) -> dict[int, float]:
+    return losses(finished_in_two)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,15 @@ def test_same_layout_bit_for_bit(whole: dict[int, float], killed: Path, tmp_path
     assert train(2, run, *TP2) == whole
 
 
-@pytest.mark.parametrize(("processes", "options"), [(1, ()), (2, ()), (2, ("parallel.pipeline=2",))], ids=["one process", "DP2", "PP2"])
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        pytest.param(1, (), id="one process"),
+        # Of a checkpoint itself `test_reshard` does so in every run, value for value.
+        pytest.param(2, (), id="DP2", marks=pytest.mark.long),
+        pytest.param(2, ("parallel.pipeline=2",), id="PP2"),
+    ],
+)
 def test_another_layout(processes: int, options: tuple[str, ...], whole: dict[int, float], killed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(killed, run)

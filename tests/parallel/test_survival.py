@@ -17,8 +17,8 @@ LAYOUT = ("parallel.tensor=2", "parallel.sequence=true")
 LIMIT = 500
 
 
-def launch(run: Path, restarts: int, cold: bool = False) -> Process:
-    command = torchrun_command(4, f"--max-restarts={restarts}", "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT)
+def launch(run: Path, processes: int, restarts: int, cold: bool = False) -> Process:
+    command = torchrun_command(processes, f"--max-restarts={restarts}", "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT)
     return start(command, cold=cold)
 
 
@@ -40,43 +40,43 @@ def error_lines(errors: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    run = tmp_path_factory.mktemp("whole") / "run"
+def in_four(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    run = tmp_path_factory.mktemp("in_four") / "run"
     torchrun(4, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT)
     return losses(run)
 
 
-def test_a_killed_rank_is_named_and_the_run_resumes(whole: dict[int, float], tmp_path: Path) -> None:
+def test_a_killed_rank_is_named_and_the_run_resumes(finished_in_two: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = launch(run, restarts=0)
-    pid = kill_rank_after(process, run, rank=2, step=5)
+    process = launch(run, 2, restarts=0)
+    pid = kill_rank_after(process, run, rank=1, step=5)
     # The limit of a collective operation is 30 minutes: nobody waits for it.
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     (line,) = error_lines(errors)
-    assert line.startswith(f"error: rank 2 (pid {pid} on ") and "died during '" in line and "rank_00002.log" in line
+    assert line.startswith(f"error: rank 1 (pid {pid} on ") and "died during '" in line and "rank_00001.log" in line
     # The launcher's own report is all that may look like a traceback.
     assert "megatron_videogpt/train" not in errors.replace(str(run), "")
     assert max(losses(run)) < 14
-    process = launch(run, restarts=0)
+    process = launch(run, 2, restarts=0)
     output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
     assert "resumed from" in output
-    assert losses(run) == whole
+    assert losses(run) == losses(finished_in_two)
 
 
 @pytest.mark.long
-def test_max_restarts_does_so_unattended(whole: dict[int, float], tmp_path: Path) -> None:
+def test_max_restarts_does_so_unattended(in_four: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
     # The launcher itself is what is tested: nothing of it is forked.
-    process = launch(run, restarts=1, cold=True)
+    process = launch(run, 4, restarts=1, cold=True)
     pid = kill_rank_after(process, run, rank=1, step=5)
     output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
     (line,) = error_lines(errors)
     assert f"rank 1 (pid {pid} on " in line
     assert "resumed from" in output
-    assert losses(run) == whole
+    assert losses(run) == in_four
     logs = [(run / "logs" / f"rank_0000{rank}.log").read_text() for rank in (0, 2, 3)]
     assert all("restart 0" in log and "restart 1" in log for log in logs)
     # Whoever finds it first says it; the others may only see that a rank has ended.

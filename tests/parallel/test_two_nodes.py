@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .launch import REPOSITORY, cli
+from .launch import REPOSITORY
 from .test_resume import CONFIG, losses
 
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true")
@@ -59,16 +59,13 @@ def error_lines(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if line.startswith("error")]
 
 
-def test_two_nodes_give_the_losses_of_one_process(nodes: Nodes, tmp_path: Path) -> None:
-    alone = tmp_path / "alone"
-    result = cli("train", CONFIG, f"train.output={alone}")
-    assert result.returncode == 0, result.stderr
+def test_two_nodes_give_the_losses_of_one_process(nodes: Nodes, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pair = [nodes.start(rank, 2, run, *LAYOUT) for rank in (0, 1)]
     for process in pair:
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, output + errors
-    expected, got = losses(alone), losses(run)
+    expected, got = losses(finished), losses(run)
     assert got.keys() == expected.keys() and len(got) == 14
     for step, loss in expected.items():
         assert got[step] == pytest.approx(loss, rel=1e-5), step

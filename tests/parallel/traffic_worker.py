@@ -1,6 +1,6 @@
 """Calls and bytes that rank 0 really sends in one optimizer step, by kind: `traffic_worker.py LAYOUTS.json OUTPUT.json`.
 
-Counted by wrapping torch.distributed before megatron-core takes its functions from there; calls of fewer than 2,000 numbers (norms, counts) are left out.
+Counted by wrapping torch.distributed's functions wherever they have been imported; calls of fewer than 2,000 numbers (norms, counts) are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ CHANNELS, SMALL, ROWS = 4, 2000, 2
 counted: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
 
 
+def replace(original: Any, wrapped: Any) -> None:
+    """In torch.distributed and in every module that has taken `original` from there; what torch calls itself stays."""
+    for place, module in list(sys.modules.items()):
+        if place == "torch.distributed" or not place.startswith("torch"):
+            for name in [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is original]:
+                setattr(module, name, wrapped)
+
+
 def count(name: str, kind: str, which: int, factor: float) -> None:
     """Wrap a collective whose argument number `which` is the whole tensor; a rank of n sends ``factor * (n-1)/n`` of it."""
     original = getattr(dist, name)
@@ -32,7 +40,7 @@ def count(name: str, kind: str, which: int, factor: float) -> None:
             counted[kind][1] += factor * whole.nbytes * (size - 1) / size
         return original(*args, **kwargs)
 
-    setattr(dist, name, wrapped)
+    replace(original, wrapped)
 
 
 def count_sends() -> None:
@@ -46,7 +54,8 @@ def count_sends() -> None:
         return original(tensor, *args, **kwargs)
 
     # Batched operations compare with the module's own name.
-    dist.isend = dist.distributed_c10d.isend = wrapped
+    replace(original, wrapped)
+    dist.distributed_c10d.isend = wrapped
 
 
 def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]], int]:

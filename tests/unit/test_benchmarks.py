@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from megatron_videogpt.config.estimate import clip_work, geometry, training_flop
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
+from tests.parallel.launch import interpreter, run
 from tools import benchmark_masks as masks
 from tools import gpu_bars, gpu_check, measure_peak
 from tools.benchmark_attention import attempt
@@ -211,15 +211,8 @@ def test_peak_prints_the_override(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
     overrides = ["parallel.tensor=1", "parallel.sequence=false", "model.num_layers=2", "train.micro_batch_size=2", "data.frames=4", "data.clips=[2, 4]"]
     config = "examples/videogpt/quickstart.toml"
-    command = [sys.executable, "tools/benchmark_step.py", config, *overrides, "--backends", "ranged,dense,triton", "--steps", "2", "--warmup", "1"]
-    done = subprocess.run(
-        [*command, "--json", str(tmp_path / "step.json"), "--peak", "0.5"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = interpreter("tools/benchmark_step.py", config, *overrides, "--backends", "ranged,dense,triton", "--steps", "2", "--warmup", "1")
+    done = run([*command, "--json", str(tmp_path / "step.json"), "--peak", "0.5"])
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "step.json").read_text())["backends"]
     assert "runs on CUDA only" in result["triton"]["note"] and "| triton | not run: it runs on CUDA only" in done.stdout
@@ -244,8 +237,7 @@ def noisy_pairs(clips: tuple[int, ...]) -> int:
 
 
 def test_sampling_with_and_without_a_cache(tmp_path: Path) -> None:
-    command = [sys.executable, "tools/benchmark_sampling.py", "--quick", "--kv-heads", "1", "--json", str(tmp_path / "sampling.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(interpreter("tools/benchmark_sampling.py", "--quick", "--kv-heads", 1, "--json", tmp_path / "sampling.json"))
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "sampling.json").read_text())
     assert [(row["history"], row["clips"]) for row in result["rollouts"]] == [(6, [2, 2]), (2, [2]), (6, [2])]
