@@ -10,6 +10,7 @@ import argparse
 import json
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
