@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from megatron_videogpt.attention import attend, flex
 from megatron_videogpt.attention import plan as plans
 from megatron_videogpt.attention.plan import Costs, plan
+from megatron_videogpt.attention.rounding import allowances
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
 from megatron_videogpt.sequence.layout import Clip, ClipShape, Source, layout, pack
 
@@ -62,6 +63,13 @@ def worst(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     gradient for q is an exact zero made of terms of the inputs' size, which is 1."""
     assert all(torch.isfinite(x).all() for x in actual)
     return max(float((a.double() - e.double()).abs().max() / e.double().abs().max().clamp(min=0.1)) for a, e in zip(actual, expected))
+
+
+def assert_right(actual: list[torch.Tensor], exact: list[torch.Tensor], inputs: list[torch.Tensor], intervals: torch.Tensor, limit: float) -> None:
+    """Each within `limit`, or within what rounding explains on any processor, where that is more."""
+    allowed = allowances([x.double() for x in inputs], dense_mask(intervals), 0.3, inputs[0].dtype)
+    for one, expected, most in zip(actual, exact, allowed):
+        assert worst([one], [expected]) <= max(limit, most)
 
 
 @settings(deadline=None, max_examples=10)
@@ -133,7 +141,7 @@ def test_ranged_matches_reference(intervals: torch.Tensor, heads: tuple[int, int
     exact = results("reference", [x.double() for x in inputs], intervals)
     actual = results("ranged", inputs, intervals)
     assert all(x.dtype == dtype for x in actual)
-    assert worst(actual, exact) <= limit
+    assert_right(actual, exact, inputs, intervals, limit)
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -143,7 +151,7 @@ def test_ranged_matches_reference_with_many_rectangles(dtype: torch.dtype, limit
     inputs = tensors(len(intervals), 4, 2, 32, dtype)
     boxes = plan(intervals, Costs(call=8e6 / (14 * 4 * 32), key=8, mask=0.06))
     assert len(boxes) > 5 and not all(box.first for box in boxes)
-    assert worst(results("ranged", inputs, intervals), results("reference", [x.double() for x in inputs], intervals)) <= limit
+    assert_right(results("ranged", inputs, intervals), results("reference", [x.double() for x in inputs], intervals), inputs, intervals, limit)
 
 
 def test_ranged_slices_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +168,7 @@ def test_ranged_takes_strided_views_and_large_scores() -> None:
     strided = [torch.stack([x, x + 1], dim=-1)[..., 0] for x in plain]
     assert not strided[0].is_contiguous()
     assert torch.equal(attend("ranged", *strided[:3], intervals, 0.3), attend("ranged", *plain[:3], intervals, 0.3))
-    assert worst(results("ranged", plain, intervals), results("reference", [x.double() for x in plain], intervals)) <= 1e-5
+    assert_right(results("ranged", plain, intervals), results("reference", [x.double() for x in plain], intervals), plain, intervals, 1e-5)
 
 
 def test_ranged_gradcheck() -> None:

@@ -17,6 +17,9 @@ from megatron_videogpt.objective.base import Inputs
 
 CHANNELS = 4
 CLIPS = ((1, 2, 1), (3, 1))
+# Fewer rows may be multiplied in another order.  A sum of n products is off by the unit roundoff (2^-24) times the root of n; here n is 208 at most, and
+# 3 layers of 4 products, with as many in the backward pass, follow each other.
+LIMIT = 24 * 208**0.5 * 2**-24
 
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -79,7 +82,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     for name, value in wanted.items():
         assert value.abs().max() > 0, f"{name} has no gradient to compare"
-        assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+        assert (found[name] - value).abs().max() <= LIMIT * value.abs().max(), name
 
 
 @pytest.mark.parametrize(("recompute", "count"), [("none", 0), ("selective", 0), ("mlp", 0), ("full", 0), ("full", 2)])
@@ -92,7 +95,7 @@ def test_loss_and_gradients_are_those_of_all_rows(recompute: str, count: int, ba
     model.scored_only = False
     wanted = loss_of(model, row)
     wanted.backward()
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=LIMIT, atol=0)
     close(mine, gradients(model))
 
 
