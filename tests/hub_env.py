@@ -1,6 +1,7 @@
-"""Environments that hold torch, transformers, diffusers and what these need, and nothing of ours: one for each set of versions, made once and kept.
+"""Environments that hold torch, transformers, diffusers and what these need, and nothing of ours.
 
-Everything that the running environment has in a fitting version is linked, not installed again; only what differs comes from the package index.
+There is one for each set of versions, made once and kept.  What the running environment has in a fitting version is
+linked, not installed again; only what differs comes from the package index.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PINS: dict[str, dict[str, str]] = {
     "installed": {},  # as constraints-cpu.txt has them
     "accelerate": {"accelerate": "1.15.0"},
 }
-"""What each environment has in other versions than the running one, or on top of it.  The only place where they are written."""
+"""What each environment has in other versions than the running one, or on top of it.  Written here only."""
 
 SECONDS = 900  # for pip, and for the lock of a process that waits for another one's pip
 
@@ -92,7 +93,10 @@ def _install(packages: list[str], site: Path) -> None:
 
 
 def _needed(names: list[str], site: Path | None) -> Iterator[metadata.Distribution]:
-    """Distributions of these names and what they require, those of `site` first; AssertionError where PINS lacks one in a fitting version."""
+    """Distributions of these names and what they require, those of `site` first.
+
+    AssertionError where one does not fit and PINS has no other.
+    """
     seen: set[str] = set()
     waiting = [Requirement(name) for name in names]
     while waiting:

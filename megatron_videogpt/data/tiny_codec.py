@@ -1,7 +1,8 @@
 """The tiny codec: an asymmetric convolutional autoencoder on 8x8 pixel blocks, trained by `tools/train_codec.py`.
 
 The encoder is cheap because it runs inside the training loop on CPUs; the decoder, which only sampling uses, is larger
-and works at two scales.  Any height and width that are multiples of 8.  Exported folders hold a copy of this file: it needs torch alone.
+and works at two scales.  Any height and width that are multiples of 8.
+Exported folders hold a copy of this file: it needs torch alone.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class VideoGPTConfig(PreTrainedConfig):
     def __init__(self, **fields: Any) -> None:
         sizes = {name: fields.pop(name, getattr(VideoGPTConfig, name)) for name in SIZES}
         super().__init__(**fields)
-        # Ourselves: transformers 4 keeps no defaults, and a saved file has to name all sizes; 5 rewrites rope_scaling that it is given.
+        # Not by transformers: 4 keeps no defaults, and a saved file has to name all sizes; 5 rewrites a rope_scaling.
         for name, value in sizes.items():
             setattr(self, name, value)
 

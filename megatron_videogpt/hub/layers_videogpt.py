@@ -21,7 +21,10 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def computing_device(module: nn.Module) -> torch.device:
-    """Where a module computes; brought there first where accelerate keeps it in host memory, which it would end for calls of `forward` only."""
+    """Where a module computes.
+
+    Where accelerate keeps it in host memory, its hook brings it there first: by itself it does so for `forward` only.
+    """
     hook = getattr(module, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(module)

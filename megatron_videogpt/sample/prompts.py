@@ -108,7 +108,7 @@ def plan(frames: int, history: int | None, settings: SampleConfig, codec: Codec)
 
 
 def _given(settings: SampleConfig) -> int:
-    """Latent frames given where the command does not say how many: at least one, and no more than the window holds beside the first clip."""
+    """Latent frames given where the command does not say: at least one, at most what the window holds beside a clip."""
     return max(1, min(settings.history, settings.window - settings.clips[0]))
 
 

@@ -1,4 +1,4 @@
-"""Exported folders where only torch, transformers and diffusers are installed, in several versions; and the environments that such tests run in."""
+"""Exported folders where only torch, transformers and diffusers are installed, in several versions of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ CONSTRAINTS = dict(line.split("==") for line in (REPOSITORY / "constraints-cpu.t
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder, and a file of what a model and a pipeline loaded from it must give; long RoPE and a foreign `model_type`, as released folders have."""
+    """A folder, and a file of what a model and a pipeline loaded from it must give.
+
+    Long RoPE and a foreign `model_type`, as released folders have.
+    """
     work = tmp_path_factory.mktemp("exported")
     tiny = dense.Tiny(channels=16, groups=2, long_factor=LONG.long_factor, longest=LONG.longest)
     weights = dense.random_weights(tiny, 1)

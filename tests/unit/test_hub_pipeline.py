@@ -173,7 +173,10 @@ def test_pipeline_outputs(pipeline: VideoGPTPipeline) -> None:
 
 
 class Carrier:
-    """What accelerate's hook for offloaded models does before `forward`, with the device "meta" as the accelerator: mixing devices fails there too."""
+    """What accelerate's hook for offloaded models does before `forward`, with "meta" as the accelerator.
+
+    Mixing devices fails there too.
+    """
 
     execution_device = torch.device("meta")
 

@@ -1,4 +1,4 @@
-"""No option is parsed and ignored: another value of any option of `[sample]` or of the sample command changes what comes out."""
+"""No option is ignored: another value of any option of `[sample]` or of the sample command changes what comes out."""
 
 from __future__ import annotations
 
