@@ -172,7 +172,8 @@ def _alike(source: Source, read: Callable[[], tuple[Prompt | None, str]]) -> tup
 
     Raises RunError where they read different frames, or only some could read it.
     """
-    prompt, problem = None, ""
+    prompt: Prompt | None = None
+    problem = ""
 
     def digest() -> tuple[bytes, str]:
         nonlocal prompt, problem

@@ -126,7 +126,8 @@ def told(read: Callable[[], StepData], group: Any, control: Any, doing: str) -> 
 
     group: of all ranks on CPU tensors, in which nothing else happens; control: another one, for the thread that uses the data.
     """
-    data, failed = StepData([], [], {}), None
+    data = StepData([], [], {})
+    failed: BaseException | None = None
     try:
         data = read()
     except BaseException as error:  # noqa: BLE001  (raised where the data are used, on all ranks)
