@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,15 @@ def let_outputs_be_dropped() -> None:
     from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
     CheckpointWithoutOutput.__init__.__defaults__ = (None,)  # type: ignore[attr-defined]
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    return "full_param_layout not provided" not in record.getMessage()
+
+
+def let_buffers_lay_themselves_out() -> None:
+    """Silence what 0.19 says at every start about the layout of gradient buffers, which it computes itself: nothing that a user could change."""
+    logging.getLogger("megatron.core.distributed.distributed_data_parallel").addFilter(_of_interest)
 
 
 def _parts(optimizer: Any) -> list[Any]:

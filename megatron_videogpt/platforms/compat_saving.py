@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
 
 STRATEGY = "mcore"
 """From 0.17 on the default is "nvrx", which needs the package nvidia-resiliency-ext."""
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    return "async save is deprecated" not in record.getMessage()
 
 
 def background_obstacle() -> str:
@@ -53,13 +58,11 @@ def plan_save(contents: dict[str, Any], folder: str) -> Any:
     has done so.
     """
     from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.strategies import torch as strategies
 
     if background_obstacle():
         return dist_checkpointing.save(contents, folder)
-    if hasattr(strategies, "_logged_mcore_async_deprecation"):
-        # A warning of each start about a choice that is ours and not the user's.
-        strategies._logged_mcore_async_deprecation = True
+    # From 0.17 on it warns of our choice of strategy, which is no user's to change.
+    logging.getLogger("megatron.core.dist_checkpointing.strategies.torch").addFilter(_of_interest)
     known = inspect.signature(dist_checkpointing.save).parameters
     chosen = {"async_strategy": STRATEGY} if "async_strategy" in known else {}
     return dist_checkpointing.save(contents, folder, async_sharded_save=True, **chosen)

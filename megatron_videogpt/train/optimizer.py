@@ -31,6 +31,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel]:
     """The model chunks of this rank with their gradients in buffers that are reduced over data (and context) parallel ranks."""
     layout = config.parallel
+    compat.let_buffers_lay_themselves_out()
     settings = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
