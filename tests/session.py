@@ -33,7 +33,6 @@ class Session:
             torch.nn.init.normal_(parameter, std=0.3)
         self.chunks = wrap(self.config, [bare])
         self.optimizer, self.objective = build_optimizer(self.config, self.chunks), build_objective(self.config)
-        self.optimizer.reload_model_params()
         self.average = Average([bare], self.optimizer, self.config.optimizer.ema_decay or 0.9)
 
     def rows(self, number: int, factor: float = 1.0) -> list[Any]:
