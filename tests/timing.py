@@ -55,11 +55,19 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Sum the phases of each test."""
-        test = self.tests.setdefault(report.nodeid, {"test": report.nodeid, "wall": 0.0, "cpu": 0.0, "outcome": "passed"})
+        test = self._test(report.nodeid)
         test["wall"] += report.duration
         test["cpu"] += getattr(report, "processor", 0.0)
-        if report.outcome != "passed" and test["outcome"] != "failed":
-            test["outcome"] = report.outcome
+        if report.outcome != "passed" and test["outcome"] in ("passed", "skipped"):
+            test["outcome"] = "error" if report.failed and report.when != "call" else report.outcome
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be imported."""
+        if report.failed:
+            self._test(report.nodeid)["outcome"] = "error"
+
+    def _test(self, name: str) -> dict[str, Any]:
+        return self.tests.setdefault(name, {"test": name, "wall": 0.0, "cpu": 0.0, "outcome": "passed"})
 
     def pytest_sessionfinish(self) -> None:
         """Append one line per test."""
@@ -90,9 +98,9 @@ def _folder(test: dict[str, Any]) -> str:
 def summary(tests: list[dict[str, Any]], seconds: float) -> list[str]:
     """What failed, and pytest's last line."""
     counts = Counter(test["outcome"] for test in tests)
-    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("failed", "passed", "skipped") if counts[outcome]) or "no tests ran"
-    failed = sorted(test["test"] for test in tests if test["outcome"] == "failed")
-    return [f"FAILED {name}" for name in failed] + [f" {said} in {seconds:.2f}s ".center(80, "=")]
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("failed", "passed", "skipped", "error") if counts[outcome]) or "no tests ran"
+    bad = sorted(f"{test['outcome'].upper()} {test['test']}" for test in tests if test["outcome"] in ("failed", "error"))
+    return bad + [f" {said} in {seconds:.2f}s ".center(80, "=")]
 
 
 def main() -> None:

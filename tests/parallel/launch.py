@@ -180,7 +180,7 @@ def kill_tree(process: Process) -> None:
             continue
 
 
-def run(command: list[str], timeout: float = 300, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], timeout: float = 600, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command in the repository with one thread per process."""
     process = start(command, cold, **environment)
     try:
@@ -199,7 +199,7 @@ def torchrun_command(processes: int, *arguments: str) -> list[str]:
 
 
 def torchrun(
-    processes: int, *arguments: str, timeout: float = 300, check: bool = True, cold: bool = False, **environment: str
+    processes: int, *arguments: str, timeout: float = 600, check: bool = True, cold: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc_per_node=<processes> <arguments>` over gloo on this machine; fails the test with the output when it fails."""
     result = run(torchrun_command(processes, *arguments), timeout, cold, **environment)
@@ -208,7 +208,7 @@ def torchrun(
     return result
 
 
-def cli(*arguments: str, timeout: float = 300, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def cli(*arguments: str, timeout: float = 600, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m megatron_videogpt <arguments>`."""
     return run([sys.executable, "-m", "megatron_videogpt", *arguments], timeout, cold, **environment)
 
