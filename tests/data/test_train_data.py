@@ -52,28 +52,28 @@ def test_a_damaged_video_is_skipped_and_counted(shards: Path, tmp_path: Path) ->
     result = cli(*common, "train.steps=4", "data.workers=2")
     assert result.returncode == 0, result.stderr
     (named,) = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
-    assert "cars_small" in named["name"] and named["name"].startswith("shard-00000") and (result.stdout + result.stderr).count("cars_small") == 1
+    assert "odd_height" in named["name"] and named["name"].startswith("shard-00000") and (result.stdout + result.stderr).count("odd_height") == 1
     counts = [{name: value for name, value in line.items() if name.startswith("rejected/")} for line in lines(run)]
     assert list(counts[-1]) == [f"rejected/{named['kind']}"] and counts[-1][f"rejected/{named['kind']}"] >= 2
     state = json.loads((run / "checkpoints" / "step_00000004" / "state.json").read_text())
     assert state["rejected"] == {named["kind"]: counts[-1][f"rejected/{named['kind']}"]} and state["consumed"] == 24
     # Going on counts on, and names nobody again.
     result = cli(*common, "train.steps=8")
-    assert result.returncode == 0 and "cars_small" not in result.stdout + result.stderr
+    assert result.returncode == 0 and "odd_height" not in result.stdout + result.stderr
     assert lines(run)[-1][f"rejected/{named['kind']}"] > counts[-1][f"rejected/{named['kind']}"] and len((run / "rejected.jsonl").read_text().splitlines()) == 1
     assert all(line["loss"] > 0 for line in lines(run))
     # Too many are one line of each process that read them.
     both = ("-m", "megatron_videogpt", *common[:-3], f"train.output={tmp_path / 'other'}", "data.max_bad_fraction=0.001", "train.steps=12")
     result = torchrun(2, *both, check=False)
     told = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert result.returncode and told and all("data.max_bad_fraction=0.001" in line and "cars_small" in line for line in told), result.stderr
+    assert result.returncode and told and all("data.max_bad_fraction=0.001" in line and "odd_height" in line for line in told), result.stderr
 
 
 def damage(shards: Path, copy: Path) -> Path:
     """A copy in which the bytes of one video are zeros from its middle on, in place: the index still stands."""
     shutil.copytree(shards, copy)
     index = load_index(copy)
-    (place,) = [i for i in range(len(index)) if index.key(i) == "cars_small"]
+    (place,) = [i for i in range(len(index)) if index.key(i) == "odd_height"]
     entry = index.entries[place]
     path = Path(index.shard_url(place))
     data = bytearray(path.read_bytes())
