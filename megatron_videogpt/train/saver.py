@@ -43,7 +43,7 @@ class Saver:
         if obstacle:
             obstacle = f"checkpoint.async_save = true: the installed megatron-core cannot save in the background ({obstacle}); use checkpoint.async_save=false"
         raise_together(obstacle, group)
-        self.queue = compat_saving.background_calls() if config.checkpoint.async_save else None
+        self.queue: Any = compat_saving.background_calls() if config.checkpoint.async_save else None
         self.writing: tuple[dict[str, Any], Any] | None = None
         if is_rank_zero():
             clean(self.run)
