@@ -26,8 +26,9 @@ from ..config.schema import Config, ModelConfig
 from ..data.codec import Codec
 from ..platforms import compat
 from . import ema
-from .distributed import RunError, from_rank_zero, is_rank_zero, raise_together
+from .distributed import RunError, is_rank_zero
 from .folders import complete, latest, read_state, step_of
+from .together import from_rank_zero, raise_together
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +92,11 @@ def _agreed(choose: Callable[[], Path | None], group: Any) -> Saved | None:
         path = choose()
         return None if path is None else (_read(path), os.listdir(path))
 
-    found = from_rank_zero(read, group)
+    found = from_rank_zero(read, group, "looking for a checkpoint")
     if found is None:
         return None
     saved, files = found
-    raise_together(_unseen(saved.path, files), group)
+    raise_together(_unseen(saved.path, files), group, "looking for a checkpoint")
     return saved
 
 
@@ -168,7 +169,7 @@ def check_same_codec(saved: Saved, codec: Codec, group: Any = None) -> None:
         f"{saved.path} was trained with another {codec.name} codec (fingerprint {fingerprint[:12]}, this one has {codec.fingerprint[:12]}); "
         "use the codec it was trained with (codec.path, or the release of this package), or train anew in another train.output"
     )
-    raise_together(other if fingerprint and fingerprint != codec.fingerprint else "", group)
+    raise_together(other if fingerprint and fingerprint != codec.fingerprint else "", group, "comparing codecs")
 
 
 def check_resumable(saved: Saved) -> None:

@@ -6,8 +6,7 @@ import datetime
 import gc
 import math
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -15,8 +14,6 @@ from megatron.core import parallel_state, tensor_parallel
 from ..config.schema import ParallelConfig
 from ..errors import RunError
 from ..platforms import Platform
-
-T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -92,55 +89,3 @@ def leave_layout() -> None:
 def is_rank_zero() -> bool:
     """Whether this process speaks for the run."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def gather(value: T, group: Any = None) -> list[T]:
-    """`value` of every rank, by rank; a collective of `group` (of all ranks; the default one by default)."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=group)
-    return values
-
-
-def first_error(error: str, group: Any = None) -> str:
-    """The first rank's error message that is not empty, the same on every rank; a collective."""
-    return next((text for text in gather(error, group) if text), "")
-
-
-def raise_together(error: str, group: Any = None) -> None:
-    """Raise RunError on every rank if some rank has an `error`, naming the ranks unless all have the same; a collective."""
-    errors = gather(error, group)
-    found = {text: [rank for rank, other in enumerate(errors) if other == text] for text in dict.fromkeys(errors) if text}
-    named = [text if len(ranks) == len(errors) else f"{name_ranks(ranks)} of {len(errors)}: {text}" for text, ranks in found.items()]
-    if named:
-        raise RunError("; ".join(named))
-
-
-def name_ranks(ranks: list[int]) -> str:
-    """`rank 3`, or `ranks 0, 4-7` for a sorted list."""
-    starts = [rank for rank in ranks if rank - 1 not in ranks]
-    ends = [rank for rank in ranks if rank + 1 not in ranks]
-    runs = [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends)]
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(runs)}"
-
-
-def from_rank_zero(decide: Callable[[], T], group: Any = None) -> T:
-    """What `decide` returns on rank 0, on every rank; a collective.  Ranks that look for themselves may see a shared file system in different states.
-
-    What it raises ends all ranks: rank 0 raises it, and the others a RunError, which stays silent there.
-    """
-    answer: list[Any] = [None, ""]
-    failure: Exception | None = None
-    if is_rank_zero():
-        try:
-            answer[0] = decide()
-        except Exception as error:  # noqa: BLE001  (raised again below, when the others know)
-            failure, answer[1] = error, " ".join(str(error).split()) or type(error).__name__
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(answer, 0, group=group)
-    if failure is not None:
-        raise failure
-    if answer[1]:
-        raise RunError(answer[1])
-    return answer[0]

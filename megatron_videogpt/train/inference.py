@@ -22,6 +22,7 @@ from . import checkpoint, distributed
 from .distributed import RunError
 from .folders import checkpoint_root
 from .kernels import choose_attention
+from .together import from_rank_zero, raise_together
 
 
 def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config, int | None]:
@@ -39,7 +40,7 @@ def load_model(source: Path, step: int | None = None, platform: str = "auto", av
     """
     device = _start(platform)
     # Rank 0 looks: where another rank sees the folder in another state, it must not go another way.
-    if distributed.from_rank_zero(lambda: is_released(source)):
+    if from_rank_zero(lambda: is_released(source), None, "looking for a model"):
         return _load_released(source, step, device, average)
     saved = checkpoint.find(source, step)
     config = _prepare(saved.config, device)
@@ -68,7 +69,7 @@ def _load_released(source: Path, step: int | None, device: Platform, average: bo
         weights = open_source(folder, config.codec, None, None, allow_extra=True)
     except (UserError, OSError) as error:
         problem = str(error)
-    distributed.raise_together(problem)
+    raise_together(problem, None, "opening a model")
     config = _prepare(config, device)
     backend, _ = choose_attention(config, device)
     model = VideoGPT(config, weights.channels, device, backend)

@@ -31,7 +31,7 @@ from .feed import is_reader
 from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
-from .together import everyone, together
+from .together import everyone, from_rank_zero, raise_together, together
 
 
 @dataclass
@@ -121,7 +121,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
     run = Run(config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, state)
     _restore(run)
-    distributed.from_rank_zero(lambda: _record(run), control)
+    from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
 
 
@@ -186,7 +186,7 @@ def _restore(run: Run) -> None:
         run.optimizer.reload_model_params()
         if run.average is not None:
             run.average.restart()
-        distributed.from_rank_zero(lambda: carry_on(saved.run, run.output), run.control)
+        from_rank_zero(lambda: carry_on(saved.run, run.output), run.control, "copying what travels along")
     if distributed.is_rank_zero():
         print(f"{'resumed from' if resumes else 'weights from'} {saved.path}", flush=True)
 
@@ -201,6 +201,6 @@ def _record(run: Run) -> None:
 
 def _check_same_codec(config: Config, codec: Codec, control: Any) -> None:
     """Raise RunError on every rank where some encode with another codec than the others; a collective."""
-    mine, first = codec.fingerprint, distributed.gather(codec.fingerprint, control)[0]
+    mine, first = codec.fingerprint, everyone(lambda: codec.fingerprint, control, "comparing codecs")[0]
     other = f"codec.path = {config.codec.path}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node needs the same codec"
-    distributed.raise_together("" if mine == first else other, control)
+    raise_together("" if mine == first else other, control, "comparing codecs")

@@ -17,9 +17,10 @@ from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..platforms import compat, compat_saving
 from .checkpoint import sharded_weights
-from .distributed import RunError, first_error, from_rank_zero, is_rank_zero, raise_together
+from .distributed import RunError, is_rank_zero
 from .ema import Average
 from .folders import checkpoint_name, checkpoint_root, clean, latest, partial_of, prune, publish
+from .together import first_error, from_rank_zero, raise_together
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Saver:
         obstacle = compat_saving.background_obstacle() if config.checkpoint.async_save else ""
         if obstacle:
             obstacle = f"checkpoint.async_save = true: the installed megatron-core cannot save in the background ({obstacle}); use checkpoint.async_save=false"
-        raise_together(obstacle, group)
+        raise_together(obstacle, group, "looking for background saves")
         self.queue: Any = compat_saving.background_calls() if config.checkpoint.async_save else None
         self.writing: tuple[dict[str, Any], Any] | None = None
         if is_rank_zero():
@@ -90,7 +91,7 @@ class Saver:
             except FAILURES as problem:  # (reported on every rank)
                 log.error("checkpoint: this rank failed", exc_info=problem)
                 error = _root_cause(problem)
-        return first_error(error, self.group)
+        return first_error(error, self.group, "saving a checkpoint")
 
     def _prepare(self, state: dict[str, Any]) -> None:
         clean(self.run)
@@ -166,7 +167,7 @@ class Saver:
             shutil.rmtree(partial_of(self._folder(state)), ignore_errors=True)
 
     def _report(self, state: dict[str, Any], error: str, fatal: bool) -> None:
-        text = from_rank_zero(lambda: self._describe(state, error), self.group)
+        text = from_rank_zero(lambda: self._describe(state, error), self.group, "saving a checkpoint")
         if fatal:
             raise RunError(f"{text}; start again to resume")
         if is_rank_zero():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 
 from ..errors import PeerFailed, RunError, is_user_error, one_line
+from .distributed import is_rank_zero
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,3 +89,33 @@ def _end(failures: list[Failure], error: BaseException | None, doing: str) -> No
     if error is not None:
         log.error("this rank failed as well", exc_info=error)
     raise PeerFailed(first.rank, f"rank {first.rank} failed, {doing}: {first.text}")
+
+
+def from_rank_zero(decide: Callable[[], T], group: Any, doing: str) -> T:
+    """What `decide` gives on rank 0, on every rank; raises as `everyone`; a collective of all ranks.
+
+    For whatever ranks may see differently, such as a shared file system.
+    """
+    return everyone(lambda: decide() if is_rank_zero() else None, group, doing)[0]  # type: ignore[return-value]
+
+
+def first_error(error: str, group: Any, doing: str) -> str:
+    """The first rank's error message that is not empty, the same on every rank; a collective."""
+    return next(filter(None, everyone(lambda: error, group, doing)), "")
+
+
+def raise_together(error: str, group: Any, doing: str) -> None:
+    """Raise RunError on every rank if some rank has an `error`, naming the ranks unless all have the same; a collective."""
+    errors = everyone(lambda: error, group, doing)
+    found = {text: [rank for rank, other in enumerate(errors) if other == text] for text in dict.fromkeys(errors) if text}
+    named = [text if len(ranks) == len(errors) else f"{name_ranks(ranks)} of {len(errors)}: {text}" for text, ranks in found.items()]
+    if named:
+        raise RunError("; ".join(named))
+
+
+def name_ranks(ranks: list[int]) -> str:
+    """`rank 3`, or `ranks 0, 4-7` for a sorted list."""
+    starts = [rank for rank in ranks if rank - 1 not in ranks]
+    ends = [rank for rank in ranks if rank + 1 not in ranks]
+    runs = [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends)]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(runs)}"
