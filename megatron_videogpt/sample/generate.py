@@ -127,7 +127,8 @@ def continue_row(
     waiting: list[list[Tensor]] = [[] for _ in histories]
     # Every video draws the noise of number 0, so that neither its place among others nor its name matters.
     noise = keyed_noise([0] * len(histories), seed)
-    for number, latents in enumerate(rollout(denoiser, histories, sampling(settings), noise, advance), 1):
+    sampler = sampling(settings, given=any(map(len, histories)))
+    for number, latents in enumerate(rollout(denoiser, histories, sampler, noise, advance), 1):
         clips = []
         for history, new, parts in zip(histories, latents, waiting):
             ready = decode and (not joins or number == len(settings.clips))

@@ -10,8 +10,8 @@ from ..hub.sampling_videogpt import Noise, Settings
 from ..objective.noise import normal
 
 
-def sampling(config: SampleConfig) -> Settings:
-    """What the sampler takes of the section `sample`; UserError for what cannot be sampled with."""
+def sampling(config: SampleConfig, given: bool = True) -> Settings:
+    """What the sampler takes of the section `sample`; UserError for what cannot be sampled with.  given: there is a history before the first clip."""
     settings = Settings(
         clips=config.clips,
         window=config.window,
@@ -22,7 +22,7 @@ def sampling(config: SampleConfig) -> Settings:
         time_shift=config.time_shift,
     )
     try:
-        settings.check()
+        settings.check(given)
     except ValueError as error:
         # Stand-alone code, which knows no other type.
         raise UserError(str(error)) from error

@@ -103,7 +103,7 @@ def check(numbers: range, videos: Path, root: Path) -> None:
             family, case = make(clips, number)
             outcome = pool.wait(number)
             by_process[outcome.process].append(outcome)
-            expected = set(case.files) | {name for name in outcome.left if name.startswith("index")}
+            expected = set(case.files) | {name for name in outcome.left if name.startswith(("index", ".index"))}
             exact = case.exactly if case.exactly is None or case.samples or "a.tar" not in case.files else Counter({"none usable": 1})
             good = set(outcome.kinds) <= case.allowed | {"none usable"} if exact is None else outcome.kinds == exact and outcome.samples == case.samples
             if not good or set(outcome.left) != expected:

@@ -21,7 +21,7 @@ LIMIT = 5e-4  # of the largest absolute value, for the sampler
 
 
 def rollout(function, histories, config, noise):
-    return continue_videos(Recompute(function), histories, sampling(config), noise)
+    return continue_videos(Recompute(function), histories, sampling(config, any(map(len, histories))), noise)
 
 
 def denoise_clips(function, histories, noises, steps, guidance, time_shift=1.0, schedule=()):

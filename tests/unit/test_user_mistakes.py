@@ -102,7 +102,7 @@ def test_sampling_settings_are_the_users_and_what_else_the_sampler_refuses_is_ou
     from megatron_videogpt.sample.settings import sampling
 
     assert sampling(SampleConfig()).steps == SampleConfig().steps
-    with pytest.raises(UserError, match="window=2 cannot hold a clip of 4 frames"):
+    with pytest.raises(UserError, match="window=2: clip 1 of 4 frames leaves no room"):
         sampling(SampleConfig(clips=(4,), window=2))
     with pytest.raises(ValueError, match="at least 1 step") as caught:
         sigmas(0, 1.0)
