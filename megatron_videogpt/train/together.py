@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 
 from ..errors import PeerFailed, RunError, is_user_error, one_line
-from .distributed import is_rank_zero
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,7 +95,8 @@ def from_rank_zero(decide: Callable[[], T], group: Any, doing: str) -> T:
 
     For whatever ranks may see differently, such as a shared file system.
     """
-    return everyone(lambda: decide() if is_rank_zero() else None, group, doing)[0]  # type: ignore[return-value]
+    speaks = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return everyone(lambda: decide() if speaks else None, group, doing)[0]  # type: ignore[return-value]
 
 
 def first_error(error: str, group: Any, doing: str) -> str:
