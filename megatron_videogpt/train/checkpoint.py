@@ -218,17 +218,21 @@ def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
     return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
 
 
-def load_weights(saved: Saved, chunks: Sequence[nn.Module], average: bool = False) -> None:
-    """Fill a model (any layout) with a checkpoint's weights, or with their moving average.  Raises RunError when there is no average."""
+def check_average(saved: Saved) -> None:
+    """Raise RunError for a checkpoint without a moving average of the weights."""
+    if not saved.state["ema"]:
+        raise RunError(f"{saved.path} has no moving average of the weights; train with optimizer.ema_decay (for example 0.9999), or use the weights themselves")
+
+
+def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False) -> None:
+    """Fill a model (any layout) with a checkpoint's weights, or with their moving average, which it must have."""
     weights = sharded_weights(chunks)
     if not average:
-        loaded = dist_checkpointing.load({"model": weights}, str(saved.path))["model"]
+        loaded = dist_checkpointing.load({"model": weights}, str(path))["model"]
         for chunk, values in zip(chunks, loaded.values()):
             chunk.load_state_dict(values)
         return
-    if not saved.state["ema"]:
-        raise RunError(f"{saved.path} has no moving average of the weights; train with optimizer.ema_decay (for example 0.9999), or use the weights themselves")
-    ema.use(chunks, dist_checkpointing.load({"ema": ema.template(chunks, weights)}, str(saved.path))["ema"])
+    ema.use(chunks, dist_checkpointing.load({"ema": ema.template(chunks, weights)}, str(path))["ema"])
 
 
 def load(saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, average: ema.Average | None) -> dict[str, Any]:

@@ -43,12 +43,14 @@ def load_model(source: Path, step: int | None = None, platform: str = "auto", av
     if from_rank_zero(lambda: is_released(source), None, "looking for a model"):
         return _load_released(source, step, device, average)
     saved = checkpoint.find(source, step)
+    if average:
+        checkpoint.check_average(saved)
     config = _prepare(saved.config, device)
     codec = build_codec(config.codec)
     checkpoint.check_same_codec(saved, codec)
     backend, _ = choose_attention(config, device)
     model = VideoGPT(config, codec.channels, device, backend)
-    checkpoint.load_weights(saved, [model], average)
+    checkpoint.load_weights(saved.path, [model], average)
     return model, config, saved.state["step"]
 
 

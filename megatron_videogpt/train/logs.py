@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -27,6 +28,7 @@ def start_logs(output: Path, rank: int) -> None:
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter(FORMAT))
     file.setLevel(logging.INFO)
+    file.handleError = _lost(path)  # type: ignore[method-assign]
     root = logging.getLogger()
     root.setLevel(min(root.level or logging.INFO, logging.INFO))
     root.addHandler(file)
@@ -43,6 +45,18 @@ def start_logs(output: Path, rank: int) -> None:
     logger = logging.getLogger(__name__)
     logger.info("start: host %s, pid %d, rank %d (local %s) of %s, restart %s", socket.gethostname(), os.getpid(), rank, local, world, restart)
     threading.excepthook = _thread_failed
+
+
+def _lost(path: Path) -> Callable[[logging.LogRecord], None]:
+    """Says once that records cannot be written (a full disk), in place of a traceback for each."""
+    told: list[bool] = []
+
+    def say(record: logging.LogRecord) -> None:
+        if not told:
+            told.append(True)
+            print(f"warning: {path}: cannot be written ({sys.exc_info()[1]}); what this rank logs is lost", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

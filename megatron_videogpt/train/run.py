@@ -182,7 +182,7 @@ def _restore(run: Run) -> None:
         # Earlier releases did not know of data and rejected.
         run.state = State(**{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"}, data=run.state.data)
     else:
-        checkpoint.load_weights(saved, run.chunks)
+        checkpoint.load_weights(saved.path, run.chunks)
         run.optimizer.reload_model_params()
         if run.average is not None:
             run.average.restart()

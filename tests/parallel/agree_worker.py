@@ -150,7 +150,7 @@ def save(session: Any, run: Path, rank: int) -> None:
         held = [parameter.clone() for parameter in session.chunks[0].parameters()]
         for parameter in session.chunks[0].parameters():
             parameter.zero_()
-        checkpoint.load_weights(checkpoint.find(run), bare)
+        checkpoint.load_weights(checkpoint.find(run).path, bare)
     FOUND["loaded"] = all(torch.equal(a, b) for a, b in zip(held, session.chunks[0].parameters(), strict=True))
     with patched(compat_saving, "background_obstacle", lambda: "no such strategy") if rank == 1 else contextlib.nullcontext():
         outcome("obstacle", lambda: saver.Saver(config, bare, session.optimizer, None, "codec"))
