@@ -28,7 +28,7 @@ def start_logs(output: Path, rank: int) -> None:
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter(FORMAT))
     file.setLevel(logging.INFO)
-    file.handleError = _lost(path)  # type: ignore[method-assign]
+    file.handleError = _lost(path)  # type: ignore[assignment]
     root = logging.getLogger()
     root.setLevel(min(root.level or logging.INFO, logging.INFO))
     root.addHandler(file)
