@@ -216,6 +216,9 @@ def _timeline(video: Video, container, stream, limits: Limits) -> _Timeline:
             if not packet.is_discard:
                 shown.append(packet.pts)
             check_count(video, len(shown), limits)
+    if claimed and not count:
+        # Where a damaged offset points outside, FFmpeg refuses to read a file, and bytes just end there.
+        raise BadVideo(name_of(video), f"not a readable video (none of its {claimed} frames is there)")
     if count < claimed:
         raise BadVideo(name_of(video), f"truncated: {count} of {claimed} frames are there", "truncated")
     if not shown:
