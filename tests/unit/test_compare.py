@@ -130,7 +130,7 @@ def pixels(path):
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib warns of glyphs and labels it leaves out
 def test_plot_draws_a_panel_per_measure_and_breaks_the_line_at_frames_without_error(tmp_path):
     def size_and_blue(values, names, lpips=None):
         result = {"frames": 4, "psnr": values, "ssim": [0.5] * 4, "lpips": lpips, "mean": {}}
