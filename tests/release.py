@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from megatron_videogpt.config.schema import ModelConfig
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Entry, write_tensors
-from megatron_videogpt.convert.mapping import EMBED_TOKENS, hf_shape, parameters
 from megatron_videogpt.convert.released import read_model_config
+from megatron_videogpt.model.parameters import EMBED_TOKENS, hf_shape, parameters
 
 MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, num_query_groups=1, position_table_size=4)
 CONFIG = {

@@ -116,7 +116,7 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
 
     from megatron_videogpt.config.load import load_config
     from megatron_videogpt.convert.folder import Entry, write_tensors
-    from megatron_videogpt.convert.mapping import EMBED_TOKENS, POSITION_TABLE, hf_shape, parameters
+    from megatron_videogpt.model.parameters import EMBED_TOKENS, POSITION_TABLE, hf_shape, parameters
 
     model = replace(load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, num_layers=layers)
     shapes: dict[str, tuple[int, ...]] = {POSITION_TABLE: (1, model.position_table_size**2, model.hidden_size)}

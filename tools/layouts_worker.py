@@ -51,7 +51,7 @@ def spread(parameter: Any, config: Any, channels: int) -> Tensor:
 
     The real start has a zero head, which gives the backbone no gradient in the first step, and biases of zero.
     """
-    from megatron_videogpt.convert.mapping import hf_shape
+    from megatron_videogpt.model.parameters import hf_shape
 
     shape = hf_shape(parameter, config.model, channels)
     digest = hashlib.blake2b(parameter.hf.encode(), digest_size=7).digest()

@@ -1,6 +1,6 @@
 """Parameters, sequence lengths and FLOPs of a configuration, before anything is built; `memory`, `communication` and `planner` go on from here.
 
-Parameters are counted from the same table that names and initialises them (`convert.mapping`), so they are exact.  Sequence lengths, attended
+Parameters are counted from the same table that names and initialises them (`model.parameters`), so they are exact.  Sequence lengths, attended
 pairs and FLOPs are exact for given clips, and exact expectations over the random clip split.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..convert.mapping import hf_shape, parameters
 from ..data.geometry import CodecGeometry, codec_geometry
+from ..model.parameters import hf_shape, parameters
 from .schema import CodecConfig, Config, ModelConfig
 
 PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8, 4)}

@@ -16,11 +16,11 @@ from ..config.schema import Config
 from ..data.geometry import codec_geometry
 from ..errors import UserError
 from ..model.embed import position_axis
+from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
 from ..train import checkpoint
 from .card import model_card
 from .folder import CARRIED_NAMES, CARRIED_STARTS, Entry, Folder, write_tensors
 from .ingest import CODECS, TRAINING, codec_of, without_paths
-from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
 from .sharded import Weights
 from .side import NAME, Side
 from .standalone import hub_config, write_code, write_json, write_vae

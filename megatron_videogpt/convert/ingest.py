@@ -19,11 +19,11 @@ from ..config.load import config_from_dict
 from ..config.schema import CodecConfig, Config, ModelConfig, TrainConfig
 from ..data.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
 from ..errors import UserError
+from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
+from ..model.tensors import initial
 from .folder import Entry, Folder
 from .hints import TOKENIZER_FILES
-from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from .released import backbone, sizes_of
-from .tensors import initial
 from .untrusted import Stored, read_header, read_object, read_tensor
 
 if sys.version_info >= (3, 11):

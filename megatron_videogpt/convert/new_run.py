@@ -18,12 +18,12 @@ from ..config.load import ConfigError, config_to_toml
 from ..config.schema import CodecConfig, Config, ParallelConfig
 from ..data.codec import build_codec
 from ..errors import UserError
+from ..model.parameters import parameters
+from ..model.tensors import from_hf, shard
 from ..train.folders import checkpoint_name, checkpoint_root
 from .ingest import Source, folder_config
-from .mapping import parameters
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
-from .tensors import from_hf, shard
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""

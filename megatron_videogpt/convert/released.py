@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..config.schema import ModelConfig
 from ..errors import UserError
+from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from .folder import Folder
-from .mapping import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from .untrusted import show
 
 MOST = {

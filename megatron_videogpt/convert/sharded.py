@@ -17,9 +17,9 @@ from torch import Tensor
 from ..config.estimate import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
+from ..model.parameters import Parameter, hf_shape, parameters
+from ..model.tensors import to_hf
 from ..train.ema import PREFIX
-from .mapping import Parameter, hf_shape, parameters
-from .tensors import to_hf
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty here)."""
@@ -92,7 +92,7 @@ def held_by(config: Config, stage: int) -> Iterator[Parameter]:
 
 
 def described(entry: Parameter, part: Tensor, config: Config, rank: int) -> list[ShardedTensor]:
-    """megatron-core's description of what tensor parallel rank `rank` holds of a parameter (`mapping.shard` of it).
+    """megatron-core's description of what tensor parallel rank `rank` holds of a parameter (`tensors.shard` of it).
 
     Gate and up are two tensors: as one, megatron-core would copy both while it saves.
     """

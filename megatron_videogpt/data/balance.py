@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from megatron_videogpt.data.clips import Plans
-from megatron_videogpt.data.packing import Row, StepPlan, StepPlanner, cost_weights
+from .clips import Plans
+from .packing import Row, StepPlan, StepPlanner, cost_weights
 
 
 @dataclass

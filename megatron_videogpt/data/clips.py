@@ -14,8 +14,8 @@ from hashlib import blake2b
 import numpy as np
 from torch import Tensor
 
-from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.order import GOLDEN, splitmix64
+from ..config.schema import DataConfig
+from .order import GOLDEN, splitmix64
 
 PLAN_STREAM = 0x706C616E  # keeps these draws apart from other uses of a key
 INTERVAL, START, CLIPS, CUTS = range(4)  # counters of a sample's draws; each place for a cut has its own, from CUTS on

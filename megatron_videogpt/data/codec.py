@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_videogpt.config.schema import CodecConfig
-from megatron_videogpt.data.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry, diffusers_settings, one_line
-from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
-
+from ..config.schema import CodecConfig
 from ..errors import UserError
+from .geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry, diffusers_settings, one_line
+from .tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 
 
 class Codec(Protocol):

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.tables import parse_object
-
 from ..errors import UserError
+from .bad import BadVideo
+from .tables import parse_object
 
 SIDECAR_LIMIT = 16 << 20  # bytes of a .json or .txt beside a video
 WHERE = re.compile(r"^\s*(.+?)\s*(==|!=|>=|<=|>|<)\s*(.*?)\s*$")

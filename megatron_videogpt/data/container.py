@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import av
 
-from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.bad import BadVideo
+from ..config.schema import DataConfig
+from .bad import BadVideo
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.clips import SamplePlan, sample_key
-from megatron_videogpt.data.decode import limits_of, probe
-from megatron_videogpt.data.files import list_videos
-from megatron_videogpt.data.jobs import FileJob, Job, MemberJob, Reading, reading_of
-from megatron_videogpt.data.latents import LatentsJob, check_facts
-from megatron_videogpt.data.order import splitmix64
-from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shard_scan import label_of
-from megatron_videogpt.data.shards import Index, open_index
+from ..config.schema import DataConfig
+from .bad import BadVideo
+from .clips import SamplePlan, sample_key
+from .decode import limits_of, probe
+from .files import list_videos
+from .jobs import FileJob, Job, MemberJob, Reading, reading_of
+from .latents import LatentsJob, check_facts
+from .order import splitmix64
+from .remote import Cache
+from .shard_scan import label_of
+from .shards import Index, open_index
 
 if TYPE_CHECKING:
-    from megatron_videogpt.data.index import Geometry
+    from .index import Geometry
 
 FILE_ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("fps", "<f4"), ("size", "<u8")])
 CACHE = "~/.cache/megatron_videogpt"  # data.cache="" means this

@@ -9,10 +9,10 @@ from functools import lru_cache
 import av
 import numpy as np
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
-from megatron_videogpt.data.pictures import VideoWriter, resize_frames, resized_shape, to_model_range, to_pixels, write_video
-from megatron_videogpt.errors import UserError
+from ..errors import UserError
+from .bad import BadVideo
+from .container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
+from .pictures import VideoWriter, resize_frames, resized_shape, to_model_range, to_pixels, write_video
 
 __all__ = [
     "BadVideo",
@@ -120,7 +120,7 @@ def read_clip(
             raise BadVideo(name_of(video), str(error), "too_elongated") from error
 
     if decoder != "pyav":
-        from megatron_videogpt.data import torchcodec
+        from . import torchcodec
 
         return torchcodec.read_clip(video, indices, longest_side, multiple, limits, threads, decoder)
     return _read(video, indices, limits, threads, small)

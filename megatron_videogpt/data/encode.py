@@ -15,20 +15,19 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from megatron_videogpt.data.bad import BadVideo, Rejections
-from megatron_videogpt.data.clips import Sample, SamplePlan
-from megatron_videogpt.data.codec import Codec
-from megatron_videogpt.data.datasets import Folder, Shards
-from megatron_videogpt.data.decode import resized_shape, to_model_range
-from megatron_videogpt.data.index import Usable
-from megatron_videogpt.data.jobs import Job, read_job
-from megatron_videogpt.data.latents import facts_of, pack, to_stored
-from megatron_videogpt.data.listings import unique_key
-from megatron_videogpt.data.shard_scan import LATENTS
-from megatron_videogpt.data.shards import ShardWriter, merge_index
-from megatron_videogpt.data.workers import Pool
-
 from ..errors import UserError
+from .bad import BadVideo, Rejections
+from .clips import Sample, SamplePlan
+from .codec import Codec
+from .datasets import Folder, Shards
+from .decode import resized_shape, to_model_range
+from .index import Usable
+from .jobs import Job, read_job
+from .latents import facts_of, pack, to_stored
+from .listings import unique_key
+from .shard_scan import LATENTS
+from .shards import ShardWriter, merge_index
+from .workers import Pool
 
 RECORD, REJECTED, PARTS = "encode.json", "rejected.jsonl", "parts"
 MOVABLE = ("source", "codec_path", "batch")  # options that may change when a command is run again

@@ -9,17 +9,16 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.clips import shortest_video
-from megatron_videogpt.data.datasets import Folder, Shards, open_folder, open_shards
-from megatron_videogpt.data.decode import limits_of
-from megatron_videogpt.data.files import EXTENSIONS, list_videos
-from megatron_videogpt.data.physics import check_physics
-from megatron_videogpt.data.splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
-from megatron_videogpt.data.torchcodec import check_torchcodec
-
+from ..config.schema import DataConfig
 from ..errors import UserError
+from .bad import BadVideo
+from .clips import shortest_video
+from .datasets import Folder, Shards, open_folder, open_shards
+from .decode import limits_of
+from .files import EXTENSIONS, list_videos
+from .physics import check_physics
+from .splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
+from .torchcodec import check_torchcodec
 
 __all__ = ["EXTENSIONS", "Geometry", "Source", "Split", "list_videos", "open_source"]
 

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_videogpt.config.schema import DataConfig, PhysicsConfig
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.clips import Sample, SamplePlan, derived_key
-from megatron_videogpt.data.decode import Blob, Limits, limits_of, read_clip
-from megatron_videogpt.data.physics import render_scene, scene_kind
-from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shard_scan import label_of
+from ..config.schema import DataConfig, PhysicsConfig
+from .bad import BadVideo
+from .clips import Sample, SamplePlan, derived_key
+from .decode import Blob, Limits, limits_of, read_clip
+from .physics import render_scene, scene_kind
+from .remote import Cache
+from .shard_scan import label_of
 
 NO_LATENTS: Any = np.empty(0, np.float32)
 

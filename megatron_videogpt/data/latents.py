@@ -18,18 +18,17 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.clips import Sample, SamplePlan
-from megatron_videogpt.data.jobs import place, read_member
-from megatron_videogpt.data.remote import Cache, is_local
-from megatron_videogpt.data.shard_scan import label_of
-
+from ..config.schema import DataConfig
 from ..errors import UserError
+from .bad import BadVideo
+from .clips import Sample, SamplePlan
+from .jobs import place, read_member
+from .remote import Cache, is_local
+from .shard_scan import label_of
 
 if TYPE_CHECKING:
-    from megatron_videogpt.data.codec import Codec
-    from megatron_videogpt.data.index import Geometry
+    from .codec import Codec
+    from .index import Geometry
 
 STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of a number, by safetensors' names

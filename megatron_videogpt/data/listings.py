@@ -10,14 +10,13 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.columns import WHERE, columns_of, meets, value_of
-from megatron_videogpt.data.container import Limits
-from megatron_videogpt.data.files import EXTENSIONS
-from megatron_videogpt.data.shard_scan import LATENTS, SUFFIXES, label_of, scan_shard
-from megatron_videogpt.data.tables import read_table, table_format
-
 from ..errors import UserError
+from .bad import BadVideo
+from .columns import WHERE, columns_of, meets, value_of
+from .container import Limits
+from .files import EXTENSIONS
+from .shard_scan import LATENTS, SUFFIXES, label_of, scan_shard
+from .tables import read_table, table_format
 
 KEY_LENGTH = 90  # characters; with a suffix a tar header of 100 holds the name without extensions
 

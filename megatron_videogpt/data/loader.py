@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_videogpt.config.schema import Config
-from megatron_videogpt.data.bad import BadVideo, Rejections
-from megatron_videogpt.data.clips import Sample, SamplePlan
-from megatron_videogpt.data.codec import Codec
-from megatron_videogpt.data.decode import to_model_range, to_pixels
-from megatron_videogpt.data.index import Source
-from megatron_videogpt.data.jobs import Job
-from megatron_videogpt.data.packing import StepPlanner
-from megatron_videogpt.data.workers import Pool
-
+from ..config.schema import Config
 from ..errors import UserError
+from .bad import BadVideo, Rejections
+from .clips import Sample, SamplePlan
+from .codec import Codec
+from .decode import to_model_range, to_pixels
+from .index import Source
+from .jobs import Job
+from .packing import StepPlanner
+from .workers import Pool
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_videogpt.config.estimate import attention_flops, geometry, linear_flops
-from megatron_videogpt.config.schema import Config
-from megatron_videogpt.data.clips import Plans, sample_key
-from megatron_videogpt.data.order import bucketed
-from megatron_videogpt.data.splits import Split
-
+from ..config.estimate import attention_flops, geometry, linear_flops
+from ..config.schema import Config
 from ..errors import UserError
+from .clips import Plans, sample_key
+from .order import bucketed
+from .splits import Split
 
 REFERENCE = (100_000, 2_500_000_000)  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
 EXCHANGES = 4  # per rank, at most, to improve a dealing

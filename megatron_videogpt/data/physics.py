@@ -12,10 +12,9 @@ import numpy as np
 import pymunk
 from PIL import Image, ImageDraw
 
-from megatron_videogpt.config.schema import PhysicsConfig
-from megatron_videogpt.data.scenes import KINDS, SIDE, Body, Scene, new_scene
-
+from ..config.schema import PhysicsConfig
 from ..errors import UserError
+from .scenes import KINDS, SIDE, Body, Scene, new_scene
 
 SUPERSAMPLING = 2
 LARGEST_STEP = 1 / 110  # seconds; longer steps let dominoes sink into each other

@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_videogpt.config.load import to_toml
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.listings import Row, list_rows
-from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.prepare_video import Options, Ready, check_options, read_row
-from megatron_videogpt.data.shards import ShardWriter, load_index, merge_index
-from megatron_videogpt.data.workers import Pool
-
+from ..config.load import to_toml
 from ..errors import UserError, unusable
+from .bad import BadVideo
+from .listings import Row, list_rows
+from .locks import locked
+from .prepare_video import Options, Ready, check_options, read_row
+from .shards import ShardWriter, load_index, merge_index
+from .workers import Pool
 
 log = logging.getLogger(__name__)
 

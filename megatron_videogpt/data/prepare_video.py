@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.columns import read_sidecars
-from megatron_videogpt.data.container import Blob, Limits, identity
-from megatron_videogpt.data.decode import VideoInfo, probe
-from megatron_videogpt.data.listings import Listing, Member, Row, describe
-from megatron_videogpt.data.scene_cuts import THRESHOLD, cut_scenes, require_scenedetect
-from megatron_videogpt.data.tables import parse_object
-
 from ..errors import UserError
+from .bad import BadVideo
+from .columns import read_sidecars
+from .container import Blob, Limits, identity
+from .decode import VideoInfo, probe
+from .listings import Listing, Member, Row, describe
+from .scene_cuts import THRESHOLD, cut_scenes, require_scenedetect
+from .tables import parse_object
 
 
 @dataclass(frozen=True)

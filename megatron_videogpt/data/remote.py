@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.locks import locked, partial_name
-
 from ..errors import UserError
+from .bad import BadVideo
+from .locks import locked, partial_name
 
 PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt
 LOCK_SECONDS = 60.0  # that another process may take to write one file into the cache, or to make room in it

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.container import LARGEST_SIDE, SMALLEST_SIDE, Blob, Limits
-from megatron_videogpt.data.decode import probe
-from megatron_videogpt.data.remote import Cache, opened_at
-from megatron_videogpt.data.tar import Member, members
+from .bad import BadVideo
+from .container import LARGEST_SIDE, SMALLEST_SIDE, Blob, Limits
+from .decode import probe
+from .remote import Cache, opened_at
+from .tar import Member, members
 
 LATENTS = "safetensors"
 # Their numbers are stored in indexes: add at the end only.

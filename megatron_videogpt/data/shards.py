@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.container import DEFAULTS, Limits
-from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.remote import Cache, attempt, filesystem, is_local, local_path
-from megatron_videogpt.data.shard_index import Index, build, join, load, save
-from megatron_videogpt.data.shard_scan import ENTRY, LATENTS, SUFFIXES, TEXTS, Part, geometry_of, split_name
-
 from ..errors import UserError, unusable
+from .bad import BadVideo
+from .container import DEFAULTS, Limits
+from .locks import locked
+from .remote import Cache, attempt, filesystem, is_local, local_path
+from .shard_index import Index, build, join, load, save
+from .shard_scan import ENTRY, LATENTS, SUFFIXES, TEXTS, Part, geometry_of, split_name
 
 __all__ = ["ENTRY", "SUFFIXES", "Index", "ShardWriter", "load_index", "merge_index", "open_index"]
 

@@ -9,9 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from megatron_videogpt.data.bad import BadVideo
-
 from ..errors import UserError
+from .bad import BadVideo
 
 FORMATS = {
     ".txt": "list",

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.decode import Blob, Limits, resize_frames
-
 from ..errors import UserError
+from .bad import BadVideo
+from .decode import Blob, Limits, resize_frames
 
 AT_ONCE = 8  # full-size frames held in memory
 DECODERS = ("torchcodec", "torchcodec-cuda")

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from multiprocessing import connection, reduction, util
 from typing import Any
 
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.reader import SLOTS, deaf_children, get, new_slot, put, work
+from .bad import BadVideo
+from .reader import SLOTS, deaf_children, get, new_slot, put, work
 
 log = logging.getLogger(__name__)
 

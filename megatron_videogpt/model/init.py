@@ -9,9 +9,9 @@ from megatron.core import parallel_state, tensor_parallel
 from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
-from ..convert.mapping import Parameter, parameters
-from ..convert.tensors import from_hf, initial, shard, to_hf, unshard
 from ..errors import UserError
+from .parameters import Parameter, parameters
+from .tensors import from_hf, initial, shard, to_hf, unshard
 
 
 def _global_name(name: str, layers: nn.ModuleList) -> str:
@@ -28,7 +28,7 @@ def named(model: nn.Module, config: ModelConfig) -> Iterator[tuple[Parameter, nn
     table = {entry.name: entry for entry in parameters(config)}
     for name, parameter in model.named_parameters():
         name = _global_name(name, model.decoder.layers)
-        assert name in table, f"{name} is not in convert/mapping.py"
+        assert name in table, f"{name} is not in model/parameters.py"
         yield table[name], parameter
 
 

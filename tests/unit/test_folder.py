@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Folder
-from megatron_videogpt.convert.mapping import hf_shape, parameters
 from megatron_videogpt.convert.released import read_model_config, tensor_source
+from megatron_videogpt.model.parameters import hf_shape, parameters
 
 from ..release import CONFIG, MODEL, refused, shard, sound_folder, tensors
 

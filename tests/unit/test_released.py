@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Entry, Folder, write_tensors
-from megatron_videogpt.convert.mapping import EMBED_TOKENS, parameters
 from megatron_videogpt.convert.released import read_model_config, tensor_source
 from megatron_videogpt.convert.untrusted import DTYPES
+from megatron_videogpt.model.parameters import EMBED_TOKENS, parameters
 
 from ..release import CONFIG, MODEL, entries, refused, shard, sound_folder, tensors
 

@@ -1,4 +1,4 @@
-"""Tensors of one parameter as `mapping` has them: released layout, our layout, tensor parallel shards, start values.  Pure torch: no megatron-core here."""
+"""Tensors of one parameter as `parameters` has them: released layout, our layout, tensor parallel shards, start values.  Pure torch: no megatron-core here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import ModelConfig
-from .mapping import Parameter, hf_shape
+from .parameters import Parameter, hf_shape
 
 
 def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
