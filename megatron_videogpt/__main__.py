@@ -154,12 +154,12 @@ def run_train(args: argparse.Namespace) -> None:
     with Watchdog(config.train.timeout_minutes, output) as watchdog:
         # Before anything imports megatron-core, which looks for its device as it is imported.
         activate(config.train.platform)
-        from .train import distributed
+        from .platforms import world
         from .train.trainer import train
 
         train(config, watchdog.phase)
         watchdog.phase("leaving the process group")
-        distributed.stop()
+        world.stop()
 
 
 def run_check(args: argparse.Namespace) -> None:

@@ -52,8 +52,8 @@ def processes() -> Iterator[None]:
 
     platform = activate("cpu")
     from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
-    distributed.start(platform, ParallelConfig())
+    world.start(platform, ParallelConfig())
     yield
-    distributed.stop()
+    world.stop()

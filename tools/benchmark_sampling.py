@@ -116,7 +116,7 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     from megatron_videogpt.model.denoiser import build_denoiser
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.model.videogpt import VideoGPT
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from tools.layouts_worker import spread
 
     model = ModelConfig(
@@ -129,7 +129,7 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     )
     config = Config(model=model, train=TrainConfig(precision="fp32", platform="cpu"))
     check_config(config, 1)
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     network = VideoGPT(config, CHANNELS, platform, "ranged")
     load_released(network, model, lambda entry: spread(entry, config, CHANNELS))
     configs = {name: replace(config, sample=SampleConfig(cache=name == "cached")) for name in ("uncached", "cached")}

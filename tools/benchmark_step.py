@@ -117,10 +117,10 @@ def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
 
     from megatron_videogpt.model.videogpt import VideoGPT
     from megatron_videogpt.objective import build_objective
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     chunks = [VideoGPT(config, geometry(config.codec).channels, platform, "ranged", number) for number in range(config.parallel.virtual_pipeline)]
     with torch.no_grad():
         for chunk in chunks:

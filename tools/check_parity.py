@@ -53,12 +53,12 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     from megatron_videogpt.attention.choice import select
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.convert import parity
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     layout = ParallelConfig(tensor=tensor_parallel)
-    distributed.start(platform, layout)
+    world.start(platform, layout)
     report = parity.Report()
 
     def build(config, channels):  # type: ignore[no-untyped-def]
@@ -74,9 +74,9 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     if not report.compared:
         raise UserError(f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md)")
     failures = report.failures()
-    if distributed.is_rank_zero():
+    if world.is_rank_zero():
         print_report(report, parity.LIMITS, failures)
-    distributed.stop()
+    world.stop()
     return 1 if failures else 0
 
 

@@ -87,12 +87,12 @@ class Session:
 
         from megatron_videogpt.model.init import load_released
         from megatron_videogpt.objective import build_objective
-        from megatron_videogpt.train import distributed
+        from megatron_videogpt.platforms import world
         from megatron_videogpt.train.optimizer import build_optimizer, wrap
         from megatron_videogpt.train.run import build_model
         from tools.layouts_worker import spread as spread_value
 
-        distributed.start(platform, config.parallel)
+        world.start(platform, config.parallel)
         self.config, self.channels, self.grid, self.platform, self.number = config, channels, grid, platform, 0
         self.bare = build_model(config, channels, platform)
         if spread:
@@ -125,7 +125,7 @@ class Session:
         """Free the memory and the groups, so that the same processes can take another layout."""
         import torch
 
-        from megatron_videogpt.train.distributed import leave_layout
+        from megatron_videogpt.platforms.world import leave_layout
 
         self.chunks = self.bare = self.optimizer = None  # type: ignore[assignment]
         leave_layout()
@@ -282,10 +282,10 @@ def main() -> int:
     from megatron.core import __version__ as megatron
 
     torch.set_num_threads(config.train.threads or 1)
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
     deadline = time.monotonic() + 60 * args.minutes - 60
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     left = lambda: min(everywhere(deadline - time.monotonic()))  # noqa: E731
     report = Report(args.output, rank == 0)
     versions = f"torch {torch.__version__}, megatron-core {megatron}, Python {host.python_version()}"
@@ -301,7 +301,7 @@ def main() -> int:
         torch.distributed.barrier()
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-    distributed.stop()
+    world.stop()
     return 0 if sound else 1
 
 

@@ -147,14 +147,14 @@ def start(tensor: int = 1, pipeline: int = 1) -> None:
 
     platform = activate("cpu")
     from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
-    distributed.start(platform, ParallelConfig(tensor=tensor, pipeline=pipeline))
+    world.start(platform, ParallelConfig(tensor=tensor, pipeline=pipeline))
 
 
 def stop() -> None:
     """Leave the process groups, if it came to that."""
-    started = sys.modules.get("megatron_videogpt.train.distributed")
+    started = sys.modules.get("megatron_videogpt.platforms.world")
     if started is not None:
         started.stop()
 

@@ -33,7 +33,7 @@ from megatron_videogpt.data.latents import STORED
 from megatron_videogpt.data.locks import locked
 from megatron_videogpt.errors import UserError, unusable
 from megatron_videogpt.platforms import activate
-from megatron_videogpt.train.together import together
+from megatron_videogpt.platforms.together import together
 
 LOCK = ".encode.lock"
 NAMED = 100_000  # videos left out by their size or length that are named in rejected.jsonl; all are counted

@@ -66,12 +66,12 @@ def start(config: Any, channels: int) -> Session:
     device = platform()
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective import build_objective
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.train.ema import Average
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.run import build_model
 
-    distributed.start(device, config.parallel)
+    world.start(device, config.parallel)
     bare = build_model(config, channels, device)
     for chunk in bare:
         load_released(chunk, config.model, lambda entry: spread(entry, config, channels))
@@ -170,7 +170,7 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
 
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from tools.layout_cases import BATCH, sample_of
 
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
     trace = [step(session, [sample_of(number, n) for n in range(BATCH)]) for number in range(steps)]
     parameters = gather(session)
     torch.distributed.all_reduce(session.facts)
-    distributed.leave_layout()
+    world.leave_layout()
     losses, norms = zip(*trace)
     moved = {name: float((value - before[name]).double().norm()) for name, value in parameters.items()}
     result = {

@@ -69,7 +69,7 @@ def work(args: argparse.Namespace) -> None:
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective.noise import normal
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
     class Watch(TorchDispatchMode):
         """Remembers the largest tensor that any operation produced, and counts those of attention's backward pass."""
@@ -109,7 +109,7 @@ def work(args: argparse.Namespace) -> None:
         "backward": watch.backward,
     }
     (args.worker / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(report), encoding="utf-8")
-    distributed.stop()
+    world.stop()
 
 
 def launch(folder: Path, processes: int) -> None:

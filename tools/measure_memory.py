@@ -105,7 +105,7 @@ def worker(asked: Path, answer: Path) -> None:
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective import build_objective
     from megatron_videogpt.objective.noise import normal
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
@@ -113,7 +113,7 @@ def worker(asked: Path, answer: Path) -> None:
     run = Run(**json.loads(asked.read_text()))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = config_from_dict(run.config())
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     objective, patch = build_objective(config), config.model.patch_size
     size = (run.frames, CHANNELS, GRID[0] * patch, GRID[1] * patch)
     context = (parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
@@ -134,7 +134,7 @@ def worker(asked: Path, answer: Path) -> None:
     torch.distributed.all_gather(everyone, grown) if platform.name == "cpu" else everyone[0].copy_(grown)
     if torch.distributed.get_rank() == 0:
         answer.write_text(json.dumps({"bytes": [float(x) for x in everyone], "seconds": time.perf_counter() - started, "length": rows[0].length}))
-    distributed.stop()
+    world.stop()
 
 
 def resident() -> int:

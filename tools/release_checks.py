@@ -189,9 +189,9 @@ def check_predictions(task: Task) -> list[str]:
     from rich.progress import Progress
 
     from megatron_videogpt.config.load import load_config
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.sample.generate import generate, load
     from megatron_videogpt.sample.prompts import find_sources, read_prompt
-    from megatron_videogpt.train import distributed
 
     args, stage = task.args, load_config(stage_files(task)[-1])
     if not args.vae and not (args.folder / "vae" / "config.json").is_file():
@@ -207,7 +207,7 @@ def check_predictions(task: Task) -> list[str]:
         shown = bar.add_task("predictions", total=len(prompts) * sum(settings.clips))
         for made in generate(model, prompts, settings, seed=0, watch=lambda done: bar.update(shown, completed=done), batch=1):
             lines.append(_written(args.output / "predictions" / made.prompt.name, made, asdict(settings)))
-    distributed.stop()
+    world.stop()
     return [f"{len(lines)} written, {settings.steps} steps, guidance {settings.guidance:g}: look whether they make sense", *lines]
 
 

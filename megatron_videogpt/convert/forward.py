@@ -38,12 +38,12 @@ def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tens
 def of_run(path: Path, config: Config, channels: int, average: bool = False, tensor: int = 1) -> Tensor:
     """What a checkpoint predicts, float32 ``[N, C, h, w]``; tensor: tensor parallel size."""
     from ..model.videogpt import VideoGPT
-    from ..platforms import activate
-    from ..train import checkpoint, distributed
+    from ..platforms import activate, world
+    from ..train import checkpoint
 
     platform = activate("cpu")
     config = replace(config, parallel=ParallelConfig(tensor=tensor), train=replace(config.train, precision="fp32"))
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     model = VideoGPT(config, channels, platform, "reference")
     checkpoint.load_weights(path, [model], average)
     noisy, clean, t = random_input(config.model, channels)

@@ -32,7 +32,7 @@ def _stacked(name: str) -> tuple[str, int | None]:
 
 
 class Weights:
-    """The weights of a checkpoint, or their moving average, one tensor at a time; one process, in the process groups of `train.distributed`.
+    """The weights of a checkpoint, or their moving average, one tensor at a time; one process, in the process groups of `platforms.world`.
 
     Raises ValueError when one of the model's is missing or has another shape.
     """

@@ -22,7 +22,7 @@ from .. import __version__
 from ..config.schema import SampleConfig
 from ..errors import RunError, UserError
 from ..hub.sampling_videogpt import Denoiser
-from ..train.together import everyone, together
+from ..platforms.together import everyone, together
 from .generate import Model, continue_row, encode
 from .output import Output
 from .prompts import Prompt, Source, read_prompt
@@ -40,7 +40,7 @@ def alike() -> Iterator[None]:
 def is_first() -> bool:
     """Whether this process reads for people and writes: the only one, or rank 0 of those that share the model."""
     # Late: it imports megatron-core, for which a platform must have been chosen.
-    from ..train.distributed import is_rank_zero
+    from ..platforms.world import is_rank_zero
 
     return is_rank_zero()
 

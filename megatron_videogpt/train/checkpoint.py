@@ -24,11 +24,12 @@ from torch import nn
 from ..config.load import load_config
 from ..config.schema import Config, ModelConfig
 from ..data.codec import Codec
+from ..errors import RunError
 from ..platforms import compat
+from ..platforms.together import from_rank_zero, raise_together
+from ..platforms.world import is_rank_zero
 from . import ema
-from .distributed import RunError, is_rank_zero
 from .folders import complete, latest, read_state, step_of
-from .together import from_rank_zero, raise_together
 
 log = logging.getLogger(__name__)
 

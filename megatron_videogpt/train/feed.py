@@ -16,8 +16,8 @@ from ..data.clips import Sample
 from ..data.loader import Loader
 from ..errors import PeerFailed, one_line
 from ..objective.base import Inputs, Objective
-from . import distributed
-from .together import Failure, gather
+from ..platforms import world
+from ..platforms.together import Failure, gather
 
 
 def is_reader() -> bool:
@@ -45,7 +45,7 @@ def host_group(timeout_minutes: float) -> Any:
     replicas: list[int] = [0] * torch.distributed.get_world_size()
     mine = parallel_state.get_data_parallel_rank()
     torch.distributed.all_gather_object(replicas, mine)
-    timeout = datetime.timedelta(minutes=distributed.patience(timeout_minutes))
+    timeout = datetime.timedelta(minutes=world.patience(timeout_minutes))
     # Every rank takes part in making every group: where only members do, the ranks must have made the same number of groups before.
     groups = [
         torch.distributed.new_group([rank for rank, replica in enumerate(replicas) if replica == number], timeout=timeout, backend="gloo")

@@ -15,7 +15,8 @@ import torch
 from megatron.core import parallel_state
 
 from ..data.clips import Sample
-from . import distributed
+from ..errors import RunError
+from ..platforms import world
 from .feed import StepData, is_reader
 from .health import Gate, RankTimes, record_skipped
 from .later import Later, Mark, OverRanks
@@ -134,11 +135,11 @@ class Flight:
         mine = [{"name": sample.name, "key": sample.key} for sample in done.samples] if is_reader() else []
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, mine, group=run.control)
-        record_skipped(run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], distributed.is_rank_zero())
+        record_skipped(run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], world.is_rank_zero())
         # An outage of the storage, in which nothing is scored, is for the limit of bad samples to stop.
         if scored and self.gate.too_many():
             advice = "lower optimizer.lr, or look at the samples named there; the checkpoints before are untouched"
-            raise distributed.RunError(
+            raise RunError(
                 f"step {done.step}: {self.gate.skipped} steps in a row were skipped (optimizer.max_skipped = {run.config.optimizer.max_skipped}), the last "
                 f"for a gradient norm of {norm:g}; their samples are in {run.output / 'skipped.jsonl'}; {advice}"
             )

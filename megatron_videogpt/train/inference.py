@@ -14,15 +14,14 @@ from ..config.schema import Config, ParallelConfig
 from ..convert.folder import Folder
 from ..convert.ingest import folder_config, is_stock, open_source
 from ..data.codec import build_codec
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT
-from ..platforms import Platform, activate
-from . import checkpoint, distributed
-from .distributed import RunError
+from ..platforms import Platform, activate, world
+from ..platforms.together import from_rank_zero, raise_together
+from . import checkpoint
 from .folders import checkpoint_root
 from .kernels import choose_attention
-from .together import from_rank_zero, raise_together
 
 
 def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config, int | None]:
@@ -84,13 +83,13 @@ def _start(platform: str) -> Platform:
     device = activate(platform)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
-    distributed.start(device, ParallelConfig(tensor=distributed.world_size()))
+    world.start(device, ParallelConfig(tensor=world.world_size()))
     return device
 
 
 def _prepare(config: Config, device: Platform) -> Config:
     """The configuration of a model on this device, split over all processes."""
-    size = distributed.world_size()
+    size = world.world_size()
     parallel = ParallelConfig(tensor=size)
     train = replace(config.train, precision="fp32") if device.name == "cpu" else config.train
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32

@@ -6,10 +6,9 @@ import torch
 
 from ..attention.choice import WrongHere, candidates, choose
 from ..config.schema import Config
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..platforms import Platform
-from .distributed import RunError
-from .together import together
+from ..platforms.together import together
 
 
 def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.bad import REASONS, record, recorded
-from .distributed import is_rank_zero
+from ..platforms.world import is_rank_zero
 from .feed import is_reader
 from .later import OverRanks
 from .metrics import MetricsWriter

@@ -19,19 +19,19 @@ from ..convert.side import carry_on
 from ..data.codec import Codec, build_codec
 from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
 from ..objective import Objective, build_objective
-from ..platforms import Platform, activate
-from . import checkpoint, distributed
+from ..platforms import Platform, activate, world
+from ..platforms.together import everyone, from_rank_zero, raise_together, together
+from . import checkpoint
 from .ema import Average
 from .feed import is_reader
 from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
-from .together import everyone, from_rank_zero, raise_together, together
 
 
 @dataclass
@@ -91,7 +91,7 @@ def _threads(config: Config) -> None:
 def build_model(config: Config, channels: int, platform: Platform) -> list[VideoGPT]:
     """This rank's stage of the model with its start values: one chunk, or `parallel.virtual_pipeline` of them."""
     backend, reason = choose_attention(config, platform)
-    if distributed.is_rank_zero():
+    if world.is_rank_zero():
         print(f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name)}", flush=True)
     chunks = [VideoGPT(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]
     for chunk in chunks:
@@ -101,12 +101,12 @@ def build_model(config: Config, channels: int, platform: Platform) -> list[Video
 
 def build(config: Config, phase: Callable[..., None]) -> Run:
     """Processes, data, model and optimizer; resumes from the newest complete checkpoint of `train.output`."""
-    check_config(config, distributed.world_size())
+    check_config(config, world.world_size())
     platform = activate(config.train.platform)
     _threads(config)
     phase("joining the process groups")
-    distributed.start(platform, config.parallel, config.train.timeout_minutes)
-    control = distributed.control_group(config.train.timeout_minutes)
+    world.start(platform, config.parallel, config.train.timeout_minutes)
+    control = world.control_group(config.train.timeout_minutes)
     phase("opening the data")
     with together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
@@ -131,10 +131,10 @@ def _with_recompute(config: Config, channels: int, platform: Platform, control: 
     torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
     memory = int(smallest)
     try:
-        resolved = resolve_recompute(config, distributed.world_size(), channels, memory)
+        resolved = resolve_recompute(config, world.world_size(), channels, memory)
     except UserError as error:
-        raise distributed.RunError(str(error)) from None
-    if resolved is not config and distributed.is_rank_zero():
+        raise RunError(str(error)) from None
+    if resolved is not config and world.is_rank_zero():
         layers = f", {resolved.parallel.recompute_layers} layers of each pipeline rank" if resolved.parallel.recompute_layers else ""
         print(f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)", flush=True)
     return resolved
@@ -152,7 +152,7 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
     seen = everyone(fingerprint, control, "planning the steps")
     found = sorted({fingerprint for fingerprint in seen if fingerprint is not None})
     if len(found) > 1:
-        raise distributed.RunError(
+        raise RunError(
             f"data.path = {config.data.path}: ranks see {len(found)} different data sets there (fingerprints {', '.join(text[:12] for text in found)}); "
             "every node needs the same files"
         )
@@ -187,7 +187,7 @@ def _restore(run: Run) -> None:
         if run.average is not None:
             run.average.restart()
         from_rank_zero(lambda: carry_on(saved.run, run.output), run.control, "copying what travels along")
-    if distributed.is_rank_zero():
+    if world.is_rank_zero():
         print(f"{'resumed from' if resumes else 'weights from'} {saved.path}", flush=True)
 
 

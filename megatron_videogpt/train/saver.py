@@ -15,12 +15,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config.load import config_to_toml
 from ..config.schema import Config
+from ..errors import RunError
 from ..platforms import compat, compat_saving
+from ..platforms.together import first_error, from_rank_zero, raise_together
+from ..platforms.world import is_rank_zero
 from .checkpoint import sharded_weights
-from .distributed import RunError, is_rank_zero
 from .ema import Average
 from .folders import checkpoint_name, checkpoint_root, clean, latest, partial_of, prune, publish
-from .together import first_error, from_rank_zero, raise_together
 
 log = logging.getLogger(__name__)
 

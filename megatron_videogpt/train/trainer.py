@@ -11,7 +11,8 @@ from megatron.core import parallel_state
 
 from ..config.schema import Config
 from ..data.loader import Loader
-from . import distributed
+from ..platforms import world
+from ..platforms.together import together
 from .ahead import Ahead
 from .feed import StepData, aside, host_group, is_reader, step_data, told
 from .flight import Flight
@@ -23,7 +24,6 @@ from .optimizer import whole_parameters
 from .rejected import REJECTED, record_left_out
 from .run import Run, build
 from .saver import Saver
-from .together import together
 from .validation import Validation
 
 
@@ -31,7 +31,7 @@ def read_ahead(run: Run) -> Ahead[StepData]:
     """This rank's data parallel share of the steps that are left, from the state's consumed samples on."""
     config = run.config
     # Made here and not in the thread that reads: making a group is a collective of all ranks, and only the main thread can set signals for processes.
-    group, everybody = host_group(config.train.timeout_minutes), distributed.control_group(config.train.timeout_minutes)
+    group, everybody = host_group(config.train.timeout_minutes), world.control_group(config.train.timeout_minutes)
     beside = aside(run.platform.device)
     loader: Loader | None = None
     with together(run.control, "starting to read data"):
@@ -91,7 +91,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     stop = Stop()
     run = build(config, phase)
     with together(run.control, "opening the run's records"):
-        writer = MetricsWriter(run.output, config, distributed.is_rank_zero(), resume_step=run.state.step)
+        writer = MetricsWriter(run.output, config, world.is_rank_zero(), resume_step=run.state.step)
         record_left_out(run, writer)
     phase("reading the validation samples")
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
@@ -104,7 +104,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
                 validation.finish(run.model, writer, run.state.step)
     finally:
         writer.close()
-    if distributed.is_rank_zero():
+    if world.is_rank_zero():
         plot_loss(run.output / "metrics.jsonl", run.output / "loss.png")
     parallel_state.destroy_model_parallel()
     stop.done()
@@ -120,7 +120,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
         run.phase("validation before the first step", limited=False)
         with whole_parameters(run.model):
             validation.measure(run.model, writer, 0)
-    bar = Progress(config.train.steps, state.step, distributed.is_rank_zero())
+    bar = Progress(config.train.steps, state.step, world.is_rank_zero())
     with bar as progress, collected_every(config.train.gc_every) as collect:
 
         def log(step: int, line: dict[str, float]) -> None:
@@ -146,7 +146,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
                 with whole_parameters(run.model):
                     path = saver.save(asdict(state), must=last or asked, again=again)
             if asked and not last:
-                if distributed.is_rank_zero():
+                if world.is_rank_zero():
                     print(f"stopped at step {state.step} as asked; saved {path}; the same command resumes", flush=True)
                 break
     run.phase("completing the last checkpoint")

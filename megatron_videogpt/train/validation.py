@@ -15,16 +15,16 @@ from ..data.bad import BadVideo
 from ..data.clips import Sample
 from ..data.decode import to_pixels
 from ..data.loader import HeldOut, readable
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..model.denoiser import build_denoiser
+from ..platforms import world
+from ..platforms.together import everyone, together
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
 from ..sample.render import contact_sheet, prediction_video
-from . import distributed
 from .feed import is_reader, share
 from .metrics import MetricsWriter
 from .run import Run
 from .step import describe, empty_statistics, reduce_statistics, run_schedule
-from .together import everyone, together
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Validation:
             try:
                 numbers = readable(self.config, count, read)
             except UserError as error:
-                raise distributed.RunError(str(error)) from error
+                raise RunError(str(error)) from error
             return [held.samples[number] for number in self._share(numbers)] if held is not None else []
 
     def _share(self, items: list[T]) -> list[T]:
@@ -141,7 +141,7 @@ class Validation:
         given, generated = self._given()
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         (latents,) = predict(denoise, self.samples[:1], given, generated, self.config.sample, self.config.train.seed)
-        if not distributed.is_rank_zero():
+        if not world.is_rank_zero():
             return
         sample = self.read[0]
         assert sample.pixels is not None

@@ -165,7 +165,8 @@ def main() -> None:
 
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.config.schema import Config
-    from megatron_videogpt.train import checkpoint, distributed, run, saver
+    from megatron_videogpt.platforms import world
+    from megatron_videogpt.train import checkpoint, run, saver
 
     saver.RETRY_SECONDS = 0.0
     # Both ranks have tensors to write.
@@ -174,12 +175,12 @@ def main() -> None:
     rank, folder = torch.distributed.get_rank(), Path(sys.argv[1])
     save(session, folder / "run", rank)
     look(folder / "run", rank)
-    group = distributed.control_group(1)
+    group = world.control_group(1)
     outcome("another codec", lambda: run._check_same_codec(Config(), SimpleNamespace(fingerprint=f"codec{rank}"), group))  # type: ignore[arg-type]
     saved, mine = checkpoint.find(folder / "run"), SimpleNamespace(name="tiny", fingerprint=("codec", "other")[rank])
     outcome("trained with another codec", lambda: checkpoint.check_same_codec(saved, mine, group))  # type: ignore[arg-type]
     (folder / f"rank_{rank}.json").write_text(json.dumps(FOUND))
-    distributed.stop()
+    world.stop()
 
 
 if __name__ == "__main__":

@@ -29,20 +29,20 @@ def continuation(options: list[str]) -> list[Tensor]:
     from megatron_videogpt.model.denoiser import build_denoiser
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective.noise import normal
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.sample.settings import keyed_noise
-    from megatron_videogpt.train import distributed
     from megatron_videogpt.train.run import build_model
 
     config = config_from_dict(parse_overrides([*MODEL.split(), *options]))
     check_config(config, torch.distributed.get_world_size() if torch.distributed.is_initialized() else None)
-    distributed.start(device, config.parallel)
+    world.start(device, config.parallel)
     chunks = build_model(config, 4, device)
     for chunk in chunks:
         load_released(chunk, config.model, lambda entry: worker.spread(entry, config, 4))
     settings = Settings(clips=(2, 1, 2), window=5, steps=2, guidance=2.0)
     histories = [normal(0, "history", (3, 4, 6, 6)), normal(1, "history", (1, 4, 6, 10))]
     new = continue_videos(build_denoiser(chunks, config, device.device), histories, settings, keyed_noise([0, 1], 0))
-    distributed.leave_layout()
+    world.leave_layout()
     return new
 
 

@@ -23,22 +23,22 @@ def main() -> None:
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.convert import forward, ingest, new_run
     from megatron_videogpt.convert.folder import Folder
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
     tasks, codec = json.loads(Path(sys.argv[1]).read_text()), ingest.codec_of(None)
-    distributed.start(platform, ParallelConfig(tensor=2, pipeline=2))
+    world.start(platform, ParallelConfig(tensor=2, pipeline=2))
     opened = []
     for task in tasks:
         source = ingest.open_source(Folder(Path(task["folder"])), codec, None, None, False)
         config, path = new_run.run_config(source, codec, Path(task["run"]), 2, 2), new_run.checkpoint_of(Path(task["run"]))
         new_run.write_checkpoint(source, config, path, lambda count: None)
         opened.append((source, config, path))
-    distributed.leave_layout()
+    world.leave_layout()
     for task, (source, config, path) in zip(tasks, opened, strict=True):
         prediction = forward.of_run(path, config, source.channels, tensor=2)
         if torch.distributed.get_rank() == 0:
             save_file({"prediction": prediction.contiguous()}, task["predict"])
-    distributed.stop()
+    world.stop()
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective import build_objective
     from megatron_videogpt.objective.noise import normal
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.train.ema import Average
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
 
     config = config_from_dict(values)
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     bare = build_model(config, CHANNELS, platform)
     objective, chunks = build_objective(config), wrap(config, bare)
     optimizer = build_optimizer(config, chunks)
@@ -41,7 +41,7 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     train_step(chunks, optimizer, objective, rows)
     with Doubles() as doubles, waits() as found:
         average.update(train_step(chunks, optimizer, objective, rows).taken)
-    distributed.leave_layout()
+    world.leave_layout()
     everyone: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everyone, sorted({*found, *doubles.found}))
     return [place for one in everyone for place in one]

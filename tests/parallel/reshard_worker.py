@@ -25,7 +25,8 @@ def run(task: dict[str, Any]) -> None:
     import torch
 
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
-    from megatron_videogpt.train import checkpoint, distributed
+    from megatron_videogpt.platforms import world
+    from megatron_videogpt.train import checkpoint
     from megatron_videogpt.train.optimizer import whole_parameters
     from megatron_videogpt.train.run import State
     from megatron_videogpt.train.saver import Saver
@@ -50,7 +51,7 @@ def run(task: dict[str, Any]) -> None:
     losses = train(BEFORE, AFTER)
     if torch.distributed.get_rank() == 0:
         (Path(task["output"]) / "losses.json").write_text(json.dumps(losses))
-    distributed.leave_layout()
+    world.leave_layout()
 
 
 def kind(key: str) -> str:
@@ -101,12 +102,12 @@ def main() -> None:
         torch.distributed.destroy_process_group()
         return
     from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
-    distributed.start(platform, ParallelConfig())
+    world.start(platform, ParallelConfig())
     results = [compare(Path(first), Path(second)) for first, second in tasks]
     Path(sys.argv[3]).write_text(json.dumps(results))
-    distributed.stop()
+    world.stop()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from megatron_videogpt.platforms import activate
 
 PLATFORM = activate("cpu")
 from megatron_videogpt.config.load import load_config  # noqa: E402
-from megatron_videogpt.train import distributed, flight, run, trainer  # noqa: E402
+from megatron_videogpt.platforms import world  # noqa: E402
+from megatron_videogpt.train import flight, run, trainer  # noqa: E402
 from tests.waits import Doubles  # noqa: E402
 
 MEMORY = 10**17 + 1
@@ -33,12 +34,12 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
     from tests.session import Session
     from tests.unit.test_flight import Codec, samples
 
-    distributed.start(PLATFORM, load_config(sys.argv[1]).parallel)
+    world.start(PLATFORM, load_config(sys.argv[1]).parallel)
     rank, session = dist.get_rank(), Session()
     config = replace(session.config, train=replace(session.config.train, steps=4, output=str(folder)), logging=replace(session.config.logging, every=1))
     platform = replace(PLATFORM, memory_peak=lambda: MEMORY + rank)
     parts = session.objective, session.chunks, session.optimizer, session.average
-    tested = run.Run(config, platform, Codec(), *parts, None, distributed.control_group(), lambda *_, **__: None, run.State())  # type: ignore[arg-type]
+    tested = run.Run(config, platform, Codec(), *parts, None, world.control_group(), lambda *_, **__: None, run.State())  # type: ignore[arg-type]
     lines: list[dict[str, float]] = []
     steps = flight.Flight(tested, lambda _, line: lines.append(line))
 
@@ -58,7 +59,7 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
         # This rank's shards, which are up to date while the weights are still being gathered.
         before.append([float(p.detach().double().sum()) for p in session.parameters()])
     state = {"updates": tested.state.updates, "skipped": tested.state.skipped, "norms": tested.state.norms}
-    distributed.leave_layout()
+    world.leave_layout()
     return {"lines": lines, "sums": before, **state}
 
 

@@ -23,11 +23,11 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective import build_objective
     from megatron_videogpt.objective.noise import normal
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
     from megatron_videogpt.train.run import build_model
 
     config = config_from_dict(values)
-    distributed.start(platform, config.parallel)
+    world.start(platform, config.parallel)
     (model,) = build_model(config, CHANNELS, platform)
     objective = build_objective(config)
     sample = Sample(key=1, name="1", mean=normal(1, "latents", (4, CHANNELS, 8, 8)), logvar=None, clips=(1, 2, 1))
@@ -46,7 +46,7 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     outside = parameters | {part.intervals.untyped_storage().data_ptr()}
     storages = {x.untyped_storage()._cdata: x.untyped_storage() for x in held}
     total = sum(storage.nbytes() for storage in storages.values() if storage.data_ptr() not in outside)
-    distributed.leave_layout()
+    world.leave_layout()
     return total, row.length
 
 

@@ -24,13 +24,13 @@ from megatron_videogpt.platforms import activate
 platform = activate("cpu")
 from megatron_videogpt.config.schema import ParallelConfig
 from megatron_videogpt.convert.export import Export, write_folder
-from megatron_videogpt.train import distributed
-distributed.start(platform, ParallelConfig())
+from megatron_videogpt.platforms import world
+world.start(platform, ParallelConfig())
 for step in map(int, sys.argv[2].split(",")):
     for kind in ("trained", "average"):
         export = Export(Path(sys.argv[1]), step, kind == "average")
         write_folder(export, Path(sys.argv[3]) / f"{kind}_{step}", 10**9, None, None, None, lambda count: None)
-distributed.stop()
+world.stop()
 """
 
 

@@ -59,7 +59,7 @@ def attention() -> None:
 
 
 def cases() -> dict[str, Callable[[], Any]]:
-    from megatron_videogpt.train.together import everyone
+    from megatron_videogpt.platforms.together import everyone
 
     missing, fault = UserError("no such folder"), KeyError("x")
     return {

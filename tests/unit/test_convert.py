@@ -94,8 +94,8 @@ def test_a_type_by_choice_on_the_way_in(tmp_path: Path) -> None:
 
 
 def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    from megatron_videogpt.errors import RunError
     from megatron_videogpt.train import checkpoint, run
-    from megatron_videogpt.train.distributed import RunError
 
     path = mixed[0]
     config = replace(load_config(path / "config.toml"), train=TrainConfig(output=str(path), precision="fp32"))

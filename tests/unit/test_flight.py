@@ -30,8 +30,7 @@ def start(
     from dataclasses import replace
 
     from megatron_videogpt.config.schema import LoggingConfig, TrainConfig
-    from megatron_videogpt.platforms import activate
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import activate, world
     from megatron_videogpt.train.flight import Flight
     from megatron_videogpt.train.run import Run, State
 
@@ -42,7 +41,7 @@ def start(
         logging=LoggingConfig(every=every, peak_tflops=100.0),
     )
     lines: list[tuple[int, dict[str, float]]] = []
-    control = distributed.control_group()
+    control = world.control_group()
     parts = session.objective, session.chunks, session.optimizer, session.average
     run = Run(config, activate("cpu"), Codec(), *parts, None, control, lambda *_, **__: None, state or State())
     run.session = session  # type: ignore[attr-defined]
@@ -166,7 +165,7 @@ def test_a_limit_knows_all_steps_before(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_too_many_skipped_steps_end_the_run_before_another_update(tmp_path: Path) -> None:
-    from megatron_videogpt.train.distributed import RunError
+    from megatron_videogpt.errors import RunError
 
     tested, _ = start(tmp_path, max_skipped=2)
     data = samples(broken=(2, 3))

@@ -171,16 +171,16 @@ def test_a_model_with_fused_kernels(recompute: str, triton_launches: ModuleType,
     from megatron_videogpt.platforms import activate
 
     platform = activate("cpu")
-    from megatron_videogpt.train import distributed
+    from megatron_videogpt.platforms import world
 
-    distributed.start(platform, ParallelConfig())
+    world.start(platform, ParallelConfig())
     try:
         loss, wanted = trained("torch", recompute, monkeypatch)
         real, used = fused._module, []
         monkeypatch.setattr(fused, "_module", lambda name: used.append(name) or (triton_launches if name == "triton" else real(name)))
         other, found = trained("triton", recompute, monkeypatch)
     finally:
-        distributed.stop()
+        world.stop()
     assert set(used) == {"triton"}
     torch.testing.assert_close(other, loss, rtol=1e-5, atol=0)
     for name, value in wanted.items():

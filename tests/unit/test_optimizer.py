@@ -101,8 +101,8 @@ STEPS = 12
 def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option of the optimizer is another one after the resume: groups, rates, clipping, average and gate are those of today."""
     from megatron_videogpt.config.schema import OptimizerConfig
+    from megatron_videogpt.errors import RunError
     from megatron_videogpt.train import checkpoint, health
-    from megatron_videogpt.train.distributed import RunError
     from megatron_videogpt.train.run import State
     from megatron_videogpt.train.saver import Saver
     from tests.unit.test_flight import samples, start

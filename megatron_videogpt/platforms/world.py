@@ -6,14 +6,30 @@ import datetime
 import gc
 import math
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
-from ..config.schema import ParallelConfig
 from ..errors import RunError
-from ..platforms import Platform
+from . import Platform
+
+
+class Layout(Protocol):
+    """Sizes of the parallel axes: `config.schema.ParallelConfig`."""
+
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def pipeline(self) -> int: ...
+    @property
+    def virtual_pipeline(self) -> int: ...
+    @property
+    def model_size(self) -> int:
+        """Processes of one replica of the model."""
+        ...
 
 
 def world_size() -> int:
@@ -21,7 +37,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start(platform: Platform, parallel: ParallelConfig, timeout_minutes: float = 30.0) -> None:
+def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -> None:
     """Join the process group and build the model parallel groups; a no-op when they exist already.
 
     Raises RunError when the world does not fit the layout, before any process waits for another.
