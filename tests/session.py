@@ -13,11 +13,11 @@ class Session:
     """A tiny model in training on random latents."""
 
     def __init__(self, recompute: str = "none", precision: str = "fp32", **optimizer: Any) -> None:
+        from megatron_videogpt.checkpoint.average import Average
         from megatron_videogpt.config.schema import AttentionConfig, Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
         from megatron_videogpt.model.videogpt import VideoGPT
         from megatron_videogpt.objective import build_objective
         from megatron_videogpt.platforms import activate
-        from megatron_videogpt.train.ema import Average
         from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
         torch.manual_seed(0)

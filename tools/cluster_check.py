@@ -243,15 +243,16 @@ def time_checkpoint(session: Any, folder: Path, report: Report) -> None:
     """Seconds to save and to load a checkpoint of the last layout."""
     import torch
 
-    from megatron_videogpt.train import checkpoint
+    from megatron_videogpt.checkpoint.load import load_checkpoint
+    from megatron_videogpt.checkpoint.save import Saver
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
     from megatron_videogpt.train.run import State
-    from megatron_videogpt.train.saver import Saver
 
     config = replace(session.config, train=replace(session.config.train, output=str(folder)))
     saver, seconds = Saver(config, session.bare, session.optimizer, None, "cluster_check"), {}
     for name, action in (
         ("save", lambda: saver.save(vars(State(step=1, updates=WARM_UP + TIMED + 1)), must=True)),
-        ("load", lambda: checkpoint.load(checkpoint.find(folder), session.bare, session.optimizer, None)),
+        ("load", lambda: load_checkpoint(find_checkpoint(folder), session.bare, session.optimizer, None)),
     ):
         torch.distributed.barrier()
         started = time.perf_counter()

@@ -64,10 +64,10 @@ def spread(parameter: Any, config: Any, channels: int) -> Tensor:
 def start(config: Any, channels: int) -> Session:
     """Process groups, spread weights and optimizer of one layout."""
     device = platform()
+    from megatron_videogpt.checkpoint.average import Average
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective import build_objective
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.train.ema import Average
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.run import build_model
 
@@ -143,8 +143,8 @@ def gather(session: Session) -> dict[str, Tensor]:
     """Every main parameter under its released name, and its average as ``ema.<name>``: whole, float32, on every rank."""
     from megatron.core import parallel_state
 
+    from megatron_videogpt.checkpoint.load import sharded_weights
     from megatron_videogpt.model.init import gather_released
-    from megatron_videogpt.train.checkpoint import sharded_weights
     from megatron_videogpt.train.optimizer import whole_parameters
 
     mine: dict[str, Tensor] = {}

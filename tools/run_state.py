@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_videogpt.checkpoint.folders import latest, read_state
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.errors import UserError, exit_code
-from megatron_videogpt.train.folders import latest, read_state
 
 
 def _step(checkpoint: Path) -> int:

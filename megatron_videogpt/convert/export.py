@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.saved import find_checkpoint
 from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..data.geometry import codec_geometry
 from ..errors import UserError
 from ..model.embed import position_axis
 from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
-from ..train import checkpoint
 from .card import model_card
 from .folder import CARRIED_NAMES, CARRIED_STARTS, Entry, Folder, write_tensors
 from .ingest import CODECS, TRAINING, codec_of, without_paths
@@ -41,7 +41,7 @@ class Export:
     """
 
     def __init__(self, run: Path, step: int | None = None, average: bool = False, dtype: torch.dtype | None = None) -> None:
-        saved = checkpoint.find(run, step)
+        saved = find_checkpoint(run, step)
         self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
         self.config: Config = saved.config
         if average and not saved.state["ema"]:

@@ -37,15 +37,15 @@ def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tens
 @torch.no_grad()
 def of_run(path: Path, config: Config, channels: int, average: bool = False, tensor: int = 1) -> Tensor:
     """What a checkpoint predicts, float32 ``[N, C, h, w]``; tensor: tensor parallel size."""
+    from ..checkpoint.load import load_weights
     from ..model.videogpt import VideoGPT
     from ..platforms import activate, world
-    from ..train import checkpoint
 
     platform = activate("cpu")
     config = replace(config, parallel=ParallelConfig(tensor=tensor), train=replace(config.train, precision="fp32"))
     world.start(platform, config.parallel)
     model = VideoGPT(config, channels, platform, "reference")
-    checkpoint.load_weights(path, [model], average)
+    load_weights(path, [model], average)
     noisy, clean, t = random_input(config.model, channels)
     sequence = Sequence(layout(training_shape(CLIPS, GRID)), noisy, clean, t)
     inputs = assemble([sequence], config.model.patch_size, config.model.position_table_size, 1)

@@ -13,6 +13,7 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from torch import Tensor
 
+from ..checkpoint.folders import checkpoint_name, checkpoint_root
 from ..config.check import find_problems
 from ..config.load import ConfigError, config_to_toml
 from ..config.schema import CodecConfig, Config, ParallelConfig
@@ -20,7 +21,6 @@ from ..data.codec import build_codec
 from ..errors import UserError
 from ..model.parameters import parameters
 from ..model.tensors import from_hf, shard
-from ..train.folders import checkpoint_name, checkpoint_root
 from .ingest import Source, folder_config
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side

@@ -14,12 +14,12 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from torch import Tensor
 
+from ..checkpoint.average import PREFIX
 from ..config.estimate import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..model.parameters import Parameter, hf_shape, parameters
 from ..model.tensors import to_hf
-from ..train.ema import PREFIX
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty here)."""

@@ -9,6 +9,10 @@ from pathlib import Path
 import torch
 
 from ..attention.choice import obstacle
+from ..checkpoint.checks import check_average, check_same_codec
+from ..checkpoint.folders import checkpoint_root
+from ..checkpoint.load import load_weights
+from ..checkpoint.saved import find_checkpoint
 from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
 from ..convert.folder import Folder
@@ -19,8 +23,6 @@ from ..model.init import load_released
 from ..model.videogpt import VideoGPT
 from ..platforms import Platform, activate, world
 from ..platforms.together import from_rank_zero, raise_together
-from . import checkpoint
-from .folders import checkpoint_root
 from .kernels import choose_attention
 
 
@@ -41,15 +43,15 @@ def load_model(source: Path, step: int | None = None, platform: str = "auto", av
     # Rank 0 looks: where another rank sees the folder in another state, it must not go another way.
     if from_rank_zero(lambda: is_released(source), None, "looking for a model"):
         return _load_released(source, step, device, average)
-    saved = checkpoint.find(source, step)
+    saved = find_checkpoint(source, step)
     if average:
-        checkpoint.check_average(saved)
+        check_average(saved)
     config = _prepare(saved.config, device)
     codec = build_codec(config.codec)
-    checkpoint.check_same_codec(saved, codec)
+    check_same_codec(saved, codec)
     backend, _ = choose_attention(config, device)
     model = VideoGPT(config, codec.channels, device, backend)
-    checkpoint.load_weights(saved.path, [model], average)
+    load_weights(saved.path, [model], average)
     return model, config, saved.state["step"]
 
 

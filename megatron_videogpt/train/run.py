@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from ..checkpoint.average import Average
+from ..checkpoint.checks import check_resumable, check_same_codec, check_same_data, check_same_model, check_same_seed, check_same_shapes, check_steps
+from ..checkpoint.load import load_checkpoint, load_weights
+from ..checkpoint.saved import find_checkpoint, newest_checkpoint
 from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.memory import resolve_recompute
@@ -26,8 +30,6 @@ from ..model.videogpt import VideoGPT
 from ..objective import Objective, build_objective
 from ..platforms import Platform, activate, world
 from ..platforms.together import everyone, from_rank_zero, raise_together, together
-from . import checkpoint
-from .ema import Average
 from .feed import is_reader
 from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
@@ -161,28 +163,28 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
 
 def _restore(run: Run) -> None:
     config = run.config
-    saved = checkpoint.newest(run.output, run.control)
+    saved = newest_checkpoint(run.output, run.control)
     resumes = saved is not None
     if saved is None and config.train.init_from:
-        saved = checkpoint.find(Path(config.train.init_from), group=run.control)
+        saved = find_checkpoint(Path(config.train.init_from), group=run.control)
     if saved is None:
         return
     run.phase(f"loading {saved.path}")
     if resumes:
-        checkpoint.check_resumable(saved)
-        checkpoint.check_steps(saved, config)
-        checkpoint.check_same_model(saved, config)
+        check_resumable(saved)
+        check_steps(saved, config)
+        check_same_model(saved, config)
     else:
-        checkpoint.check_same_shapes(saved, config)
-    checkpoint.check_same_codec(saved, run.codec, run.control)
+        check_same_shapes(saved, config)
+    check_same_codec(saved, run.codec, run.control)
     if resumes:
-        checkpoint.check_same_seed(saved, config)
-        checkpoint.check_same_data(saved, config, run.state.data)
-        state = checkpoint.load(saved, run.chunks, run.optimizer, run.average)
+        check_same_seed(saved, config)
+        check_same_data(saved, config, run.state.data)
+        state = load_checkpoint(saved, run.chunks, run.optimizer, run.average)
         # Earlier releases did not know of data and rejected.
         run.state = State(**{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"}, data=run.state.data)
     else:
-        checkpoint.load_weights(saved.path, run.chunks)
+        load_weights(saved.path, run.chunks)
         run.optimizer.reload_model_params()
         if run.average is not None:
             run.average.restart()

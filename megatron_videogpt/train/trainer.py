@@ -9,6 +9,8 @@ from typing import Any
 
 from megatron.core import parallel_state
 
+from ..checkpoint.folders import checkpoint_name
+from ..checkpoint.save import Saver
 from ..config.schema import Config
 from ..data.loader import Loader
 from ..platforms import world
@@ -16,14 +18,12 @@ from ..platforms.together import together
 from .ahead import Ahead
 from .feed import StepData, aside, host_group, is_reader, step_data, told
 from .flight import Flight
-from .folders import checkpoint_name
 from .garbage import collected_every
 from .health import Agreement
 from .metrics import MetricsWriter, Progress, plot_loss
 from .optimizer import whole_parameters
 from .rejected import REJECTED, record_left_out
 from .run import Run, build
-from .saver import Saver
 from .validation import Validation
 
 

@@ -48,19 +48,21 @@ def full(*arguments: Any, **options: Any) -> None:
 
 def look(run: Path, rank: int) -> None:
     """Listings that differ between the ranks."""
-    from megatron_videogpt.train import checkpoint, folders
+    from megatron_videogpt.checkpoint import folders
+    from megatron_videogpt.checkpoint import saved as saved_module
+    from megatron_videogpt.checkpoint.saved import find_checkpoint, newest_checkpoint
 
     real, root = os.listdir, folders.checkpoint_root(run)
-    first, second = root / folders.checkpoint_name(1), checkpoint.find(run).path
+    first, second = root / folders.checkpoint_name(1), find_checkpoint(run).path
 
     def stale(path: Any) -> list[str]:
         return [name for name in real(path) if name != second.name]
 
     def found(**options: Any) -> str:
-        return checkpoint.find(run, **options).path.name
+        return find_checkpoint(run, **options).path.name
 
     with patched(os, "listdir", stale) if rank == 1 else contextlib.nullcontext():
-        outcome("stale", lambda: checkpoint.newest(run).path.name)
+        outcome("stale", lambda: newest_checkpoint(run).path.name)
         outcome("stale find", found)
     late = iter(range(100))
 
@@ -74,16 +76,16 @@ def look(run: Path, rank: int) -> None:
             raise FileNotFoundError(path)
         return real(path)
 
-    with patched(checkpoint, "LOOK_AGAIN", (0.0, 0.01, 0.01)):
+    with patched(saved_module, "LOOK_AGAIN", (0.0, 0.01, 0.01)):
         with patched(os, "listdir", appears) if rank == 1 else contextlib.nullcontext():
             outcome("late", found)
         with patched(os, "listdir", never) if rank == 1 else contextlib.nullcontext():
             outcome("unseen", found)
-            outcome("unseen newest", lambda: checkpoint.newest(run))
+            outcome("unseen newest", lambda: newest_checkpoint(run))
             outcome("seen", lambda: found(step=1))
     outcome("no such step", lambda: found(step=7))
-    outcome("no such run", lambda: checkpoint.find(run / "gone"))
-    outcome("new run", lambda: checkpoint.newest(run / "gone"))
+    outcome("no such run", lambda: find_checkpoint(run / "gone"))
+    outcome("new run", lambda: newest_checkpoint(run / "gone"))
     if rank == 1:
         # What only rank 0 reads may be unreadable elsewhere.
         with patched(Path, "read_text", full):
@@ -94,15 +96,17 @@ def look(run: Path, rank: int) -> None:
     if rank == 0:
         shutil.copytree(first, broken)
         (broken / "state.json").write_text('{"step": 1')
-    outcome("damaged", lambda: checkpoint.newest(run.parent / "broken"))
+    outcome("damaged", lambda: newest_checkpoint(run.parent / "broken"))
 
 
 def save(session: Any, run: Path, rank: int) -> None:
     """Saves during which one rank alone fails."""
     import torch
 
+    from megatron_videogpt.checkpoint import save as saver
+    from megatron_videogpt.checkpoint.load import load_weights
+    from megatron_videogpt.checkpoint.saved import find_checkpoint, newest_checkpoint
     from megatron_videogpt.platforms import compat_saving
-    from megatron_videogpt.train import checkpoint, saver
     from megatron_videogpt.train.run import State
 
     settings = replace(session.config.checkpoint, async_save=True, keep=0, retries=0)
@@ -115,7 +119,7 @@ def save(session: Any, run: Path, rank: int) -> None:
         state = State(step=next(step))
         path = writer.save(asdict(state), must=must)
         failed = writer.finish()
-        return f"{'failed' if failed else path and path.name}, newest {checkpoint.newest(run).path.name}"
+        return f"{'failed' if failed else path and path.name}, newest {newest_checkpoint(run).path.name}"
 
     outcome("foreground", lambda: attempt(True))
     outcome("background", lambda: attempt(False))
@@ -150,7 +154,7 @@ def save(session: Any, run: Path, rank: int) -> None:
         held = [parameter.clone() for parameter in session.chunks[0].parameters()]
         for parameter in session.chunks[0].parameters():
             parameter.zero_()
-        checkpoint.load_weights(checkpoint.find(run).path, bare)
+        load_weights(find_checkpoint(run).path, bare)
     FOUND["loaded"] = all(torch.equal(a, b) for a, b in zip(held, session.chunks[0].parameters(), strict=True))
     with patched(compat_saving, "background_obstacle", lambda: "no such strategy") if rank == 1 else contextlib.nullcontext():
         outcome("obstacle", lambda: saver.Saver(config, bare, session.optimizer, None, "codec"))
@@ -163,10 +167,13 @@ def main() -> None:
     layouts_worker.platform()
     import torch
 
+    from megatron_videogpt.checkpoint import save as saver
+    from megatron_videogpt.checkpoint.checks import check_same_codec
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.config.schema import Config
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.train import checkpoint, run, saver
+    from megatron_videogpt.train import run
 
     saver.RETRY_SECONDS = 0.0
     # Both ranks have tensors to write.
@@ -177,8 +184,8 @@ def main() -> None:
     look(folder / "run", rank)
     group = world.control_group(1)
     outcome("another codec", lambda: run._check_same_codec(Config(), SimpleNamespace(fingerprint=f"codec{rank}"), group))  # type: ignore[arg-type]
-    saved, mine = checkpoint.find(folder / "run"), SimpleNamespace(name="tiny", fingerprint=("codec", "other")[rank])
-    outcome("trained with another codec", lambda: checkpoint.check_same_codec(saved, mine, group))  # type: ignore[arg-type]
+    saved, mine = find_checkpoint(folder / "run"), SimpleNamespace(name="tiny", fingerprint=("codec", "other")[rank])
+    outcome("trained with another codec", lambda: check_same_codec(saved, mine, group))  # type: ignore[arg-type]
     (folder / f"rank_{rank}.json").write_text(json.dumps(FOUND))
     world.stop()
 

@@ -19,12 +19,12 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     """What the second step of two waits for, or computes and sends in float64.  lengths: rows of this many frames each, one a micro-batch."""
     from megatron.core import parallel_state
 
+    from megatron_videogpt.checkpoint.average import Average
     from megatron_videogpt.config.load import config_from_dict
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.train.ema import Average
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step

@@ -24,12 +24,13 @@ def run(task: dict[str, Any]) -> None:
     """One task, in the layout of its options."""
     import torch
 
+    from megatron_videogpt.checkpoint.load import load_checkpoint
+    from megatron_videogpt.checkpoint.save import Saver
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.train import checkpoint
     from megatron_videogpt.train.optimizer import whole_parameters
     from megatron_videogpt.train.run import State
-    from megatron_videogpt.train.saver import Saver
     from tools.layout_cases import BATCH, CHANNELS, sample_of
 
     config = config_from_dict(parse_overrides([*task["options"], f"train.output={task['output']}", "train.seed=7"]))
@@ -41,7 +42,7 @@ def run(task: dict[str, Any]) -> None:
 
     if task["load"]:
         with whole_parameters(session.chunks):
-            read = checkpoint.load(checkpoint.find(Path(task["load"])), bare, session.optimizer, session.average)
+            read = load_checkpoint(find_checkpoint(Path(task["load"])), bare, session.optimizer, session.average)
         state = State(**{f.name: read[f.name] for f in fields(State)})
     else:
         train(0, BEFORE)
@@ -66,9 +67,9 @@ def contents(folder: Path) -> dict[str, Any]:
     import torch
     from megatron.core import dist_checkpointing
 
-    from megatron_videogpt.train import checkpoint
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
 
-    loaded = dist_checkpointing.load_plain_tensors(str(checkpoint.find(folder).path))
+    loaded = dist_checkpointing.load_plain_tensors(str(find_checkpoint(folder).path))
     return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 

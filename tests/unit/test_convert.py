@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_videogpt.checkpoint.folders import latest
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.convert import ingest
 from megatron_videogpt.convert.folder import Folder
 from megatron_videogpt.data.codec import build_codec
-from megatron_videogpt.train.folders import latest
 from tests.conversion import MODELS, TINY, folder_of, same, tensors_of, to_folder, to_run
 from tests.data.vae import small_kl
 from tests.hub_folder import HINTS
@@ -94,8 +94,10 @@ def test_a_type_by_choice_on_the_way_in(tmp_path: Path) -> None:
 
 
 def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    from megatron_videogpt.checkpoint.checks import check_same_codec
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
     from megatron_videogpt.errors import RunError
-    from megatron_videogpt.train import checkpoint, run
+    from megatron_videogpt.train import run
 
     path = mixed[0]
     config = replace(load_config(path / "config.toml"), train=TrainConfig(output=str(path), precision="fp32"))
@@ -103,7 +105,7 @@ def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tens
         run._restore(SimpleNamespace(config=config, output=path, control=None, phase=lambda text: None))  # type: ignore[arg-type]
     one_line(caught, "train.init_from", "train.output")
     # Without a VAE nobody knows which codec it was.
-    checkpoint.check_same_codec(checkpoint.find(path), SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
+    check_same_codec(find_checkpoint(path), SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
 
 
 def test_keys_that_do_not_fit_are_listed_together(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_a_training_configuration_from_outside(tmp_path: Path) -> None:
 
 
 def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
-    from megatron_videogpt.train.folders import read_state
+    from megatron_videogpt.checkpoint.folders import read_state
 
     vae = tmp_path / "vae"
     small_kl(vae)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron_videogpt.train import folders
+from megatron_videogpt.checkpoint import folders
 
 CALLS = (("os", "replace"), ("os", "fsync"), ("os", "open"), ("shutil", "rmtree"))
 

@@ -100,11 +100,13 @@ STEPS = 12
 
 def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option of the optimizer is another one after the resume: groups, rates, clipping, average and gate are those of today."""
+    from megatron_videogpt.checkpoint.load import load_checkpoint
+    from megatron_videogpt.checkpoint.save import Saver
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
     from megatron_videogpt.config.schema import OptimizerConfig
     from megatron_videogpt.errors import RunError
-    from megatron_videogpt.train import checkpoint, health
+    from megatron_videogpt.train import health
     from megatron_videogpt.train.run import State
-    from megatron_videogpt.train.saver import Saver
     from tests.unit.test_flight import samples, start
 
     assert all(getattr(OptimizerConfig(**BEFORE), f.name) != getattr(OptimizerConfig(**TODAY), f.name) for f in fields(OptimizerConfig))
@@ -129,7 +131,7 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
 
     second, _ = start(tmp_path, steps=STEPS, **TODAY)
     run = second.run
-    saved = checkpoint.load(checkpoint.find(tmp_path), run.chunks, run.optimizer, run.average)
+    saved = load_checkpoint(find_checkpoint(tmp_path), run.chunks, run.optimizer, run.average)
     second, _ = start(tmp_path, steps=STEPS, session=run.session, state=State(**{f.name: saved[f.name] for f in fields(State)}), **TODAY)
     twin.session = run.session
     assert twin.distance() <= 1e-6

@@ -26,8 +26,8 @@ def built(output: Path, *options: str) -> Any:
 
 def trained(output: Path, *options: str, step: int = 4) -> Any:
     """A run with weights that no start value is, saved after `step` steps."""
+    from megatron_videogpt.checkpoint.save import Saver
     from megatron_videogpt.platforms import compat
-    from megatron_videogpt.train.saver import Saver
 
     run = built(output, *options)
     draws = torch.Generator().manual_seed(1)
@@ -92,9 +92,10 @@ def test_a_run_that_went_further_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_shape_of_their_own_may_differ_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from megatron_videogpt.train import checkpoint
+    from megatron_videogpt.checkpoint.checks import check_same_shapes
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
 
     run = trained(tmp_path / "a")
-    saved = checkpoint.find(tmp_path / "a")
-    checkpoint.check_same_shapes(saved, replace(run.config, model=replace(run.config.model, rope_theta=5000.0, init_std=0.5)))
+    saved = find_checkpoint(tmp_path / "a")
+    check_same_shapes(saved, replace(run.config, model=replace(run.config.model, rope_theta=5000.0, init_std=0.5)))
     assert "model.rope_theta is 10000.0 there and 5000.0 here" in caplog.text and "init_std" not in caplog.text

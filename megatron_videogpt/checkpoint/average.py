@@ -48,7 +48,7 @@ class Average:
 
     @torch.no_grad()
     def sharded(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """The average as entries of a checkpoint.  weights: `checkpoint.sharded_weights` of the same chunks; a collective over data parallel ranks."""
+        """The average as entries of a checkpoint.  weights: `load.sharded_weights` of the same chunks; a collective over data parallel ranks."""
         places, group = self._places(), parallel_state.get_data_parallel_group(with_context_parallel=True)
 
         def whole(parameter: nn.Parameter) -> Tensor:
@@ -63,7 +63,7 @@ class Average:
 
     @torch.no_grad()
     def restore(self, loaded: dict[str, Any]) -> None:
-        """Take this rank's shards from loaded entries (see `template`)."""
+        """Take this rank's shards from loaded entries (see `average_template`)."""
         places = self._places()
         for chunk, tensors in zip(self.chunks, loaded.values()):
             for name, parameter in chunk.named_parameters():
@@ -72,7 +72,7 @@ class Average:
                     shard.copy_(tensors[name].flatten()[start:end])
 
 
-def template(chunks: Sequence[nn.Module], weights: dict[str, Any]) -> dict[str, Any]:
+def average_template(chunks: Sequence[nn.Module], weights: dict[str, Any]) -> dict[str, Any]:
     """Entries to load an average into: float32 tensors of whole (tensor parallel shards of) parameters, on the CPU."""
     return _entries(chunks, weights, lambda parameter: torch.empty(parameter.shape, dtype=torch.float32))
 
@@ -85,7 +85,7 @@ def _entries(chunks: Sequence[nn.Module], weights: dict[str, Any], value: Any) -
 
 
 @torch.no_grad()
-def use(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
+def use_average(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
     """Overwrite the weights of a model with a loaded average."""
     for chunk, tensors in zip(chunks, loaded.values()):
         for name, parameter in chunk.named_parameters():

@@ -19,9 +19,9 @@ from ..errors import RunError
 from ..platforms import compat, compat_saving
 from ..platforms.together import first_error, from_rank_zero, raise_together
 from ..platforms.world import is_rank_zero
-from .checkpoint import sharded_weights
-from .ema import Average
+from .average import Average
 from .folders import checkpoint_name, checkpoint_root, clean, latest, partial_of, prune, publish
+from .load import sharded_weights
 
 log = logging.getLogger(__name__)
 

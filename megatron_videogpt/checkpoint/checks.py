@@ -1,35 +1,17 @@
-"""Checkpoints with megatron-core's `dist_checkpointing`: any layout saves, any layout loads.  Writing them is in `saver.py`.
-
-A run's folder holds ``checkpoints/step_00001000/``, complete ones only: a checkpoint is written as ``.partial`` and renamed when all of it is on
-the disk, and a run resumes from the newest.  Beside the tensors (weights, optimizer, average of the weights) each has `config.toml` and
-`state.json` (step, consumed samples, pending statistics, seed, fingerprints of codec and data; `weights_only` where there is no optimizer).
-megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Face folders are for exchange.
-"""
+"""What must fit before a run starts from a checkpoint: model, steps, codec, seed, data.  Each is one line, the same on every rank."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing
-from torch import nn
-
-from ..config.load import load_config
 from ..config.schema import Config, ModelConfig
 from ..data.codec import Codec
 from ..errors import RunError
-from ..platforms import compat
-from ..platforms.together import from_rank_zero, raise_together
+from ..platforms.together import raise_together
 from ..platforms.world import is_rank_zero
-from . import ema
-from .folders import complete, latest, read_state, step_of
+from .saved import Saved
 
 log = logging.getLogger(__name__)
 
@@ -39,86 +21,9 @@ DECIDING = tuple(
 )
 """Options of the data section that decide which sample has which number, and what it is."""
 
+
 WITHOUT_SHAPE = set("position_table_size norm_epsilon rope_theta rope_scaling max_position_embeddings original_max_position_embeddings init_std".split())
 """Options of the model section that no weight's shape follows from: the position table is computed from its size."""
-
-LOOK_AGAIN = (0.0, 0.5, 1.0, 2.0, 3.0, 3.5)
-"""Seconds between looks for a folder that rank 0 sees and this rank does not: NFS keeps attributes for some seconds."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A complete checkpoint as rank 0 read it: its folder, what `state.json` holds, and the resolved configuration it was saved with."""
-
-    path: Path
-    state: dict[str, Any]
-    config: Config
-
-    @property
-    def run(self) -> Path:
-        """The folder of its run."""
-        return self.path.parent.parent
-
-
-def find(run: Path, step: int | None = None, group: Any = None) -> Saved:
-    """A run's checkpoint at `step`, or its newest: the one that rank 0 finds; a collective of all ranks (of `group`, if the default one is slow).
-
-    Raises RunError in one line when there is none, and where some ranks do not see it.
-    """
-
-    def choose() -> Path:
-        if not run.is_dir():
-            raise RunError(f"{run}: no such folder; expected the output folder of a training run")
-        have = {step_of(path): path for path in complete(run)}
-        wanted = max(have, default=None) if step is None else step
-        if wanted not in have:
-            names = ", ".join(path.name for path in have.values()) or "none"
-            raise RunError(f"{run}: no complete checkpoint{'' if step is None else f' of step {step}'}; it has: {names}")
-        return have[wanted]
-
-    found = _agreed(choose, group)
-    assert found is not None
-    return found
-
-
-def newest(run: Path, group: Any = None) -> Saved | None:
-    """A run's newest complete checkpoint, or None; as `find`."""
-    return _agreed(lambda: latest(run), group)
-
-
-def _agreed(choose: Callable[[], Path | None], group: Any) -> Saved | None:
-    """What rank 0 chooses, once every rank sees all of its files; a collective."""
-
-    def read() -> tuple[Saved, list[str]] | None:
-        path = choose()
-        return None if path is None else (_read(path), os.listdir(path))
-
-    found = from_rank_zero(read, group, "looking for a checkpoint")
-    if found is None:
-        return None
-    saved, files = found
-    raise_together(_unseen(saved.path, files), group, "looking for a checkpoint")
-    return saved
-
-
-def _read(path: Path) -> Saved:
-    try:
-        return Saved(path, read_state(path), load_config(path / "config.toml"))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{path}: is damaged ({reason}); move that folder away to go on from the checkpoint before it") from error
-
-
-def _unseen(path: Path, files: list[str]) -> str:
-    """What is wrong where a folder does not come to hold `files` here: shared file systems keep old listings for a while."""
-    gone = set(files)
-    for pause in LOOK_AGAIN:
-        time.sleep(pause)
-        with contextlib.suppress(OSError):
-            gone = set(files) - set(os.listdir(path))
-        if not gone:
-            return ""
-    return f"{path}: {len(gone)} of its {len(files)} files are not seen there; every node needs the same train.output and train.init_from"
 
 
 def check_same_model(saved: Saved, config: Config) -> None:
@@ -214,44 +119,7 @@ def check_same_data(saved: Saved, config: Config, data: dict[str, Any]) -> None:
         log.warning("%s: %s; data.allow_changed=true goes on regardless", saved.path, what)
 
 
-def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
-    """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
-    return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
-
-
 def check_average(saved: Saved) -> None:
     """Raise RunError for a checkpoint without a moving average of the weights."""
     if not saved.state["ema"]:
         raise RunError(f"{saved.path} has no moving average of the weights; train with optimizer.ema_decay (for example 0.9999), or use the weights themselves")
-
-
-def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False) -> None:
-    """Fill a model (any layout) with a checkpoint's weights, or with their moving average, which it must have."""
-    weights = sharded_weights(chunks)
-    if not average:
-        loaded = dist_checkpointing.load({"model": weights}, str(path))["model"]
-        for chunk, values in zip(chunks, loaded.values()):
-            chunk.load_state_dict(values)
-        return
-    ema.use(chunks, dist_checkpointing.load({"ema": ema.template(chunks, weights)}, str(path))["ema"])
-
-
-def load(saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, average: ema.Average | None) -> dict[str, Any]:
-    """Restore a run from a checkpoint of any layout; returns its state.
-
-    Where the checkpoint has no average of the weights but the run keeps one, it starts from the loaded weights.
-    """
-    state = saved.state
-    # The template needs moments to describe, and a fresh torch Adam has none.
-    compat.seed_optimizer_state(optimizer)
-    weights = sharded_weights(chunks)
-    sharded = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, is_loading=True, metadata=compat.OPTIMIZER_FORMAT)}
-    if average is not None and state["ema"]:
-        sharded["ema"] = ema.template(chunks, weights)
-    loaded = dist_checkpointing.load(sharded, str(saved.path))
-    for chunk, values in zip(chunks, loaded["model"].values()):
-        chunk.load_state_dict(values)
-    compat.load_optimizer(optimizer, loaded["optimizer"], state["updates"])
-    if average is not None:
-        average.restore(loaded["ema"]) if state["ema"] else average.restart()
-    return state

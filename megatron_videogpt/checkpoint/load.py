@@ -1,0 +1,54 @@
+"""Checkpoints into a model and an optimizer, with megatron-core's `dist_checkpointing`: any layout saves, any layout loads.
+
+megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Face folders are for exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from torch import nn
+
+from ..platforms import compat
+from .average import Average, average_template, use_average
+from .saved import Saved
+
+
+def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
+    """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
+    return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+
+
+def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False) -> None:
+    """Fill a model (any layout) with a checkpoint's weights, or with their moving average, which it must have."""
+    weights = sharded_weights(chunks)
+    if not average:
+        loaded = dist_checkpointing.load({"model": weights}, str(path))["model"]
+        for chunk, values in zip(chunks, loaded.values()):
+            chunk.load_state_dict(values)
+        return
+    use_average(chunks, dist_checkpointing.load({"ema": average_template(chunks, weights)}, str(path))["ema"])
+
+
+def load_checkpoint(saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, average: Average | None) -> dict[str, Any]:
+    """Restore a run from a checkpoint of any layout; returns its state.
+
+    Where the checkpoint has no average of the weights but the run keeps one, it starts from the loaded weights.
+    """
+    state = saved.state
+    # The template needs moments to describe, and a fresh torch Adam has none.
+    compat.seed_optimizer_state(optimizer)
+    weights = sharded_weights(chunks)
+    sharded = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, is_loading=True, metadata=compat.OPTIMIZER_FORMAT)}
+    if average is not None and state["ema"]:
+        sharded["ema"] = average_template(chunks, weights)
+    loaded = dist_checkpointing.load(sharded, str(saved.path))
+    for chunk, values in zip(chunks, loaded["model"].values()):
+        chunk.load_state_dict(values)
+    compat.load_optimizer(optimizer, loaded["optimizer"], state["updates"])
+    if average is not None:
+        average.restore(loaded["ema"]) if state["ema"] else average.restart()
+    return state
