@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["megatron_videogpt", "megatron_videogpt.*"]),
-    package_data={"megatron_videogpt": ["data/*.safetensors", "data/*.json", "data/ATTRIBUTION.md"]},
+    package_data={"megatron_videogpt": ["codec/*.safetensors", "codec/*.json", "codec/ATTRIBUTION.md"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",  # wide, because containers bring their own build (Ascend's 2.7); tested with the one in constraints-cpu.txt

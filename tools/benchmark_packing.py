@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 
-from megatron_videogpt.config.estimate import geometry  # noqa: E402
+from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.load import load_config  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.data.balance import Dealt, measure  # noqa: E402
@@ -99,7 +99,7 @@ def planner_of(options: argparse.Namespace, videos: SyntheticVideos, stage: int,
     config: Config = load_config(EXAMPLES / f"stage{stage}.toml")
     data = replace(config.data, min_frames=16, pack_tokens=options.pack_tokens, cost_buckets=buckets)
     config = replace(config, data=data, train=replace(config.train, global_batch_size=ranks * samples))
-    codec = geometry(config.codec)
+    codec = expected_geometry(config.codec)
     usable = np.flatnonzero(videos.entries["frames"] >= shortest_video(data, codec.temporal_stride)).astype(np.int32)
     split = VideoSplit("train", data, codec.temporal_stride, videos, usable)
     return StepPlanner(split, config.train.seed, config, codec.spatial_stride * config.model.patch_size, ranks)

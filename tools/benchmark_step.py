@@ -26,8 +26,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
-from megatron_videogpt.config.estimate import geometry, longest_row, typical_frame  # noqa: E402
+from megatron_videogpt.config.estimate import longest_row, typical_frame  # noqa: E402
 from megatron_videogpt.config.memory import resolve_recompute  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
@@ -77,7 +78,7 @@ def with_layers(config: Config, layers: int) -> Config:
 
 def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bool) -> Config:
     """`recompute=auto` resolved for this device; with `fit`, by as many layers fewer as it takes."""
-    world, channels = int(os.environ.get("WORLD_SIZE", "1")), geometry(config.codec).channels
+    world, channels = int(os.environ.get("WORLD_SIZE", "1")), expected_geometry(config.codec).channels
     memory = config.parallel.memory_gb * 1e9 or platform.memory_total()
     chosen = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, recompute="auto")) if fit else config
     for layers in range(config.model.num_layers, 0, -config.parallel.stages):
@@ -104,7 +105,7 @@ def synthetic(config: Config, frame: tuple[int, int], options: argparse.Namespac
     from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.objective.noise import normal
 
-    codec = geometry(config.codec)
+    codec = expected_geometry(config.codec)
     shape = (config.data.frames, codec.channels, frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride)
     keys = [step * 1000 + number for number in range(options.micro_batches * config.train.micro_batch_size)]
     samples = [Sample(key=key, name=str(key), mean=normal(key, "latents", shape), logvar=None, clips=draw_clips(config, options.lengths, key)) for key in keys]
@@ -121,7 +122,7 @@ def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
     world.start(platform, config.parallel)
-    chunks = [VideoGPT(config, geometry(config.codec).channels, platform, "ranged", number) for number in range(config.parallel.virtual_pipeline)]
+    chunks = [VideoGPT(config, expected_geometry(config.codec).channels, platform, "ranged", number) for number in range(config.parallel.virtual_pipeline)]
     with torch.no_grad():
         for chunk in chunks:
             for name, parameter in chunk.named_parameters():

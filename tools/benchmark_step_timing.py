@@ -17,7 +17,8 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_videogpt.attention.choice import obstacle
-from megatron_videogpt.config.estimate import component_parameters, geometry, hardware_flops, training_flops
+from megatron_videogpt.codec.geometry import expected_geometry
+from megatron_videogpt.config.estimate import component_parameters, hardware_flops, training_flops
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.platforms import Platform
 from megatron_videogpt.train.later import Later, Mark
@@ -114,7 +115,7 @@ class Session:
 
 def work_of(config: Config, rows: list[Any]) -> tuple[int, float, float]:
     """(tokens, model FLOPs, hardware FLOPs) of rows with all their shards."""
-    channels = geometry(config.codec).channels
+    channels = expected_geometry(config.codec).channels
     work = row_work(rows)
     parts = work.tokens, work.pairs, (work.unscored, work.unscored_pairs)
     return work.tokens, training_flops(config.model, channels, *parts), hardware_flops(config, channels, *parts)
@@ -223,7 +224,7 @@ def median_rate(flops: list[float], result: Timed, peak: float | None = 1.0) -> 
 def table(config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace, left_out: int) -> str:
     """Markdown."""
     model, layout, peak = config.model, config.parallel, peak_of(config, platform, options)
-    parameters = sum(component_parameters(model, geometry(config.codec).channels).values())
+    parameters = sum(component_parameters(model, expected_geometry(config.codec).channels).values())
     recompute = layout.recompute + (f" of {layout.recompute_layers} layers" if layout.recompute_layers else "")
     fewer = f" ({left_out} layers left out to fit the memory)" if left_out else ""
     tokens = next((result.tokens for result in results.values() if not result.note), [0])

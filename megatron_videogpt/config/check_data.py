@@ -6,8 +6,9 @@ import importlib.util
 import math
 from pathlib import Path
 
+from ..codec.geometry import expected_geometry
 from ..errors import UserError
-from .estimate import dp_size, frame_side, geometry
+from .estimate import dp_size, frame_side
 from .load import show, value_of
 from .problems import Report
 from .schema import Config
@@ -94,7 +95,7 @@ def _check_frames(report: Report) -> None:
     """Frame sides against the codec's stride, the patch size and the position table."""
     config, data = report.config, report.config.data
     try:
-        codec = geometry(config.codec)
+        codec = expected_geometry(config.codec)
     except UserError as error:
         report.add("codec.path", "hold a readable VAE", str(error))
         return

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..codec.geometry import expected_geometry
 from ..data.bad import REASONS
 from ..data.balance import Dealt, measure
 from ..data.clips import Plans
 from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
 from ..data.splits import Mixture, Split, VideoSplit
-from .estimate import dp_size, geometry
+from .estimate import dp_size
 from .report import table_of
 from .schema import Config
 
@@ -35,7 +36,7 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
         ValueError: one line: no data there, or a batch or row that it does not fit.
     """
     console = console or Console()
-    codec = geometry(config.codec)
+    codec = expected_geometry(config.codec)
     source, ranks = open_source(config.data, codec), dp_size(config, world_size)
     planner = StepPlanner(source.train, config.train.seed, config, codec.spatial_stride * config.model.patch_size, ranks)
     batch = config.train.global_batch_size

@@ -10,21 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from ..data.geometry import CodecGeometry, codec_geometry
+from ..codec.geometry import expected_geometry
 from ..model.parameters import hf_shape, parameters
 from .schema import CodecConfig, Config, ModelConfig
-
-PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8, 4)}
-"""(latent channels, spatial stride, temporal stride) of SDXL's and Wan 2.1's VAE: what a configuration is checked with before its VAE is there."""
-
-
-def geometry(codec: CodecConfig) -> CodecGeometry:
-    """Latent channels and strides of a codec, without loading it; the published ones where its folder is not there yet."""
-    if codec.name in PUBLISHED_GEOMETRY and not (codec.path and Path(codec.path).is_dir()):
-        return CodecGeometry(*PUBLISHED_GEOMETRY[codec.name])
-    return codec_geometry(codec)
 
 
 def dp_size(config: Config, world_size: int) -> int:
@@ -173,7 +162,7 @@ def longest_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
 
 def patches_of(config: Config, frame: tuple[int, int]) -> int:
     """Patches of a frame of (height, width) pixels."""
-    cell = geometry(config.codec).spatial_stride * config.model.patch_size
+    cell = expected_geometry(config.codec).spatial_stride * config.model.patch_size
     return (frame[0] // cell) * (frame[1] // cell)
 
 
@@ -201,7 +190,7 @@ def packed_rows(config: Config, world_size: int) -> int:
 
 @lru_cache(maxsize=64)
 def _typical_tokens(codec: CodecConfig, patch: int, frame: tuple[int, int], frames: int, clips: tuple[int, int]) -> float:
-    cell = geometry(codec).spatial_stride * patch
+    cell = expected_geometry(codec).spatial_stride * patch
     return expected_work(frames, clips, (frame[0] // cell) * (frame[1] // cell)).tokens
 
 

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..codec.geometry import expected_geometry
 from .check_data import missing_paths
 from .communication import Links, traffic
 from .estimate import (
@@ -15,7 +16,6 @@ from .estimate import (
     dp_size,
     expected_work,
     frame_side,
-    geometry,
     linear_flops,
     longest_row,
     longest_work,
@@ -72,7 +72,7 @@ def print_report(
     frame: (height, width) in pixels of all frames (None: typical frames for the mean, the largest possible for the longest row).
     """
     console = console or Console()
-    channels = geometry(config.codec).channels
+    channels = expected_geometry(config.codec).channels
     named = memory_gb or config.parallel.memory_gb
     memory_bytes = (named or MEMORY_GB) * 1e9
     work = expected_work(config.data.frames, config.data.clips, patches_of(config, frame or typical_frame(config)))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.saved import find_checkpoint
+from ..codec.geometry import codec_geometry
 from ..config.load import config_to_toml
 from ..config.schema import Config
-from ..data.geometry import codec_geometry
 from ..errors import UserError
 from ..model.embed import position_axis
 from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters

@@ -14,10 +14,10 @@ from megatron.core import dist_checkpointing, parallel_state
 from torch import Tensor
 
 from ..checkpoint.folders import checkpoint_name, checkpoint_root
+from ..codec.build import build_codec
 from ..config.check import find_problems
 from ..config.load import ConfigError, config_to_toml
 from ..config.schema import CodecConfig, Config, ParallelConfig
-from ..data.codec import build_codec
 from ..errors import UserError
 from ..model.parameters import parameters
 from ..model.tensors import from_hf, shard

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..codec import geometry
 from ..config.schema import CodecConfig, ModelConfig
-from ..data import geometry
-from ..data import tiny_codec as tiny_module
 from ..errors import UserError
+from ..hub.common import tiny_codec as tiny_module
 
 AUTO_MAP = {"AutoConfig": "configuration_videogpt.VideoGPTConfig", "AutoModel": "modeling_videogpt.VideoGPTModel"}
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -78,7 +78,7 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
     """Write `folder/vae`: the tiny codec, or a copy of the codec's diffusers folder (its settings and safetensors, nothing else).
 
     Raises:
-        ValueError: the codec's folder is not usable, as `data.codec.build_codec` says.
+        ValueError: the codec's folder is not usable, as `codec.build.build_codec` says.
     """
     geometry.codec_geometry(codec)
     target = folder / "vae"

@@ -15,10 +15,10 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from ..codec.base import Codec
 from ..errors import UserError
 from .bad import BadVideo, Rejections
 from .clips import Sample, SamplePlan
-from .codec import Codec
 from .datasets import Folder, Shards
 from .decode import resized_shape, to_model_range
 from .index import Usable

@@ -27,7 +27,7 @@ from .remote import Cache, is_local
 from .shard_scan import label_of
 
 if TYPE_CHECKING:
-    from .codec import Codec
+    from ..codec.base import Codec
     from .index import Geometry
 
 STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..codec.base import Codec
 from ..config.schema import Config
 from ..errors import UserError
 from .bad import BadVideo, Rejections
 from .clips import Sample, SamplePlan
-from .codec import Codec
 from .decode import to_model_range, to_pixels
 from .index import Source
 from .jobs import Job

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config.estimate import attention_flops, geometry, linear_flops
+from ..codec.geometry import expected_geometry
+from ..config.estimate import attention_flops, linear_flops
 from ..config.schema import Config
 from ..errors import UserError
 from .clips import Plans, sample_key
@@ -138,7 +139,7 @@ def cost_weights(config: Config) -> tuple[float, float]:
     """Cost of a token and of an attended pair: `data.cost`, or FLOPs of a forward and backward pass."""
     if any(config.data.cost):
         return config.data.cost
-    return linear_flops(config.model, geometry(config.codec).channels, 1), attention_flops(config.model, 1)
+    return linear_flops(config.model, expected_geometry(config.codec).channels, 1), attention_flops(config.model, 1)
 
 
 def sample_costs(tokens: np.ndarray, pairs: np.ndarray, weights: tuple[float, float]) -> np.ndarray:

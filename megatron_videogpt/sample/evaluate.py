@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..codec.base import Codec
 from ..config.schema import SampleConfig
 from ..data.clips import Sample
-from ..data.codec import Codec
 from ..hub.sampling_videogpt import Denoiser, continue_videos
 from .settings import keyed_noise, sampling
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..codec.base import Codec
+from ..codec.build import build_codec
 from ..config.schema import Config, SampleConfig
-from ..data.codec import Codec, build_codec
 from ..data.decode import to_model_range, to_pixels
 from ..hub.sampling_videogpt import Denoiser, Step, rollout
 from ..platforms import activate

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..codec.base import Codec
 from ..config.estimate import frame_side
 from ..config.schema import Config, SampleConfig
 from ..data.bad import BadVideo
-from ..data.codec import Codec
 from ..data.container import Limits, identity, limits_of
 from ..data.decode import probe, read_clip, resize_frames
 from ..data.files import EXTENSIONS

@@ -13,11 +13,11 @@ from ..checkpoint.checks import check_average, check_same_codec
 from ..checkpoint.folders import checkpoint_root
 from ..checkpoint.load import load_weights
 from ..checkpoint.saved import find_checkpoint
+from ..codec.build import build_codec
 from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
 from ..convert.folder import Folder
 from ..convert.ingest import folder_config, is_stock, open_source
-from ..data.codec import build_codec
 from ..errors import RunError, UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT

@@ -15,12 +15,13 @@ from ..checkpoint.average import Average
 from ..checkpoint.checks import check_resumable, check_same_codec, check_same_data, check_same_model, check_same_seed, check_same_shapes, check_steps
 from ..checkpoint.load import load_checkpoint, load_weights
 from ..checkpoint.saved import find_checkpoint, newest_checkpoint
+from ..codec.base import Codec
+from ..codec.build import build_codec
 from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.memory import resolve_recompute
 from ..config.schema import Config
 from ..convert.side import carry_on
-from ..data.codec import Codec, build_codec
 from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
 from ..errors import RunError, UserError

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_videogpt.data.codec import Codec
+from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.data.decode import probe, read_clip, to_model_range
 from megatron_videogpt.data.latents import facts_of, pack, to_stored
 from megatron_videogpt.data.shards import ShardWriter, merge_index

@@ -62,7 +62,7 @@ def checkpoint(folder: Path) -> Path:
     ours = {"patch_size": 2, "in_channels": 16, "pos_embed_max_size": 8, "diffusion_token_id": 1, "img_start_token_id": 2, "img_end_token_id": 3}
     (folder / "config.json").write_text(json.dumps({"model_type": "videogpt", **sizes, **rope, **ours}))
     (folder / "vae" / "config.json").write_text('{"_class_name": "TinyAutoencoder"}')
-    shutil.copy(REPOSITORY / "megatron_videogpt" / "data" / "tiny_codec.safetensors", folder / "vae" / "diffusion_pytorch_model.safetensors")
+    shutil.copy(REPOSITORY / "megatron_videogpt" / "codec" / "tiny_codec.safetensors", folder / "vae" / "diffusion_pytorch_model.safetensors")
     data, sample = "longest_side = 32\nframe_interval = [2, 3]\nphysics.size = 32", "history = 2\nclips = [2]\nwindow = 4\nsteps = 2\nguidance = 1.0"
     (folder / "videogpt_config.toml").write_text(f"[data]\n{data}\n[sample]\n{sample}\n")
     return folder

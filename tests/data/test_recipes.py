@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
+from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.config.load import tomllib
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.decode import read_clip
-from megatron_videogpt.data.geometry import codec_geometry
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.shards import load_index
 from tools import prepare_videos

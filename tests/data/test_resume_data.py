@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.clips import Sample
-from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import Loader
 

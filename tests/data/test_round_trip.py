@@ -11,10 +11,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from megatron_videogpt.codec.base import Codec
+from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, TrainConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.clips import Plans
-from megatron_videogpt.data.codec import Codec, build_codec
 from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range
 from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.index import open_source, usable_videos

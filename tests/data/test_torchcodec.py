@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
-from megatron_videogpt.data.geometry import codec_geometry
 from megatron_videogpt.data.index import open_source
 from tests.clips import BIRD, CINEPAK, SMALL, SOUND, TRAILER
 

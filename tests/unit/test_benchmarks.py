@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from megatron_videogpt.attention import attend, ranged
-from megatron_videogpt.config.estimate import clip_work, geometry, training_flops
+from megatron_videogpt.codec.geometry import expected_geometry
+from megatron_videogpt.config.estimate import clip_work, training_flops
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
@@ -226,7 +227,7 @@ def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
         work = clip_work(clips, 4)
         unscored = (work.noisy * 2 + work.clean * 6, work.pairs - noisy_pairs(clips))
         loaded = load_config(ROOT / config, overrides)
-        flops = training_flops(loaded.model, geometry(loaded.codec).channels, 2 * work.tokens, 2 * work.pairs, (2 * unscored[0], 2 * unscored[1]))
+        flops = training_flops(loaded.model, expected_geometry(loaded.codec).channels, 2 * work.tokens, 2 * work.pairs, (2 * unscored[0], 2 * unscored[1]))
         assert row["tokens"] == [2 * work.tokens] * 2 and row["model"] == pytest.approx([flops] * 2, rel=1e-12)
         assert row["mfu"] == pytest.approx(flops / 0.5e12 / (sum(row["step"]) / 2), rel=0.5) and not math.isnan(row["memory"])
 

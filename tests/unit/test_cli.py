@@ -43,12 +43,13 @@ def test_options_prints_a_file_that_reads_back(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_check_prints_parameters_layout_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    from megatron_videogpt.config.estimate import component_parameters, geometry
+    from megatron_videogpt.codec.geometry import expected_geometry
+    from megatron_videogpt.config.estimate import component_parameters
 
     assert cli.main(["check", QUICKSTART, "--gpus", "4", "train.global_batch_size=16", "model.num_layers=2"]) == 0
     out = capsys.readouterr().out
     config = load_config(QUICKSTART, ["model.num_layers=2"])
-    total = sum(component_parameters(config.model, geometry(config.codec).channels).values())
+    total = sum(component_parameters(config.model, expected_geometry(config.codec).channels).values())
     for expected in (f"{total:,}", "decoder.layers x 2", "TP 2 x PP 1 x DP 2 = 4", "activations", "model FLOPs per step"):
         assert expected in out
 

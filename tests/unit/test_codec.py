@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_videogpt.codec.build import build_codec
+from megatron_videogpt.codec.geometry import TINY_WEIGHTS, codec_geometry
 from megatron_videogpt.config.schema import CodecConfig, PhysicsConfig
-from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
-from megatron_videogpt.data.geometry import TINY_WEIGHTS, codec_geometry
 from megatron_videogpt.data.physics import render_scene
 from tests import clips
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.checkpoint.folders import latest
+from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.convert import ingest
 from megatron_videogpt.convert.folder import Folder
-from megatron_videogpt.data.codec import build_codec
 from tests.conversion import MODELS, TINY, folder_of, same, tensors_of, to_folder, to_run
 from tests.data.vae import small_kl
 from tests.hub_folder import HINTS

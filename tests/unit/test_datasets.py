@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.datasets import hash_strings, source_sizes
-from megatron_videogpt.data.geometry import CodecGeometry
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.jobs import MemberJob
 from megatron_videogpt.data.remote import Cache

@@ -89,5 +89,5 @@ def test_all_data_files_of_the_package_are_in_the_wheel() -> None:
     ]
     inside = (path for path in tracked() if path.is_relative_to(PACKAGE) and path.suffix != ".py")
     files = {path.relative_to(PACKAGE).as_posix() for path in inside}
-    assert "data/ATTRIBUTION.md" in files
+    assert "codec/ATTRIBUTION.md" in files
     assert [name for name in sorted(files) if not any(fnmatch(name, pattern) for pattern in patterns)] == []

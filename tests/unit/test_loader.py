@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.clips import Plans, Sample, SamplePlan, sample_key
-from megatron_videogpt.data.codec import build_codec
 from megatron_videogpt.data.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
@@ -284,7 +284,7 @@ def test_workers_do_not_outlive_a_killed_trainer(tmp_path: Path) -> None:
     script = """
 import multiprocessing, os
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
-from megatron_videogpt.data.codec import build_codec
+from megatron_videogpt.codec.base import build_codec
 from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import Loader
 if __name__ == "__main__":

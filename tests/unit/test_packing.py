@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.estimate import (
     attention_flops,
     clip_work,
     expected_work,
-    geometry,
     longest_row,
     mean_row,
     packed_rows,
@@ -191,7 +191,7 @@ def test_buckets_keep_the_samples_of_their_window() -> None:
 
 def test_costs_are_flops_or_what_was_measured() -> None:
     config = Config()
-    channels, work = geometry(config.codec).channels, clip_work((3, 4, 1), 6)
+    channels, work = expected_geometry(config.codec).channels, clip_work((3, 4, 1), 6)
     a, b = cost_weights(config)
     assert a * work.tokens + b * work.pairs == pytest.approx(training_flops(config.model, channels, work.tokens, work.pairs), rel=1e-12)
     assert b == attention_flops(config.model, 1)

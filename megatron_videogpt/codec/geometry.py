@@ -18,6 +18,9 @@ TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")
 DIFFUSERS_CLASSES = {"autoencoder_kl": "AutoencoderKL", "autoencoder_kl_wan": "AutoencoderKLWan"}
 TINY_STRIDE = 8  # `tiny_codec.STRIDE`; that file goes into exported folders as it is, and imports PyTorch
 
+PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8, 4)}
+"""(latent channels, spatial stride, temporal stride) of SDXL's and Wan 2.1's VAE: what a configuration is checked with before its VAE is there."""
+
 
 @dataclass(frozen=True)
 class CodecGeometry:
@@ -50,6 +53,13 @@ def codec_geometry(config: CodecConfig) -> CodecGeometry:
         return CodecGeometry(settings["z_dim"], spatial, 2 ** sum(settings["temperal_downsample"]))
     except KeyError as error:
         raise UserError(f"codec.path={config.path}: config.json has no {error}, which {DIFFUSERS_CLASSES[config.name]} needs") from error
+
+
+def expected_geometry(codec: CodecConfig) -> CodecGeometry:
+    """Latent channels and strides of a codec, without loading it; the published ones where its folder is not there yet."""
+    if codec.name in PUBLISHED_GEOMETRY and not (codec.path and Path(codec.path).is_dir()):
+        return CodecGeometry(*PUBLISHED_GEOMETRY[codec.name])
+    return codec_geometry(codec)
 
 
 def diffusers_settings(config: CodecConfig) -> dict[str, Any]:

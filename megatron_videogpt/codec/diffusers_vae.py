@@ -1,100 +1,20 @@
-"""Codecs: what turns frames into latents and back.  Each declares its geometry, its scaling and a fingerprint.
-
-Diffusers models come from local folders only and from safetensors only; nothing is downloaded and no pickle is read.
-"""
+"""diffusers' VAEs as codecs: from local folders only and from safetensors only; nothing is downloaded and no pickle is read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config.schema import CodecConfig
 from ..errors import UserError
-from .geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry, diffusers_settings, one_line
-from .tiny_codec import STRIDE, TinyAutoencoder, TinyShape
-
-
-class Codec(Protocol):
-    """Frames to latents and back.  Latents are scaled: about zero mean and unit variance."""
-
-    name: str
-    channels: int
-    spatial_stride: int
-    temporal_stride: int
-    fingerprint: str  # sha256 of configuration and weights, hexadecimal
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        ...
-
-    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """float [F, 3, H, W] in [-1, 1] -> mean and log-variance (None: deterministic), float32 [f, channels, h, w] on the codec's device."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [f, channels, h, w] -> float32 [F, 3, H, W], clamped to [-1, 1]."""
-        ...
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Codec:
-        """Move in place; returns itself."""
-        ...
-
-
-def build_codec(config: CodecConfig) -> Codec:
-    """Load the codec; ValueError, one line, when the name is unknown or its folder is not usable."""
-    if config.batch_size < 1:
-        raise UserError(f"codec.batch_size={config.batch_size}: must be at least 1")
-    if config.name == "tiny":
-        return TinyCodec(config.batch_size)
-    settings = diffusers_settings(config)
-    return (KLCodec if config.name == "autoencoder_kl" else WanCodec)(config, settings)
-
-
-class TinyCodec:
-    """The shipped codec (`tiny_codec.py`): stride 8, one latent frame a frame, deterministic."""
-
-    name = "tiny"
-
-    def __init__(self, batch_size: int = 16, weights: Path = TINY_WEIGHTS) -> None:
-        shape_file = weights.with_suffix(".json")
-        try:
-            shape = _tiny_shape(shape_file)
-            self.model = TinyAutoencoder(shape).eval().requires_grad_(False)
-            self.model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"tiny codec: {weights} or its .json is missing or damaged ({one_line(error)}); reinstall the package") from error
-        self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
-        self.fingerprint = _fingerprint(json.dumps(shape.to_dict(), sort_keys=True), [weights])
-        self.batch_size = batch_size
-
-    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See `Codec.encode`; no log-variance."""
-        _check_video(video, self.spatial_stride)
-        return _batched(self.model.encode, video, self.batch_size, self.model.shift), None
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `Codec.decode`."""
-        return _batched(self.model.decode, latents, self.batch_size, self.model.shift).clamp(-1, 1)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TinyCodec:
-        """See `Codec.to`."""
-        self.model.to(device, dtype)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """See `Codec.device`."""
-        return next(self.model.parameters()).device
+from .base import batched, check_video, fingerprint_of
+from .geometry import DIFFUSERS_CLASSES, codec_geometry, one_line
 
 
 class KLCodec:
@@ -112,8 +32,8 @@ class KLCodec:
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Codec.encode`; the posterior's mean and log-variance."""
-        _check_video(video, self.spatial_stride)
-        moments = _batched(self._moments, video, self.batch_size, next(self.model.parameters()))
+        check_video(video, self.spatial_stride)
+        moments = batched(self._moments, video, self.batch_size, next(self.model.parameters()))
         mean, logvar = moments.chunk(2, dim=1)
         return (mean - self.shift) * self.scaling, logvar + 2 * math.log(self.scaling)
 
@@ -124,7 +44,7 @@ class KLCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec.decode`."""
         raw = latents / self.scaling + self.shift
-        return _batched(lambda z: self.model.decode(z).sample, raw, self.batch_size, next(self.model.parameters())).clamp(-1, 1)
+        return batched(lambda z: self.model.decode(z).sample, raw, self.batch_size, next(self.model.parameters())).clamp(-1, 1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KLCodec:
         """See `Codec.to`."""
@@ -159,7 +79,7 @@ class WanCodec:
     @torch.no_grad()
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Codec.encode`; ValueError unless there are 1 + stride * n frames."""
-        _check_video(video, self.spatial_stride)
+        check_video(video, self.spatial_stride)
         self.geometry.latent_frames(len(video))
         like = next(self.model.parameters())
         posterior = self.model.encode(video.to(like).transpose(0, 1)[None]).latent_dist
@@ -185,21 +105,6 @@ class WanCodec:
         return next(self.model.parameters()).device
 
 
-@torch.no_grad()
-def _batched(run: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, like: Tensor) -> Tensor:
-    """Apply ``run`` to slices of ``batch_size`` frames, in the dtype and on the device of ``like``; float32 out."""
-    return torch.cat([run(part.to(like)).float() for part in inputs.split(batch_size)])
-
-
-def _check_video(video: Tensor, stride: int) -> None:
-    if video.ndim != 4 or video.shape[1] != 3 or video.shape[2] % stride or video.shape[3] % stride or not len(video):
-        raise UserError(f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set data.size_multiple to suit")
-
-
-def _tiny_shape(path: Path) -> TinyShape:
-    return TinyShape(**json.loads(path.read_text()))
-
-
 def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any, str]:
     """(model in evaluation mode, fingerprint)."""
     folder = Path(config.path)
@@ -219,14 +124,4 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
     if report["missing_keys"]:
         raise UserError(f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
     description = {key: value for key, value in settings.items() if not key.startswith("_")}
-    return model.eval().requires_grad_(False), _fingerprint(json.dumps(description, sort_keys=True), weights)
-
-
-def _fingerprint(description: str, files: list[Path]) -> str:
-    """sha256 over the settings and the bytes of the weight files."""
-    digest = hashlib.sha256(description.encode())
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return model.eval().requires_grad_(False), fingerprint_of(json.dumps(description, sort_keys=True), weights)

@@ -1,0 +1,61 @@
+"""Codecs: what turns frames into latents and back.  Each declares its geometry, its scaling and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+
+class Codec(Protocol):
+    """Frames to latents and back.  Latents are scaled: about zero mean and unit variance."""
+
+    name: str
+    channels: int
+    spatial_stride: int
+    temporal_stride: int
+    fingerprint: str  # sha256 of configuration and weights, hexadecimal
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """float [F, 3, H, W] in [-1, 1] -> mean and log-variance (None: deterministic), float32 [f, channels, h, w] on the codec's device."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [f, channels, h, w] -> float32 [F, 3, H, W], clamped to [-1, 1]."""
+        ...
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Codec:
+        """Move in place; returns itself."""
+        ...
+
+
+@torch.no_grad()
+def batched(run: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, like: Tensor) -> Tensor:
+    """Apply ``run`` to slices of ``batch_size`` frames, in the dtype and on the device of ``like``; float32 out."""
+    return torch.cat([run(part.to(like)).float() for part in inputs.split(batch_size)])
+
+
+def check_video(video: Tensor, stride: int) -> None:
+    if video.ndim != 4 or video.shape[1] != 3 or video.shape[2] % stride or video.shape[3] % stride or not len(video):
+        raise UserError(f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set data.size_multiple to suit")
+
+
+def fingerprint_of(description: str, files: list[Path]) -> str:
+    """sha256 over the settings and the bytes of the weight files."""
+    digest = hashlib.sha256(description.encode())
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,20 @@
+"""The codec that a configuration names."""
+
+from __future__ import annotations
+
+from ..config.schema import CodecConfig
+from ..errors import UserError
+from .base import Codec
+from .diffusers_vae import KLCodec, WanCodec
+from .geometry import diffusers_settings
+from .tiny import TinyCodec
+
+
+def build_codec(config: CodecConfig) -> Codec:
+    """Load the codec; ValueError, one line, when the name is unknown or its folder is not usable."""
+    if config.batch_size < 1:
+        raise UserError(f"codec.batch_size={config.batch_size}: must be at least 1")
+    if config.name == "tiny":
+        return TinyCodec(config.batch_size)
+    settings = diffusers_settings(config)
+    return (KLCodec if config.name == "autoencoder_kl" else WanCodec)(config, settings)
