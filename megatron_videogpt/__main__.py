@@ -165,11 +165,11 @@ def run_train(args: argparse.Namespace) -> None:
 def run_check(args: argparse.Namespace) -> None:
     """Validate and print the estimates; folders that are not there yet are only noted."""
     from .config.check import load_checked
-    from .config.report import print_report
+    from .plan.report import print_report
 
     config = load_checked(args.file, args.overrides, args.gpus)
     if args.data:
-        from .config.data_report import print_data_report
+        from .plan.data_report import print_data_report
 
         print_data_report(config, args.gpus or config.parallel.model_size)
         return

@@ -8,7 +8,7 @@
 The model, its wrapping, the optimizer and `train_step` are the trainer's own, queued as it queues them: the host reads a step's gradient norm when the next
 one is queued.  No video is read, and weights start as noise.  The backend `dense` is torch's scaled_dot_product_attention with a dense mask, as the
 published Video-GPT code uses it; it exists in this tool only.  A step has --micro-batches rows on every data parallel rank (the configuration's
-global_batch_size is not used), all ranks alike.  FLOPs are those of attended pairs (`config.estimate`); rows that no head reads do not count.
+global_batch_size is not used), all ranks alike.  FLOPs are those of attended pairs (`plan.estimate`); rows that no head reads do not count.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
-from megatron_videogpt.config.estimate import longest_row, typical_frame  # noqa: E402
-from megatron_videogpt.config.memory import resolve_recompute  # noqa: E402
+from megatron_videogpt.config.derived import typical_frame  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.plan.estimate import longest_row  # noqa: E402
+from megatron_videogpt.plan.memory import resolve_recompute  # noqa: E402
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
 
 

@@ -6,7 +6,7 @@
 
 Each run is a fresh torchrun launch that takes two optimizer steps (the optimizer's state exists from the second one on).  On a CPU, memory is the
 growth of the resident set from before the model is built to the highest the kernel has seen; on a GPU it is CUDA's own counter.  The fullest rank
-counts on both sides.  Estimates come from `config.memory`.
+counts on both sides.  Estimates come from `plan.memory`.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def estimate(run: Run) -> Any:
     """`Memory` of the fullest rank."""
     from dataclasses import replace
 
-    from megatron_videogpt.config.estimate import clip_work
     from megatron_videogpt.config.load import config_from_dict
-    from megatron_videogpt.config.memory import rank_memory
+    from megatron_videogpt.plan.estimate import clip_work
+    from megatron_videogpt.plan.memory import rank_memory
 
     one = clip_work(run.clips(), GRID[0] * GRID[1])
     work = replace(one, noisy=one.noisy * run.samples, clean=one.clean * run.samples, pairs=one.pairs * run.samples)

@@ -239,7 +239,7 @@ def _decibel(value: float | None) -> str:
 
 def sampled_like(config: Config, stage: Config, args: argparse.Namespace) -> Config:
     """A model's configuration with frames and sampling as in a stage, and what the command says on top."""
-    from megatron_videogpt.config.estimate import frame_side
+    from megatron_videogpt.config.derived import frame_side
 
     asked: dict[str, Any] = {name: getattr(args, name) for name in ("history", "steps", "clips") if getattr(args, name) is not None}
     sample = replace(stage.sample, **asked)

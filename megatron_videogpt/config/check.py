@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .check_data import check_data
-from .estimate import dp_size
+from .derived import dp_size
 from .load import ConfigError, options, read_config, show, to_toml, value_of
 from .problems import Report
 from .schema import Config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..codec.geometry import expected_geometry
 from ..errors import UserError
-from .estimate import dp_size, frame_side
+from .derived import dp_size, frame_side
 from .load import show, value_of
 from .problems import Report
 from .schema import Config

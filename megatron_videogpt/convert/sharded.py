@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from torch import Tensor
 
 from ..checkpoint.average import PREFIX
-from ..config.estimate import stage_layers
+from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..model.parameters import Parameter, hf_shape, parameters

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..codec.geometry import expected_geometry
-from ..config.estimate import attention_flops, linear_flops
 from ..config.schema import Config
 from ..errors import UserError
+from ..plan.estimate import attention_flops, linear_flops
 from .clips import Plans, sample_key
 from .order import bucketed
 from .splits import Split

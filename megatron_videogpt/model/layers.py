@@ -20,8 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from ..config.estimate import stage_layers
-from ..config.memory import recomputed_layers
+from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config
 from . import fused
 from .core_attention import IntervalAttention

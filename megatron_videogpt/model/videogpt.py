@@ -12,8 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
-from ..config.estimate import stage_layers
-from ..config.memory import scores_rows_only
+from ..config.derived import scores_rows_only, stage_layers
 from ..config.schema import Config
 from ..objective.base import Inputs
 from ..platforms import Platform

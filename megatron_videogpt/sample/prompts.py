@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..codec.base import Codec
-from ..config.estimate import frame_side
+from ..config.derived import frame_side
 from ..config.schema import Config, SampleConfig
 from ..data.bad import BadVideo
 from ..data.container import Limits, identity, limits_of

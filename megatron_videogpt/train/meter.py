@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config.estimate import hardware_flops, training_flops
 from ..config.schema import Config
 from ..objective.base import Inputs
+from ..plan.estimate import hardware_flops, training_flops
 from ..platforms import Platform
 from ..sequence.intervals import attended_pairs
 from .feed import is_reader

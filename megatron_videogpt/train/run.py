@@ -19,7 +19,6 @@ from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..config.check import check_config
 from ..config.load import config_to_toml
-from ..config.memory import resolve_recompute
 from ..config.schema import Config
 from ..convert.side import carry_on
 from ..data.index import Source, open_source
@@ -29,6 +28,7 @@ from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
 from ..objective import Objective, build_objective
+from ..plan.memory import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import everyone, from_rank_zero, raise_together, together
 from .feed import is_reader

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_videogpt.config.load import config_from_dict
-from megatron_videogpt.config.memory import layer_bytes
+from megatron_videogpt.plan.memory import layer_bytes
 from tools.measure_memory import RUNS, Run, estimate, measure
 
 from .launch import REPOSITORY, torchrun

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_videogpt.codec.geometry import CodecGeometry
-from megatron_videogpt.config.estimate import clip_work
 from megatron_videogpt.config.schema import DataConfig, PhysicsConfig
 from megatron_videogpt.data.clips import Plans, SamplePlan
 from megatron_videogpt.data.datasets import FILE_ENTRY
@@ -21,6 +20,7 @@ from megatron_videogpt.data.decode import read_frames, resize_frames, resized_sh
 from megatron_videogpt.data.index import list_videos, open_source
 from megatron_videogpt.data.jobs import FileJob
 from megatron_videogpt.data.splits import Mixture, VideoSplit, resized_sizes
+from megatron_videogpt.plan.estimate import clip_work
 
 TINY = CodecGeometry(16, 8, 1)
 WAN = CodecGeometry(16, 8, 4)

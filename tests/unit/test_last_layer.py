@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_videogpt.config.estimate import Work
+from megatron_videogpt.config.derived import scores_rows_only
 from megatron_videogpt.config.load import config_from_dict
-from megatron_videogpt.config.memory import head_bytes, layer_bytes, scores_rows_only
 from megatron_videogpt.config.schema import Config, ParallelConfig
 from megatron_videogpt.objective.base import Inputs
+from megatron_videogpt.plan.estimate import Work
+from megatron_videogpt.plan.memory import head_bytes, layer_bytes
 
 CHANNELS = 4
 CLIPS = ((1, 2, 1), (3, 1))

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt import __main__ as cli
-from megatron_videogpt.config import memory as memory_module
 from megatron_videogpt.config.check import find_problems
-from megatron_videogpt.config.communication import inside_node, traffic
-from megatron_videogpt.config.estimate import Work, clip_work, expected_work, rank_parameters
+from megatron_videogpt.config.derived import recomputed_layers
 from megatron_videogpt.config.load import config_from_dict, load_config
-from megatron_videogpt.config.memory import (
+from megatron_videogpt.config.schema import Config
+from megatron_videogpt.plan import memory as memory_module
+from megatron_videogpt.plan.communication import inside_node, traffic
+from megatron_videogpt.plan.estimate import Work, clip_work, expected_work, rank_parameters
+from megatron_videogpt.plan.memory import (
     RESERVE,
     in_flight,
     layer_bytes,
@@ -23,12 +25,10 @@ from megatron_videogpt.config.memory import (
     pipeline_memory,
     rank_memory,
     recompute_choices,
-    recomputed_layers,
     resolve_recompute,
     with_policy,
 )
-from megatron_videogpt.config.planner import bubble, device_of, layouts, plan_of, propose, rank_seconds, run_days, speed_of, step_time
-from megatron_videogpt.config.schema import Config
+from megatron_videogpt.plan.planner import bubble, device_of, layouts, plan_of, propose, rank_seconds, run_days, speed_of, step_time
 
 CHANNELS = 4
 WORK = clip_work((2, 2, 2), 64)

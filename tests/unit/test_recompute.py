@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_videogpt.config.memory import recomputed_layers
+from megatron_videogpt.config.derived import recomputed_layers
 from megatron_videogpt.config.schema import ParallelConfig
 
 

@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line(
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), FileNotFoundError("ours")])
 def test_a_fault_below_a_command_is_no_mistake(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from megatron_videogpt.config import data_report
+    from megatron_videogpt.plan import data_report
 
     def broken(*_: object) -> None:
         raise error

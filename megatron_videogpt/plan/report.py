@@ -7,28 +7,25 @@ from rich.console import Console
 from rich.table import Table
 
 from ..codec.geometry import expected_geometry
-from .check_data import missing_paths
+from ..config.check_data import missing_paths
+from ..config.derived import dp_size, frame_side, stage_layers, typical_frame
+from ..config.schema import Config
 from .communication import Links, traffic
 from .estimate import (
     Work,
     attention_flops,
     component_parameters,
-    dp_size,
     expected_work,
-    frame_side,
     linear_flops,
     longest_row,
     longest_work,
     mean_row,
     patches_of,
     rank_parameters,
-    stage_layers,
     training_flops,
-    typical_frame,
 )
 from .memory import POLICIES, RESERVE, Memory, least_recompute, micro_batches, pipeline_memory, with_policy
 from .planner import Plan, Speed, device_of, plan_of, propose, run_days, speed_of
-from .schema import Config
 
 MEMORY_GB = 80.0
 """Memory of a device that plans assume when none is named."""

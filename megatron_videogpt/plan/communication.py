@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .estimate import Work, dp_size, pipeline_parameters, stage_layers
-from .memory import bytes_per_value, exchanged_groups, micro_batches, recomputed_layers, scores_rows_only
-from .schema import Config
+from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
+from ..config.schema import Config
+from .estimate import Work, pipeline_parameters
+from .memory import bytes_per_value, exchanged_groups, micro_batches
 
 BUCKET = 40_000_000
 """Fewest parameters that megatron-core reduces in one call when gradients are reduced during the backward pass."""

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .check import find_problems
+from ..config.check import find_problems
+from ..config.derived import recomputed_layers, stage_layers
+from ..config.schema import Config
 from .communication import Links, Traffic, traffic
-from .estimate import Work, attention_flops, layer_parameters, longest_row, mean_row, packed, stage_layers, training_flops
-from .memory import Memory, layer_bytes, least_recompute, micro_batches, rank_memory, recomputed_layers
-from .schema import Config
+from .estimate import Work, attention_flops, layer_parameters, longest_row, mean_row, packed, training_flops
+from .memory import Memory, layer_bytes, least_recompute, micro_batches, rank_memory
 
 PEAK_TFLOPS = 989.0
 """Assumed where `logging.peak_tflops` is 0: an H100's dense bf16 peak."""

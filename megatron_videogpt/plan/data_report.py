@@ -13,15 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..codec.geometry import expected_geometry
+from ..config.derived import dp_size
+from ..config.schema import Config
 from ..data.bad import REASONS
-from ..data.balance import Dealt, measure
 from ..data.clips import Plans
 from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
 from ..data.splits import Mixture, Split, VideoSplit
-from .estimate import dp_size
+from .balance import Dealt, measure
 from .report import table_of
-from .schema import Config
 
 STEPS = 50
 LOOKED_AT = 100_000  # videos of a data set whose sizes and durations are read, evenly spread

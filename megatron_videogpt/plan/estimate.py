@@ -12,40 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..codec.geometry import expected_geometry
+from ..config.derived import dp_size, frame_side, recomputed_layers, scores_rows_only, stage_layers, typical_frame
+from ..config.schema import CodecConfig, Config, ModelConfig
 from ..model.parameters import hf_shape, parameters
-from .schema import CodecConfig, Config, ModelConfig
-
-
-def dp_size(config: Config, world_size: int) -> int:
-    """Data parallel ranks in a world of `world_size` processes."""
-    return world_size // config.parallel.model_size
-
-
-def stage_layers(config: Config) -> tuple[int, ...]:
-    """Decoder layers of each pipeline stage, PP x VPP numbers in order: stage ``vpp_rank * PP + pp_rank``.
-
-    `parallel.pipeline_layers` where it is given.  Otherwise an even spread, in which the layers that are left over go to the middle stages, the later
-    ones first: the first and last stage carry the embedding and the head, and earlier ranks hold more micro-batches in flight.
-    """
-    layout = config.parallel
-    if layout.pipeline_layers:
-        return layout.pipeline_layers
-    each, rest = divmod(config.model.num_layers, layout.stages)
-    favoured = [*range(layout.stages - 2, 0, -1), layout.stages - 1, 0][:rest]
-    return tuple(each + (stage in favoured) for stage in range(layout.stages))
-
-
-def frame_side(config: Config) -> int:
-    """Longer side of a training frame in pixels."""
-    return config.data.physics.size if config.data.source == "physics" else config.data.longest_side
-
-
-def typical_frame(config: Config) -> tuple[int, int]:
-    """(height, width) in pixels: the physics frame, or a 16:9 video after resizing and cropping."""
-    if config.data.source == "physics":
-        return config.data.physics.size, config.data.physics.size
-    multiple, side = config.data.size_multiple, config.data.longest_side
-    return side * 9 // 16 // multiple * multiple, side // multiple * multiple
 
 
 def component_parameters(model: ModelConfig, channels: int) -> dict[str, int]:
@@ -241,7 +210,6 @@ def hardware_flops(config: Config, channels: int, tokens: float, pairs: float, u
     Raises ValueError where `parallel.recompute` is still `auto`.
     """
     # `memory` builds on this module.
-    from .memory import recomputed_layers, scores_rows_only
 
     model, layout = config.model, config.parallel
     if layout.recompute == "auto":

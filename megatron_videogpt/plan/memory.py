@@ -8,13 +8,13 @@ Which tensors a layer keeps for the backward pass is written down here by hand f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
+from ..config.schema import Config
 from ..errors import UserError
-from .estimate import Work, attention_flops, dp_size, layer_parameters, longest_row, packed_rows, pipeline_parameters, stage_layers
-from .schema import Config, ParallelConfig
+from .estimate import Work, attention_flops, layer_parameters, longest_row, packed_rows, pipeline_parameters
 
 POLICIES = ("none", "selective", "mlp", "full")
 """Recompute policies, least first."""
@@ -92,14 +92,6 @@ def bytes_per_value(config: Config) -> int:
     return 2 if config.train.precision == "bf16" else 4
 
 
-def scores_rows_only(layout: ParallelConfig) -> bool:
-    """Whether the last layer drops, once it has keys and values of all rows, the rows whose output nobody reads (`model/self_attention.py`).
-
-    Shards of a row would come out of unequal length.
-    """
-    return layout.context == 1 and not layout.sequence
-
-
 def layer_bytes(config: Config, tokens: float, rows: float | None = None) -> LayerBytes:
     """`LayerBytes` of a row of `tokens` tokens, context parallel shards not yet cut.  rows: that a last layer computes, None for all."""
     model, layout, width = config.model, config.parallel, bytes_per_value(config)
@@ -129,18 +121,6 @@ def exchanged_groups(config: Config) -> int:
     """Key/value heads after the repetition that an exchange over context parallel ranks asks for, over all tensor parallel ranks."""
     tensor = config.parallel.tensor
     return tensor * math.lcm(max(1, config.model.kv_heads // tensor), config.parallel.context)
-
-
-def recomputed_layers(layout: ParallelConfig, layers: Sequence[int]) -> tuple[int, ...]:
-    """Of each model chunk of a pipeline rank with these decoder layers, how many `parallel.recompute_layers` names: earlier chunks first."""
-    if layout.recompute not in ("mlp", "full"):
-        return (0,) * len(layers)
-    left = layout.recompute_layers or sum(layers)
-    counts = []
-    for count in layers:
-        counts.append(min(count, left))
-        left -= counts[-1]
-    return tuple(counts)
 
 
 def micro_batches(config: Config, world_size: int) -> int:
