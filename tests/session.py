@@ -15,8 +15,7 @@ class Session:
     def __init__(self, recompute: str = "none", precision: str = "fp32", **optimizer: Any) -> None:
         from megatron_videogpt.checkpoint.average import Average
         from megatron_videogpt.config.schema import AttentionConfig, Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-        from megatron_videogpt.model.videogpt import VideoGPT
-        from megatron_videogpt.objective import build_objective
+        from megatron_videogpt.objective.build import build_network, build_objective
         from megatron_videogpt.platforms import activate
         from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
@@ -28,7 +27,7 @@ class Session:
             optimizer=OptimizerConfig(**{"lr": 1e-2, "weight_decay": 0.1, **optimizer}),
             train=TrainConfig(precision=precision),
         )
-        bare = VideoGPT(self.config, 4, activate("cpu"), "reference")
+        bare = build_network(self.config, 4, activate("cpu"), "reference")
         for parameter in bare.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         self.chunks = wrap(self.config, [bare])

@@ -113,9 +113,9 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     platform = activate("cpu")
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.schema import Config, ModelConfig, SampleConfig, TrainConfig
-    from megatron_videogpt.model.denoiser import build_denoiser
     from megatron_videogpt.model.init import load_released
-    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.objective.build import build_network
+    from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
     from megatron_videogpt.platforms import world
     from tools.layouts_worker import spread
 
@@ -130,7 +130,7 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     config = Config(model=model, train=TrainConfig(precision="fp32", platform="cpu"))
     check_config(config, 1)
     world.start(platform, config.parallel)
-    network = VideoGPT(config, CHANNELS, platform, "ranged")
+    network = build_network(config, CHANNELS, platform, "ranged")
     load_released(network, model, lambda entry: spread(entry, config, CHANNELS))
     configs = {name: replace(config, sample=SampleConfig(cache=name == "cached")) for name in ("uncached", "cached")}
     return {name: lambda chosen=chosen: build_denoiser([network], chosen, platform.device) for name, chosen in configs.items()}  # type: ignore[misc]

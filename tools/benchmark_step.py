@@ -117,13 +117,12 @@ def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
     """(wrapped chunks, optimizer, objective), weights filled with noise on the device: start values from names take minutes for large models."""
     import torch
 
-    from megatron_videogpt.model.videogpt import VideoGPT
-    from megatron_videogpt.objective import build_objective
+    from megatron_videogpt.objective.build import build_network, build_objective
     from megatron_videogpt.platforms import world
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
     world.start(platform, config.parallel)
-    chunks = [VideoGPT(config, expected_geometry(config.codec).channels, platform, "ranged", number) for number in range(config.parallel.virtual_pipeline)]
+    chunks = [build_network(config, expected_geometry(config.codec).channels, platform, "ranged", number) for number in range(config.parallel.virtual_pipeline)]
     with torch.no_grad():
         for chunk in chunks:
             for name, parameter in chunk.named_parameters():

@@ -52,7 +52,8 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
 
     from megatron_videogpt.attention.choice import select
     from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.convert import parity
+    from megatron_videogpt.convert.released import read_model_config, tensor_source
+    from megatron_videogpt.objective.next_clip import parity
     from megatron_videogpt.platforms import world
 
     if not folder.is_dir():
@@ -61,16 +62,19 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     world.start(platform, layout)
     report = parity.Report()
 
+    def opened(path, hint_ids):  # type: ignore[no-untyped-def]
+        return *read_model_config(path), tensor_source(path, hint_ids)
+
     def build(config, channels):  # type: ignore[no-untyped-def]
-        from megatron_videogpt.model.videogpt import VideoGPT
+        from megatron_videogpt.objective.build import build_network
 
         for name, value in (("num_attention_heads", config.model.num_attention_heads), ("ffn_hidden_size", config.model.ffn_hidden_size)):
             if value % tensor_parallel:
                 raise UserError(f"--tensor-parallel {tensor_parallel} does not divide {name}={value} of a checkpoint in {folder}")
         backend, _ = select(attention, "cpu", torch.float32, config.model.head_dim)
-        return VideoGPT(config, channels, platform, backend)
+        return build_network(config, channels, platform, backend)
 
-    parity.check_folder(folder, layout, build, report)
+    parity.check_folder(folder, layout, opened, build, report)
     if not report.compared:
         raise UserError(f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md)")
     failures = report.failures()

@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from megatron_videogpt.convert.order import reference_order
+from megatron_videogpt.objective.next_clip.order import reference_order
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import CLEAN, layout, training_shape
 

@@ -66,7 +66,7 @@ def start(config: Any, channels: int) -> Session:
     device = platform()
     from megatron_videogpt.checkpoint.average import Average
     from megatron_videogpt.model.init import load_released
-    from megatron_videogpt.objective import build_objective
+    from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.platforms import world
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.run import build_model

@@ -16,8 +16,8 @@ from ..codec.geometry import codec_geometry
 from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..errors import UserError
-from ..model.embed import position_axis
 from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
+from ..model.patches import position_axis
 from .card import model_card
 from .folder import CARRIED_NAMES, CARRIED_STARTS, Entry, Folder, write_tensors
 from .ingest import CODECS, TRAINING, codec_of, without_paths

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..config.schema import Config, ModelConfig, ParallelConfig
 from ..errors import UserError
-from ..objective.next_clip import Sequence, assemble, unpatchify
+from ..model.patches import unpatchify
+from ..objective.next_clip.rows import Sequence, assemble
 from ..sequence.layout import layout, training_shape
 from .folder import Folder
 from .released import model_of
@@ -38,13 +39,13 @@ def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tens
 def of_run(path: Path, config: Config, channels: int, average: bool = False, tensor: int = 1) -> Tensor:
     """What a checkpoint predicts, float32 ``[N, C, h, w]``; tensor: tensor parallel size."""
     from ..checkpoint.load import load_weights
-    from ..model.videogpt import VideoGPT
+    from ..objective.build import build_network
     from ..platforms import activate, world
 
     platform = activate("cpu")
     config = replace(config, parallel=ParallelConfig(tensor=tensor), train=replace(config.train, precision="fp32"))
     world.start(platform, config.parallel)
-    model = VideoGPT(config, channels, platform, "reference")
+    model = build_network(config, channels, platform, "reference")
     load_weights(path, [model], average)
     noisy, clean, t = random_input(config.model, channels)
     sequence = Sequence(layout(training_shape(CLIPS, GRID)), noisy, clean, t)

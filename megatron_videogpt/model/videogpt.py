@@ -1,8 +1,9 @@
-"""The video GPT on megatron-core: custom embedding, interval-masked decoder, custom head."""
+"""The video GPT on megatron-core: an objective's embedding, the interval-masked decoder, the objective's head."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -10,29 +11,40 @@ from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.derived import scores_rows_only, stage_layers
-from ..config.schema import Config
-from ..objective.base import Inputs
+from ..config.schema import Config, ModelConfig
 from ..platforms import Platform
+from ..sequence.row import Inputs
 from .cache import Row
-from .embed import VideoEmbedding
-from .head import VideoHead
 from .init import mark_shards
 from .layers import decoder_spec, transformer_config
 from .rope import angles, inverse_frequencies
 from .self_attention import Scored, scored
 
+End = Callable[[ModelConfig, int, torch.dtype, torch.device], nn.Module]
+"""`end(model, channels, dtype, device)`: what stands before the decoder, or behind it."""
+
+
+class Ends(NamedTuple):
+    """What an objective puts around the decoder.
+
+    embedding: packed row or shard -> hidden states ``[l, 1, D]``; head: hidden states, the row, and whether only the rows that it reads are there -> output.
+    """
+
+    embedding: End
+    head: End
+
 
 class VideoGPT(MegatronModule):
     """One pipeline stage of the model, or one chunk of it in an interleaved pipeline.
 
-    The first stage embeds a packed row, the last one predicts the clean latents of its noisy patches.  channels: latent channels of the codec;
-    backend: attention backend, resolved; chunk: which virtual stage of this pipeline rank.
+    The first stage embeds a packed row, the last one computes what the objective scores.  channels: latent channels of the codec; backend: attention
+    backend, resolved; ends: of the objective; chunk: which virtual stage of this pipeline rank.
     """
 
-    def __init__(self, config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> None:
+    def __init__(self, config: Config, channels: int, platform: Platform, backend: str, ends: Ends, chunk: int = 0) -> None:
         layout = config.parallel
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
@@ -49,7 +61,7 @@ class VideoGPT(MegatronModule):
         self.register_buffer("frequencies", inverse_frequencies(config.model).to(platform.device), persistent=False)
         dtype = decoder_config.params_dtype
         if pre_process:
-            self.embedding = VideoEmbedding(config.model, channels, dtype, platform.device)
+            self.embedding = ends.embedding(config.model, channels, dtype, platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
             spec=decoder_spec(decoder_config, platform.name, self.scored_only, self.vp_stage),
@@ -59,7 +71,7 @@ class VideoGPT(MegatronModule):
             vp_stage=self.vp_stage,
         )
         if post_process:
-            self.head = VideoHead(config.model, channels, dtype, platform.device)
+            self.head = ends.head(config.model, channels, dtype, platform.device)
         mark_shards(self, config.model)
 
     def set_input_tensor(self, tensors: list[Tensor]) -> None:

@@ -15,9 +15,10 @@ from megatron.core import parallel_state
 from ..data.clips import Sample
 from ..data.loader import Loader
 from ..errors import PeerFailed, one_line
-from ..objective.base import Inputs, Objective
+from ..objective.base import Objective
 from ..platforms import world
 from ..platforms.together import Failure, gather
+from ..sequence.row import Inputs
 
 
 def is_reader() -> bool:

@@ -21,6 +21,7 @@ from ..convert.ingest import folder_config, is_stock, open_source
 from ..errors import RunError, UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT
+from ..objective.build import build_network
 from ..platforms import Platform, activate, world
 from ..platforms.together import from_rank_zero, raise_together
 from .kernels import choose_attention
@@ -50,7 +51,7 @@ def load_model(source: Path, step: int | None = None, platform: str = "auto", av
     codec = build_codec(config.codec)
     check_same_codec(saved, codec)
     backend, _ = choose_attention(config, device)
-    model = VideoGPT(config, codec.channels, device, backend)
+    model = build_network(config, codec.channels, device, backend)
     load_weights(saved.path, [model], average)
     return model, config, saved.state["step"]
 
@@ -75,7 +76,7 @@ def _load_released(source: Path, step: int | None, device: Platform, average: bo
     raise_together(problem, None, "opening a model")
     config = _prepare(config, device)
     backend, _ = choose_attention(config, device)
-    model = VideoGPT(config, weights.channels, device, backend)
+    model = build_network(config, weights.channels, device, backend)
     load_released(model, config.model, weights.tensor)
     return model, config, None
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..config.schema import Config
-from ..objective.base import Inputs
 from ..plan.estimate import hardware_flops, training_flops
 from ..platforms import Platform
 from ..sequence.intervals import attended_pairs
+from ..sequence.row import Inputs
 from .feed import is_reader
 from .later import Later, OverRanks
 from .metrics import peak_tflops

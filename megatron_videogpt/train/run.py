@@ -27,7 +27,8 @@ from ..errors import RunError, UserError
 from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
-from ..objective import Objective, build_objective
+from ..objective.base import Objective
+from ..objective.build import build_network, build_objective
 from ..plan.memory import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import everyone, from_rank_zero, raise_together, together
@@ -96,7 +97,7 @@ def build_model(config: Config, channels: int, platform: Platform) -> list[Video
     backend, reason = choose_attention(config, platform)
     if world.is_rank_zero():
         print(f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name)}", flush=True)
-    chunks = [VideoGPT(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]
+    chunks = [build_network(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]
     for chunk in chunks:
         initialise(chunk, config.model, channels, config.train.seed)
     return chunks

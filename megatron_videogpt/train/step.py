@@ -12,8 +12,9 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from ..objective.base import Inputs, Objective
+from ..objective.base import Objective
 from ..platforms import compat
+from ..sequence.row import Inputs
 from .optimizer import update
 
 NOISE_BINS = 5

@@ -16,7 +16,7 @@ from ..data.clips import Sample
 from ..data.decode import to_pixels
 from ..data.loader import HeldOut, readable
 from ..errors import RunError, UserError
-from ..model.denoiser import build_denoiser
+from ..objective.next_clip.denoiser import build_denoiser
 from ..platforms import world
 from ..platforms.together import everyone, together
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors

@@ -26,8 +26,8 @@ def continuation(options: list[str]) -> list[Tensor]:
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.hub.sampling_videogpt import Settings, continue_videos
-    from megatron_videogpt.model.denoiser import build_denoiser
     from megatron_videogpt.model.init import load_released
+    from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
     from megatron_videogpt.sample.settings import keyed_noise

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from megatron_videogpt.__main__ import main
-from megatron_videogpt.objective.next_clip import NextClipDiffusion
+from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 
 if __name__ == "__main__":
     prepare, calls = NextClipDiffusion.prepare, 0

@@ -29,7 +29,7 @@ def save_fails(times: int) -> None:
 
 def loss_breaks(factor: float, *steps: int) -> None:
     """On the last rank the loss of these steps (from 1) is multiplied by `factor`."""
-    from megatron_videogpt.objective.next_clip import NextClipDiffusion
+    from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
     from megatron_videogpt.train import flight
 
     real_loss, real_step, now = NextClipDiffusion.loss, flight.train_step, [0]
@@ -48,7 +48,7 @@ def loss_breaks(factor: float, *steps: int) -> None:
 
 def slow_rank(rank: int, seconds: float) -> None:
     """One rank works longer to prepare each micro-batch."""
-    from megatron_videogpt.objective.next_clip import NextClipDiffusion
+    from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 
     real = NextClipDiffusion.prepare
 

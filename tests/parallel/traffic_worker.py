@@ -64,7 +64,7 @@ def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]],
 
     from megatron_videogpt.config.load import config_from_dict
     from megatron_videogpt.data.clips import Sample
-    from megatron_videogpt.objective import build_objective
+    from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
     from megatron_videogpt.train.optimizer import build_optimizer, wrap

@@ -23,7 +23,7 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
     """(our model with these weights, its configuration)."""
     from megatron_videogpt.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
     from megatron_videogpt.model.init import load_released
-    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.objective.build import build_network
     from megatron_videogpt.platforms import activate
 
     model = ModelConfig(
@@ -38,7 +38,7 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
         original_max_position_embeddings=tiny.original,
     )
     config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=ParallelConfig(recompute=recompute))
-    built = VideoGPT(config, tiny.channels, activate("cpu"), backend)
+    built = build_network(config, tiny.channels, activate("cpu"), backend)
     load_released(built, model, lambda entry: weights[entry.hf])
     return built, config
 
@@ -47,7 +47,9 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_gradients(name: str, recompute: str) -> None:
     from megatron_videogpt.model.init import gather_released
-    from megatron_videogpt.objective.next_clip import NextClipDiffusion, Sequence, assemble, unpatchify
+    from megatron_videogpt.model.patches import unpatchify
+    from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
+    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
 
     tiny, batch = CASES[name]
@@ -102,8 +104,8 @@ def test_five_steps_of_training(decay: str) -> None:
     from dataclasses import replace
 
     from megatron_videogpt.model.init import gather_released
-    from megatron_videogpt.objective import build_objective
-    from megatron_videogpt.objective.next_clip import Sequence, assemble
+    from megatron_videogpt.objective.build import build_objective
+    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
     from megatron_videogpt.train.optimizer import build_optimizer, set_learning_rate, wrap
     from megatron_videogpt.train.step import train_step

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from megatron_videogpt.data.clips import Sample
-from megatron_videogpt.objective.base import Inputs
-from megatron_videogpt.objective.next_clip import NextClipDiffusion
+from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.objective.noise import normal
+from megatron_videogpt.sequence.row import Inputs
 
 CHANNELS, TABLE = 4, 32
 OBJECTIVE = NextClipDiffusion(2, TABLE)

@@ -43,7 +43,7 @@ def model_of(name: str, backend: str) -> tuple[Any, Config, dict[str, Tensor]]:
 
 
 def cached(name: str, backend: str = "ranged", most_tokens: int = 1 << 12, **sample: Any) -> Any:
-    from megatron_videogpt.model.denoiser import CachedDenoiser
+    from megatron_videogpt.objective.next_clip.denoiser import CachedDenoiser
 
     model, config, _ = model_of(name, backend)
     return CachedDenoiser([model], replace(config, sample=SampleConfig(**sample)), torch.device("cpu"), most_tokens)
@@ -202,7 +202,7 @@ def test_a_denoiser_is_used_again() -> None:
 
 
 def test_the_cache_is_an_option() -> None:
-    from megatron_videogpt.model.denoiser import CachedDenoiser, build_denoiser
+    from megatron_videogpt.objective.next_clip.denoiser import CachedDenoiser, build_denoiser
 
     model, config, _ = model_of("multi-head", "ranged")
     assert type(build_denoiser([model], config, torch.device("cpu"))) is CachedDenoiser

@@ -85,11 +85,10 @@ def counted_flops(config: Config) -> tuple[int, int, int]:
     """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens, rows that no head reads); every pair counts, for
     `reference` computes them all."""
     from megatron_videogpt.data.clips import Sample
-    from megatron_videogpt.model.videogpt import VideoGPT
-    from megatron_videogpt.objective import build_objective
+    from megatron_videogpt.objective.build import build_network, build_objective
     from megatron_videogpt.platforms import activate
 
-    model, objective = VideoGPT(config, 4, activate("cpu"), "reference"), build_objective(config)
+    model, objective = build_network(config, 4, activate("cpu"), "reference"), build_objective(config)
     row = objective.prepare([Sample(key=1, name="1", mean=torch.randn(4, 4, 8, 8), logvar=None, clips=(1, 2, 1))], 1)
     with FlopCounterMode(display=False) as counter:
         objective.loss(model(row), row)[0].backward()

@@ -54,7 +54,7 @@ def golden(reference: Path) -> VideoGPTModel:
 @pytest.mark.usefixtures("processes")
 @torch.no_grad()
 def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
-    from megatron_videogpt.convert.parity import Cases
+    from megatron_videogpt.objective.next_clip.parity import Cases
 
     cases = Cases(reference, "forward_train")
     assert cases.hint_ids == golden.config.hint_ids
@@ -77,7 +77,7 @@ def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
 @pytest.mark.usefixtures("processes")
 @torch.no_grad()
 def test_recorded_components(reference: Path, golden: VideoGPTModel) -> None:
-    from megatron_videogpt.convert.parity import Cases
+    from megatron_videogpt.objective.next_clip.parity import Cases
 
     cases = Cases(reference, "components")
     for case in cases:
@@ -116,7 +116,8 @@ def test_recorded_sampler(reference: Path, golden: VideoGPTModel, name: str, cac
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_megatron_model_predicts_the_same(name: str) -> None:
-    from megatron_videogpt.objective.next_clip import Sequence, assemble, unpatchify
+    from megatron_videogpt.model.patches import unpatchify
+    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
 
     tiny, clips = MODELS[name], [2, 1, 2]

@@ -12,9 +12,9 @@ from torch import Tensor
 from megatron_videogpt.config.derived import scores_rows_only
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ParallelConfig
-from megatron_videogpt.objective.base import Inputs
 from megatron_videogpt.plan.estimate import Work
 from megatron_videogpt.plan.memory import head_bytes, layer_bytes
+from megatron_videogpt.sequence.row import Inputs
 
 CHANNELS = 4
 CLIPS = ((1, 2, 1), (3, 1))
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("processes")
 def row_of(clips: tuple[int, ...]) -> Inputs:
     """A packed row of one sample and a few padding tokens."""
     from megatron_videogpt.data.clips import Sample
-    from megatron_videogpt.objective.next_clip import NextClipDiffusion
+    from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
     from megatron_videogpt.objective.noise import normal
 
     mean = normal(len(clips), "latents", (sum(clips), CHANNELS, 8, 8))
@@ -56,11 +56,11 @@ def config_of(recompute: str, layers: int = 3, count: int = 0) -> Config:
 def built(recompute: str = "none", layers: int = 3, count: int = 0, backend: str = "ranged") -> Any:
     """A model whose output is not zero."""
     from megatron_videogpt.model.init import initialise
-    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.objective.build import build_network
     from megatron_videogpt.platforms import activate
 
     config = config_of(recompute, layers, count)
-    model = VideoGPT(config, CHANNELS, activate("cpu"), backend)
+    model = build_network(config, CHANNELS, activate("cpu"), backend)
     initialise(model, config.model, CHANNELS, seed=0)
     with torch.no_grad():
         draw = torch.Generator().manual_seed(0)

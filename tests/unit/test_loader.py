@@ -25,7 +25,7 @@ from megatron_videogpt.data.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
 from megatron_videogpt.errors import UserError
-from megatron_videogpt.objective import build_objective
+from megatron_videogpt.objective.build import build_objective
 from megatron_videogpt.train.watchdog import born
 
 REPOSITORY = Path(__file__).resolve().parents[2]

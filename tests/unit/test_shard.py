@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_videogpt.data.clips import Sample
-from megatron_videogpt.objective.base import ROWS
-from megatron_videogpt.objective.next_clip import NextClipDiffusion
+from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.objective.noise import normal
+from megatron_videogpt.sequence.row import ROWS
 
 OBJECTIVE = NextClipDiffusion(2, 16)
 SAMPLES = st.lists(st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from([(2, 2), (2, 6), (4, 4)])), min_size=1, max_size=3)

@@ -12,13 +12,14 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from ..config.schema import Config
-from ..hub.sampling_videogpt import Denoiser, Recompute
-from ..objective.base import Inputs
-from ..objective.next_clip import Sequence, assemble, grid_of, patchify, unpatchify
-from ..sequence.intervals import shift
-from ..sequence.layout import Clip, ClipShape, Layout, history_shape, layout
-from .cache import KeyValueCache, Region, Row, portions, regions_of
+from ...config.schema import Config
+from ...hub.sampling_videogpt import Denoiser, Recompute
+from ...model.cache import KeyValueCache, Region, Row, portions, regions_of
+from ...model.patches import grid_of, patchify, unpatchify
+from ...sequence.intervals import shift
+from ...sequence.layout import Clip, ClipShape, Layout, history_shape, layout
+from ...sequence.row import Inputs
+from .rows import Sequence, assemble
 
 Function = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
 """`function(histories, clips, t)`: see `predict_function`."""

@@ -1,51 +1,23 @@
-"""What goes into the decoder: patch projections, hint tokens, time tokens and 2-D positions (reference README section 7)."""
+"""What goes into the decoder (patch projections, hint tokens, time tokens, 2-D positions) and what comes out: the predicted clean latents of every noisy
+patch (tests/golden/README.md, section 7)."""
 
 from __future__ import annotations
 
-import math
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config.schema import ModelConfig
-from ..objective.base import Inputs
-
-FREQUENCIES = 256
-"""Width of the sinusoidal timestep embedding."""
-
-
-def timestep_embedding(t: Tensor) -> Tensor:
-    """Timesteps ``[F]`` in [0, 1] -> ``[F, 256]`` float32: cosines, then sines, at 128 frequencies from 1 down to 1/10000."""
-    half = FREQUENCIES // 2
-    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angle = t.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
-
-
-class TimestepNetwork(nn.Module):
-    """Timestep -> ``[F, D]``: linear, SiLU, linear on the sinusoidal embedding."""
-
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width, dtype=dtype, device=device), nn.SiLU(), nn.Linear(width, width, dtype=dtype, device=device))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """``[F]`` -> ``[F, D]`` in the parameters' dtype."""
-        return self.mlp(timestep_embedding(t).to(self.mlp[0].weight.dtype))
-
-
-def position_axis(side: int, width: int) -> Tensor:
-    """One axis of the fixed 2-D table: ``[S, D/2]`` float32, sines then cosines of ``i / (S/64)`` at D/4 frequencies."""
-    quarter = width // 4
-    omega = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
-    # Rounded to float32 first, because released checkpoints carry a table made that way.
-    place = (torch.arange(side, dtype=torch.float32) / (side / 64)).double()
-    angle = place[:, None] * omega
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+from ...config.schema import ModelConfig
+from ...model.patches import position_axis
+from ...model.timesteps import TimestepNetwork
+from ...model.videogpt import Ends
+from ...sequence.row import Inputs
 
 
 class VideoEmbedding(nn.Module):
     """Assembles the hidden states of one packed row."""
+
+    axis: Tensor
 
     def __init__(self, model: ModelConfig, channels: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -70,3 +42,27 @@ class VideoEmbedding(nn.Module):
         hidden = torch.zeros(len(inputs.positions), values.shape[1], dtype=dtype, device=values.device)
         # Unlike index_copy, this keeps the row numbers alone for its backward pass, not the values too.
         return hidden.index_put((rows,), values).unsqueeze(1)
+
+
+class VideoHead(nn.Module):
+    """LayerNorm without weights, modulated by the frame's timestep, then a linear map to a patch."""
+
+    def __init__(self, model: ModelConfig, channels: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        width = model.hidden_size
+        self.time_embedder = TimestepNetwork(width, dtype, device)
+        self.modulation = nn.Linear(width, 2 * width, dtype=dtype, device=device)
+        self.linear = nn.Linear(width, model.patch_size**2 * channels, dtype=dtype, device=device)
+
+    def forward(self, hidden: Tensor, inputs: Inputs, scored: bool = False) -> Tensor:
+        """Final hidden states ``[L, 1, D]`` -> predicted patches ``[noisy patches, p*p*C]`` float32, channel fastest.
+
+        scored: hidden has the rows of noisy patches only, ``[noisy patches, 1, D]``.
+        """
+        noisy = hidden[:, 0] if scored else hidden[:, 0].index_select(0, inputs.noisy_rows)
+        shift, scale = self.modulation(F.silu(self.time_embedder(inputs.timestep)))[inputs.noisy_frame].chunk(2, dim=-1)
+        normed = F.layer_norm(noisy, noisy.shape[-1:], eps=1e-6)
+        return self.linear(normed * (1 + scale) + shift).float()
+
+
+ENDS = Ends(VideoEmbedding, VideoHead)

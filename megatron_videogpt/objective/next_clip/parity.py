@@ -13,21 +13,23 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
-from ..errors import UserError
-from ..hub.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
-from ..model.denoiser import build_denoiser
-from ..model.embed import position_axis, timestep_embedding
-from ..model.init import gather_released, load_released
-from ..model.rope import angles, attention_factor, inverse_frequencies
-from ..objective.next_clip import NextClipDiffusion, Sequence, assemble, patchify, table_places, unpatchify
-from ..objective.noise import mix
-from ..sequence.intervals import dense_mask
-from ..sequence.layout import CLEAN, DIFFUSION, IMG_END, IMG_START, NOISY, Layout, history_shape, layout, training_shape
+from ...config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
+from ...errors import UserError
+from ...hub.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
+from ...model.init import gather_released, load_released
+from ...model.parameters import Parameter
+from ...model.patches import patchify, position_axis, table_places, unpatchify
+from ...model.rope import angles, attention_factor, inverse_frequencies
+from ...model.timesteps import timestep_embedding
+from ...sequence.intervals import dense_mask
+from ...sequence.layout import CLEAN, DIFFUSION, IMG_END, IMG_START, NOISY, Layout, history_shape, layout, training_shape
+from ..noise import mix
+from .denoiser import build_denoiser
+from .objective import NextClipDiffusion
 from .order import reference_order
-from .released import read_model_config, tensor_source
+from .rows import Sequence, assemble
 
 LIMITS = {
     "ids": 0.0,
@@ -96,17 +98,21 @@ class Cases:
         return ids["diffusion"], ids["img_start"], ids["img_end"]
 
 
-def check_folder(folder: Path, parallel: ParallelConfig, build: Callable[[Config, int], nn.Module], report: Report) -> None:
+Opened = Callable[[Path, tuple[int, int, int]], tuple[ModelConfig, int, Callable[[Parameter], Tensor]]]
+"""`opened(folder, hint ids)`: the model of a checkpoint in the released layout, its latent channels, and its tensors by parameter."""
+
+
+def check_folder(folder: Path, parallel: ParallelConfig, opened: Opened, build: Callable[[Config, int], Any], report: Report) -> None:
     """Every case of every file in `folder`, each through a model that `build(config, channels)` makes and the case's own checkpoint fills."""
     check_masks(Cases(folder, "masks_positions"), report)
-    models: dict[str, tuple[nn.Module, Config]] = {}
+    models: dict[str, tuple[Any, Config]] = {}
 
-    def model_of(name: str, hint_ids: tuple[int, int, int]) -> tuple[nn.Module, Config]:
+    def model_of(name: str, hint_ids: tuple[int, int, int]) -> tuple[Any, Config]:
         if name not in models:
-            config, channels = read_model_config(folder / name)
+            config, channels, tensor_of = opened(folder / name, hint_ids)
             whole = Config(model=config, train=TrainConfig(precision="fp32"), parallel=parallel)
             models[name] = build(whole, channels), whole
-            load_released(models[name][0], config, tensor_source(folder / name, hint_ids))
+            load_released(models[name][0], config, tensor_of)
         return models[name]
 
     checks = {"forward_train": check_forward, "loss": check_loss, "sampler": check_sampler}
@@ -167,7 +173,7 @@ def _predictions(output: Tensor, sequences: list[Sequence], patch: int) -> list[
     return [unpatchify(part, n, (h // patch, w // patch), patch) for part, (n, _, h, w) in zip(parts, shapes)]
 
 
-def check_forward(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
+def check_forward(cases: Cases, case: dict[str, Any], model: Any, config: Config, report: Report) -> None:
     """Predictions, and where recorded the hidden states (README section 7)."""
     sequences = [_sequence(cases, sample) for sample in case["samples"]]
     caught: dict[str, Tensor] = {}
@@ -188,7 +194,7 @@ def check_forward(cases: Cases, case: dict[str, Any], model: nn.Module, config: 
             start += len(item.layout)
 
 
-def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
+def check_loss(cases: Cases, case: dict[str, Any], model: Any, config: Config, report: Report) -> None:
     """Noising, loss and gradients (README section 8)."""
     name, objective = case["name"], NextClipDiffusion(config.model.patch_size, config.model.position_table_size)
     for sample in case["samples"]:
@@ -215,7 +221,7 @@ def check_loss(cases: Cases, case: dict[str, Any], model: nn.Module, config: Con
         report.compare("gradients", gradients[key], recorded_full, f"{name} ({key})")
 
 
-def check_sampler(cases: Cases, case: dict[str, Any], model: nn.Module, config: Config, report: Report) -> None:
+def check_sampler(cases: Cases, case: dict[str, Any], model: Any, config: Config, report: Report) -> None:
     """A whole chain from its initial history, with the recorded noises (README section 9), without and with a cache of the history."""
     for quantity, cache in (("sampler", False), ("cached sampler", True)):
         denoiser = build_denoiser([model], replace(config, sample=SampleConfig(cache=cache)), torch.device("cpu"))
@@ -253,7 +259,7 @@ def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantit
             report.compare(quantity, value, cases.get(clip, key), f"{name} {key}")
 
 
-def check_components(cases: Cases, model: nn.Module, config: Config, report: Report) -> None:
+def check_components(cases: Cases, model: Any, config: Config, report: Report) -> None:
     """Single parts (README section 7)."""
     for case in cases:
         name, tensors = case["name"], {key: cases.get(case, key) for key in case["tensors"]}
@@ -271,7 +277,7 @@ def check_components(cases: Cases, model: nn.Module, config: Config, report: Rep
             report.compare("components", ours, tensors["values"], name)
 
 
-def _check_patches(case: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module, config: ModelConfig, report: Report) -> None:
+def _check_patches(case: dict[str, Any], tensors: dict[str, Tensor], model: Any, config: ModelConfig, report: Report) -> None:
     name, latent, patch = case["name"], tensors["latent"], config.patch_size
     frames, grid = latent.shape[0], (latent.shape[2] // patch, latent.shape[3] // patch)
     positions = model.embedding.positions(table_places(frames, grid, config.position_table_size)).reshape(frames, -1, config.hidden_size)

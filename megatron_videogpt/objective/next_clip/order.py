@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..sequence.layout import CLEAN, Layout
+from ...sequence.layout import CLEAN, Layout
 
 
 def reference_order(row: Layout) -> Tensor:

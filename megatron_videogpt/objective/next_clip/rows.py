@@ -1,0 +1,59 @@
+"""Sequences of noisy and clean clips as one packed row (tests/golden/README.md, sections 2-6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...model.patches import grid_of, patchify, table_places
+from ...sequence.layout import CLEAN, CLEAN_PATCH, DIFFUSION, IMG_END, IMG_START, NOISY, NOISY_PATCH, TIME, Layout, pack
+from ...sequence.row import Inputs
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to the model, a timestep per
+    noisy frame, the targets (None when sampling), and whether they count in the loss."""
+
+    layout: Layout
+    noisy: Tensor
+    clean: Tensor
+    timestep: Tensor
+    target: Tensor | None = None
+    scored: bool = True
+
+
+def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: int) -> Inputs:
+    """Packs sequences into one row of inputs, padded to a multiple of `multiple` tokens."""
+    row = pack([item.layout for item in sequences], multiple)
+    frames = torch.tensor([item.noisy.shape[0] for item in sequences])
+    patches = torch.tensor([item.noisy.shape[-2] * item.noisy.shape[-1] // patch**2 for item in sequences])
+    hints = [(0, NOISY, DIFFUSION), (1, CLEAN, IMG_START), (2, CLEAN, IMG_END)]
+    hint_rows = [row.rows(kind, role) for _, kind, role in hints]
+    places = {kind: [table_places(len(getattr(item, kind)), grid_of(item.noisy, patch), table_side) for item in sequences] for kind in ("noisy", "clean")}
+    per_frame = patches.repeat_interleave(frames)
+    counted = torch.tensor([float(item.scored) for item in sequences]).repeat_interleave(frames)
+    noisy = torch.cat([patchify(item.noisy, patch) for item in sequences])
+    targets = [patchify(item.target, patch) for item in sequences if item.target is not None]
+    return Inputs(
+        intervals=row.intervals,
+        positions=row.position,
+        hint_rows=torch.cat(hint_rows),
+        hint_ids=torch.cat([torch.full_like(rows, number) for rows, (number, _, _) in zip(hint_rows, hints)]),
+        time_rows=row.rows(NOISY, TIME),
+        time_frames=torch.arange(len(per_frame)),
+        noisy_rows=row.rows(NOISY, NOISY_PATCH),
+        clean_rows=row.rows(CLEAN, CLEAN_PATCH),
+        noisy=noisy,
+        clean=torch.cat([patchify(item.clean, patch) for item in sequences]),
+        noisy_grid=torch.cat(places["noisy"]),
+        clean_grid=torch.cat(places["clean"]),
+        timestep=torch.cat([item.timestep for item in sequences]),
+        noisy_frame=torch.arange(len(per_frame)).repeat_interleave(per_frame),
+        target=torch.cat(targets) if targets else noisy[:0],
+        weight=(counted / per_frame).repeat_interleave(per_frame),
+        counted=counted,
+        frames=int(counted.sum()),
+    )
