@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from ..attention.agreed import choose_attention
 from ..checkpoint.average import Average
 from ..checkpoint.checks import check_resumable, check_same_codec, check_same_data, check_same_model, check_same_seed, check_same_shapes, check_steps
 from ..checkpoint.load import load_checkpoint, load_weights
@@ -33,7 +34,6 @@ from ..plan.memory import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import everyone, from_rank_zero, raise_together, together
 from .feed import is_reader
-from .kernels import choose_attention
 from .optimizer import build_optimizer, wrap
 from .step import NOISE_BINS
 

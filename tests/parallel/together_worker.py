@@ -51,8 +51,8 @@ def encoding() -> None:
 
 def attention() -> None:
     """A kernel that one rank has not installed."""
+    from megatron_videogpt.attention import agreed as kernels
     from megatron_videogpt.config.schema import Config
-    from megatron_videogpt.train import kernels
 
     kernels.candidates = fail(None, UserError("flash_attn is not installed"))  # type: ignore[assignment]
     kernels.choose_attention(Config(), activate("cpu"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..attention.choice import WrongHere, candidates, choose
 from ..config.schema import Config
 from ..errors import RunError, UserError
 from ..platforms import Platform
 from ..platforms.together import together
+from .choice import WrongHere, candidates, choose
 
 
 def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..attention.agreed import choose_attention
 from ..attention.choice import obstacle
 from ..checkpoint.checks import check_average, check_same_codec
 from ..checkpoint.folders import checkpoint_root
@@ -24,7 +25,6 @@ from ..model.videogpt import VideoGPT
 from ..objective.build import build_network
 from ..platforms import Platform, activate, world
 from ..platforms.together import from_rank_zero, raise_together
-from .kernels import choose_attention
 
 
 def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config, int | None]:
