@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, SampleConfig
-from megatron_videogpt.hub.sampling_videogpt import Recompute
+from megatron_videogpt.hub.common.sampling_videogpt import Recompute
 from megatron_videogpt.sample.generate import Model
 
 CONFIG = Config(

@@ -159,7 +159,7 @@ class Watched:
 
 def roll(build: Callable[[], Any], case: Case, shape: Shape) -> tuple[Taken, Any]:
     """One rollout: what it took, and the new latents."""
-    from megatron_videogpt.hub.sampling_videogpt import Settings, continue_videos
+    from megatron_videogpt.hub.common.sampling_videogpt import Settings, continue_videos
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.sample.settings import keyed_noise
 

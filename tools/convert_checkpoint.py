@@ -162,7 +162,7 @@ def stop() -> None:
 def check_verify() -> None:
     """ValueError where `--verify` cannot work here."""
     try:
-        import megatron_videogpt.hub.modeling_videogpt  # noqa: F401
+        import megatron_videogpt.hub.next_clip.modeling_videogpt  # noqa: F401
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"--verify needs the stand-alone model, which needs transformers: pip install -e '.[hub]' ({reason})") from error

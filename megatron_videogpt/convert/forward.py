@@ -56,8 +56,8 @@ def of_run(path: Path, config: Config, channels: int, average: bool = False, ten
 @torch.no_grad()
 def of_folder(folder: Path, hint_ids: tuple[int, int, int]) -> Tensor:
     """The same prediction of the stand-alone model, filled from a folder's tensors."""
-    from ..hub.configuration_videogpt import VideoGPTConfig
-    from ..hub.modeling_videogpt import VideoGPTModel
+    from ..hub.common.configuration_videogpt import VideoGPTConfig
+    from ..hub.next_clip.modeling_videogpt import VideoGPTModel
 
     opened = Folder(folder)
     config, channels = model_of(opened)

@@ -17,16 +17,17 @@ VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write_code(folder: Path, tiny_codec: bool) -> None:
-    """Copy the Python files into a folder, word for word, and write its `model_index.json`; call it after `write_vae`.
+    """Copy the Python files into one folder and write its `model_index.json`; call it after `write_vae`.
 
     tiny_codec: the folder's VAE is the tiny codec, whose code then comes along.
     """
     # diffusers takes a second to import, which only an export should pay.
-    from ..hub import frames_videogpt
+    from ..hub import next_clip
+    from ..hub.common import frames_videogpt
 
     settings = folder / "vae" / "config.json"
     kind = json.loads(settings.read_text(encoding="utf-8")).get("_class_name") if settings.is_file() else None
-    frames_videogpt.write_code(folder, kind)
+    frames_videogpt.write_code(folder, kind, Path(next_clip.__file__).parent)
     if tiny_codec:
         shutil.copyfile(tiny_module.__file__, folder / Path(tiny_module.__file__).name)
 

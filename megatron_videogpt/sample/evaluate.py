@@ -13,7 +13,7 @@ from torch import Tensor
 from ..codec.base import Codec
 from ..config.schema import SampleConfig
 from ..data.clips import Sample
-from ..hub.sampling_videogpt import Denoiser, continue_videos
+from ..hub.common.sampling_videogpt import Denoiser, continue_videos
 from .settings import keyed_noise, sampling
 
 

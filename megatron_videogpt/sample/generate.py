@@ -15,7 +15,7 @@ from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..config.schema import Config, SampleConfig
 from ..data.decode import to_model_range, to_pixels
-from ..hub.sampling_videogpt import Denoiser, Step, rollout
+from ..hub.common.sampling_videogpt import Denoiser, Step, rollout
 from ..platforms import activate
 from .evaluate import decode_continuation
 from .prompts import Prompt

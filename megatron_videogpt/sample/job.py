@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from .. import __version__
 from ..config.schema import SampleConfig
 from ..errors import RunError, UserError
-from ..hub.sampling_videogpt import Denoiser
+from ..hub.common.sampling_videogpt import Denoiser
 from ..platforms.together import everyone, together
 from .generate import Model, continue_row, encode
 from .output import Output

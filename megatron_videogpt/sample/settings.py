@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..config.schema import SampleConfig
 from ..errors import UserError
-from ..hub.sampling_videogpt import Noise, Settings
+from ..hub.common.sampling_videogpt import Noise, Settings
 from ..objective.noise import normal
 
 

@@ -17,14 +17,14 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig
 from megatron_videogpt.convert import card
 from megatron_videogpt.data.decode import to_model_range
-from megatron_videogpt.hub.sampling_videogpt import Settings, continue_videos
+from megatron_videogpt.hub.common.sampling_videogpt import Settings, continue_videos
 from tests import dense, hub_env
 from tests.hub_folder import OFFLOAD, SCRIPT, export
 from tests.parallel.launch import REPOSITORY
 
 pytest.importorskip("transformers", reason="the numbers to compare with need transformers (the extra hub)")
 
-from megatron_videogpt.hub.denoiser_videogpt import denoiser_of  # noqa: E402
+from megatron_videogpt.hub.next_clip.denoiser_videogpt import denoiser_of  # noqa: E402
 from tests.unit.test_hub import LONG, model_of  # noqa: E402
 from tests.unit.test_hub_pipeline import drawn, picture  # noqa: E402
 

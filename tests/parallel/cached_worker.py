@@ -25,7 +25,7 @@ def continuation(options: list[str]) -> list[Tensor]:
     device = worker.platform()
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
-    from megatron_videogpt.hub.sampling_videogpt import Settings, continue_videos
+    from megatron_videogpt.hub.common.sampling_videogpt import Settings, continue_videos
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
     from megatron_videogpt.objective.noise import normal

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_videogpt.config.schema import Config, SampleConfig
-from megatron_videogpt.hub.sampling_videogpt import Denoiser, Recompute, Settings, continue_videos
+from megatron_videogpt.hub.common.sampling_videogpt import Denoiser, Recompute, Settings, continue_videos
 from megatron_videogpt.model.cache import KeyValueCache, Row, portions, regions_of
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.sample.settings import keyed_noise

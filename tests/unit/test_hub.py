@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from megatron_videogpt.hub.sampling_videogpt import continue_videos
+from megatron_videogpt.hub.common.sampling_videogpt import continue_videos
 from megatron_videogpt.sample.settings import sampling
 from tests import dense
 from tests.hub_folder import released
@@ -22,11 +22,11 @@ from tests.unit.test_sampler import Recorded
 
 pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
 
-from megatron_videogpt.hub import modeling_videogpt as modeling  # noqa: E402
-from megatron_videogpt.hub.configuration_videogpt import VideoGPTConfig  # noqa: E402
-from megatron_videogpt.hub.denoiser_videogpt import denoiser_of  # noqa: E402
-from megatron_videogpt.hub.layers_videogpt import position_table, rotary_tables  # noqa: E402
-from megatron_videogpt.hub.modeling_videogpt import VideoGPTModel  # noqa: E402
+from megatron_videogpt.hub.common.configuration_videogpt import VideoGPTConfig  # noqa: E402
+from megatron_videogpt.hub.common.layers_videogpt import position_table, rotary_tables  # noqa: E402
+from megatron_videogpt.hub.next_clip import modeling_videogpt as modeling  # noqa: E402
+from megatron_videogpt.hub.next_clip.denoiser_videogpt import denoiser_of  # noqa: E402
+from megatron_videogpt.hub.next_clip.modeling_videogpt import VideoGPTModel  # noqa: E402
 
 LONG = dense.Tiny(long_factor=tuple(1 + 0.3 * i for i in range(8)), longest=131072)
 MODELS = {"multi-head": dense.Tiny(), "grouped-query": dense.Tiny(groups=2), "long RoPE": LONG}

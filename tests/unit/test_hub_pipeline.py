@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig
 from megatron_videogpt.data.decode import resize_frames, to_model_range
-from megatron_videogpt.hub.sampling_videogpt import Noise, Settings, continue_videos
+from megatron_videogpt.hub.common.sampling_videogpt import Noise, Settings, continue_videos
 from tests import dense
 from tests.data.vae import small_kl
 from tests.hub_folder import export
 
 pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
 
-from megatron_videogpt.hub import frames_videogpt as frames_module  # noqa: E402
-from megatron_videogpt.hub.denoiser_videogpt import denoiser_of  # noqa: E402
-from megatron_videogpt.hub.modeling_videogpt import VideoGPTModel  # noqa: E402
-from megatron_videogpt.hub.pipeline_videogpt import VideoGPTPipeline  # noqa: E402
+from megatron_videogpt.hub.common import frames_videogpt as frames_module  # noqa: E402
+from megatron_videogpt.hub.next_clip.denoiser_videogpt import denoiser_of  # noqa: E402
+from megatron_videogpt.hub.next_clip.modeling_videogpt import VideoGPTModel  # noqa: E402
+from megatron_videogpt.hub.next_clip.pipeline_videogpt import VideoGPTPipeline  # noqa: E402
 from tests.unit.test_hub import close, model_of  # noqa: E402
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.data.clips import Sample
 from megatron_videogpt.data.decode import to_model_range, to_pixels
-from megatron_videogpt.hub.sampling_videogpt import Recompute
+from megatron_videogpt.hub.common.sampling_videogpt import Recompute
 from megatron_videogpt.sample.evaluate import decode_continuation, pixel_frames, predict, psnr, squared_errors
 from megatron_videogpt.sample.render import GAP, GENERATED, GIVEN, TRUTH, contact_sheet, outline, prediction_video
 from tests.fakes import Joining, Unshuffle, plain, repeat_last

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from megatron_videogpt.config.schema import SampleConfig
-from megatron_videogpt.hub import sampling_videogpt as sampler
-from megatron_videogpt.hub.sampling_videogpt import Recompute, Settings, continue_videos, sigmas
+from megatron_videogpt.hub.common import sampling_videogpt as sampler
+from megatron_videogpt.hub.common.sampling_videogpt import Recompute, Settings, continue_videos, sigmas
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.sample.settings import keyed_noise, sampling
 

@@ -98,7 +98,7 @@ def test_sampling_settings_are_the_users_and_what_else_the_sampler_refuses_is_ou
     import torch
 
     from megatron_videogpt.config.schema import SampleConfig
-    from megatron_videogpt.hub.sampling_videogpt import sigmas
+    from megatron_videogpt.hub.common.sampling_videogpt import sigmas
     from megatron_videogpt.sample.settings import sampling
 
     assert sampling(SampleConfig()).steps == SampleConfig().steps

@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from ...config.schema import Config
-from ...hub.sampling_videogpt import Denoiser, Recompute
+from ...hub.common.sampling_videogpt import Denoiser, Recompute
 from ...model.cache import KeyValueCache, Region, Row, portions, regions_of
 from ...model.patches import grid_of, patchify, unpatchify
 from ...sequence.intervals import shift

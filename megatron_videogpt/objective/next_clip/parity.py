@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
 from ...errors import UserError
-from ...hub.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
+from ...hub.common.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
 from ...model.init import gather_released, load_released
 from ...model.parameters import Parameter
 from ...model.patches import patchify, position_axis, table_places, unpatchify

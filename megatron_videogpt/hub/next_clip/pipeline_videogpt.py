@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 try:
+    from ..common.frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code
+    from ..common.sampling_videogpt import Noise, Settings, Step, rollout, sigmas
     from .denoiser_videogpt import denoiser_of
-    from .frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code
     from .modeling_videogpt import VideoGPTModel
-    from .sampling_videogpt import Noise, Settings, Step, rollout, sigmas
 except ImportError:  # the folder itself is on sys.path
     from denoiser_videogpt import denoiser_of  # type: ignore[no-redef]
     from frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code  # type: ignore[no-redef]
@@ -85,7 +85,7 @@ class VideoGPTPipeline(DiffusionPipeline):
         model, vae, folder = *self._parts(), Path(save_directory)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         vae.save_pretrained(folder / "vae")
-        write_code(folder, type(vae).__name__)
+        write_code(folder, type(vae).__name__, Path(__file__).parent)
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """Not supported: raises ValueError."""

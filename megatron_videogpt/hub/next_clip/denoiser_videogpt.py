@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 try:
-    from .layers_videogpt import computing_device
+    from ..common.layers_videogpt import computing_device
+    from ..common.sampling_videogpt import Denoiser, Recompute
     from .modeling_videogpt import VideoGPTCache, VideoGPTModel
-    from .sampling_videogpt import Denoiser, Recompute
 except ImportError:  # the folder itself is on sys.path
     from layers_videogpt import computing_device  # type: ignore[no-redef]
     from modeling_videogpt import VideoGPTCache, VideoGPTModel  # type: ignore[no-redef]

@@ -117,10 +117,15 @@ def model_index(vae_class: str | None) -> dict[str, Any]:
     }
 
 
-def write_code(folder: Path, vae_class: str | None) -> None:
-    """Copy the Python files that lie beside this one, but for a tiny codec's own, and write `model_index.json`."""
-    for path in sorted(Path(__file__).parent.glob("*_videogpt.py")):
+def write_code(folder: Path, vae_class: str | None, model: Path) -> None:
+    """Copy the Python files that lie beside this one and in the folder `model`, but for a tiny codec's own, and write `model_index.json`.
+
+    In megatron_videogpt these are two folders, of which one imports from the other; in the new folder all lie side by side.
+    """
+    for path in {file.name: file for place in (Path(__file__).parent, model) for file in sorted(place.glob("*_videogpt.py"))}.values():
         copy_file(path, folder)
+        copied = folder / path.name
+        copied.write_text(copied.read_text(encoding="utf-8").replace("from " + "..common.", "from ."), encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(model_index(vae_class), indent=2) + "\n", encoding="utf-8")
 
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 try:
-    from .configuration_videogpt import VideoGPTConfig
-    from .layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table
+    from ..common.configuration_videogpt import VideoGPTConfig
+    from ..common.layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table
 except ImportError:  # the folder itself is on sys.path
     from configuration_videogpt import VideoGPTConfig  # type: ignore[no-redef]
     from layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table  # type: ignore[no-redef]
