@@ -21,6 +21,10 @@ class RunError(UserError):
     on_every_rank = True
 
 
+class BadInput(Exception):
+    """An input that cannot be used, named in one line: `data.bad.BadVideo`."""
+
+
 class PeerFailed(Exception):
     """Another rank has failed and tells why; this one ends with it.
 
@@ -34,10 +38,8 @@ class PeerFailed(Exception):
 
 def is_user_error(error: BaseException) -> bool:
     """Whether the message alone says what to change: a UserError, a video that cannot be used, a full disk."""
-    from .data.bad import BadVideo
-
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full_disk or isinstance(error, (UserError, BadVideo))
+    return full_disk or isinstance(error, (UserError, BadInput))
 
 
 def unusable(path: object, error: OSError) -> UserError:

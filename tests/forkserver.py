@@ -37,7 +37,7 @@ PRELOADED = (
     "megatron_videogpt.sample.cli",
     "megatron_videogpt.convert.export",
     "megatron_videogpt.convert.ingest",
-    "megatron_videogpt.data.encode",
+    "megatron_videogpt.data.prepare.encode",
     "megatron_videogpt.config.check",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",

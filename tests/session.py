@@ -36,7 +36,7 @@ class Session:
 
     def rows(self, number: int, factor: float = 1.0) -> list[Any]:
         """Two micro-batches; latents times `factor`."""
-        from megatron_videogpt.data.clips import Sample
+        from megatron_videogpt.data.plans import Sample
         from megatron_videogpt.objective.noise import normal
 
         samples = [Sample(key=n, name=str(n), mean=factor * normal(n, "latents", (4, 4, 4, 4)), logvar=None, clips=(1, 2, 1)) for n in (number, number + 1000)]

@@ -40,9 +40,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, TrainConfig
-from megatron_videogpt.data.decode import resize_frames
-from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import Loader
+from megatron_videogpt.data.sources.open import Source, open_source
+from megatron_videogpt.data.video.decode import resize_frames
 from megatron_videogpt.errors import UserError, exit_code
 
 TOOLS = Path(__file__).resolve().parent

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_videogpt.config.load import load_config
-from megatron_videogpt.data.clips import split_clips
+from megatron_videogpt.data.plans import split_clips
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.sequence.intervals import attended_pairs, padding_intervals
 from megatron_videogpt.sequence.layout import layout, pack, training_shape

@@ -38,8 +38,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.load import load_config  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
-from megatron_videogpt.data.clips import shortest_video  # noqa: E402
 from megatron_videogpt.data.packing import StepPlanner  # noqa: E402
+from megatron_videogpt.data.plans import shortest_video  # noqa: E402
 from megatron_videogpt.data.splits import VideoSplit  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.plan.balance import Dealt, measure  # noqa: E402

@@ -103,7 +103,7 @@ def draw_clips(config: Config, lengths: str, step: int) -> tuple[int, ...]:
 
 def synthetic(config: Config, frame: tuple[int, int], options: argparse.Namespace, step: int) -> list[list[Any]]:
     """Samples of each micro-batch of a step: latents of noise."""
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
 
     codec = expected_geometry(config.codec)

@@ -60,7 +60,7 @@ class Report:
 
 def samples_of(config: Any, channels: int, grid: tuple[int, int], step: int, count: int) -> list[Any]:
     """A global batch of random latents ``[frames, C, h, w]`` (grid: patches by rows and columns), the same on all ranks."""
-    from megatron_videogpt.data.clips import Sample, split_clips
+    from megatron_videogpt.data.plans import Sample, split_clips
     from megatron_videogpt.objective.noise import normal
 
     frames, patch = config.data.frames, config.model.patch_size
@@ -71,7 +71,7 @@ def samples_of(config: Any, channels: int, grid: tuple[int, int], step: int, cou
 
 def longest_of(config: Any, patches: int) -> Any:
     """`Work` of a row of the longest of the samples that `measure_speed` trains on."""
-    from megatron_videogpt.data.clips import split_clips
+    from megatron_videogpt.data.plans import split_clips
     from megatron_videogpt.plan.estimate import clip_work, packed
 
     keys = range((WARM_UP + TIMED) * config.train.global_batch_size)

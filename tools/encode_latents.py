@@ -27,11 +27,11 @@ from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.bad import Rejections
-from megatron_videogpt.data.datasets import Shards
-from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
-from megatron_videogpt.data.index import usable_videos
-from megatron_videogpt.data.latents import STORED
 from megatron_videogpt.data.locks import locked
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.shards.latents import STORED
+from megatron_videogpt.data.sources.datasets import Shards
+from megatron_videogpt.data.sources.open import usable_videos
 from megatron_videogpt.errors import UserError, unusable
 from megatron_videogpt.platforms import activate
 from megatron_videogpt.platforms.together import together

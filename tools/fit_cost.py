@@ -100,7 +100,7 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
     """Seconds of the forward and backward pass of every row on this device: the fastest of `repeats`, as other processes only add to it."""
     import torch
 
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
     from tools.benchmark_step import use_backend
     from tools.benchmark_step_timing import Marks, Session, Timed, backends

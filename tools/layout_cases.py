@@ -139,7 +139,7 @@ def reference(of: Case) -> Case:
 
 def sample_of(step: int, number: int) -> Any:
     """Sample `number` of global batch `step`: random latents with a codec's variance, sizes and clips in turn."""
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
 
     key = step * BATCH + number

@@ -67,7 +67,7 @@ def work(args: argparse.Namespace) -> None:
     from torch.utils._pytree import tree_leaves
 
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
 

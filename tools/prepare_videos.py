@@ -41,10 +41,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megatron_videogpt.config.load import tomllib
 from megatron_videogpt.data.bad import REASONS
-from megatron_videogpt.data.container import Limits
-from megatron_videogpt.data.listings import Listing
-from megatron_videogpt.data.prepare import REJECTED, Options, Report, prepare
-from megatron_videogpt.data.tables import FORMATS
+from megatron_videogpt.data.prepare.listings import Listing
+from megatron_videogpt.data.prepare.run import REJECTED, Options, Report, prepare
+from megatron_videogpt.data.prepare.tables import FORMATS
+from megatron_videogpt.data.video.container import Limits
 from megatron_videogpt.errors import UserError, exit_code
 
 TIMEOUT, SCENES_TIMEOUT = 600.0, 7200.0  # seconds; to find scenes, every frame is decoded

@@ -31,8 +31,8 @@ from safetensors.torch import save_file
 
 from megatron_videogpt.config.schema import PhysicsConfig
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
-from megatron_videogpt.data.physics import render_scene
+from megatron_videogpt.data.sources.physics import render_scene
+from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 

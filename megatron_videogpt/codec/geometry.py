@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..config.schema import CodecConfig
 from ..errors import UserError
@@ -20,6 +20,17 @@ TINY_STRIDE = 8  # `tiny_codec.STRIDE`; that file goes into exported folders as 
 
 PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8, 4)}
 """(latent channels, spatial stride, temporal stride) of SDXL's and Wan 2.1's VAE: what a configuration is checked with before its VAE is there."""
+
+
+class Geometry(Protocol):
+    """What data must know of a codec: a `Codec` and a `CodecGeometry` have it (only the former has the fingerprint that latents are compared with)."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def spatial_stride(self) -> int: ...
+    @property
+    def temporal_stride(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 from collections import Counter, deque
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import BadInput, UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ REASONS = {
 WINDOW = 1000  # samples over which data.max_bad_fraction is taken
 
 
-class BadVideo(Exception):
+class BadVideo(BadInput):
     """Input that cannot be used; ``str()`` is one line with its name and what is wrong.
 
     name: path, or shard and key; reason: one line for people; kind: one of `REASONS`.

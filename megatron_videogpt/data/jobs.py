@@ -9,11 +9,11 @@ import numpy as np
 
 from ..config.schema import DataConfig, PhysicsConfig
 from .bad import BadVideo
-from .clips import Sample, SamplePlan, derived_key
-from .decode import Blob, Limits, limits_of, read_clip
-from .physics import render_scene, scene_kind
+from .plans import Sample, SamplePlan, derived_key
 from .remote import Cache
-from .shard_scan import label_of
+from .shards.scan import label_of
+from .sources.physics import render_scene, scene_kind
+from .video.decode import Blob, Limits, limits_of, read_clip
 
 NO_LATENTS: Any = np.empty(0, np.float32)
 

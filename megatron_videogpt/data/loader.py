@@ -16,11 +16,11 @@ from ..codec.base import Codec
 from ..config.schema import Config
 from ..errors import UserError
 from .bad import BadVideo, Rejections
-from .clips import Sample, SamplePlan
-from .decode import to_model_range, to_pixels
-from .index import Source
 from .jobs import Job
 from .packing import StepPlanner
+from .plans import Sample, SamplePlan
+from .sources.open import Source
+from .video.decode import to_model_range, to_pixels
 from .workers import Pool
 
 

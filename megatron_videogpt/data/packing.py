@@ -16,8 +16,8 @@ from ..codec.geometry import expected_geometry
 from ..config.schema import Config
 from ..errors import UserError
 from ..plan.estimate import attention_flops, linear_flops
-from .clips import Plans, sample_key
 from .order import bucketed
+from .plans import Plans, sample_key
 from .splits import Split
 
 REFERENCE = (100_000, 2_500_000_000)  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config.schema import DataConfig
-from .clips import Plans, SamplePlan, plan_samples, sample_key, video_span
 from .jobs import Job, PhysicsJob
 from .order import mixture_pattern, permute
+from .plans import Plans, SamplePlan, plan_samples, sample_key, video_span
 
 SAMPLING = 2  # version of how samples are drawn; part of every fingerprint
 BLOCK = 1 << 20  # entries looked at together: bounds the memory that 70 million of them take

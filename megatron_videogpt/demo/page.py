@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..config.schema import SCENES
-from ..data.files import EXTENSIONS
+from ..data.sources.files import EXTENSIONS
 from ..errors import UserError
 from ..sample.generate import Model
 from ..sample.prompts import IMAGES

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..data.clips import Sample
+from ..data.plans import Sample
 from ..sequence.layout import Layout
 from ..sequence.row import Inputs
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..data.clips import Plans
 from ..data.packing import Row, StepPlan, StepPlanner, cost_weights
+from ..data.plans import Plans
 
 
 @dataclass

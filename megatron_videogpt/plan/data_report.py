@@ -16,9 +16,9 @@ from ..codec.geometry import expected_geometry
 from ..config.derived import dp_size
 from ..config.schema import Config
 from ..data.bad import REASONS
-from ..data.clips import Plans
-from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
+from ..data.plans import Plans
+from ..data.sources.open import Source, open_source
 from ..data.splits import Mixture, Split, VideoSplit
 from .balance import Dealt, measure
 from .report import table_of

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data.decode import BadVideo, probe
-from ..data.files import EXTENSIONS
+from ..data.sources.files import EXTENSIONS
+from ..data.video.decode import BadVideo, probe
 from ..errors import UserError
 from .generate import load
 from .job import Job, alike, describe_means, is_first

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..codec.base import Codec
 from ..config.schema import SampleConfig
-from ..data.clips import Sample
+from ..data.plans import Sample
 from ..hub.common.sampling_videogpt import Denoiser, continue_videos
 from .settings import keyed_noise, sampling
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.decode import VideoWriter, to_model_range
+from ..data.video.decode import VideoWriter, to_model_range
 from ..errors import unusable
 from .evaluate import psnr, squared_errors
 from .generate import Clip

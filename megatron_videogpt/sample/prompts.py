@@ -14,10 +14,10 @@ from ..codec.base import Codec
 from ..config.derived import frame_side
 from ..config.schema import Config, SampleConfig
 from ..data.bad import BadVideo
-from ..data.container import Limits, identity, limits_of
-from ..data.decode import probe, read_clip, resize_frames
-from ..data.files import EXTENSIONS
-from ..data.physics import render_scene
+from ..data.sources.files import EXTENSIONS
+from ..data.sources.physics import render_scene
+from ..data.video.container import Limits, identity, limits_of
+from ..data.video.decode import probe, read_clip, resize_frames
 from ..errors import UserError
 from .evaluate import pixel_frames
 

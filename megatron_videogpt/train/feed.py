@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from ..data.clips import Sample
 from ..data.loader import Loader
+from ..data.plans import Sample
 from ..errors import PeerFailed, one_line
 from ..objective.base import Objective
 from ..platforms import world

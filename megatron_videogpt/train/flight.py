@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from ..data.clips import Sample
+from ..data.plans import Sample
 from ..errors import RunError
 from ..platforms import world
 from .feed import StepData, is_reader

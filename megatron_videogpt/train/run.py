@@ -22,8 +22,8 @@ from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.schema import Config
 from ..convert.side import carry_on
-from ..data.index import Source, open_source
 from ..data.packing import StepPlanner
+from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
 from ..model.init import initialise
 from ..model.layers import describe_kernels

@@ -12,9 +12,9 @@ import torch
 from megatron.core import parallel_state
 
 from ..data.bad import BadVideo
-from ..data.clips import Sample
-from ..data.decode import to_pixels
 from ..data.loader import HeldOut, readable
+from ..data.plans import Sample
+from ..data.video.decode import to_pixels
 from ..errors import RunError, UserError
 from ..objective.next_clip.denoiser import build_denoiser
 from ..platforms import world

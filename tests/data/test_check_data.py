@@ -9,7 +9,7 @@ import av
 import pytest
 
 from megatron_videogpt.__main__ import main
-from megatron_videogpt.data.files import EXTENSIONS
+from megatron_videogpt.data.sources.files import EXTENSIONS
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "videogpt" / "stage3.toml"
 

@@ -19,10 +19,10 @@ from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.bad import Rejections
-from megatron_videogpt.data.decode import write_video
-from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
-from megatron_videogpt.data.index import open_source, usable_videos
-from megatron_videogpt.data.shards import load_index
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.shards.dataset import load_index
+from megatron_videogpt.data.sources.open import open_source, usable_videos
+from megatron_videogpt.data.video.decode import write_video
 from tests.clips import BIRD, CINEPAK, ODD
 from tests.data.vae import small_kl
 from tests.parallel.launch import REPOSITORY, run, torchrun

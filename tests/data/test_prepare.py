@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.decode import Blob, probe, read_frames
-from megatron_videogpt.data.listings import Listing, Row
 from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.prepare import LOCK, Options, prepare
-from megatron_videogpt.data.prepare_video import Ready, read_row
-from megatron_videogpt.data.scene_cuts import cut_scenes, detect_cuts
-from megatron_videogpt.data.shards import load_index
+from megatron_videogpt.data.prepare.listings import Listing, Row
+from megatron_videogpt.data.prepare.run import LOCK, Options, prepare
+from megatron_videogpt.data.prepare.scene_cuts import cut_scenes, detect_cuts
+from megatron_videogpt.data.prepare.video import Ready, read_row
+from megatron_videogpt.data.shards.dataset import load_index
+from megatron_videogpt.data.video.decode import Blob, probe, read_frames
 from megatron_videogpt.errors import UserError
 from tests.clips import BIRD, CINEPAK, EVERY_CONTAINER, ODD, SCENES, SHOTS, SMALL, SOUND, TALL, TRAILER, more
 from tests.parallel.launch import interpreter, run, start
@@ -138,7 +138,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.prepare import LOCK, Options, prepare
+from megatron_videogpt.data.prepare.run import LOCK, Options, prepare
 from tests.data.test_prepare import slowly
 if __name__ == "__main__":
     prepare(Options((sys.argv[1],), shard_count=2), Path(sys.argv[2]), 2, 60, read=slowly)

@@ -15,9 +15,9 @@ import pytest
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.config.load import tomllib
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
-from megatron_videogpt.data.decode import read_clip
-from megatron_videogpt.data.index import open_source
-from megatron_videogpt.data.shards import load_index
+from megatron_videogpt.data.shards.dataset import load_index
+from megatron_videogpt.data.sources.open import open_source
+from megatron_videogpt.data.video.decode import read_clip
 from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,9 +17,10 @@ import pytest
 
 from megatron_videogpt.data import remote
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.decode import Blob, probe, read_clip
 from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shards import ShardWriter, merge_index, open_index
+from megatron_videogpt.data.shards.dataset import open_index
+from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
+from megatron_videogpt.data.video.decode import Blob, probe, read_clip
 from tests.clips import BIRD, ODD, SMALL, SOUND, TRAILER
 
 pytest.importorskip("s3fs", reason="pip install s3fs 'moto[server]'")
@@ -168,8 +169,8 @@ def _open(folder: str, cache: str, started, found) -> None:  # noqa: ANN001
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("megatron_videogpt.data.shards").addHandler(handler)
-    logging.getLogger("megatron_videogpt.data.shards").setLevel(logging.INFO)
+    logging.getLogger("megatron_videogpt.data.shards.dataset").addHandler(handler)
+    logging.getLogger("megatron_videogpt.data.shards.dataset").setLevel(logging.INFO)
     started.wait(100)
     index = open_index(folder, Cache(cache, 10**9), 0)
     found.put((index.fingerprint, sum("building" in text for text in records)))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
-from megatron_videogpt.data.clips import Sample
-from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.loader import Loader
+from megatron_videogpt.data.plans import Sample
+from megatron_videogpt.data.sources.open import open_source
 
 from .sets import latent_shards, video_folder, video_shards
 

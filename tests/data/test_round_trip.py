@@ -15,15 +15,15 @@ from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, TrainConfig
 from megatron_videogpt.data.bad import Rejections
-from megatron_videogpt.data.clips import Plans
-from megatron_videogpt.data.decode import probe, read_frames, resize_frames, to_model_range
-from megatron_videogpt.data.encode import Encoding, Progress, encode_parts, finish, settle
-from megatron_videogpt.data.index import open_source, usable_videos
 from megatron_videogpt.data.jobs import FileJob, MemberJob, reading_of
-from megatron_videogpt.data.latents import LatentsJob
 from megatron_videogpt.data.loader import Loader
-from megatron_videogpt.data.shards import ShardWriter, merge_index
+from megatron_videogpt.data.plans import Plans
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.shards.latents import LatentsJob
+from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
+from megatron_videogpt.data.sources.open import open_source, usable_videos
 from megatron_videogpt.data.splits import VideoSplit
+from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range
 from tests.clips import BIRD, CINEPAK, ODD, SMALL, SOUND, TALL
 from tests.data.vae import small_kl
 

@@ -14,14 +14,14 @@ import pytest
 
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
-from megatron_videogpt.data.index import open_source
+from megatron_videogpt.data.sources.open import open_source
 from tests.clips import BIRD, CINEPAK, SMALL, SOUND, TRAILER
 
 WORKER = """
 import json, sys
 import numpy as np
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.decode import Blob, Limits, probe, read_clip
+from megatron_videogpt.data.video.decode import Blob, Limits, probe, read_clip
 found = {}
 for path in sys.argv[1:]:
     frames = probe(path).frames

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_videogpt.data.shards import load_index
+from megatron_videogpt.data.shards.dataset import load_index
 from tests.parallel.launch import REPOSITORY, cli, torchrun
 from tests.parallel.test_errors import error_of
 from tests.parallel.test_resume import losses

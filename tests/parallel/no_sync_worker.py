@@ -21,7 +21,7 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
 
     from megatron_videogpt.checkpoint.average import Average
     from megatron_videogpt.config.load import config_from_dict
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world

@@ -24,7 +24,7 @@ from tests.waits import Doubles  # noqa: E402
 
 MEMORY = 10**17 + 1
 """Bytes: no float64 holds it, and a float32 far less."""
-HOST_ONLY = ("model/timesteps.py", "objective/next_clip/ends.py", "model/rope.py", "sample/evaluate.py", "objective/noise.py", "data/", "attention/")
+HOST_ONLY = ("model/patches.py", "model/rope.py", "sample/evaluate.py", "objective/noise.py", "data/", "codec/", "attention/")
 """Where float64 is computed with on the host, on purpose: tables that are rounded before they go to a device, and results that have come from one (the
 check of an attention backend at start, against `reference`)."""
 

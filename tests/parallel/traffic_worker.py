@@ -63,7 +63,7 @@ def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]],
     from megatron.core import parallel_state
 
     from megatron_videogpt.config.load import config_from_dict
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_videogpt.data.clips import Sample
+from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.sequence.row import Inputs

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.clips import Plans, derived_key, plan_samples, sample_key, shortest_video, split_clips
+from megatron_videogpt.data.plans import Plans, derived_key, plan_samples, sample_key, shortest_video, split_clips
 from megatron_videogpt.plan.estimate import clip_work
 from megatron_videogpt.sequence.intervals import attended_pairs
 from megatron_videogpt.sequence.layout import layout, training_shape

@@ -135,7 +135,7 @@ def _sections(section: type) -> list[type]:
 
 
 def test_names_the_schema_allows_are_the_names_that_exist() -> None:
-    from megatron_videogpt.data.scenes import KINDS
+    from megatron_videogpt.data.sources.scenes import KINDS
     from megatron_videogpt.objective.build import OBJECTIVES
     from megatron_videogpt.platforms import PLATFORMS
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
-from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.packing import StepPlanner
+from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.plan.balance import Dealt, in_order, measure
 from megatron_videogpt.plan.data_report import advice, print_data_report
 from megatron_videogpt.plan.estimate import clip_work, training_flops

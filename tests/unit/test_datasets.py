@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data.datasets import hash_strings, source_sizes
-from megatron_videogpt.data.index import open_source
 from megatron_videogpt.data.jobs import MemberJob
 from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shards import ENTRY, Index
+from megatron_videogpt.data.shards.index import Index
+from megatron_videogpt.data.shards.scan import ENTRY
+from megatron_videogpt.data.sources.datasets import hash_strings, source_sizes
+from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.splits import VideoSplit
 
 TINY = CodecGeometry(16, 8, 1)
@@ -68,7 +69,7 @@ def shard_source(keys: list[str], url: str = "/somewhere", **changes: object) ->
     index = Index(url, "videos", (("shard-000000.tar", 10**6),), {}, entries, np.frombuffer(b"".join(encoded), np.uint8), "f", (), Cache("/nowhere", 0))
     config = DataConfig(source="shards", path=url, frames=8, frame_interval=(1, 2), clips=(1, 8), **changes)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("megatron_videogpt.data.datasets.open_index", lambda *_: index)
+        patch.setattr("megatron_videogpt.data.sources.datasets.open_index", lambda *_: index)
         source = open_source(config, TINY)
     assert isinstance(source.train, VideoSplit) and isinstance(source.validation, VideoSplit)
     return source.train, source.validation, entries

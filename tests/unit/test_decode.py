@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from megatron_videogpt.config.schema import DataConfig
-from megatron_videogpt.data import decode
-from megatron_videogpt.data.decode import (
+from megatron_videogpt.data.video import decode
+from megatron_videogpt.data.video.decode import (
     BadVideo,
     Blob,
     Limits,

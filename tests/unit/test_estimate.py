@@ -84,7 +84,7 @@ def test_flops_of_one_layer_by_hand() -> None:
 def counted_flops(config: Config) -> tuple[int, int, int]:
     """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens, rows that no head reads); every pair counts, for
     `reference` computes them all."""
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_network, build_objective
     from megatron_videogpt.platforms import activate
 

@@ -54,8 +54,8 @@ def samples(broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[
     In steps of an outage there is nothing but two blanks, and they take no number from the samples.
     """
     from megatron_videogpt.config.schema import Config, ModelConfig
-    from megatron_videogpt.data.clips import Sample
     from megatron_videogpt.data.loader import blank
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.train.feed import StepData

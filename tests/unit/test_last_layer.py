@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 def row_of(clips: tuple[int, ...]) -> Inputs:
     """A packed row of one sample and a few padding tokens."""
-    from megatron_videogpt.data.clips import Sample
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
     from megatron_videogpt.objective.noise import normal
 

@@ -20,9 +20,9 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.schema import CodecConfig, DataConfig
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.clips import SamplePlan
-from megatron_videogpt.data.latents import LONGEST_HEADER, STORED, LatentsJob, check_facts, facts_of, pack, parse_header, runs, to_stored
+from megatron_videogpt.data.plans import SamplePlan
 from megatron_videogpt.data.remote import Cache
+from megatron_videogpt.data.shards.latents import LONGEST_HEADER, STORED, LatentsJob, check_facts, facts_of, pack, parse_header, runs, to_stored
 
 BEFORE = b"tar header or so" * 32
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.columns import columns_of, meets
-from megatron_videogpt.data.listings import Listing, Row, describe, list_rows, unique_key
-from megatron_videogpt.data.scene_cuts import piece_runs
+from megatron_videogpt.data.prepare.columns import columns_of, meets
+from megatron_videogpt.data.prepare.listings import Listing, Row, describe, list_rows, unique_key
+from megatron_videogpt.data.prepare.scene_cuts import piece_runs
 
 
 def touch(folder: Path, *names: str) -> Path:

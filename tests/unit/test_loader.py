@@ -20,10 +20,10 @@ import torch
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.clips import Plans, Sample, SamplePlan, sample_key
-from megatron_videogpt.data.decode import to_model_range, to_pixels, write_video
-from megatron_videogpt.data.index import Source, open_source
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
+from megatron_videogpt.data.plans import Plans, Sample, SamplePlan, sample_key
+from megatron_videogpt.data.sources.open import Source, open_source
+from megatron_videogpt.data.video.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.build import build_objective
 from megatron_videogpt.train.watchdog import born
@@ -285,7 +285,7 @@ def test_workers_do_not_outlive_a_killed_trainer(tmp_path: Path) -> None:
 import multiprocessing, os
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.codec.base import build_codec
-from megatron_videogpt.data.index import open_source
+from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.loader import Loader
 if __name__ == "__main__":
     codec = build_codec(CodecConfig())

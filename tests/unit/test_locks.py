@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_videogpt.data import locks, shards
+from megatron_videogpt.data import locks
 from megatron_videogpt.data.locks import locked, partial_name
 from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shard_index import load, save
-from megatron_videogpt.data.shard_scan import ENTRY, Part
+from megatron_videogpt.data.shards import dataset as shards
+from megatron_videogpt.data.shards.index import load, save
+from megatron_videogpt.data.shards.scan import ENTRY, Part
 from megatron_videogpt.errors import UserError
 
 NODES = 8

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.derived import typical_frame
 from megatron_videogpt.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
-from megatron_videogpt.data.clips import Plans, plan_samples, sample_key
 from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, deal, fill_rows, row_ladder, sample_costs
+from megatron_videogpt.data.plans import Plans, plan_samples, sample_key
 from megatron_videogpt.plan.estimate import attention_flops, clip_work, expected_work, longest_row, mean_row, packed_rows, patches_of, training_flops
 from megatron_videogpt.plan.memory import micro_batches
 

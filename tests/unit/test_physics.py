@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from megatron_videogpt.config.schema import PhysicsConfig
-from megatron_videogpt.data.physics import render_scene, scene_kind
-from megatron_videogpt.data.scenes import GRAVITY, KINDS, RED
+from megatron_videogpt.data.sources.physics import render_scene, scene_kind
+from megatron_videogpt.data.sources.scenes import GRAVITY, KINDS, RED
 
 
 def centre(frame: np.ndarray) -> tuple[float, float]:
@@ -22,7 +22,7 @@ def centre(frame: np.ndarray) -> tuple[float, float]:
 
 def test_same_pixels_in_another_process() -> None:
     code = (
-        "import hashlib; from megatron_videogpt.config.schema import PhysicsConfig as C; from megatron_videogpt.data.physics import render_scene as r; "
+        "import hashlib; from megatron_videogpt.config.schema import PhysicsConfig as C; from megatron_videogpt.data.sources.physics import render_scene as r; "
         "print(hashlib.sha256(b''.join(r(C(difficulty=d), 5 + d, 4, 9).tobytes() for d in (0, 1, 2))).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

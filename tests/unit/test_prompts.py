@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from megatron_videogpt.config.schema import DataConfig, SampleConfig
-from megatron_videogpt.data.decode import write_video
-from megatron_videogpt.data.physics import render_scene
+from megatron_videogpt.data.sources.physics import render_scene
+from megatron_videogpt.data.video.decode import write_video
 from megatron_videogpt.sample.prompts import Source, find_sources, plan, read_prompt
 from tests.fakes import CONFIG, Joining, Unshuffle, plain
 

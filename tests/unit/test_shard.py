@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.data.clips import Sample
+from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.sequence.row import ROWS

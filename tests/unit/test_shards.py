@@ -14,12 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.data import shards
-from megatron_videogpt.data.container import DEFAULTS, Limits
-from megatron_videogpt.data.decode import write_video
 from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shards import ENTRY, Index, ShardWriter, expand_braces, load_index, merge_index, open_index
-from megatron_videogpt.data.tar import Member, members
+from megatron_videogpt.data.shards import dataset as shards
+from megatron_videogpt.data.shards.dataset import expand_braces, load_index, open_index
+from megatron_videogpt.data.shards.index import Index
+from megatron_videogpt.data.shards.scan import ENTRY
+from megatron_videogpt.data.shards.tar import Member, members
+from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
+from megatron_videogpt.data.video.container import DEFAULTS, Limits
+from megatron_videogpt.data.video.decode import write_video
 
 SOUND = {"width": 64, "height": 48, "frames": 9, "fps": 25.0}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...data.clips import Sample
+from ...data.plans import Sample
 from ...model.patches import grid_of
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Inputs

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .bad import BadVideo
+from ...errors import UserError
+from ..bad import BadVideo
+from ..video.container import Blob, Limits, identity
+from ..video.decode import VideoInfo, probe
 from .columns import read_sidecars
-from .container import Blob, Limits, identity
-from .decode import VideoInfo, probe
 from .listings import Listing, Member, Row, describe
 from .scene_cuts import THRESHOLD, cut_scenes, require_scenedetect
 from .tables import parse_object

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .bad import BadVideo
+from ..bad import BadVideo
 
 BLOCK = 512
 LONGEST_EXTENSION = 1 << 20  # bytes of a member's long name or PAX records

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
 
 
 def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .bad import BadVideo
-from .container import LARGEST_SIDE, SMALLEST_SIDE, Blob, Limits
-from .decode import probe
-from .remote import Cache, opened_at
+from ..bad import BadVideo
+from ..remote import Cache, opened_at
+from ..video.container import LARGEST_SIDE, SMALLEST_SIDE, Blob, Limits
+from ..video.decode import probe
 from .tar import Member, members
 
 LATENTS = "safetensors"

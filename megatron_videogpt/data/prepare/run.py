@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from ..config.load import to_toml
-from ..errors import UserError, unusable
-from .bad import BadVideo
+from ...config.load import to_toml
+from ...errors import UserError, unusable
+from ..bad import BadVideo
+from ..locks import locked
+from ..shards.dataset import load_index
+from ..shards.writer import ShardWriter, merge_index
+from ..workers import Pool
 from .listings import Row, list_rows
-from .locks import locked
-from .prepare_video import Options, Ready, check_options, read_row
-from .shards import ShardWriter, load_index, merge_index
-from .workers import Pool
+from .video import Options, Ready, check_options, read_row
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pymunk
 from PIL import Image, ImageDraw
 
-from ..config.schema import PhysicsConfig
-from ..errors import UserError
+from ...config.schema import PhysicsConfig
+from ...errors import UserError
 from .scenes import KINDS, SIDE, Body, Scene, new_scene
 
 SUPERSAMPLING = 2

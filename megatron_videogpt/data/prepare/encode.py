@@ -15,19 +15,19 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..codec.base import Codec
-from ..errors import UserError
-from .bad import BadVideo, Rejections
-from .clips import Sample, SamplePlan
-from .datasets import Folder, Shards
-from .decode import resized_shape, to_model_range
-from .index import Usable
-from .jobs import Job, read_job
-from .latents import facts_of, pack, to_stored
+from ...codec.base import Codec
+from ...errors import UserError
+from ..bad import BadVideo, Rejections
+from ..jobs import Job, read_job
+from ..plans import Sample, SamplePlan
+from ..shards.latents import facts_of, pack, to_stored
+from ..shards.scan import LATENTS
+from ..shards.writer import ShardWriter, merge_index
+from ..sources.datasets import Folder, Shards
+from ..sources.open import Usable
+from ..video.decode import resized_shape, to_model_range
+from ..workers import Pool
 from .listings import unique_key
-from .shard_scan import LATENTS
-from .shards import ShardWriter, merge_index
-from .workers import Pool
 
 RECORD, REJECTED, PARTS = "encode.json", "rejected.jsonl", "parts"
 MOVABLE = ("source", "codec_path", "batch")  # options that may change when a command is run again

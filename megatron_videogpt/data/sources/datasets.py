@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..config.schema import DataConfig
-from .bad import BadVideo
-from .clips import SamplePlan, sample_key
-from .decode import limits_of, probe
+from ...codec.geometry import Geometry
+from ...config.schema import DataConfig
+from ..bad import BadVideo
+from ..jobs import FileJob, Job, MemberJob, Reading, reading_of
+from ..order import splitmix64
+from ..plans import SamplePlan, sample_key
+from ..remote import Cache
+from ..shards.dataset import Index, open_index
+from ..shards.latents import LatentsJob, check_facts
+from ..shards.scan import label_of
+from ..video.decode import limits_of, probe
 from .files import list_videos
-from .jobs import FileJob, Job, MemberJob, Reading, reading_of
-from .latents import LatentsJob, check_facts
-from .order import splitmix64
-from .remote import Cache
-from .shard_scan import label_of
-from .shards import Index, open_index
-
-if TYPE_CHECKING:
-    from .index import Geometry
 
 FILE_ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("fps", "<f4"), ("size", "<u8")])
 CACHE = "~/.cache/megatron_videogpt"  # data.cache="" means this

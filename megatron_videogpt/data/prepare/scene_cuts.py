@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from ..errors import UserError
-from .bad import BadVideo
-from .container import DEFAULTS, Limits, Video, check_count, check_size, clear_errors, identity, name_of, opened
+from ...errors import UserError
+from ..bad import BadVideo
+from ..video.container import DEFAULTS, Limits, Video, check_count, check_size, clear_errors, identity, name_of, opened
 
 THRESHOLD = 27.0  # PySceneDetect's own default for ContentDetector
 DETECTION_WIDTH = 256  # pixels to which pictures are brought before they are compared, as PySceneDetect does

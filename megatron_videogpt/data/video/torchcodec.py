@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .bad import BadVideo
-from .decode import Blob, Limits, resize_frames
+from ...errors import UserError
+from ..bad import BadVideo
+from .container import Blob, Limits
+from .pictures import resize_frames
 
 AT_ONCE = 8  # full-size frames held in memory
 DECODERS = ("torchcodec", "torchcodec-cuda")

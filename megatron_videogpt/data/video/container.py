@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import av
 
-from ..config.schema import DataConfig
-from .bad import BadVideo
+from ...config.schema import DataConfig
+from ..bad import BadVideo
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8

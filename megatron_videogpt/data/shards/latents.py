@@ -11,24 +11,22 @@ import math
 import struct
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config.schema import DataConfig
-from ..errors import UserError
-from .bad import BadVideo
-from .clips import Sample, SamplePlan
-from .jobs import place, read_member
-from .remote import Cache, is_local
-from .shard_scan import label_of
-
-if TYPE_CHECKING:
-    from ..codec.base import Codec
-    from .index import Geometry
+from ...codec.base import Codec
+from ...codec.geometry import Geometry
+from ...config.schema import DataConfig
+from ...errors import UserError
+from ..bad import BadVideo
+from ..jobs import place, read_member
+from ..plans import Sample, SamplePlan
+from ..remote import Cache, is_local
+from .scan import label_of
 
 STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of a number, by safetensors' names

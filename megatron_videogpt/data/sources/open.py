@@ -5,39 +5,25 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from ..config.schema import DataConfig
-from ..errors import UserError
-from .bad import BadVideo
-from .clips import shortest_video
+from ...codec.geometry import Geometry
+from ...config.schema import DataConfig
+from ...errors import UserError
+from ..bad import BadVideo
+from ..plans import shortest_video
+from ..splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
+from ..video.decode import limits_of
+from ..video.torchcodec import check_torchcodec
 from .datasets import Folder, Shards, open_folder, open_shards
-from .decode import limits_of
-from .files import EXTENSIONS, list_videos
 from .physics import check_physics
-from .splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
-from .torchcodec import check_torchcodec
-
-__all__ = ["EXTENSIONS", "Geometry", "Source", "Split", "list_videos", "open_source"]
 
 log = logging.getLogger(__name__)
 
 TIME_SPLIT = 0.8  # a lone video is trained on its first part and validated on the rest
 NAMED = 20  # videos left out that are named; the others are counted
 KINDS = ("", "too_large", "too_small", "too_elongated", "too_short", "too_small")  # of rejection, by the number of the rule in `_faults`
-
-
-class Geometry(Protocol):
-    """What is needed of a codec here (a Codec or a CodecGeometry; only the former has the fingerprint that latents are compared with)."""
-
-    @property
-    def channels(self) -> int: ...
-    @property
-    def spatial_stride(self) -> int: ...
-    @property
-    def temporal_stride(self) -> int: ...
 
 
 @dataclass(frozen=True)

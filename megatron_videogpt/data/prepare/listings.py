@@ -10,12 +10,12 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import UserError
-from .bad import BadVideo
+from ...errors import UserError
+from ..bad import BadVideo
+from ..shards.scan import LATENTS, SUFFIXES, label_of, scan_shard
+from ..sources.files import EXTENSIONS
+from ..video.container import Limits
 from .columns import WHERE, columns_of, meets, value_of
-from .container import Limits
-from .files import EXTENSIONS
-from .shard_scan import LATENTS, SUFFIXES, label_of, scan_shard
 from .tables import read_table, table_format
 
 KEY_LENGTH = 90  # characters; with a suffix a tar header of 100 holds the name without extensions

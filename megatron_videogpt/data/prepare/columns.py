@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .bad import BadVideo
+from ...errors import UserError
+from ..bad import BadVideo
 from .tables import parse_object
 
 SIDECAR_LIMIT = 16 << 20  # bytes of a .json or .txt beside a video

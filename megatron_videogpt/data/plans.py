@@ -108,7 +108,7 @@ class Plans:
         return (self.count + self.kept()) * (self.patches(cell) + 2)
 
     def pairs(self, cell: int) -> np.ndarray:
-        """int64 [n]: (query, key) pairs that attend; the closed form of `config.estimate.clip_work`."""
+        """int64 [n]: (query, key) pairs that attend; the closed form of `plan.estimate.clip_work`."""
         patches, kept, squares = self.patches(cell), self.kept(), self._squares()
         block = patches + 2
         clean = block * block * (kept * kept - kept) // 2 + kept * (1 + patches * (patches + 1) + block)

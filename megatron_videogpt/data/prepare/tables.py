@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .bad import BadVideo
+from ...errors import UserError
+from ..bad import BadVideo
 
 FORMATS = {
     ".txt": "list",

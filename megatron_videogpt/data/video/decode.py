@@ -9,8 +9,8 @@ from functools import lru_cache
 import av
 import numpy as np
 
-from ..errors import UserError
-from .bad import BadVideo
+from ...errors import UserError
+from ..bad import BadVideo
 from .container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
 from .pictures import VideoWriter, resize_frames, resized_shape, to_model_range, to_pixels, write_video
 

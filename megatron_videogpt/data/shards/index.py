@@ -20,13 +20,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..errors import UserError
-from .bad import REASONS, BadVideo
-from .container import Limits
-from .locks import partial_name
-from .remote import Cache
-from .shard_scan import ENTRY, LATENTS, SUFFIXES, Part, label_of, parse_json, probe_member, scan_shard
-from .workers import Pool
+from ...errors import UserError
+from ..bad import REASONS, BadVideo
+from ..locks import partial_name
+from ..remote import Cache
+from ..video.container import Limits
+from ..workers import Pool
+from .scan import ENTRY, LATENTS, SUFFIXES, Part, label_of, parse_json, probe_member, scan_shard
 
 VERSION = 1
 SCAN_TIMEOUT, PROBE_TIMEOUT = 3600.0, 120.0  # seconds for a shard, and for a video
