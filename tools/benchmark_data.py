@@ -44,6 +44,7 @@ from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.data.sources.open import Source, open_source
 from megatron_videogpt.data.video.decode import resize_frames
 from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.objective.build import sample_work  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parent
 CLIPS = TOOLS.parent / "tests" / "videos"
@@ -152,7 +153,7 @@ class Bare:
 
 def loader_rate(source: Source, config: Config, codec: Any, steps: int) -> float:
     """Frames per second of the training loader, after its first steps."""
-    loader = Loader(source, codec, config)
+    loader = Loader(source, codec, config, sample_work(config, codec))
     try:
         for _ in range(1 + config.data.prefetch):
             next(loader)

@@ -19,7 +19,8 @@ from megatron.core import parallel_state
 from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.schema import Config
-from megatron_videogpt.plan.estimate import component_parameters, hardware_flops, training_flops
+from megatron_videogpt.model.flops import component_parameters, training_flops
+from megatron_videogpt.plan.estimate import hardware_flops
 from megatron_videogpt.platforms import Platform
 from megatron_videogpt.train.later import Later, Mark
 from megatron_videogpt.train.meter import row_work

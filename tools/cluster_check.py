@@ -72,7 +72,7 @@ def samples_of(config: Any, channels: int, grid: tuple[int, int], step: int, cou
 def longest_of(config: Any, patches: int) -> Any:
     """`Work` of a row of the longest of the samples that `measure_speed` trains on."""
     from megatron_videogpt.data.plans import split_clips
-    from megatron_videogpt.plan.estimate import clip_work, packed
+    from megatron_videogpt.objective.next_clip.work import clip_work, packed
 
     keys = range((WARM_UP + TIMED) * config.train.global_batch_size)
     works = (clip_work(split_clips(random.Random(k), config.data.frames, config.data.clips), patches) for k in keys)
@@ -183,7 +183,8 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
 
     from megatron_videogpt.codec.geometry import expected_geometry
     from megatron_videogpt.config.derived import typical_frame
-    from megatron_videogpt.plan.estimate import expected_work, patches_of
+    from megatron_videogpt.objective.next_clip.work import expected_work
+    from megatron_videogpt.plan.estimate import patches_of
     from megatron_videogpt.plan.memory import rank_memory, resolve_recompute
     from megatron_videogpt.plan.planner import propose
     from tools.exposed import profiled

@@ -34,7 +34,9 @@ from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
-from megatron_videogpt.plan.estimate import attention_flops, clip_work, linear_flops, patches_of  # noqa: E402
+from megatron_videogpt.model.flops import attention_flops, linear_flops  # noqa: E402
+from megatron_videogpt.objective.next_clip.work import clip_work  # noqa: E402
+from megatron_videogpt.plan.estimate import patches_of  # noqa: E402
 from megatron_videogpt.platforms import activate  # noqa: E402
 from tools.benchmark_step import frame_of, resolved, with_layers  # noqa: E402
 

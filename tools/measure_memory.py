@@ -147,7 +147,7 @@ def estimate(run: Run) -> Any:
     from dataclasses import replace
 
     from megatron_videogpt.config.load import config_from_dict
-    from megatron_videogpt.plan.estimate import clip_work
+    from megatron_videogpt.objective.next_clip.work import clip_work
     from megatron_videogpt.plan.memory import rank_memory
 
     one = clip_work(run.clips(), GRID[0] * GRID[1])

@@ -17,7 +17,7 @@ from ..config.schema import Config
 from ..errors import UserError
 from .bad import BadVideo, Rejections
 from .jobs import Job
-from .packing import StepPlanner
+from .packing import SampleWork, StepPlanner
 from .plans import Sample, SamplePlan
 from .sources.open import Source
 from .video.decode import to_model_range, to_pixels
@@ -43,6 +43,7 @@ class Loader:
     Args:
         source, codec: from `open_source` and `build_codec`; a codec on an accelerator encodes in this process, one on the CPU in the readers.
         config: of the run.
+        work: of the objective's samples.
         dp_rank, dp_size: this data parallel rank and how many there are.
         consumed: samples (of all ranks) used up by earlier steps.
         keep_pixels: also give each sample's frames; where there are none, but latents, what the codec makes of them.
@@ -57,6 +58,7 @@ class Loader:
         source: Source,
         codec: Codec,
         config: Config,
+        work: SampleWork,
         dp_rank: int = 0,
         dp_size: int = 1,
         consumed: int = 0,
@@ -66,7 +68,7 @@ class Loader:
         self.consumed = consumed
         self.rejections = Rejections(config.data.max_bad_fraction, rejected_file)
         self._config, self._split, self._codec, self._rank = config, source.train, codec, dp_rank
-        self._planner = StepPlanner(source.train, config.train.seed, config, codec.spatial_stride * config.model.patch_size, dp_size)
+        self._planner = StepPlanner(source.train, config.train.seed, config, work, dp_size)
         self._reading = Reading(source.train, codec, config, keep_pixels)
         self._planned = consumed
         self._ahead: deque[list[tuple[list[SamplePlan], int]]] = deque()

@@ -9,13 +9,12 @@ import hashlib
 import heapq
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from ..codec.geometry import expected_geometry
 from ..config.schema import Config
 from ..errors import UserError
-from ..plan.estimate import attention_flops, linear_flops
 from .order import bucketed
 from .plans import Plans, sample_key
 from .splits import Split
@@ -24,6 +23,32 @@ REFERENCE = (100_000, 2_500_000_000)  # tokens and pairs whose cost is 2**36: su
 EXCHANGES = 4  # per rank, at most, to improve a dealing
 CLOSE = 0.0005  # a dealing whose largest share is so close to the mean is not improved further
 SMALLEST_BLANK = 3  # tokens of one frame of one patch, which the loader puts into an empty row
+
+
+class SampleWork(Protocol):
+    """What an objective asks of a device for its samples: closed forms of their plans alone, whole arrays at once."""
+
+    @property
+    def cell(self) -> int:
+        """Pixels per side of a patch."""
+        ...
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
+        ...
+
+    def tokens(self, plans: Plans) -> np.ndarray:
+        """int64 [n]: of each sample's sequence."""
+        ...
+
+    def pairs(self, plans: Plans) -> np.ndarray:
+        """int64 [n]: (query, key) pairs that attend."""
+        ...
+
+    def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """int64 [n]: most tokens of a sample of so many frames.  sizes: heights and widths in pixels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,18 +81,18 @@ class StepPlanner:
         split: numbered samples.
         seed: of data order, frames and clips.
         config: of the run; batch sizes, data, the model's and the codec's shape, pipeline and row multiple.
-        cell: pixels per side of a patch.
+        work: of the objective's samples.
         dp_size: data parallel ranks.
 
     Raises:
         ValueError: one line: a batch that does not divide, a sample longer than `data.pack_tokens`.
     """
 
-    def __init__(self, split: Split, seed: int, config: Config, cell: int, dp_size: int) -> None:
-        self.split, self.seed, self.config, self.cell, self.dp_size = split, seed, config, cell, dp_size
-        self._weights = cost_weights(config)
+    def __init__(self, split: Split, seed: int, config: Config, work: SampleWork, dp_size: int) -> None:
+        self.split, self.seed, self.config, self.work, self.dp_size = split, seed, config, work, dp_size
+        self.weights = cost_weights(config, work)
         self._windows: OrderedDict[int, Plans] = OrderedDict()
-        _check(split, config, cell, dp_size)
+        _check(split, config, work, dp_size)
         layout, data = config.parallel, config.data
         self._row_step = layout.pipeline if layout.virtual_pipeline > 1 else 1
         self.ladder = row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple) if data.pack_tokens else np.zeros(0, np.int64)
@@ -75,17 +100,17 @@ class StepPlanner:
     @property
     def fingerprint(self) -> str:
         """sha256, hexadecimal, of all that decides which sample comes when: the split's, the seed and, with cost buckets, their windows and costs."""
-        windows = (self.config.data.cost_buckets, self.config.train.global_batch_size, self.cell, *self._weights)
+        windows = (self.config.data.cost_buckets, self.config.train.global_batch_size, self.work.cell, *self.weights)
         parts = (self.split.fingerprint, self.seed, *(windows if self.config.data.cost_buckets else ()))
         return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
     def step(self, consumed: int) -> StepPlan:
         """The step after ``consumed`` samples."""
         plans = self.plans(consumed)
-        tokens = plans.tokens(self.cell)
+        tokens = self.work.tokens(plans)
         if not self.config.data.pack_tokens:
             return StepPlan(plans, self._in_order(tokens))
-        costs = sample_costs(tokens, plans.pairs(self.cell), self._weights)
+        costs = sample_costs(tokens, self.work.pairs(plans), self.weights)
         shares = fill_rows(deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step)
         sums = [[sum(tokens[row]) if row else SMALLEST_BLANK for row in rows] for rows in shares]
         lengths = self.ladder[np.searchsorted(self.ladder, sums)]
@@ -110,7 +135,7 @@ class StepPlanner:
             batch = self.config.train.global_batch_size
             size = batch * self.config.data.cost_buckets
             plans = self.split.plans(self.seed, np.arange(number * size, (number + 1) * size))
-            costs = sample_costs(plans.tokens(self.cell), plans.pairs(self.cell), self._weights)
+            costs = sample_costs(self.work.tokens(plans), self.work.pairs(plans), self.weights)
             self._windows[number] = plans.take(bucketed(costs, batch, sample_key(self.seed, number, 0, "window")))
             while len(self._windows) > 2:
                 self._windows.popitem(last=False)
@@ -123,23 +148,21 @@ class StepPlanner:
         return tuple(tuple(Row(tuple(samples), length) for samples, length in zip(rows, own)) for rows, own in zip(positions.tolist(), lengths.tolist()))
 
 
-def _check(split: Split, config: Config, cell: int, dp_size: int) -> None:
+def _check(split: Split, config: Config, work: SampleWork, dp_size: int) -> None:
     batch, micro, budget = config.train.global_batch_size, config.train.micro_batch_size, config.data.pack_tokens
     if not budget:
         if batch < 1 or micro < 1 or batch % (micro * dp_size):
             replicas = f"train.micro_batch_size={micro} times {dp_size} data parallel ranks"
             raise UserError(f"train.global_batch_size={batch}: must be a multiple of {replicas}; or set data.pack_tokens")
         return
-    longest = split.largest_tokens(cell)
+    longest = split.largest_tokens(work.longest)
     if longest > budget:
         raise UserError(f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at least that, or fewer data.frames")
 
 
-def cost_weights(config: Config) -> tuple[float, float]:
-    """Cost of a token and of an attended pair: `data.cost`, or FLOPs of a forward and backward pass."""
-    if any(config.data.cost):
-        return config.data.cost
-    return linear_flops(config.model, expected_geometry(config.codec).channels, 1), attention_flops(config.model, 1)
+def cost_weights(config: Config, work: SampleWork) -> tuple[float, float]:
+    """Cost of a token and of an attended pair: `data.cost`, or the objective's."""
+    return config.data.cost if any(config.data.cost) else work.weights
 
 
 def sample_costs(tokens: np.ndarray, pairs: np.ndarray, weights: tuple[float, float]) -> np.ndarray:

@@ -94,36 +94,6 @@ class Plans:
         columns["cuts"] = [np.pad(cuts, ((0, 0), (0, places - cuts.shape[1]))) for cuts in columns["cuts"]]
         return Plans(**{name: np.concatenate(values) for name, values in columns.items()})
 
-    def patches(self, cell: int) -> np.ndarray:
-        """int64 [n]: tokens of a frame's picture.  cell: pixels per side of a patch, the codec's stride times `model.patch_size`."""
-        return (self.height // cell) * (self.width // cell)
-
-    def kept(self) -> np.ndarray:
-        """int64 [n]: frames that also come clean, all but the last clip's."""
-        places = np.arange(1, self.cuts.shape[1] + 1)
-        return (self.cuts * places).max(axis=1, initial=0)
-
-    def tokens(self, cell: int) -> np.ndarray:
-        """int64 [n]: tokens of the training sequence, P + 2 for each noisy and each clean frame."""
-        return (self.count + self.kept()) * (self.patches(cell) + 2)
-
-    def pairs(self, cell: int) -> np.ndarray:
-        """int64 [n]: (query, key) pairs that attend; the closed form of `plan.estimate.clip_work`."""
-        patches, kept, squares = self.patches(cell), self.kept(), self._squares()
-        block = patches + 2
-        clean = block * block * (kept * kept - kept) // 2 + kept * (1 + patches * (patches + 1) + block)
-        noisy = block * block * (self.count * self.count - squares) // 2 + squares * (3 + patches * block)
-        return clean + noisy
-
-    def _squares(self) -> np.ndarray:
-        """int64 [n]: sum over clips of frames squared."""
-        ends = np.pad(self.cuts, ((0, 0), (0, 1)))
-        ends[np.arange(len(self)), self.count - 1] = True
-        rows, places = np.nonzero(ends)
-        first = np.r_[True, rows[1:] != rows[:-1]][: len(rows)]
-        lengths = places - np.where(first, -1, np.r_[0, places[:-1]][: len(rows)])
-        return np.bincount(rows, lengths * lengths, len(self)).astype(np.int64)
-
 
 def sample_key(seed: int, epoch: int, index: int, split: str = "train") -> int:
     """63-bit identity of a sample, the same on every rank and machine."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -22,6 +22,10 @@ from .plans import Plans, SamplePlan, plan_samples, sample_key, video_span
 
 SAMPLING = 2  # version of how samples are drawn; part of every fingerprint
 BLOCK = 1 << 20  # entries looked at together: bounds the memory that 70 million of them take
+
+
+Longest = Callable[[np.ndarray, tuple[np.ndarray, np.ndarray]], np.ndarray]
+"""`longest(frames, (heights, widths))`: most tokens of a sample of so many frames of that size in pixels; int64 [n] all."""
 
 
 class Split(Protocol):
@@ -47,8 +51,8 @@ class Split(Protocol):
         """What reads a sample."""
         ...
 
-    def largest_tokens(self, cell: int) -> int:
-        """Tokens of the longest sample that can be drawn; cell: pixels per patch side."""
+    def largest_tokens(self, longest: Longest) -> int:
+        """Tokens of the longest sample that can be drawn."""
         ...
 
 
@@ -107,10 +111,10 @@ class PhysicsSplit:
         """See `Split`."""
         return PhysicsJob(plan, self.config.physics)
 
-    def largest_tokens(self, cell: int) -> int:
+    def largest_tokens(self, longest: Longest) -> int:
         """See `Split`."""
         side = self.config.physics.size
-        return int(_tokens(self.config, np.array([self.config.frames]), (np.array([side]), np.array([side])), cell)[0])
+        return int(longest(np.array([self.config.frames]), (np.array([side]), np.array([side])))[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,14 +164,14 @@ class VideoSplit:
             plan = replace(plan, frames=tuple(self.part[0] + frame for frame in plan.frames))
         return self.collection.job(plan, int(self.items[plan.item]))
 
-    def largest_tokens(self, cell: int) -> int:
+    def largest_tokens(self, longest: Longest) -> int:
         """See `Split`."""
         largest = 0
         for block in self._blocks():
             sizes = resized_sizes(block["width"], block["height"], self.config.longest_side, self.config.size_multiple)
             steps = (self._available(block) - 1) // (self.temporal_stride * self.config.frame_interval[0])
             frames = np.minimum(self.config.frames, 1 + steps)
-            largest = max(largest, int(_tokens(self.config, frames, sizes, cell).max()))
+            largest = max(largest, int(longest(frames, sizes).max()))
         return largest
 
     @cached_property
@@ -220,9 +224,9 @@ class Mixture:
         """See `Split`."""
         return self.splits[plan.dataset].job(plan)
 
-    def largest_tokens(self, cell: int) -> int:
+    def largest_tokens(self, longest: Longest) -> int:
         """See `Split`."""
-        return max(split.largest_tokens(cell) for split in self.splits)
+        return max(split.largest_tokens(longest) for split in self.splits)
 
     @cached_property
     def _pattern(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -233,12 +237,6 @@ def resized_sizes(width: np.ndarray, height: np.ndarray, longest_side: int, mult
     """(heights, widths), int64 [n] each, that `decode.resized_shape` gives for each video; 0 where a side would be empty."""
     scale = longest_side / np.maximum(1, np.maximum(width, height))
     return np.rint(height * scale).astype(np.int64) // multiple * multiple, np.rint(width * scale).astype(np.int64) // multiple * multiple
-
-
-def _tokens(config: DataConfig, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray], cell: int) -> np.ndarray:
-    """int64 [n] tokens of a sample whose last clip has one frame (or which has one clip only).  sizes: heights and widths in pixels."""
-    blocks = 2 * frames - 1 if config.clips[1] > 1 else frames
-    return blocks * ((sizes[0] // cell) * (sizes[1] // cell) + 2)
 
 
 def _drawing(config: DataConfig, temporal_stride: int) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..codec.geometry import Geometry
 from ..config.schema import Config
+from ..data.packing import SampleWork
 from ..platforms import Platform
 from .base import Objective
+from .next_clip import sample_work as next_clip_work
 from .next_clip.objective import NextClipDiffusion
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
 def build_objective(config: Config) -> Objective:
     """The objective that `objective.name` names."""
     return OBJECTIVES[config.objective.name](config)
+
+
+def sample_work(config: Config, codec: Geometry) -> SampleWork:
+    """What the samples of a run ask for."""
+    return next_clip_work.sample_work(config, codec)
 
 
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:

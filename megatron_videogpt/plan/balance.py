@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..data.packing import Row, StepPlan, StepPlanner, cost_weights
+from ..data.packing import Row, SampleWork, StepPlan, StepPlanner
 from ..data.plans import Plans
 
 
@@ -35,9 +35,9 @@ class Dealt:
         """Share of all rows' tokens that is padding."""
         return 1 - sum(self.tokens) / sum(self.padded)
 
-    def add(self, step: StepPlan, cell: int, weights: tuple[float, float], seconds: float = 0.0) -> None:
-        """Add a step.  cell: pixels per patch side; weights: cost of a token and of an attended pair."""
-        tokens, pairs = step.plans.tokens(cell), step.plans.pairs(cell)
+    def add(self, step: StepPlan, work: SampleWork, weights: tuple[float, float], seconds: float = 0.0) -> None:
+        """Add a step.  work: of its samples; weights: cost of a token and of an attended pair."""
+        tokens, pairs = work.tokens(step.plans), work.pairs(step.plans)
         costs = np.array([[weights[0] * row.length + weights[1] * pairs[list(row.samples)].sum() for row in rows] for rows in step.rows])
         sums = costs.sum(axis=1)
         alone = weights[0] * tokens + weights[1] * pairs
@@ -70,16 +70,16 @@ def in_order(plans: Plans, tokens: np.ndarray, ranks: int, budget: int, ladder: 
 
 def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[Dealt, Dealt]:
     """(as configured, naive) dealing of the steps with these numbers."""
-    config, cell, weights = planner.config, planner.cell, cost_weights(planner.config)
+    config, work, weights = planner.config, planner.work, planner.weights
     batch, budget = config.train.global_batch_size, config.data.pack_tokens
     # Naive dealing does not sort samples into buckets either.
-    plain = StepPlanner(planner.split, planner.seed, replace(config, data=replace(config.data, cost_buckets=0)), cell, planner.dp_size)
+    plain = StepPlanner(planner.split, planner.seed, replace(config, data=replace(config.data, cost_buckets=0)), work, planner.dp_size)
     configured, naive = Dealt(), Dealt()
     for number in steps:
         began = time.thread_time()
         step = planner.step(number * batch)
-        configured.add(step, cell, weights, time.thread_time() - began)
+        configured.add(step, work, weights, time.thread_time() - began)
         plans = plain.plans(number * batch)
-        tokens = plans.tokens(cell)
-        naive.add(in_order(plans, tokens, planner.dp_size, budget, planner.ladder) if budget else plain.step(number * batch), cell, weights)
+        tokens = work.tokens(plans)
+        naive.add(in_order(plans, tokens, planner.dp_size, budget, planner.ladder) if budget else plain.step(number * batch), work, weights)
     return configured, naive

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
 from ..config.schema import Config
-from .estimate import Work, pipeline_parameters
+from ..objective.next_clip.work import Work
+from .estimate import pipeline_parameters
 from .memory import bytes_per_value, exchanged_groups, micro_batches
 
 BUCKET = 40_000_000

@@ -16,10 +16,11 @@ from ..codec.geometry import expected_geometry
 from ..config.derived import dp_size
 from ..config.schema import Config
 from ..data.bad import REASONS
-from ..data.packing import StepPlanner
+from ..data.packing import SampleWork, StepPlanner
 from ..data.plans import Plans
 from ..data.sources.open import Source, open_source
 from ..data.splits import Mixture, Split, VideoSplit
+from ..objective.build import sample_work
 from .balance import Dealt, measure
 from .report import table_of
 
@@ -38,7 +39,7 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
     console = console or Console()
     codec = expected_geometry(config.codec)
     source, ranks = open_source(config.data, codec), dp_size(config, world_size)
-    planner = StepPlanner(source.train, config.train.seed, config, codec.spatial_stride * config.model.patch_size, ranks)
+    planner = StepPlanner(source.train, config.train.seed, config, sample_work(config, codec), ranks)
     batch = config.train.global_batch_size
     columns = (TextColumn("planning steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -47,9 +48,9 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
     console.print(_videos_table(config, source))
     if source.left_out:
         console.print(_rejected_table(source.left_out))
-    console.print(_sequences_table(plans, planner.cell))
+    console.print(_sequences_table(plans, planner.work))
     console.print(_rows_table(config, configured, naive, ranks))
-    console.print(f"advice: {advice(config, configured, source.train.largest_tokens(planner.cell))}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"advice: {advice(config, configured, source.train.largest_tokens(planner.work.longest))}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _videos_table(config: Config, source: Source) -> Table:
@@ -91,12 +92,12 @@ def _rejected_table(left_out: Counter[str]) -> Table:
     return table
 
 
-def _sequences_table(plans: Plans, cell: int) -> Table:
+def _sequences_table(plans: Plans, work: SampleWork) -> Table:
     table = table_of(f"Sequences, {len(plans):,} samples", "", "mean", "median", "95 %", "most")
     clips = plans.cuts.sum(axis=1) + 1
     for name, values in (("frames", plans.count), ("clips", clips), ("frame interval", plans.interval)):
         table.add_row(name, f"{values.mean():.1f}", *(f"{value:.0f}" for value in (*np.quantile(values, [0.5, 0.95]), values.max())))
-    for name, values in (("tokens", plans.tokens(cell)), ("attended pairs", plans.pairs(cell))):
+    for name, values in (("tokens", work.tokens(plans)), ("attended pairs", work.pairs(plans))):
         table.add_row(name, *(f"{value:,.0f}" for value in (values.mean(), *np.quantile(values, [0.5, 0.95]), values.max())))
     sizes = Counter(zip(plans.width.tolist(), plans.height.tolist())).most_common()
     shown = [f"{width}x{height} {count / len(plans):.1%}" for (width, height), count in sizes[:SHOWN]]

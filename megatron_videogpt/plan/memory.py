@@ -14,7 +14,9 @@ from functools import lru_cache
 from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
 from ..config.schema import Config
 from ..errors import UserError
-from .estimate import Work, attention_flops, layer_parameters, longest_row, packed_rows, pipeline_parameters
+from ..model.flops import attention_flops, layer_parameters
+from ..objective.next_clip.work import Work
+from .estimate import longest_row, packed_rows, pipeline_parameters
 
 POLICIES = ("none", "selective", "mlp", "full")
 """Recompute policies, least first."""

@@ -15,8 +15,10 @@ from pathlib import Path
 from ..config.check import find_problems
 from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config
+from ..model.flops import attention_flops, layer_parameters, training_flops
+from ..objective.next_clip.work import Work, packed
 from .communication import Links, Traffic, traffic
-from .estimate import Work, attention_flops, layer_parameters, longest_row, mean_row, packed, training_flops
+from .estimate import longest_row, mean_row
 from .memory import Memory, layer_bytes, least_recompute, micro_batches, rank_memory
 
 PEAK_TFLOPS = 989.0

@@ -10,20 +10,10 @@ from ..codec.geometry import expected_geometry
 from ..config.check_data import missing_paths
 from ..config.derived import dp_size, frame_side, stage_layers, typical_frame
 from ..config.schema import Config
+from ..model.flops import attention_flops, component_parameters, linear_flops, training_flops
+from ..objective.next_clip.work import Work, expected_work, longest_work
 from .communication import Links, traffic
-from .estimate import (
-    Work,
-    attention_flops,
-    component_parameters,
-    expected_work,
-    linear_flops,
-    longest_row,
-    longest_work,
-    mean_row,
-    patches_of,
-    rank_parameters,
-    training_flops,
-)
+from .estimate import longest_row, mean_row, patches_of, rank_parameters
 from .memory import POLICIES, RESERVE, Memory, least_recompute, micro_batches, pipeline_memory, with_policy
 from .planner import Plan, Speed, device_of, plan_of, propose, run_days, speed_of
 

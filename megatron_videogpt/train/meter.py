@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..config.schema import Config
-from ..plan.estimate import hardware_flops, training_flops
+from ..model.flops import training_flops
+from ..plan.estimate import hardware_flops
 from ..platforms import Platform
 from ..sequence.intervals import attended_pairs
 from ..sequence.row import Inputs

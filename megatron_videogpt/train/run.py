@@ -29,7 +29,7 @@ from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
 from ..objective.base import Objective
-from ..objective.build import build_network, build_objective
+from ..objective.build import build_network, build_objective, sample_work
 from ..plan.memory import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import everyone, from_rank_zero, raise_together, together
@@ -150,8 +150,8 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
     def fingerprint() -> str | None:
         if source is None:
             return None
-        cell = codec.spatial_stride * config.model.patch_size
-        return StepPlanner(source.train, config.train.seed, config, cell, parallel_state.get_data_parallel_world_size()).fingerprint
+        work = sample_work(config, codec)
+        return StepPlanner(source.train, config.train.seed, config, work, parallel_state.get_data_parallel_world_size()).fingerprint
 
     seen = everyone(fingerprint, control, "planning the steps")
     found = sorted({fingerprint for fingerprint in seen if fingerprint is not None})

@@ -13,6 +13,7 @@ from ..checkpoint.folders import checkpoint_name
 from ..checkpoint.save import Saver
 from ..config.schema import Config
 from ..data.loader import Loader
+from ..objective.build import sample_work
 from ..platforms import world
 from ..platforms.together import together
 from .ahead import Ahead
@@ -40,6 +41,7 @@ def read_ahead(run: Run) -> Ahead[StepData]:
                 run.source,
                 run.codec,
                 config,
+                sample_work(config, run.codec),
                 parallel_state.get_data_parallel_rank(),
                 parallel_state.get_data_parallel_world_size(),
                 consumed=run.state.consumed,

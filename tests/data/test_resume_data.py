@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
-from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.data.sources.open import open_source
+from tests.loading import loader_of
 
 from .sets import latent_shards, video_folder, video_shards
 
@@ -65,7 +65,7 @@ class Whole:
     def __init__(self, config: DataConfig) -> None:
         self.config = replace(config, workers=0)
         self.source = open_source(config, CODEC)
-        self.loader = Loader(self.source, CODEC, Config(data=self.config, train=TrainConfig(global_batch_size=1, seed=5)))
+        self.loader = loader_of(self.source, CODEC, Config(data=self.config, train=TrainConfig(global_batch_size=1, seed=5)))
         self.samples: list[Sample] = []
 
     def sample(self, number: int) -> Sample:
@@ -81,7 +81,7 @@ def walk(whole: Whole, legs: list[Leg]) -> list[Sample]:
     for leg in legs:
         data = replace(whole.config, workers=leg.workers, pack_tokens=leg.budget)
         train = TrainConfig(global_batch_size=leg.batch, micro_batch_size=leg.micro, seed=5)
-        loaders = [Loader(whole.source, CODEC, Config(data=data, train=train), rank, leg.ranks, consumed) for rank in range(leg.ranks)]
+        loaders = [loader_of(whole.source, CODEC, Config(data=data, train=train), rank, leg.ranks, consumed) for rank in range(leg.ranks)]
         for _ in range(leg.steps):
             step = [sample for loader in loaders for row in next(loader) for sample in row.samples if sample.number >= 0]
             samples += sorted(step, key=lambda sample: sample.number)

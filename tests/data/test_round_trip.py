@@ -16,7 +16,6 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, TrainConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.jobs import FileJob, MemberJob, reading_of
-from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.data.plans import Plans
 from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.shards.latents import LatentsJob
@@ -26,6 +25,7 @@ from megatron_videogpt.data.splits import VideoSplit
 from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range
 from tests.clips import BIRD, CINEPAK, ODD, SMALL, SOUND, TALL
 from tests.data.vae import small_kl
+from tests.loading import loader_of
 
 CLIPS = (SMALL, TALL, BIRD, CINEPAK, ODD, SOUND)
 CONFIG = DataConfig(frames=9, frame_interval=(1, 4), clips=(1, 9), longest_side=64, min_side=64, validation_fraction=0.2, workers=0)
@@ -164,7 +164,7 @@ def test_the_loader_gives_the_same_from_videos_and_latents_and_mixes_them(root: 
     for kind in ("shards", latents, "both"):
         mixture = {str(root / "shards"): 0.5, str(root / latents): 0.5} if kind == "both" else {}
         data = replace(config(root, kind), mixture=mixture, workers=1 if mixture else 0)
-        loader = Loader(open_source(data, codec), codec, Config(data=data, train=TrainConfig(global_batch_size=4)))
+        loader = loader_of(open_source(data, codec), codec, Config(data=data, train=TrainConfig(global_batch_size=4)))
         steps[kind] = [sample for _ in range(3) for batch in next(loader) for sample in batch.samples]
         assert loader.rejections.total == 0
         loader.close()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from megatron_videogpt.config.load import config_from_dict
+from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.plan.communication import traffic
-from megatron_videogpt.plan.estimate import clip_work
 
 from .launch import REPOSITORY, torchrun
 

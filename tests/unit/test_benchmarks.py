@@ -18,7 +18,8 @@ import torch
 from megatron_videogpt.attention import attend, ranged
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.load import load_config
-from megatron_videogpt.plan.estimate import clip_work, training_flops
+from megatron_videogpt.model.flops import training_flops
+from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
 from tests.parallel.launch import interpreter, run

@@ -44,7 +44,7 @@ def test_options_prints_a_file_that_reads_back(tmp_path: Path, capsys: pytest.Ca
 
 def test_check_prints_parameters_layout_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     from megatron_videogpt.codec.geometry import expected_geometry
-    from megatron_videogpt.plan.estimate import component_parameters
+    from megatron_videogpt.model.flops import component_parameters
 
     assert cli.main(["check", QUICKSTART, "--gpus", "4", "train.global_batch_size=16", "model.num_layers=2"]) == 0
     out = capsys.readouterr().out

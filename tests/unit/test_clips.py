@@ -15,9 +15,12 @@ from scipy.stats import chi2_contingency, chisquare
 
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.plans import Plans, derived_key, plan_samples, sample_key, shortest_video, split_clips
-from megatron_videogpt.plan.estimate import clip_work
+from megatron_videogpt.objective.next_clip.sample_work import SampleWork, kept_frames
+from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.sequence.intervals import attended_pairs
 from megatron_videogpt.sequence.layout import layout, training_shape
+
+WORK = SampleWork(16, (1.0, 1.0), True)
 
 UNLIKELY = 1e-4  # p values of correct draws fall below this in one of ten thousand tests; seeds are fixed
 
@@ -89,7 +92,7 @@ def test_stage_4_draws_its_means() -> None:
     plans = draw(DataConfig(frames=80, frame_interval=(4, 12), clips=(2, 80)), 20_000, 10_000)
     clips = plans.cuts.sum(axis=1) + 1
     assert abs(clips.mean() - 41) < 5 * (79**2 - 1) ** 0.5 / 12**0.5 / 20_000**0.5
-    last = 80 - plans.kept()
+    last = 80 - kept_frames(plans)
     for k in (2, 10, 40):
         some = last[abs(clips - k) <= 1]
         expected = np.mean([80 / count for count in clips[abs(clips - k) <= 1]])
@@ -110,15 +113,15 @@ def test_tokens_and_pairs_are_those_of_the_clips(frames: int, clips: tuple[int, 
     keys = [sample_key(seed, 1, i) for i in range(6)]
     plans = plan_samples(config, 1, keys, np.arange(6), 0, 0, room, (16 * sides[0] + 15, np.full(6, 16 * sides[1])))
     works = [clip_work(plans[i].clips, sides[0] * sides[1]) for i in range(6)]
-    assert plans.tokens(16).tolist() == [work.tokens for work in works]
-    assert plans.pairs(16).tolist() == [work.pairs for work in works]
+    assert WORK.tokens(plans).tolist() == [work.tokens for work in works]
+    assert WORK.pairs(plans).tolist() == [work.pairs for work in works]
 
 
 def test_pairs_are_those_that_the_mask_attends() -> None:
     plans = draw(DataConfig(frames=7, min_frames=1, frame_interval=(1, 1), clips=(1, 7)), 12, np.arange(1, 13))
     for i in range(12):
         made = layout(training_shape(plans[i].clips, (4, 6)))
-        assert plans.tokens(16)[i] == len(made.intervals) and plans.pairs(16)[i] == attended_pairs(made.intervals)
+        assert WORK.tokens(plans)[i] == len(made.intervals) and WORK.pairs(plans)[i] == attended_pairs(made.intervals)
 
 
 def test_a_plan_does_not_depend_on_its_neighbours() -> None:
@@ -134,7 +137,7 @@ def test_a_plan_does_not_depend_on_its_neighbours() -> None:
     wider = draw(DataConfig(frames=12, frame_interval=(2, 5), clips=(2, 9)), 3, 100)
     both = Plans.concatenate([plans, wider])
     assert len(both) == 43 and [both[i] for i in range(43)] == [*(plans[i] for i in range(40)), *(wider[i] for i in range(3))]
-    assert both.tokens(16).tolist() == [*plans.tokens(16), *wider.tokens(16)] and both.pairs(16).tolist() == [*plans.pairs(16), *wider.pairs(16)]
+    assert WORK.tokens(both).tolist() == [*WORK.tokens(plans), *WORK.tokens(wider)] and WORK.pairs(both).tolist() == [*WORK.pairs(plans), *WORK.pairs(wider)]
 
 
 def test_plans_stay_what_they_are() -> None:

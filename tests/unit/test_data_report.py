@@ -17,16 +17,19 @@ from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.packing import StepPlanner
 from megatron_videogpt.data.sources.open import open_source
+from megatron_videogpt.model.flops import training_flops
+from megatron_videogpt.objective.build import sample_work
+from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.plan.balance import Dealt, in_order, measure
 from megatron_videogpt.plan.data_report import advice, print_data_report
-from megatron_videogpt.plan.estimate import clip_work, training_flops
 from tools import benchmark_packing
 
 CONFIG = Config(data=DataConfig(frames=12, clips=(1, 12), physics=PhysicsConfig(size=64)), train=TrainConfig(global_batch_size=24))
 
 
 def planner(config: Config, ranks: int) -> StepPlanner:
-    return StepPlanner(open_source(config.data, CodecGeometry(16, 8, 1)).train, 0, config, 16, ranks)
+    codec = CodecGeometry(16, 8, 1)
+    return StepPlanner(open_source(config.data, codec).train, 0, config, sample_work(config, codec), ranks)
 
 
 def test_naive_dealing_by_hand() -> None:

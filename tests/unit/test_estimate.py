@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_videogpt.config.derived import stage_layers, typical_frame
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ModelConfig
-from megatron_videogpt.plan.estimate import clip_work, component_parameters, expected_work, hardware_flops, longest_work, rank_parameters, training_flops
+from megatron_videogpt.model.flops import component_parameters, training_flops
+from megatron_videogpt.objective.next_clip.work import clip_work, expected_work, longest_work
+from megatron_videogpt.plan.estimate import hardware_flops, rank_parameters
 from megatron_videogpt.plan.report import in_units
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config
-from megatron_videogpt.plan.estimate import clip_work
+from megatron_videogpt.objective.next_clip.work import clip_work
 from tools.fit_cost import describe, fit_cost, plot, rows_to_time
 
 PATCHES = 240

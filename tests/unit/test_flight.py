@@ -115,7 +115,8 @@ def test_lines_have_the_numbers_of_their_own_steps(tmp_path: Path) -> None:
 
 def vain_share(model: Any) -> float:
     """FLOPs that the last layer spends in vain on the samples here, as a share of what the model needs: queries of the 26 rows of 42 that no head reads."""
-    from megatron_videogpt.plan.estimate import clip_work, training_flops
+    from megatron_videogpt.model.flops import training_flops
+    from megatron_videogpt.objective.next_clip.work import clip_work
 
     row = clip_work((1, 2, 1), patches=4)
     assert row.tokens == 42

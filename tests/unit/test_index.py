@@ -21,7 +21,8 @@ from megatron_videogpt.data.sources.files import list_videos
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.splits import Mixture, VideoSplit, resized_sizes
 from megatron_videogpt.data.video.decode import read_frames, resize_frames, resized_shape, write_video
-from megatron_videogpt.plan.estimate import clip_work
+from megatron_videogpt.objective.next_clip.sample_work import SampleWork
+from megatron_videogpt.objective.next_clip.work import clip_work
 
 TINY = CodecGeometry(16, 8, 1)
 WAN = CodecGeometry(16, 8, 4)
@@ -245,8 +246,9 @@ def test_the_largest_sample_is_an_upper_bound_that_is_reached(
         n = max(n for n in range(1, frames + 1) if n == 1 or (n - 1) * stride * interval < available)
         splits = [(n,)] if clips[1] == 1 or n == 1 else [(n - 1, 1)]
         best = max(best, *(int(clip_work(each, (w // cell) * (h // cell)).tokens) for each in splits))
-    assert split.largest_tokens(cell) == best
-    assert int(split.plans(0, range(50)).tokens(cell).max()) <= best
+    work = SampleWork(cell, (1.0, 1.0), clips[1] > 1)
+    assert split.largest_tokens(work.longest) == best
+    assert int(work.tokens(split.plans(0, range(50))).max()) <= best
 
 
 def test_mixtures_meet_their_weights_and_complete_every_epoch() -> None:
@@ -267,7 +269,8 @@ def test_mixtures_meet_their_weights_and_complete_every_epoch() -> None:
     for i, weight in enumerate(weights):
         assert np.abs(np.cumsum(plans.dataset == i) - weight * np.arange(1, 801)).max() <= 1
     assert len(set(plans.key.tolist())) == 800
-    assert mixture.largest_tokens(16) == max(part.largest_tokens(16) for part in parts)
+    longest = SampleWork(16, (1.0, 1.0), True).longest
+    assert mixture.largest_tokens(longest) == max(part.largest_tokens(longest) for part in parts)
     assert mixture.job(plans[5]) == (plans[5], plans[5].item)  # type: ignore[comparison-overlap]
     pick = [701, 2, 399]
     assert [mixture.plans(0, pick)[i] for i in range(3)] == [plans[i] for i in pick]

@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_videogpt.config.derived import scores_rows_only
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ParallelConfig
-from megatron_videogpt.plan.estimate import Work
+from megatron_videogpt.objective.next_clip.work import Work
 from megatron_videogpt.plan.memory import head_bytes, layer_bytes
 from megatron_videogpt.sequence.row import Inputs
 

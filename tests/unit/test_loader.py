@@ -23,10 +23,12 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
 from megatron_videogpt.data.plans import Plans, Sample, SamplePlan, sample_key
 from megatron_videogpt.data.sources.open import Source, open_source
+from megatron_videogpt.data.splits import Longest
 from megatron_videogpt.data.video.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.build import build_objective
 from megatron_videogpt.train.watchdog import born
+from tests.loading import loader_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -60,7 +62,7 @@ def source() -> Source:
 @pytest.fixture(scope="module")
 def reference_order(source: Source) -> list[Sample]:
     """Samples 0..23 of seed 3, one at a time."""
-    return take(Loader(source, CODEC, config_of(batch=1)), 24)
+    return take(loader_of(source, CODEC, config_of(batch=1)), 24)
 
 
 def test_numbering_crosses_epochs(source: Source, reference_order: list[Sample]) -> None:
@@ -89,7 +91,7 @@ def test_numbering_crosses_epochs(source: Source, reference_order: list[Sample])
 def test_same_global_batches_at_any_division(source: Source, reference_order: list[Sample], batch: int, micro: int, ranks: int, budget: int) -> None:
     config, steps = config_of(batch, micro, pack_tokens=budget), 24 // batch
     objective = build_objective(config)
-    loaders = [Loader(source, CODEC, config, rank, ranks) for rank in range(ranks)]
+    loaders = [loader_of(source, CODEC, config, rank, ranks) for rank in range(ranks)]
     for step in range(steps):
         dealt = [next(loader) for loader in loaders]
         assert len({len(rows) for rows in dealt}) == 1
@@ -106,7 +108,7 @@ def test_same_global_batches_at_any_division(source: Source, reference_order: li
 
 def test_a_row_without_samples_holds_a_blank(source: Source) -> None:
     config = config_of(batch=1, pack_tokens=64)
-    rows = [next(Loader(source, CODEC, config, rank, 2)) for rank in (0, 1)]
+    rows = [next(loader_of(source, CODEC, config, rank, 2)) for rank in (0, 1)]
     ((full,), (empty,)) = sorted(rows, key=lambda own: own[0].samples[0].number, reverse=True)
     assert full.samples[0].number == 0 and [sample.scored for sample in empty.samples] == [False]
     row = build_objective(config).prepare(empty.samples, empty.length)
@@ -114,24 +116,24 @@ def test_a_row_without_samples_holds_a_blank(source: Source) -> None:
 
 
 def test_resume_goes_on_where_it_stopped(source: Source, reference_order: list[Sample]) -> None:
-    loader = Loader(source, CODEC, config_of(batch=8, micro=4))
+    loader = loader_of(source, CODEC, config_of(batch=8, micro=4))
     first = take(loader, 1)
     assert loader.consumed == 8
-    rest = [take(Loader(source, CODEC, config_of(4, pack_tokens=100), rank, 2, consumed=8), 4) for rank in (0, 1)]
+    rest = [take(loader_of(source, CODEC, config_of(4, pack_tokens=100), rank, 2, consumed=8), 4) for rank in (0, 1)]
     assert same(first + sorted(rest[0] + rest[1], key=lambda sample: sample.number), reference_order)
 
 
 def test_worker_processes_change_nothing(source: Source, reference_order: list[Sample]) -> None:
-    assert same(take(Loader(source, CODEC, config_of(batch=8, micro=2, workers=2)), 3), reference_order)
+    assert same(take(loader_of(source, CODEC, config_of(batch=8, micro=2, workers=2)), 3), reference_order)
 
 
 def test_seeds_differ(source: Source, reference_order: list[Sample]) -> None:
-    other = take(Loader(source, CODEC, config_of(seed=4)), 1)
+    other = take(loader_of(source, CODEC, config_of(seed=4)), 1)
     assert not {sample.key for sample in other} & {sample.key for sample in reference_order}
 
 
 def test_latents_are_those_of_the_pixels(source: Source) -> None:
-    for sample in take(Loader(source, CODEC, config_of(batch=2), keep_pixels=True), 1):
+    for sample in take(loader_of(source, CODEC, config_of(batch=2), keep_pixels=True), 1):
         assert sample.pixels is not None and sample.pixels.shape == (4, 32, 32, 3) and sample.pixels.dtype == np.uint8
         torch.testing.assert_close(sample.mean, CODEC.encode(to_model_range(sample.pixels))[0], atol=1e-5, rtol=0)
 
@@ -192,15 +194,15 @@ class Patchy:
     def job(self, plan: SamplePlan) -> PatchyJob:
         return PatchyJob(plan, self.trouble.get(plan.number % 40, ""))
 
-    def largest_tokens(self, cell: int) -> int:
-        return self.like.largest_tokens(cell)
+    def largest_tokens(self, longest: Longest) -> int:
+        return self.like.largest_tokens(longest)
 
 
 def test_bad_samples_leave_blanks_and_are_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trouble = {3: "torn", 17: "smaller", 30: "torn"}
     source, good, file = Source(Patchy(trouble), Patchy({})), Source(Patchy({}), Patchy({})), tmp_path / "run" / "rejected.jsonl"
-    loader = Loader(source, CODEC, config_of(8, 4), rejected_file=file)
-    samples, whole = take(loader, 10), take(Loader(good, CODEC, config_of(8, 4)), 10)
+    loader = loader_of(source, CODEC, config_of(8, 4), rejected_file=file)
+    samples, whole = take(loader, 10), take(loader_of(good, CODEC, config_of(8, 4)), 10)
     lost = {3, 17, 30, 43, 57, 70}
     assert {sample.number for sample in samples if not sample.scored} == lost and len(samples) == 80
     assert same([s for s in samples if s.scored], [s for s in whole if s.number not in lost])
@@ -214,13 +216,13 @@ def test_bad_samples_leave_blanks_and_are_counted_and_named_once(tmp_path: Path,
     assert named[0] == {"name": "v3.mp4", "kind": "truncated", "reason": "torn"}
     assert "latents [4, 16, 3, 4], but by the index [4, 16, 4, 4]" in named[1]["reason"]
     # A second run of the loader names nobody twice, and other ranks see the same blanks.
-    half = take(Loader(source, CODEC, config_of(8, 2), 1, 2, rejected_file=file), 10)
+    half = take(loader_of(source, CODEC, config_of(8, 2), 1, 2, rejected_file=file), 10)
     assert same(half, [s for step in range(10) for s in samples[step * 8 + 4 : step * 8 + 8]]) and len(file.read_text().splitlines()) == 4
 
 
 def test_too_many_bad_samples_stop_the_run() -> None:
     source = Source(Patchy(dict.fromkeys(range(0, 40, 2), "torn")), Patchy({}))
-    loader = Loader(source, CODEC, config_of(1, max_bad_fraction=0.01))
+    loader = loader_of(source, CODEC, config_of(1, max_bad_fraction=0.01))
     with pytest.raises(
         ValueError, match="11 of the last 21 samples could not be read, over data.max_bad_fraction=0.01.*: 11 truncated.*v20.mp4: torn"
     ) as caught:
@@ -250,11 +252,11 @@ def test_every_replica_reads_its_share_of_validation_and_no_more(replicas: int, 
 
 def test_latents_are_not_encoded_and_pixels_are_their_decoding() -> None:
     source = Source(Patchy({1: "latents"}), Patchy({}))
-    plain, variance = take(Loader(source, CODEC, config_of(2), keep_pixels=True), 1)
+    plain, variance = take(loader_of(source, CODEC, config_of(2), keep_pixels=True), 1)
     assert plain.logvar is None and variance.logvar is not None and bool((variance.logvar == 1).all()) and bool((variance.mean == np.float32(0.01)).all())
     assert variance.pixels is not None and variance.pixels.shape == (4, 32, 32, 3)
     np.testing.assert_array_equal(variance.pixels, to_pixels(CODEC.decode(variance.mean)))
-    assert all(sample.pixels is None for sample in take(Loader(source, CODEC, config_of(2)), 1))
+    assert all(sample.pixels is None for sample in take(loader_of(source, CODEC, config_of(2)), 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -267,7 +269,7 @@ def test_a_file_that_vanishes_is_skipped(tmp_path: Path, workers: int) -> None:
     plans = source.train.plans(3, range(6))
     videos = [source.train.job(plans[n]).label.split("[")[0] for n in range(6)]
     shutil.move(videos[1], tmp_path / "elsewhere")
-    loader = Loader(source, CODEC, config)
+    loader = loader_of(source, CODEC, config)
     samples = take(loader, 2)
     assert [sample.scored for sample in samples] == [video != videos[1] for video in videos]
     assert loader.rejections.counts == {"missing": videos.count(videos[1])} and 0 < videos.count(videos[1]) < 6
@@ -275,9 +277,9 @@ def test_a_file_that_vanishes_is_skipped(tmp_path: Path, workers: int) -> None:
 
 def test_sizes_that_do_not_divide(source: Source) -> None:
     with pytest.raises(ValueError, match="train.global_batch_size=6.*multiple of.*4 times 1"):
-        Loader(source, CODEC, config_of(6, 4))
+        loader_of(source, CODEC, config_of(6, 4))
     with pytest.raises(ValueError, match=f"data.pack_tokens=41.*{LONGEST} tokens"):
-        Loader(source, CODEC, config_of(6, pack_tokens=41))
+        loader_of(source, CODEC, config_of(6, pack_tokens=41))
 
 
 def test_workers_do_not_outlive_a_killed_trainer(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ from megatron_videogpt.data.loader import Loader
 if __name__ == "__main__":
     codec = build_codec(CodecConfig())
     data = DataConfig(source="physics", frames=4, clips=(1, 4), frame_interval=(2, 3), workers=1, physics=PhysicsConfig(size=32, epoch_scenes=20))
-    loader = Loader(open_source(data, codec), codec, Config(data=data, train=TrainConfig(global_batch_size=2)))
+    loader = loader_of(open_source(data, codec), codec, Config(data=data, train=TrainConfig(global_batch_size=2)))
     next(loader)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), 9)

@@ -11,15 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.codec.geometry import expected_geometry
+from megatron_videogpt.codec.geometry import CodecGeometry, expected_geometry
 from megatron_videogpt.config.derived import typical_frame
 from megatron_videogpt.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
 from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, deal, fill_rows, row_ladder, sample_costs
 from megatron_videogpt.data.plans import Plans, plan_samples, sample_key
-from megatron_videogpt.plan.estimate import attention_flops, clip_work, expected_work, longest_row, mean_row, packed_rows, patches_of, training_flops
+from megatron_videogpt.data.splits import Longest
+from megatron_videogpt.model.flops import attention_flops, training_flops
+from megatron_videogpt.objective.build import sample_work
+from megatron_videogpt.objective.next_clip.work import clip_work, expected_work
+from megatron_videogpt.plan.estimate import longest_row, mean_row, packed_rows, patches_of
 from megatron_videogpt.plan.memory import micro_batches
 
-CELL = 16
+WORK = sample_work(Config(data=DataConfig(clips=(2, 12))), CodecGeometry(4, 8, 1))
+"""Patches of 16 pixels."""
 
 
 class Videos:
@@ -40,14 +45,14 @@ class Videos:
         height, width = 16 * (1 + np.array(keys) // 97 % 6), 16 * (1 + np.array(keys) // 582 % 8)
         return plan_samples(self.config, 1, keys, numbers, 0, numbers % self.length, room, (height, width))
 
-    def largest_tokens(self, cell: int) -> int:
-        return (2 * self.config.frames - 1) * (48 * 16 * 16 // cell**2 + 2)
+    def largest_tokens(self, longest: Longest) -> int:
+        return int(longest(np.array([self.config.frames]), (np.array([6 * 16]), np.array([8 * 16])))[0])
 
 
 def planner(batch: int, dp: int, seed: int = 0, micro: int = 1, parallel: ParallelConfig | None = None, **data: object) -> StepPlanner:
     options = DataConfig(frames=12, min_frames=3, frame_interval=(1, 3), clips=(2, 12), **data)  # type: ignore[arg-type]
     config = Config(data=options, train=TrainConfig(global_batch_size=batch, micro_batch_size=micro), parallel=parallel or ParallelConfig())
-    return StepPlanner(Videos(options), seed, config, CELL, dp)  # type: ignore[arg-type]
+    return StepPlanner(Videos(options), seed, config, WORK, dp)  # type: ignore[arg-type]
 
 
 def same(one: StepPlan, other: StepPlan) -> bool:
@@ -70,7 +75,7 @@ def test_packed_steps(batch: int, dp: int, budget: int, lengths: int, tensor: in
     layout = ParallelConfig(tensor=tensor, pipeline=pipeline[0], virtual_pipeline=pipeline[1])
     made = planner(batch, dp, seed, parallel=layout, pack_tokens=budget, row_lengths=lengths, cost_buckets=buckets)
     plan = made.step(step * batch)
-    tokens = plan.plans.tokens(CELL)
+    tokens = WORK.tokens(plan.plans)
     rows = [row for rank in plan.rows for row in rank]
     assert sorted(sample for row in rows for sample in row.samples) == list(range(batch)) and len(plan.rows) == dp
     counts = {len(rank) for rank in plan.rows}
@@ -161,7 +166,7 @@ def test_unpacked_steps_are_in_order() -> None:
     plan = planner(12, 2, micro=2, parallel=ParallelConfig(tensor=4, sequence=True)).step(24)
     assert plan.plans.number.tolist() == list(range(24, 36))
     assert [[row.samples for row in rank] for rank in plan.rows] == [[(0, 1), (2, 3), (4, 5)], [(6, 7), (8, 9), (10, 11)]]
-    tokens = plan.plans.tokens(CELL)
+    tokens = WORK.tokens(plan.plans)
     for row in itertools.chain(*plan.rows):
         assert row.length % 4 == 0 and 0 <= row.length - tokens[list(row.samples)].sum() < 4
 
@@ -172,7 +177,7 @@ def test_buckets_keep_the_samples_of_their_window() -> None:
     for window in (0, 1):
         steps = [made.plans(60 * window + 20 * i) for i in range(3)]
         assert sorted(n for plans in steps for n in plans.number.tolist()) == list(range(60 * window, 60 * window + 60))
-        spreads = [[sample_costs(plans.tokens(CELL), plans.pairs(CELL), cost_weights(made.config)) for plans in some] for some in (steps, [plain.plans(0)])]
+        spreads = [[sample_costs(WORK.tokens(plans), WORK.pairs(plans), made.weights) for plans in some] for some in (steps, [plain.plans(0)])]
         bucketed, mixed = ([np.std(costs) / np.mean(costs) for costs in some] for some in spreads)
         assert np.mean(bucketed) < 0.7 * mixed[0]
     # State is the number of consumed samples alone, also for a run whose batch size was another before: this step crosses the window's edge.
@@ -183,11 +188,12 @@ def test_buckets_keep_the_samples_of_their_window() -> None:
 def test_costs_are_flops_or_what_was_measured() -> None:
     config = Config()
     channels, work = expected_geometry(config.codec).channels, clip_work((3, 4, 1), 6)
-    a, b = cost_weights(config)
+    needs = sample_work(config, expected_geometry(config.codec))
+    a, b = cost_weights(config, needs)
     assert a * work.tokens + b * work.pairs == pytest.approx(training_flops(config.model, channels, work.tokens, work.pairs), rel=1e-12)
     assert b == attention_flops(config.model, 1)
     measured = replace(config, data=replace(config.data, cost=(2e-6, 3e-11)))
-    assert cost_weights(measured) == (2e-6, 3e-11)
+    assert cost_weights(measured, needs) == (2e-6, 3e-11)
     tokens, pairs = np.array([1000, 38_478, 0]), np.array([400_000, 10**9, 0])
     costs = sample_costs(tokens, pairs, (2e-6, 3e-11)).astype(float)
     assert costs[0] / costs[1] == pytest.approx((2e-3 + 12e-6) / (0.076956 + 0.03), rel=1e-7) and costs[2] == 0

@@ -14,9 +14,10 @@ from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.derived import recomputed_layers
 from megatron_videogpt.config.load import config_from_dict, load_config
 from megatron_videogpt.config.schema import Config
+from megatron_videogpt.objective.next_clip.work import Work, clip_work, expected_work
 from megatron_videogpt.plan import memory as memory_module
 from megatron_videogpt.plan.communication import inside_node, traffic
-from megatron_videogpt.plan.estimate import Work, clip_work, expected_work, rank_parameters
+from megatron_videogpt.plan.estimate import rank_parameters
 from megatron_videogpt.plan.memory import (
     RESERVE,
     in_flight,
