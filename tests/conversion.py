@@ -63,7 +63,8 @@ def to_run(
 
 def to_folder(run: Path, folder: Path, license: str | None = None, max_bytes: int = 10**9, tokenizer: Path | None = None, **options: Any) -> dict[str, Tensor]:
     """What `to-hf` does; returns the tensors as safetensors' own reader finds them."""
-    from megatron_videogpt.convert.export import Export, write_folder
+    from megatron_videogpt.convert.export import Export
+    from megatron_videogpt.convert.write import write_folder
 
     write_folder(Export(run, **options), folder, max_bytes, None, tokenizer, license, ignore)
     return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}

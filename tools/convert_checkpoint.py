@@ -183,8 +183,9 @@ def to_hf(args: argparse.Namespace) -> None:
     """The command."""
     check_output(args.output)
     start()
-    from megatron_videogpt.convert.export import Export, write_folder
+    from megatron_videogpt.convert.export import Export
     from megatron_videogpt.convert.ingest import codec_of
+    from megatron_videogpt.convert.write import write_folder
 
     if args.vae is not None:
         codec_of(args.vae)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..config.load import options, show, value_of
 from ..config.schema import Config
-
-if TYPE_CHECKING:
-    from .export import Export
+from .export import Export
 
 SECTIONS = ("model", "codec", "data", "objective", "optimizer", "train")
 """Whose options the table shows where they differ from their defaults; all of them are in videogpt_config.toml."""

@@ -23,7 +23,8 @@ from pathlib import Path
 from megatron_videogpt.platforms import activate
 platform = activate("cpu")
 from megatron_videogpt.config.schema import ParallelConfig
-from megatron_videogpt.convert.export import Export, write_folder
+from megatron_videogpt.convert.export import Export
+from megatron_videogpt.convert.write import write_folder
 from megatron_videogpt.platforms import world
 world.start(platform, ParallelConfig())
 for step in map(int, sys.argv[2].split(",")):

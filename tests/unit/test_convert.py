@@ -126,7 +126,7 @@ def test_keys_that_do_not_fit_are_listed_together(tmp_path: Path) -> None:
 
 
 def test_what_was_written_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_videogpt.convert import export, new_run
+    from megatron_videogpt.convert import new_run, write
 
     folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "bf16"))
     with monkeypatch.context() as planted:
@@ -143,8 +143,8 @@ def test_what_was_written_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest
         files[0].write_bytes(data)
         return files
 
-    written = export.write_tensors
-    monkeypatch.setattr(export, "write_tensors", damage)
+    written = write.write_tensors
+    monkeypatch.setattr(write, "write_tensors", damage)
     with pytest.raises(ValueError) as caught:
         to_folder(tmp_path / "run", tmp_path / "back")
     one_line(caught, "is not what was written")
