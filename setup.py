@@ -14,7 +14,7 @@ DEMO = ["gradio>=6"]  # the local web page; it holds Pillow below 13
 
 setup(
     name="megatron_videogpt",
-    version=re.search(r'__version__ = "(.+)"', (HERE / "megatron_videogpt" / "__init__.py").read_text()).group(1),
+    version=re.search(r'__version__ = "(.+)"', (HERE / "megatron_videogpt" / "version.py").read_text()).group(1),
     description="Megatron-core trainer for Video-GPT (next clip diffusion) and its siblings",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_videogpt.config.schema import CodecConfig
+from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.convert import ingest
 from megatron_videogpt.convert.folder import Folder
 from tests import dense

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_videogpt.config.schema import CodecConfig, ModelConfig
+from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config.schema import ModelConfig
 from megatron_videogpt.convert.standalone import hub_config, write_code, write_json, write_vae
 from tests import dense
 

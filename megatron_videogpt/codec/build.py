@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..config.schema import CodecConfig
 from ..errors import UserError
 from .base import Codec
 from .diffusers_vae import KLCodec, WanCodec
 from .geometry import diffusers_settings
+from .options import CodecConfig
 from .tiny import TinyCodec
 
 

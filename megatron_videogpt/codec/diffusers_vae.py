@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..config.schema import CodecConfig
 from ..errors import UserError
 from .base import batched, check_video, fingerprint_of
 from .geometry import DIFFUSERS_CLASSES, codec_geometry, one_line
+from .options import CodecConfig
 
 
 class KLCodec:

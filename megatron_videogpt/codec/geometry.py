@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config.schema import CodecConfig
 from ..errors import UserError
+from .options import CodecConfig
 
 TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
 TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import sections
 from .check_data import check_data
 from .derived import dp_size
 from .load import ConfigError, options, read_config, show, to_toml, value_of
@@ -22,7 +23,7 @@ RANGES: tuple[Rule, ...] = (
         "at least 1",
         lambda v: v >= 1,
         """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.patch_size model.position_table_size
-        model.max_position_embeddings model.original_max_position_embeddings codec.batch_size data.physics.size data.physics.epoch_scenes data.frames
+        model.max_position_embeddings model.original_max_position_embeddings data.physics.size data.physics.epoch_scenes data.frames
         data.frame_interval data.clips data.longest_side data.size_multiple data.min_side data.max_aspect data.prefetch data.row_lengths
         data.decode_threads data.max_video_frames parallel.tensor parallel.context
         parallel.pipeline parallel.virtual_pipeline parallel.pipeline_layers optimizer.max_skipped
@@ -44,7 +45,7 @@ RANGES: tuple[Rule, ...] = (
         """data.worker_timeout data.cache_gb data.max_video_mb data.max_megapixels model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr
         optimizer.eps train.timeout_minutes sample.time_shift""",
     ),
-    ("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention data.max_bad_fraction"),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, "data.max_bad_fraction"),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas optimizer.ema_decay sample.history_noise"),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
     ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
@@ -74,29 +75,26 @@ def find_problems(config: Config, world_size: int | None, broken: set[str] | Non
     _check_model(report)
     _check_parallel(report, world_size)
     check_data(report, world_size)
+    for kind in sections.KINDS:
+        if report.sound(f"{kind}.name"):
+            sections.find(kind, value_of(config, f"{kind}.name")).rules(report)
     _check_rest(report)
     return report.lines
 
 
 def _check_values(report: Report) -> None:
     """Each option on its own: known names and ranges."""
-    known = {option.name: option for option in options()}
-    wrong: list[tuple[str, str, str]] = []
-    for name, option in known.items():
-        value = value_of(report.config, name)
+    for option in options(of=report.config):
+        value = value_of(report.config, option.name)
         unknown = [v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices]
         if unknown:
-            wrong.append((name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known"))
+            report.add(option.name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known")
         if value == () and option.default:
-            wrong.append((name, "have at least one entry", f"use for example {to_toml(option.default)}"))
+            report.add(option.name, "have at least one entry", f"use for example {to_toml(option.default)}")
+        if unknown or (value == () and option.default):
+            report.broken.add(option.name)
     for must, holds, names in RANGES:
-        for name in names.split():
-            value = value_of(report.config, name)
-            if report.sound(name) and not all(map(holds, value if isinstance(value, tuple) else (value,))):
-                wrong.append((name, f"be {must}", f"use for example {to_toml(known[name].default)} ({known[name].help})"))
-    for name, must, fix in wrong:
-        report.add(name, must, fix)
-        report.broken.add(name)
+        report.check_range(must, holds, names)
 
 
 def _divisors(*values: int) -> str:
@@ -228,8 +226,6 @@ def _check_guidance(report: Report) -> None:
 
 def _check_rest(report: Report) -> None:
     config = report.config
-    if report.sound("codec.name", "codec.path") and config.codec.name != "tiny" and not config.codec.path:
-        report.add("codec.path", f"name a local folder when codec.name is {config.codec.name}", 'give the VAE\'s folder, or use codec.name="tiny"')
     if report.sound("optimizer.lr", "optimizer.min_lr") and config.optimizer.schedule == "cosine" and config.optimizer.min_lr > config.optimizer.lr:
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
     if report.sound("sample.window", "sample.clips") and config.sample.window <= max(config.sample.clips):

@@ -6,10 +6,8 @@ import importlib.util
 import math
 from pathlib import Path
 
-from ..codec.geometry import expected_geometry
-from ..errors import UserError
-from .derived import dp_size, frame_side
-from .load import show, value_of
+from .derived import dp_size
+from .load import show
 from .problems import Report
 from .schema import Config
 
@@ -38,8 +36,6 @@ def check_data(report: Report, world_size: int | None) -> None:
         report.add("data.clips", f"fit data.frames = {data.frames}", f"use at most {data.frames} clips (every clip has at least one frame)")
     if report.sound("data.frames", "data.min_frames") and data.min_frames > data.frames:
         report.add("data.min_frames", f"not exceed data.frames = {data.frames}", "use 0 for samples of data.frames frames only")
-    if report.sound("codec.name"):
-        _check_frames(report)
     if report.sound("data.source"):
         _check_source(report)
     _check_rows(report, world_size)
@@ -89,27 +85,3 @@ def _check_rows(report: Report, world_size: int | None) -> None:
         replicas = max(1, dp_size(config, world_size))
         if config.train.global_batch_size < replicas:
             report.add("train.global_batch_size", f"be at least the {replicas} data parallel ranks", f"use {replicas} or more")
-
-
-def _check_frames(report: Report) -> None:
-    """Frame sides against the codec's stride, the patch size and the position table."""
-    config, data = report.config, report.config.data
-    try:
-        codec = expected_geometry(config.codec)
-    except UserError as error:
-        report.add("codec.path", "hold a readable VAE", str(error))
-        return
-    if not report.sound("model.patch_size"):
-        return
-    cell = codec.spatial_stride * config.model.patch_size
-    side = frame_side(config)
-    name, unit, why = "data.size_multiple", cell, ""
-    if data.source == "physics":
-        name, unit, why = "data.physics.size", math.lcm(16, cell), " and of 16"
-    if report.sound(name) and value_of(config, name) % unit:
-        must = f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}{why}"
-        report.add(name, must, f"use {value_of(config, name) + -value_of(config, name) % unit}")
-    source = "data.physics.size" if data.source == "physics" else "data.longest_side"
-    if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
-        table = f"model.position_table_size = {config.model.position_table_size}"
-        report.add(source, f"give at most {table} patches of {cell} pixels", f"use at most {cell * config.model.position_table_size}, or a larger table")

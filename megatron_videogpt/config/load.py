@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..errors import UserError
+from . import sections
 from .schema import Config
 
 if sys.version_info >= (3, 11):
@@ -55,14 +56,24 @@ def default_of(item: Field) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
-def options(section: type = Config, prefix: str = "") -> Iterator[Option]:
-    """Every option of the schema in its order, sub-sections after the section they belong to."""
-    hints = get_type_hints(section)
-    for item in sorted(fields(section), key=lambda item: is_dataclass(hints[item.name])):
-        if is_dataclass(hints[item.name]):
-            yield from options(hints[item.name], f"{prefix}{item.name}.")
+def options(section: type = Config, prefix: str = "", of: Config | None = None) -> Iterator[Option]:
+    """Every option of the schema in its order, sub-sections after the section they belong to.
+
+    of: the configuration whose codec and objective are meant; None for the default ones.
+    """
+    kinds = {item.name: _type_of(item, section, None if of is None or prefix else vars(getattr(of, item.name)).get("name")) for item in fields(section)}
+    for item in sorted(fields(section), key=lambda item: is_dataclass(kinds[item.name])):
+        if is_dataclass(kinds[item.name]):
+            yield from options(kinds[item.name], f"{prefix}{item.name}.", of)
         else:
-            yield Option(prefix + item.name, hints[item.name], default_of(item), item.metadata["help"], item.metadata["choices"])
+            known = sections.names(prefix[:-1]) if item.name == "name" and prefix[:-1] in sections.KINDS else item.metadata["choices"]
+            yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
+
+
+def _type_of(item: Field, section: type, name: Any = None) -> Any:
+    """The type of a field of a section; of a section that others own, the one of this name (`sections.find`)."""
+    kind = item.metadata.get("kind")
+    return get_type_hints(section)[item.name] if kind is None else sections.find(kind, name).options
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -162,22 +173,21 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list
 
 
 def _merge(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    hints = get_type_hints(section)
+    kinds = {item.name: _type_of(item, section) for item in fields(section)}
     merged = dict(below)
     for key, value in above.items():
         both_tables = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _merge(hints[key], below[key], value) if both_tables and is_dataclass(hints.get(key)) else value
+        merged[key] = _merge(kinds[key], below[key], value) if both_tables and is_dataclass(kinds.get(key)) else value
     return merged
 
 
 def _build(section: Any, values: dict[str, Any], prefix: str, problems: list[str], broken: set[str]) -> Any:
     """Dict -> dataclass; mistakes go to `problems`, the options they concern to `broken` and keep their defaults."""
-    hints = get_type_hints(section)
     items = {item.name: item for item in fields(section)}
     known: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        kind = hints.get(key)
+        kind = None if key not in items else _type_of(items[key], section, value.get("name") if isinstance(value, dict) else None)
         if kind is None:
             problems.append(_unknown(name, value))
         elif is_dataclass(kind):
@@ -268,7 +278,7 @@ def config_to_toml(config: Config) -> str:
     """A complete TOML file, with the help texts as comments, that `load_config` reads back as an equal `Config`."""
     lines: list[str] = []
     section = ""
-    for option in options():
+    for option in options(of=config):
         prefix, _, leaf = option.name.rpartition(".")
         if prefix != section:
             lines += ["", f"[{prefix}]"]

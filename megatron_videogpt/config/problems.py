@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .load import show, value_of
+from collections.abc import Callable
+from typing import Any
+
+from .load import options, show, to_toml, value_of
 from .schema import Config
 
 
@@ -21,3 +24,12 @@ class Report:
     def add(self, name: str, must: str, fix: str) -> None:
         """One problem of one option."""
         self.lines.append(f"{name} = {show(value_of(self.config, name))}: must {must}; {fix}")
+
+    def check_range(self, must: str, holds: Callable[[Any], bool], names: str) -> None:
+        """Options (each element, of a list) that must be in a range; one that is not counts as wrong from then on."""
+        known = {option.name: option for option in options(of=self.config)}
+        for name in names.split():
+            value = value_of(self.config, name)
+            if self.sound(name) and not all(map(holds, value if isinstance(value, tuple) else (value,))):
+                self.add(name, f"be {must}", f"use for example {to_toml(known[name].default)} ({known[name].help})")
+                self.broken.add(name)

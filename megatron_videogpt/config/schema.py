@@ -1,7 +1,8 @@
 """Every option of the trainer, as frozen dataclasses: one class per TOML section.
 
 Field metadata carries the help text (``help``) that `--help`, the documentation and error messages share.
-Derived values are properties, never stored.  Rules that span options live in `config/check.py`.
+Derived values are properties, never stored.  Rules that span options live in `config/check.py`.  The sections of codec and objective
+belong to those who bring one: `config/sections.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .sections import option, section
+
 SCENES = ("fall", "bounce", "collide", "roll", "pendulum", "dominoes")
 """Scene kinds of the physics generator."""
-
-
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its help text and the names it may take (each element, for a list); lists and dicts of TOML become tuples and fresh dicts."""
-    metadata = {"help": help, "choices": choices}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -48,19 +43,6 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels per head."""
         return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True)
-class CodecConfig:
-    """What turns frames into latents and back."""
-
-    name: str = option(
-        "tiny",
-        "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan (diffusers AutoencoderKLWan)",
-        choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"),
-    )
-    path: str = option("", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny")
-    batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")
 
 
 @dataclass(frozen=True)
@@ -123,14 +105,6 @@ class DataConfig:
     max_megapixels: float = option(36.0, "videos with larger pictures are rejected before a picture is decoded (10^6 pixels; 8K has 33)")
     allow_changed: bool = option(False, "resume although the data set or what samples are made of has changed since; samples may then come twice or not at all")
     physics: PhysicsConfig = field(default_factory=PhysicsConfig, metadata={"help": "the built-in generator"})
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is learned."""
-
-    name: str = option("next_clip_diffusion", "objective; this release has next_clip_diffusion", choices=("next_clip_diffusion",))
-    clean_retention: float = option(0.9, "beta: clean inputs keep a share drawn from [beta, 1] and get noise for the rest (1 = no noise)")
 
 
 @dataclass(frozen=True)
@@ -285,9 +259,9 @@ class Config:
     """A whole run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    codec: CodecConfig = field(default_factory=CodecConfig)
+    codec: Any = section("codec")
     data: DataConfig = field(default_factory=DataConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Any = section("objective")
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..codec.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
+from ..codec.options import CodecConfig
 from ..config.load import config_from_dict
-from ..config.schema import CodecConfig, Config, ModelConfig, TrainConfig
+from ..config.schema import Config, ModelConfig, TrainConfig
 from ..errors import UserError
 from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from ..model.tensors import initial

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..checkpoint.folders import checkpoint_name, checkpoint_root
 from ..codec.build import build_codec
+from ..codec.options import CodecConfig
 from ..config.check import find_problems
 from ..config.load import ConfigError, config_to_toml
-from ..config.schema import CodecConfig, Config, ParallelConfig
+from ..config.schema import Config, ParallelConfig
 from ..errors import UserError
 from ..model.parameters import parameters
 from ..model.tensors import from_hf, shard

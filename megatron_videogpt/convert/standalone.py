@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..codec import geometry
-from ..config.schema import CodecConfig, ModelConfig
+from ..codec.options import CodecConfig
+from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..hub.common import tiny_codec as tiny_module
 

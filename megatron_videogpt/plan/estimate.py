@@ -10,8 +10,9 @@ import math
 from functools import lru_cache
 
 from ..codec.geometry import expected_geometry
+from ..codec.options import CodecConfig
 from ..config.derived import dp_size, frame_side, recomputed_layers, scores_rows_only, stage_layers, typical_frame
-from ..config.schema import CodecConfig, Config
+from ..config.schema import Config
 from ..model.flops import attention_flops, layer_parameters, sharded_parameters, training_flops, unscored_flops
 from ..objective.next_clip.work import Work, expected_work, longest_work, packed
 

@@ -18,11 +18,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import __version__
 from ..config.schema import SampleConfig
 from ..errors import RunError, UserError
 from ..hub.common.sampling_videogpt import Denoiser
 from ..platforms.together import everyone, together
+from ..version import __version__
 from .generate import Model, continue_row, encode
 from .output import Output
 from .prompts import Prompt, Source, read_prompt

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
-from megatron_videogpt.config.schema import CodecConfig, DataConfig
+from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
 from megatron_videogpt.data.shards.dataset import load_index

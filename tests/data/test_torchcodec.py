@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt.codec.geometry import codec_geometry
-from megatron_videogpt.config.schema import CodecConfig, DataConfig
+from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.sources.open import open_source
 from tests.clips import BIRD, CINEPAK, SMALL, SOUND, TRAILER
 

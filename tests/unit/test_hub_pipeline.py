@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.codec.build import build_codec
-from megatron_videogpt.config.schema import CodecConfig
+from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.data.video.decode import resize_frames, to_model_range
 from megatron_videogpt.hub.common.sampling_videogpt import Noise, Settings, continue_videos
 from tests import dense

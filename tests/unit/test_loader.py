@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from megatron_videogpt.codec.build import build_codec
-from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
+from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
 from megatron_videogpt.data.plans import Plans, Sample, SamplePlan, sample_key

@@ -1,0 +1,50 @@
+"""What a configuration must keep to for the sake of its codec."""
+
+from __future__ import annotations
+
+import math
+
+from ..config.derived import frame_side
+from ..config.load import value_of
+from ..config.problems import Report
+from ..config.sections import enter
+from ..errors import UserError
+from .geometry import expected_geometry
+from .options import CodecConfig
+
+
+def check_codec(report: Report) -> None:
+    """The codec's own options, and frames against its stride."""
+    codec = report.config.codec
+    report.check_range("at least 1", lambda v: v >= 1, "codec.batch_size")
+    if report.sound("codec.path") and codec.name != "tiny" and not codec.path:
+        report.add("codec.path", f"name a local folder when codec.name is {codec.name}", 'give the VAE\'s folder, or use codec.name="tiny"')
+    _check_frames(report)
+
+
+def _check_frames(report: Report) -> None:
+    """Frame sides against the codec's stride, the patch size and the position table."""
+    config, data = report.config, report.config.data
+    try:
+        codec = expected_geometry(config.codec)
+    except UserError as error:
+        report.add("codec.path", "hold a readable VAE", str(error))
+        return
+    if not report.sound("model.patch_size"):
+        return
+    cell = codec.spatial_stride * config.model.patch_size
+    side = frame_side(config)
+    name, unit, why = "data.size_multiple", cell, ""
+    if data.source == "physics":
+        name, unit, why = "data.physics.size", math.lcm(16, cell), " and of 16"
+    if report.sound(name) and value_of(config, name) % unit:
+        must = f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}{why}"
+        report.add(name, must, f"use {value_of(config, name) + -value_of(config, name) % unit}")
+    source = "data.physics.size" if data.source == "physics" else "data.longest_side"
+    if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
+        table = f"model.position_table_size = {config.model.position_table_size}"
+        report.add(source, f"give at most {table} patches of {cell} pixels", f"use at most {cell * config.model.position_table_size}, or a larger table")
+
+
+for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan"):
+    enter("codec", name, CodecConfig, check_codec)
