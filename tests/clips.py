@@ -79,7 +79,7 @@ def encode(
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.time_base = 1 / (rate * ticks)
-        # One thread: the same bytes everywhere.
+        # One thread: the same bytes read_on_all_ranks.
         stream.codec_context.thread_count = 1
         tone = container.add_stream(sound, rate=48000) if sound else None
         packets = []

@@ -43,7 +43,7 @@ from megatron_videogpt.data.plans import shortest_video  # noqa: E402
 from megatron_videogpt.data.splits import VideoSplit  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.objective.build import sample_work  # noqa: E402
-from megatron_videogpt.plan.balance import Dealt, measure  # noqa: E402
+from megatron_videogpt.plan.balance import DealingStatistics, measure  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
 MEAN_SECONDS = 8.5
@@ -112,7 +112,7 @@ def cases(options: argparse.Namespace) -> list[tuple[int, int, int, int]]:
     return many + [(stage, max(options.ranks), 1, buckets) for stage in options.stages for buckets in (0, *options.buckets)]
 
 
-def row(stage: int, ranks: int, samples: int, name: str, dealt: Dealt, timed: bool) -> str:
+def row(stage: int, ranks: int, samples: int, name: str, dealt: DealingStatistics, timed: bool) -> str:
     """A line of the table."""
     rows = f"{min(dealt.rows)}" if min(dealt.rows) == max(dealt.rows) else f"{min(dealt.rows)} to {max(dealt.rows)}"
     milliseconds = f"{1e3 * statistics.mean(dealt.seconds):.1f}" if timed else ""

@@ -22,7 +22,7 @@ from megatron_videogpt.config.schema import Config
 from megatron_videogpt.model.flops import component_parameters, training_flops
 from megatron_videogpt.plan.estimate import hardware_flops
 from megatron_videogpt.platforms import Platform
-from megatron_videogpt.train.later import Later, Mark
+from megatron_videogpt.train.async_values import AsyncValue, DeviceEvent
 from megatron_videogpt.train.meter import row_work
 from megatron_videogpt.train.metrics import peak_tflops
 from megatron_videogpt.train.step import train_step
@@ -63,9 +63,9 @@ class Marks:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.spans = device, []  # type: ignore[var-annotated]
-        self.start = self.gradients = self.end = Mark(device)
+        self.start = self.gradients = self.end = DeviceEvent(device)
 
-    def describe(self, before: Mark, result: Timed) -> None:
+    def describe(self, before: DeviceEvent, result: Timed) -> None:
         """Adds the step's seconds; waits for its end.  before: the end of the step before."""
         forward = sum(stop.since(start) for start, stop in self.spans)
         result.step.append(self.end.since(before))
@@ -81,16 +81,16 @@ class Session:
         self.config, self.platform, self.frame, self.options = config, platform, frame, options
         self.chunks, self.optimizer, self.objective = build(config, platform)
         self.current = Marks(platform.device)
-        self.before: Later | None = None
+        self.before: AsyncValue | None = None
         for chunk in self.chunks:
-            chunk.register_forward_pre_hook(lambda *_: self.current.spans.append([Mark(platform.device)]))
-            chunk.register_forward_hook(lambda *_: self.current.spans[-1].append(Mark(platform.device)))
+            chunk.register_forward_pre_hook(lambda *_: self.current.spans.append([DeviceEvent(platform.device)]))
+            chunk.register_forward_hook(lambda *_: self.current.spans[-1].append(DeviceEvent(platform.device)))
             chunk.module.config.finalize_model_grads_func = self._marked(chunk.module.config.finalize_model_grads_func)
 
     def _marked(self, finalize: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> None:
             finalize(*args, **kwargs)
-            self.current.gradients = Mark(self.platform.device)
+            self.current.gradients = DeviceEvent(self.platform.device)
 
         return run
 
@@ -103,10 +103,10 @@ class Session:
         """One step, as the trainer queues it."""
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         shards = [row.shard(*context).to(self.platform.device) for row in rows]
-        self.current.start = Mark(self.platform.device)
+        self.current.start = DeviceEvent(self.platform.device)
         done = train_step(self.chunks, self.optimizer, self.objective, shards, self.config.optimizer.clip_grad, self.limit)
-        self.before = Later(torch.stack([done.norm, done.taken.to(done.norm)]))
-        self.current.end = Mark(self.platform.device)
+        self.before = AsyncValue(torch.stack([done.norm, done.taken.to(done.norm)]))
+        self.current.end = DeviceEvent(self.platform.device)
 
     def limit(self) -> float:
         if self.before is not None:

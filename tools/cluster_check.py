@@ -115,11 +115,12 @@ class Session:
     def step(self, rows: list[Any]) -> tuple[float, float]:
         """One optimizer step -> (loss, gradient norm), the same on every rank."""
         from megatron_videogpt.train.optimizer import set_learning_rate
-        from megatron_videogpt.train.step import describe, reduce_statistics, train_step
+        from megatron_videogpt.train.statistics import named_means, reduce_statistics
+        from megatron_videogpt.train.step import train_step
 
         set_learning_rate(self.optimizer, self.config.optimizer.lr)
         totals, norm, _, _ = train_step(self.chunks, self.optimizer, self.objective, rows, self.config.optimizer.clip_grad)
-        return describe(reduce_statistics(totals).numbers())["loss"], float(norm)
+        return named_means(reduce_statistics(totals).numbers())["loss"], float(norm)
 
     def close(self) -> None:
         """Free the memory and the groups, so that the same processes can take another layout."""

@@ -29,13 +29,13 @@ from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish
 from megatron_videogpt.data.shards.latents import STORED
 from megatron_videogpt.data.sources.datasets import Shards
 from megatron_videogpt.data.sources.open import usable_videos
 from megatron_videogpt.errors import UserError, unusable
 from megatron_videogpt.platforms import activate
-from megatron_videogpt.platforms.together import together
+from megatron_videogpt.platforms.together import fail_together
 
 LOCK = ".encode.lock"
 NAMED = 100_000  # videos left out by their size or length that are named in rejected.jsonl; all are counted
@@ -110,14 +110,14 @@ def prepare(args: argparse.Namespace, rank: int) -> Encoding:
 
 def encode(args: argparse.Namespace, rank: int, world: int) -> str:
     """Encode this process's parts; the line that says what was done (by all processes)."""
-    with together(None, "preparing"):
+    with fail_together(None, "preparing"):
         encoding = prepare(args, rank)
     with ExitStack() as stack:
-        with together(None, "claiming the output folder"):
+        with fail_together(None, "claiming the output folder"):
             if rank == 0:
                 _make(args.output)
                 stack.enter_context(locked(args.output / LOCK, 0, "encoding there"))
-                settle(encoding)
+                claim_output(encoding)
         return _encode(args, encoding, rank, world)
 
 

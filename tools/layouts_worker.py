@@ -105,7 +105,8 @@ def rows_of(session: Session, samples: list[Any]) -> list[Any]:
 def step(session: Session, samples: list[Any]) -> tuple[float, float]:
     """One optimizer step on a global batch -> (loss, gradient norm), the same on every rank."""
     from megatron_videogpt.train.optimizer import set_learning_rate
-    from megatron_videogpt.train.step import describe, reduce_statistics, train_step
+    from megatron_videogpt.train.statistics import named_means, reduce_statistics
+    from megatron_videogpt.train.step import train_step
 
     options = session.config.optimizer
     set_learning_rate(session.optimizer, options.lr)
@@ -113,7 +114,7 @@ def step(session: Session, samples: list[Any]) -> tuple[float, float]:
     assert taken
     if session.average is not None:
         session.average.update(taken)
-    return describe(reduce_statistics(totals).numbers())["loss"], float(norm)
+    return named_means(reduce_statistics(totals).numbers())["loss"], float(norm)
 
 
 def main_parameters(session: Session) -> dict[Any, Tensor]:

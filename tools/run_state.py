@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_videogpt.checkpoint.folders import latest, read_state
+from megatron_videogpt.checkpoint.folders import newest_folder, read_state
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.errors import UserError, exit_code
 
@@ -34,7 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = load_checked(args.file, args.overrides, args.processes)
-        newest = latest(Path(config.train.output))
+        newest = newest_folder(Path(config.train.output))
         step = _step(newest) if newest else 0
     except UserError as error:
         return exit_code(error)

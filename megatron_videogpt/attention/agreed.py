@@ -7,7 +7,7 @@ import torch
 from ..config.schema import Config
 from ..errors import RunError, UserError
 from ..platforms import Platform
-from ..platforms.together import together
+from ..platforms.together import fail_together
 from .choice import WrongHere, candidates, choose
 
 
@@ -25,7 +25,7 @@ def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:
     model = config.model
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     heads = model.num_attention_heads // model.kv_heads
-    with together(None, "choosing an attention backend"):
+    with fail_together(None, "choosing an attention backend"):
         # What a rank has installed it alone knows.
         candidates(config.attention.backend, platform.device.type, dtype, model.head_dim, deterministic=config.attention.deterministic)
     try:

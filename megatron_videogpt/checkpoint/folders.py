@@ -60,7 +60,7 @@ def _whole(path: Path) -> bool:
     return (path / "state.json").is_file()
 
 
-def complete(run: Path) -> list[Path]:
+def complete_folders(run: Path) -> list[Path]:
     """A run's complete checkpoints, oldest first."""
     steps = sorted({step_of(path) for path, rest in _entries(run) if rest in ("", REPLACED)})
     finals = [checkpoint_root(run) / checkpoint_name(step) for step in steps]
@@ -69,9 +69,9 @@ def complete(run: Path) -> list[Path]:
     return [path for path in (next(filter(_whole, three), None) for three in places) if path is not None]
 
 
-def latest(run: Path) -> Path | None:
+def newest_folder(run: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    return next(reversed(complete(run)), None)
+    return next(reversed(complete_folders(run)), None)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def remove(path: Path) -> None:
 
 def prune(run: Path, keep: int, keep_every: int) -> None:
     """Drop all but the newest `keep` checkpoints (0 keeps all) and those of steps that are multiples of `keep_every` (0 for none)."""
-    for path in complete(run)[:-keep] if keep else []:
+    for path in complete_folders(run)[:-keep] if keep else []:
         if not (keep_every and step_of(path) % keep_every == 0):
             remove(path)
 
 
-def clean(run: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Remove what killed runs left under our own names, as far as that is possible; nothing may be being written."""
     for path, rest in _entries(run):
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from ..platforms import compat, compat_saving
 from ..platforms.together import first_error, from_rank_zero, raise_together
 from ..platforms.world import is_rank_zero
 from .average import Average
-from .folders import checkpoint_name, checkpoint_root, clean, latest, partial_of, prune, publish
+from .folders import checkpoint_name, checkpoint_root, newest_folder, partial_of, prune, publish, remove_leftovers
 from .load import sharded_weights
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Saver:
         self.queue: Any = compat_saving.background_calls() if config.checkpoint.async_save else None
         self.writing: tuple[dict[str, Any], Any] | None = None
         if is_rank_zero():
-            clean(self.run)
+            remove_leftovers(self.run)
 
     def save(self, state: dict[str, Any], must: bool, again: bool = False) -> Path | None:
         """Write a checkpoint of step ``state["step"]``; returns its folder, or None when it is still being written or could not be.
@@ -95,7 +95,7 @@ class Saver:
         return first_error(error, self.group, "saving a checkpoint")
 
     def _prepare(self, state: dict[str, Any]) -> None:
-        clean(self.run)
+        remove_leftovers(self.run)
         partial_of(self._folder(state)).mkdir(parents=True)
 
     def _contents(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Saver:
             log.warning("%s; training goes on", text)
 
     def _describe(self, state: dict[str, Any], error: str) -> str:
-        root, before = checkpoint_root(self.run), latest(self.run)
+        root, before = checkpoint_root(self.run), newest_folder(self.run)
         left = f"the newest complete one is {'still ' + before.name if before else 'none yet'}"
         try:
             free = f"{shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**20:.1f} MiB"

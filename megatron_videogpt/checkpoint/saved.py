@@ -19,7 +19,7 @@ from ..config.load import load_config
 from ..config.schema import Config
 from ..errors import RunError
 from ..platforms.together import from_rank_zero, raise_together
-from .folders import complete, latest, read_state, step_of
+from .folders import complete_folders, newest_folder, read_state, step_of
 
 LOOK_AGAIN = (0.0, 0.5, 1.0, 2.0, 3.0, 3.5)
 """Seconds between looks for a folder that rank 0 sees and this rank does not: NFS keeps attributes for some seconds."""
@@ -48,7 +48,7 @@ def find_checkpoint(run: Path, step: int | None = None, group: Any = None) -> Sa
     def choose() -> Path:
         if not run.is_dir():
             raise RunError(f"{run}: no such folder; expected the output folder of a training run")
-        have = {step_of(path): path for path in complete(run)}
+        have = {step_of(path): path for path in complete_folders(run)}
         wanted = max(have, default=None) if step is None else step
         if wanted not in have:
             names = ", ".join(path.name for path in have.values()) or "none"
@@ -62,7 +62,7 @@ def find_checkpoint(run: Path, step: int | None = None, group: Any = None) -> Sa
 
 def newest_checkpoint(run: Path, group: Any = None) -> Saved | None:
     """A run's newest complete checkpoint, or None; as `find_checkpoint`."""
-    return _agreed(lambda: latest(run), group)
+    return _agreed(lambda: newest_folder(run), group)
 
 
 def _agreed(choose: Callable[[], Path | None], group: Any) -> Saved | None:

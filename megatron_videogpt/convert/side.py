@@ -65,7 +65,7 @@ def write_side(run: Path, facts: dict[str, Any], tensors: Sequence[Entry], files
     (folder / "released.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def carry_on(source: Path, run: Path) -> None:
+def copy_side_files(source: Path, run: Path) -> None:
     """Copy ``source/released/`` into a run that starts from its weights, where there is one and the run has none."""
     if not (source / NAME).is_dir() or (run / NAME).exists():
         return

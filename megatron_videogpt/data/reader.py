@@ -23,7 +23,7 @@ SLOTS = 2  # tasks that a process has: one in work, one waiting
 KEPT = 1 << 28  # bytes that a slot keeps between results
 
 
-def work(pipe: Any, payload: bytes) -> None:
+def run_reader(pipe: Any, payload: bytes) -> None:
     """The life of a process."""
     for name in STOP_SIGNALS:
         # Signals are for the trainer, which saves first.
@@ -44,9 +44,9 @@ def work(pipe: Any, payload: bytes) -> None:
         while True:
             slot = slots[(message := pipe.recv_bytes())[0]]
             try:
-                put(slot, (True, run(get(slot))))
+                write_slot(slot, (True, run(read_slot(slot))))
             except Exception as error:  # noqa: BLE001
-                put(slot, (False, _portable(error)))
+                write_slot(slot, (False, _portable(error)))
             pipe.send_bytes(message)
 
 
@@ -75,7 +75,7 @@ def new_slot() -> int:
         return os.dup(file.fileno())
 
 
-def put(memory: int, value: Any) -> None:
+def write_slot(memory: int, value: Any) -> None:
     """Write a value: sizes, pickle, then the bytes of its arrays."""
     arrays: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, 5, buffer_callback=arrays.append)
@@ -88,7 +88,7 @@ def put(memory: int, value: Any) -> None:
             part, place = part[done:], place + done
 
 
-def get(memory: int) -> Any:
+def read_slot(memory: int) -> Any:
     """The value that was written last."""
     (count,) = struct.unpack("<Q", _read(memory, 0, 8))
     sizes = struct.unpack(f"<{count}Q", _read(memory, 8, 8 * count))
@@ -114,7 +114,7 @@ def _read(memory: int, place: int, size: int) -> memoryview:
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
+def children_ignore_signals() -> Iterator[None]:
     """Processes started meanwhile ignore `STOP_SIGNALS`, the fork server too: torchrun and Slurm signal a whole session, and the trainer still needs them."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -73,7 +73,7 @@ class Collection(Protocol):
         """Of a video, for people."""
         ...
 
-    def shares(self, entries: np.ndarray) -> np.ndarray:
+    def holdout_hashes(self, entries: np.ndarray) -> np.ndarray:
         """uint64 hashes that decide who is held out: uniform, and independent of where the data lies."""
         ...
 

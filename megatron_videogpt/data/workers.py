@@ -20,7 +20,7 @@ from multiprocessing import connection, reduction, util
 from typing import Any
 
 from .bad import BadVideo
-from .reader import SLOTS, deaf_children, get, new_slot, put, work
+from .reader import SLOTS, children_ignore_signals, new_slot, read_slot, run_reader, write_slot
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +50,19 @@ class Pool:
             if start is not None:
                 start()
             return
-        self._crew = _Crew(pickle.dumps((run, start), 5), timeout, label)
-        with deaf_children():
-            self._crew.workers = [self._crew.hire() for _ in range(workers)]
-        self._crew.thread.start()
+        self._group = _WorkerGroup(pickle.dumps((run, start), 5), timeout, label)
+        with children_ignore_signals():
+            self._group.workers = [self._group.start_worker() for _ in range(workers)]
+        self._group.thread.start()
         # multiprocessing's own finalizer, because it comes before multiprocessing joins its processes when the program ends.
-        self._end = util.Finalize(self, self._crew.close, exitpriority=100)
+        self._end = util.Finalize(self, self._group.close, exitpriority=100)
 
     def submit(self, number: int, task: Any) -> None:
         """Have a task done; results are kept until somebody waits for them."""
         if self._here is not None:
             self._here[number] = task
         else:
-            self._crew.submit(number, task)
+            self._group.submit(number, task)
 
     def wait(self, number: int) -> Any:
         """The result of a submitted task, once.
@@ -73,7 +73,7 @@ class Pool:
         """
         if self._here is not None:
             return self._run(self._here.pop(number))
-        return self._crew.wait(number)
+        return self._group.wait(number)
 
     def close(self) -> None:
         """End the processes; those that do not listen are killed."""
@@ -110,7 +110,7 @@ class _Worker:
             os.close(memory)
 
 
-class _Crew:
+class _WorkerGroup:
     """The processes of a pool and the thread that serves them; knows nothing of the pool, which can so be forgotten."""
 
     def __init__(self, payload: bytes, timeout: float, label: Callable[[Any], str]) -> None:
@@ -125,7 +125,7 @@ class _Crew:
         self.results: dict[int, tuple[bool, Any]] = {}
         self.failure: BaseException | None = None
         self.closing = False
-        self.ear, self.bell = self.context.Pipe(duplex=False)
+        self.wake_receiver, self.wake_sender = self.context.Pipe(duplex=False)
         self.thread = threading.Thread(target=self.serve, name="reader pool", daemon=True)
 
     def submit(self, number: int, task: Any) -> None:
@@ -134,7 +134,7 @@ class _Crew:
             self.queue.append((number, task))
             # A pipe full of calls would stop this thread, so there is one for all that came together.
             if len(self.queue) == 1 and not self.closing:
-                self.bell.send_bytes(b"!")
+                self.wake_sender.send_bytes(b"!")
 
     def wait(self, number: int) -> Any:
         """See `Pool.wait`."""
@@ -154,10 +154,10 @@ class _Crew:
         """Deal tasks and collect results until the pool closes."""
         try:
             while not self.closing:
-                self.deal()
-                for ready in connection.wait([self.ear, *(worker.pipe for worker in self.workers)], self.next_deadline()):
-                    if ready is self.ear:
-                        self.ear.recv_bytes()
+                self.assign_tasks()
+                for ready in connection.wait([self.wake_receiver, *(worker.pipe for worker in self.workers)], self.next_deadline()):
+                    if ready is self.wake_receiver:
+                        self.wake_receiver.recv_bytes()
                         continue
                     self.receive(next(worker for worker in self.workers if worker.pipe is ready))
                 self.replace_stuck()
@@ -166,7 +166,7 @@ class _Crew:
                 self.failure = error
                 self.changed.notify_all()
 
-    def deal(self) -> None:
+    def assign_tasks(self) -> None:
         """Give waiting tasks to the processes with the fewest."""
         while True:
             worker = min((worker for worker in self.workers if worker.free), key=lambda worker: len(worker.tasks), default=None)
@@ -176,7 +176,7 @@ class _Crew:
                 number, task = self.queue.popleft()
             slot = worker.free[-1]
             try:
-                put(worker.slots[slot], task)
+                write_slot(worker.slots[slot], task)
             except Exception as error:  # noqa: BLE001
                 self.finish(number, False, error)
                 continue
@@ -202,7 +202,7 @@ class _Crew:
             worker.ready, self.failed = True, 0
             return
         number, _, slot = worker.tasks.popleft()
-        self.finish(number, *get(worker.slots[slot]))
+        self.finish(number, *read_slot(worker.slots[slot]))
         worker.free.append(slot)
 
     def finish(self, number: int, good: bool, value: Any) -> None:
@@ -254,13 +254,13 @@ class _Crew:
             self.queue.extendleft((number, task) for number, task, _ in reversed(worker.tasks))
         self.workers.remove(worker)
         worker.end(0)
-        self.workers.append(self.hire())
+        self.workers.append(self.start_worker())
 
-    def hire(self) -> _Worker:
+    def start_worker(self) -> _Worker:
         """Start a process; it says when it is ready."""
         slots = [new_slot() for _ in range(SLOTS)]
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=work, args=(theirs, self.payload), daemon=True)
+        process = self.context.Process(target=run_reader, args=(theirs, self.payload), daemon=True)
         process.start()
         theirs.close()
         # One that died at once is noticed when its pipe is read.
@@ -274,7 +274,7 @@ class _Crew:
         with self.changed:
             self.closing = True
             self.changed.notify_all()
-        self.bell.send_bytes(b"!")
+        self.wake_sender.send_bytes(b"!")
         if threading.current_thread() is not self.thread:
             self.thread.join()
         for worker in self.workers:
@@ -283,5 +283,5 @@ class _Crew:
         for worker in self.workers:
             worker.end(max(0.0, limit - time.monotonic()))
         self.workers.clear()
-        self.ear.close()
-        self.bell.close()
+        self.wake_receiver.close()
+        self.wake_sender.close()

@@ -19,7 +19,7 @@ def megatron_options(policy: str, count: int) -> dict[str, Any]:
     if policy == "full" and count:
         return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": count}
     if policy in ("selective", "mlp"):
-        compat.let_outputs_be_dropped()
+        compat.allow_dropping_outputs()
         return {"recompute_granularity": "selective", "recompute_modules": ["layernorm"]}
     return {}
 

@@ -15,7 +15,7 @@ from .fused import split_rotary
 Output = tuple[Tensor, "Tensor | None"]
 
 
-class Scored(NamedTuple):
+class ScoredRows(NamedTuple):
     """The rows of a packed row of L tokens that reach the head.
 
     rows: int64 ``[n]``, ascending; place: int32 ``[L]``, where in them each row is, or -1; intervals: int32 ``[n, 4]``, theirs.
@@ -26,11 +26,11 @@ class Scored(NamedTuple):
     intervals: Tensor
 
 
-def scored(rows: Tensor, intervals: Tensor) -> Scored:
-    """`Scored` of row numbers int64 ``[n]`` and the intervals ``[L, 4]`` of all rows."""
+def scored_rows(rows: Tensor, intervals: Tensor) -> ScoredRows:
+    """`ScoredRows` of row numbers int64 ``[n]`` and the intervals ``[L, 4]`` of all rows."""
     place = torch.full((len(intervals),), -1, dtype=torch.int32, device=rows.device)
     place[rows] = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-    return Scored(rows, place, intervals.index_select(0, rows))
+    return ScoredRows(rows, place, intervals.index_select(0, rows))
 
 
 class RotaryAttention(SelfAttention):
@@ -49,15 +49,15 @@ class RotaryAttention(SelfAttention):
         self.first_query = self.tp_group.rank() % sharing * self.own_queries
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, packed_seq_params: Scored | Row | None = None, **unused: Any
+        self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, packed_seq_params: ScoredRows | Row | None = None, **unused: Any
     ) -> Output:
         """hidden ``[l, 1, D]``, intervals int32 ``[L, 4]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no bias).
 
-        The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`), where there is a `Scored`;
+        The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`), where there is a `ScoredRows`;
         megatron-core passes that through untouched, as it does packed sequences' lengths, and a cache's `Row` as well, which is for all layers.
         """
         cached = packed_seq_params if isinstance(packed_seq_params, Row) else None
-        chosen = packed_seq_params if self.last and isinstance(packed_seq_params, Scored) else None
+        chosen = packed_seq_params if self.last and isinstance(packed_seq_params, ScoredRows) else None
         rows, place = (None, None) if chosen is None else (chosen.rows, chosen.place)
         joint, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
         cut = joint[:, 0].unflatten(-1, (-1, self.hidden_size_per_attention_head))

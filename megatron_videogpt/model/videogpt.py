@@ -21,7 +21,7 @@ from .cache import Row
 from .init import mark_shards
 from .layers import decoder_spec, transformer_config
 from .rope import angles, inverse_frequencies
-from .self_attention import Scored, scored
+from .self_attention import ScoredRows, scored_rows
 
 End = Callable[[ModelConfig, int, torch.dtype, torch.device], nn.Module]
 """`end(model, channels, dtype, device)`: what stands before the decoder, or behind it."""
@@ -90,9 +90,9 @@ class VideoGPT(MegatronModule):
             hidden = self.embedding(inputs)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
-        chosen: Scored | None = None
+        chosen: ScoredRows | None = None
         if self.scored_only and torch.is_grad_enabled():
-            chosen = scored(inputs.noisy_rows, inputs.intervals)
+            chosen = scored_rows(inputs.noisy_rows, inputs.intervals)
         # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at nothing in it itself.
         packed: Any = chosen if cached is None else cached
         turns = angles(inputs.positions, self.frequencies)

@@ -13,7 +13,7 @@ from ..data.plans import Plans
 
 
 @dataclass
-class Dealt:
+class DealingStatistics:
     """Several steps of one dealing.  Lists have one entry a step.
 
     tokens, padded: in all rows, without and with padding; lengths: distinct row lengths of all steps; rows: of each rank; imbalance: largest over mean cost
@@ -68,13 +68,13 @@ def in_order(plans: Plans, tokens: np.ndarray, ranks: int, budget: int, ladder: 
     return StepPlan(plans, tuple(tuple(Row(tuple(row), length) for row, length in zip(*pair)) for pair in zip(shares, lengths)))
 
 
-def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[Dealt, Dealt]:
+def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[DealingStatistics, DealingStatistics]:
     """(as configured, naive) dealing of the steps with these numbers."""
     config, work, weights = planner.config, planner.work, planner.weights
     batch, budget = config.train.global_batch_size, config.data.pack_tokens
     # Naive dealing does not sort samples into buckets either.
     plain = StepPlanner(planner.split, planner.seed, replace(config, data=replace(config.data, cost_buckets=0)), work, planner.dp_size)
-    configured, naive = Dealt(), Dealt()
+    configured, naive = DealingStatistics(), DealingStatistics()
     for number in steps:
         began = time.thread_time()
         step = planner.step(number * batch)

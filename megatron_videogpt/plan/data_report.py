@@ -21,7 +21,7 @@ from ..data.plans import Plans
 from ..data.sources.open import Source, open_source
 from ..data.splits import Mixture, Split, VideoSplit
 from ..objective.build import sample_work
-from .balance import Dealt, measure
+from .balance import DealingStatistics, measure
 from .report import table_of
 
 STEPS = 50
@@ -106,7 +106,7 @@ def _sequences_table(plans: Plans, work: SampleWork) -> Table:
     return table
 
 
-def _rows_table(config: Config, configured: Dealt, naive: Dealt, ranks: int) -> Table:
+def _rows_table(config: Config, configured: DealingStatistics, naive: DealingStatistics, ranks: int) -> Table:
     batch, budget = config.train.global_batch_size, config.data.pack_tokens
     kind = f"rows of at most {budget:,} tokens" if budget else f"{config.train.micro_batch_size} samples a row"
     title = f"Rows of {len(configured.rows)} steps: {batch} samples on {ranks} data parallel rank{'s' * (ranks > 1)}, {kind}"
@@ -133,7 +133,7 @@ def _span(values: Iterable[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def advice(config: Config, dealt: Dealt, longest: int) -> str:
+def advice(config: Config, dealt: DealingStatistics, longest: int) -> str:
     """One line: what to change where padding or imbalance is above 3 %.  longest: tokens of the longest sample."""
     data = config.data
     imbalance, bound = statistics.mean(dealt.imbalance), statistics.mean(dealt.bound)

@@ -19,7 +19,7 @@ FUSED = ("cpu", "cuda")
 """Device types whose fused AdamW is known to obey `found_inf` and `grad_scale` in the kernel."""
 
 
-def let_outputs_be_dropped() -> None:
+def allow_dropping_outputs() -> None:
     """Make `CheckpointWithoutOutput` work without Transformer Engine: it takes its own default, False, for "fp8 is on" and then looks for that package."""
     from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 

@@ -130,9 +130,9 @@ def _redirect_cuda_module() -> None:
     torch.cuda.nvtx.range_pop = lambda *args: None
 
 
-def _as_it_is(function: Any = None, *args: Any, **kwargs: Any) -> Any:
+def _unchanged(function: Any = None, *args: Any, **kwargs: Any) -> Any:
     """`torch.compile` and `torch.compiler.disable`, called and as decorators, with arguments or without."""
-    return function if callable(function) else _as_it_is
+    return function if callable(function) else _unchanged
 
 
 def _leave_uncompiled() -> None:
@@ -140,7 +140,7 @@ def _leave_uncompiled() -> None:
 
     megatron-core decorates with `torch.compile`; torch itself imports the compiler only to tell it what not to compile.
     """
-    torch.compile = torch.compiler.disable = _as_it_is  # type: ignore[assignment]
+    torch.compile = torch.compiler.disable = _unchanged  # type: ignore[assignment]
     for method in vars(torch.optim.Optimizer).values():
         # torch._disable_dynamo asks the function that it wraps for this attribute before it imports the compiler.
         if (wrapped := getattr(method, "__wrapped__", None)) is not None:

@@ -24,8 +24,8 @@ class Failure(NamedTuple):
 
 
 @contextlib.contextmanager
-def together(group: Any, doing: str) -> Iterator[None]:
-    """A block that every rank of the run leaves, or none; a collective of all ranks at its end.  See `everyone`.
+def fail_together(group: Any, doing: str) -> Iterator[None]:
+    """A block that every rank of the run leaves, or none; a collective of all ranks at its end.  See `gather_results`.
 
     Within it there may be collectives only among ranks that fail together.
     """
@@ -34,10 +34,10 @@ def together(group: Any, doing: str) -> Iterator[None]:
         yield
     except Exception as problem:  # noqa: BLE001  (raised again, here or on all ranks)
         error = problem
-    gather(None, error, group, doing)
+    gather_outcomes(None, error, group, doing)
 
 
-def everyone(action: Callable[[], T], group: Any, doing: str) -> list[T]:
+def gather_results(action: Callable[[], T], group: Any, doing: str) -> list[T]:
     """What `action` gives on every rank, in their order; a collective of all ranks, for small results.
 
     group: of all ranks, or None for the default one; doing: what the action is, for messages.
@@ -53,11 +53,11 @@ def everyone(action: Callable[[], T], group: Any, doing: str) -> list[T]:
         result = action()
     except Exception as problem:  # noqa: BLE001  (raised again, here or on all ranks)
         error = problem
-    return gather(result, error, group, doing)
+    return gather_outcomes(result, error, group, doing)
 
 
-def gather(result: Any, error: BaseException | None, group: Any, doing: str) -> list[Any]:
-    """`everyone`, of an action that has ended."""
+def gather_outcomes(result: Any, error: BaseException | None, group: Any, doing: str) -> list[Any]:
+    """`gather_results`, of an action that has ended."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         if error is not None:
             raise error
@@ -91,22 +91,22 @@ def _end(failures: list[Failure], error: BaseException | None, doing: str) -> No
 
 
 def from_rank_zero(decide: Callable[[], T], group: Any, doing: str) -> T:
-    """What `decide` gives on rank 0, on every rank; raises as `everyone`; a collective of all ranks.
+    """What `decide` gives on rank 0, on every rank; raises as `gather_results`; a collective of all ranks.
 
     For whatever ranks may see differently, such as a shared file system.
     """
     speaks = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    return everyone(lambda: decide() if speaks else None, group, doing)[0]  # type: ignore[return-value]
+    return gather_results(lambda: decide() if speaks else None, group, doing)[0]  # type: ignore[return-value]
 
 
 def first_error(error: str, group: Any, doing: str) -> str:
     """The first rank's error message that is not empty, the same on every rank; a collective."""
-    return next(filter(None, everyone(lambda: error, group, doing)), "")
+    return next(filter(None, gather_results(lambda: error, group, doing)), "")
 
 
 def raise_together(error: str, group: Any, doing: str) -> None:
     """Raise RunError on every rank if some rank has an `error`, naming the ranks unless all have the same; a collective."""
-    errors = everyone(lambda: error, group, doing)
+    errors = gather_results(lambda: error, group, doing)
     found = {text: [rank for rank, other in enumerate(errors) if other == text] for text in dict.fromkeys(errors) if text}
     named = [text if len(ranks) == len(errors) else f"{name_ranks(ranks)} of {len(errors)}: {text}" for text, ranks in found.items()]
     if named:

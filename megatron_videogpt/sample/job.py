@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..config.schema import SampleConfig
 from ..errors import RunError, UserError
 from ..hub.common.sampling_videogpt import Denoiser
-from ..platforms.together import everyone, together
+from ..platforms.together import fail_together, gather_results
 from ..version import __version__
 from .generate import Model, continue_row, encode
 from .output import Output
@@ -108,7 +108,7 @@ class Job:
         prompts = [prompt for _, prompt in row]
         histories = encode(self.model, prompts)
         with ExitStack() as open_files:
-            with together(None, "opening the output"):
+            with fail_together(None, "opening the output"):
                 outputs = [open_files.enter_context(self._output(bases, prompt, given)) for prompt, given in zip(prompts, histories)] if is_first() else []
             for clips in continue_row(self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, decode=is_first()):
                 for output, clip in zip(outputs, clips):
@@ -180,7 +180,7 @@ def _alike(source: Source, read: Callable[[], tuple[Prompt | None, str]]) -> tup
         prompt, problem = read()
         return hashlib.blake2b(b"" if prompt is None else prompt.condition.tobytes()).digest(), problem
 
-    told = everyone(digest, None, f"reading {source}")
+    told = gather_results(digest, None, f"reading {source}")
     failed = [(rank, text) for rank, (_, text) in enumerate(told) if text]
     remedy = "put it where all of them see the same file"
     if 0 < len(failed) < len(told):

@@ -17,7 +17,7 @@ from ..data.plans import Sample
 from ..errors import PeerFailed, one_line
 from ..objective.base import Objective
 from ..platforms import world
-from ..platforms.together import Failure, gather
+from ..platforms.together import Failure, gather_outcomes
 from ..sequence.row import Inputs
 
 
@@ -55,7 +55,7 @@ def host_group(timeout_minutes: float) -> Any:
     return groups[mine]
 
 
-def aside(device: torch.device) -> Callable[[], Any]:
+def side_stream(device: torch.device) -> Callable[[], Any]:
     """Contexts in which work on `device` does not queue behind a training step, so that a codec's latents come at once."""
     if device.type == "cpu":
         return contextlib.nullcontext
@@ -64,7 +64,7 @@ def aside(device: torch.device) -> Callable[[], Any]:
     return lambda: module.stream(stream)
 
 
-def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None) -> tuple[list[Sample], Any]:
+def broadcast_samples(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None) -> tuple[list[Sample], Any]:
     """`read()` on the reading rank: its samples (without pixels, on the CPU) and what it says of them on all ranks that share them.
 
     What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of it
@@ -111,18 +111,18 @@ def share(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.dev
 class StepData:
     """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were rejected, by kind.
 
-    everywhere: whether every rank has read its part; waits for the slowest.  Where one could not, `explain` raises on all of
-    them, a collective (see `together.everyone`).
+    read_on_all_ranks: whether every rank has read its part; waits for the slowest.  Where one could not, `raise_failure` raises on all of
+    them, a collective (see `together.gather_results`).
     """
 
     samples: list[Sample]
     rows: list[Inputs]
     rejected: dict[str, int]
-    everywhere: Callable[[], bool] = lambda: True
-    explain: Callable[[], Any] = lambda: None
+    read_on_all_ranks: Callable[[], bool] = lambda: True
+    raise_failure: Callable[[], Any] = lambda: None
 
 
-def told(read: Callable[[], StepData], group: Any, control: Any, doing: str) -> StepData:
+def read_with_status(read: Callable[[], StepData], group: Any, control: Any, doing: str) -> StepData:
     """`read()`, and to all ranks whether that went well, in the background.
 
     group: of all ranks on CPU tensors, in which nothing else happens; control: another one, for the thread that uses the data.
@@ -136,11 +136,11 @@ def told(read: Callable[[], StepData], group: Any, control: Any, doing: str) -> 
     anyone = torch.tensor(int(failed is not None))
     work = torch.distributed.all_reduce(anyone, op=torch.distributed.ReduceOp.MAX, group=group, async_op=True)
 
-    def everywhere() -> bool:
+    def read_on_all_ranks() -> bool:
         work.wait()
         return not anyone.item()
 
-    return replace(data, everywhere=everywhere, explain=lambda: gather(None, failed, control, doing))
+    return replace(data, read_on_all_ranks=read_on_all_ranks, raise_failure=lambda: gather_outcomes(None, failed, control, doing))
 
 
 def step_data(loader: Loader | None, group: Any, objective: Objective) -> StepData:
@@ -153,7 +153,7 @@ def step_data(loader: Loader | None, group: Any, objective: Objective) -> StepDa
         note = [(len(row.samples), row.length) for row in rows], dict(loader.rejections.counts - before)
         return [sample for row in rows for sample in row.samples], note
 
-    samples, (shapes, rejected) = share(read if loader is not None else None, torch.device("cpu"), [group])
+    samples, (shapes, rejected) = broadcast_samples(read if loader is not None else None, torch.device("cpu"), [group])
     rest = iter(samples)
     rows = [objective.prepare(list(itertools.islice(rest, count)), length) for count, length in shapes]
     return StepData([sample for sample in samples if sample.scored], rows, rejected)

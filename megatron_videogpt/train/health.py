@@ -20,7 +20,7 @@ REMEMBERED = 50
 """Gradient norms of taken steps that a spike is measured against, and how few are too few: half of them."""
 
 
-class Gate:
+class NormGate:
     """Which gradient norm a step may have, by those of the steps before; all ranks share them, and so all decide alike.
 
     norms: of the last taken steps, oldest first; skipped: steps skipped in a row.  Both belong to the run's state.
@@ -36,7 +36,7 @@ class Gate:
             return math.inf
         return self.options.spike_factor * statistics.median(self.norms)
 
-    def note(self, norm: float, taken: bool, scored: bool = True) -> None:
+    def record(self, norm: float, taken: bool, scored: bool = True) -> None:
         """Remember a step.  scored: whether anything in it was; where nothing was, it says nothing about the model's health, and is passed over."""
         if taken:
             self.norms = [*self.norms, norm][-REMEMBERED:]
@@ -68,7 +68,7 @@ def record_skipped(run: Path, step: int, norm: float, limit: float, samples: lis
         file.write(json.dumps(line) + "\n")
 
 
-class Agreement:
+class AnyRank:
     """Whether any rank asked to stop, one step later: the answer travels while the next step works.
 
     group: of all ranks, on CPU tensors, so that no device waits.

@@ -13,10 +13,10 @@ from ..plan.estimate import hardware_flops
 from ..platforms import Platform
 from ..sequence.intervals import attended_pairs
 from ..sequence.row import Inputs
+from .async_values import AsyncReduction, AsyncValue
 from .feed import is_reader
-from .later import Later, OverRanks
 from .metrics import peak_tflops
-from .step import Statistics, describe, ordered, reduce_statistics
+from .statistics import Statistics, flat_numbers, named_means, reduce_statistics
 
 
 class RowWork(NamedTuple):
@@ -41,10 +41,10 @@ class Interval:
     the peak, of the rank that has most.
     """
 
-    statistics: Later
+    statistics: AsyncValue
     before: list[float]
-    work: OverRanks
-    largest: OverRanks
+    work: AsyncReduction
+    largest: AsyncReduction
     steps: int
 
 
@@ -82,16 +82,16 @@ class Meter:
         assert self.totals is not None
         reduced = reduce_statistics(self.totals)
         # The ranks that share samples did the same work together: one of them counts it.
-        work = OverRanks(list(self.work) if is_reader() else [0] * len(self.work), self.group)
-        largest = OverRanks([round(self.waited * 1e6), self.platform.memory_peak()], self.group, largest=True)
-        interval = Interval(Later(reduced.losses, reduced.frames), self.state.pending, work, largest, self.steps)
+        work = AsyncReduction(list(self.work) if is_reader() else [0] * len(self.work), self.group)
+        largest = AsyncReduction([round(self.waited * 1e6), self.platform.memory_peak()], self.group, largest=True)
+        interval = Interval(AsyncValue(reduced.losses, reduced.frames), self.state.pending, work, largest, self.steps)
         self.state.pending = [0.0] * len(self.state.pending)
         self._clear()
         return interval
 
     def describe(self, interval: Interval, seconds: float) -> dict[str, float]:
         """Means of an interval that took so long, over all ranks."""
-        named = describe([a + b for a, b in zip(interval.before, ordered(interval.statistics.numbers()))])
+        named = named_means([a + b for a, b in zip(interval.before, flat_numbers(interval.statistics.numbers()))])
         tokens, pairs, *unscored = interval.work.numbers()
         work = tokens, pairs, (unscored[0], unscored[1])
         waited, memory = interval.largest.numbers()

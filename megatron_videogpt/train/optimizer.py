@@ -11,7 +11,6 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from torch import Tensor
 
 from ..config.schema import Config, OptimizerConfig
 from ..model.videogpt import VideoGPT
@@ -101,34 +100,3 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
     """Give every parameter group its rate for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-@torch.no_grad()
-def gradient_norm(optimizer: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's frames are not 0: bool ``[]``), the same on every rank.
-
-    `prepare_grads` comes before.  frames: int64 ``[]``, scored on this rank; they travel with the norm.  megatron-core's own norm is a number, for which
-    the host waits; the sum of squares is float32, as there.
-    """
-    parts = optimizer.chained_optimizers
-    grads = [grad for part in parts for grad in compat.gradients(part)]
-    squares = torch.stack(torch._foreach_norm(grads)).norm().square() if grads else torch.zeros((), device=parts[0].get_loss_scale().device)
-    sums = torch.stack([squares, (frames > 0).to(squares)])
-    torch.distributed.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
-    return sums[0].sqrt(), sums[1] > 0
-
-
-def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One update from the reduced gradients -> (their norm: float32 ``[]``, whether it was taken and whether anything was scored: bool ``[]``).
-
-    All are on the device and the same on every rank.  megatron-core's own `step` in its parts.  The device decides: a norm that is not finite or above
-    `limit`, or a step in which no rank scored a frame, leaves weights and optimizer as they are: without a gradient, momentum and weight decay would
-    still move the weights.
-    clip: largest norm, scaled down to ``clip * norm / (norm + 1e-6)`` as megatron-core does; 0 for none.  frames: int64 ``[]``, scored on this rank.
-    """
-    optimizer.prepare_grads()
-    norm, scored = gradient_norm(optimizer, frames)
-    taken = norm.isfinite() & (norm <= limit) & scored
-    scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
-    compat.take_step(optimizer, taken, scale)
-    return norm, taken, scored

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..data.bad import REASONS, record, recorded
 from ..platforms.world import is_rank_zero
+from .async_values import AsyncReduction
 from .feed import is_reader
-from .later import OverRanks
 from .metrics import MetricsWriter
 
 KINDS = tuple(REASONS)
@@ -31,18 +31,18 @@ class RejectedCounts:
         if is_reader():
             self._mine = [mine + counts.get(kind, 0) for mine, kind in zip(self._mine, KINDS)]
 
-    def send(self) -> OverRanks:
+    def start_sum(self) -> AsyncReduction:
         """Sum what was added since the last call over all ranks, in the background; a collective."""
         counts, self._mine = self._mine, [0] * len(KINDS)
-        return OverRanks(counts, self.group)
+        return AsyncReduction(counts, self.group)
 
-    def receive(self, sent: OverRanks) -> None:
+    def finish_sum(self, sent: AsyncReduction) -> None:
         """Add what was sent to the total; waits until it is there."""
         for kind, count in zip(KINDS, sent.numbers()):
             if count:
                 self.total[kind] = self.total.get(kind, 0) + count
 
-    def named(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The total as metrics: the kinds that were found."""
         return {f"rejected/{kind}": float(count) for kind, count in self.total.items()}
 

@@ -21,7 +21,7 @@ from ..codec.build import build_codec
 from ..config.check import check_config
 from ..config.load import config_to_toml
 from ..config.schema import Config
-from ..convert.side import carry_on
+from ..convert.side import copy_side_files
 from ..data.packing import StepPlanner
 from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
@@ -32,17 +32,17 @@ from ..objective.base import Objective
 from ..objective.build import build_network, build_objective, sample_work
 from ..plan.memory import resolve_recompute
 from ..platforms import Platform, activate, world
-from ..platforms.together import everyone, from_rank_zero, raise_together, together
+from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together
 from .feed import is_reader
 from .optimizer import build_optimizer, wrap
-from .step import NOISE_BINS
+from .statistics import NOISE_BINS
 
 
 @dataclass
 class State:
     """Where the run is: all that a checkpoint must know beside tensors.
 
-    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken; norms, skipped: of `health.Gate`;
+    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken; norms, skipped: of `health.NormGate`;
     data: fingerprint of what the order and content of samples follow from; rejected: samples that could not be read, by kind.
     """
 
@@ -112,11 +112,11 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     world.start(platform, config.parallel, config.train.timeout_minutes)
     control = world.control_group(config.train.timeout_minutes)
     phase("opening the data")
-    with together(control, "loading the codec"):
+    with fail_together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
     _check_same_codec(config, codec, control)
     config = _with_recompute(config, codec.channels, platform, control)
-    with together(control, "opening the data"):
+    with fail_together(control, "opening the data"):
         source = open_source(config.data, codec) if is_reader() else None
     phase("building the model")
     model = wrap(config, build_model(config, codec.channels, platform))
@@ -153,7 +153,7 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
         work = sample_work(config, codec)
         return StepPlanner(source.train, config.train.seed, config, work, parallel_state.get_data_parallel_world_size()).fingerprint
 
-    seen = everyone(fingerprint, control, "planning the steps")
+    seen = gather_results(fingerprint, control, "planning the steps")
     found = sorted({fingerprint for fingerprint in seen if fingerprint is not None})
     if len(found) > 1:
         raise RunError(
@@ -190,7 +190,7 @@ def _restore(run: Run) -> None:
         run.optimizer.reload_model_params()
         if run.average is not None:
             run.average.restart()
-        from_rank_zero(lambda: carry_on(saved.run, run.output), run.control, "copying what travels along")
+        from_rank_zero(lambda: copy_side_files(saved.run, run.output), run.control, "copying what travels along")
     if world.is_rank_zero():
         print(f"{'resumed from' if resumes else 'weights from'} {saved.path}", flush=True)
 
@@ -205,6 +205,6 @@ def _record(run: Run) -> None:
 
 def _check_same_codec(config: Config, codec: Codec, control: Any) -> None:
     """Raise RunError on every rank where some encode with another codec than the others; a collective."""
-    mine, first = codec.fingerprint, everyone(lambda: codec.fingerprint, control, "comparing codecs")[0]
+    mine, first = codec.fingerprint, gather_results(lambda: codec.fingerprint, control, "comparing codecs")[0]
     other = f"codec.path = {config.codec.path}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node needs the same codec"
     raise_together("" if mine == first else other, control, "comparing codecs")

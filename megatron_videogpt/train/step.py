@@ -1,10 +1,12 @@
-"""One optimizer step, and one validation pass, through megatron-core's schedules."""
+"""One optimizer step, to be read from top to bottom: forward, loss and backward of every micro-batch, the gradient's norm, the decision, the update.
+
+All of it is queued on the device; the host waits for nothing.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,67 +17,37 @@ from torch import Tensor
 from ..objective.base import Objective
 from ..platforms import compat
 from ..sequence.row import Inputs
-from .optimizer import update
-
-NOISE_BINS = 5
-"""Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
+from .statistics import Statistics, empty_statistics, statistics
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Sums on the device, so that micro-batches, steps and ranks add up.
+class Step(NamedTuple):
+    """What became of an optimizer step, on the device, which may still be at work on it.
 
-    losses: float32 ``[1 + bins]``, the sum of the loss, then that of each noise bin; frames: int64 ``[1 + bins]``, how many these are.  Not float64,
-    which Ascend's collectives refuse.
+    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float32 ``[]``; taken: bool ``[]``; scored: bool ``[]``,
+    whether any sample on any rank could be read.  But for the totals, the same on every rank.
     """
 
-    losses: Tensor
-    frames: Tensor
-
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.losses + other.losses, self.frames + other.frames)
-
-    def only_if(self, taken: Tensor) -> Statistics:
-        """These if `taken`, a bool ``[]`` on the device; else zeros."""
-        return Statistics(self.losses.masked_fill(~taken, 0.0), self.frames.masked_fill(~taken, 0))
-
-    def numbers(self) -> list[float]:
-        """On the host, which waits for them: see `ordered`."""
-        return ordered([*self.losses.tolist(), *self.frames.tolist()])
+    totals: Statistics
+    norm: Tensor
+    taken: Tensor
+    scored: Tensor
 
 
-def ordered(numbers: list[float]) -> list[float]:
-    """Losses and frames of `Statistics` in a row -> loss sum, frames, then the loss sums and then the frames of the noise bins, as in ``state.json``."""
-    losses, frames = numbers[: 1 + NOISE_BINS], numbers[1 + NOISE_BINS :]
-    return [losses[0], float(frames[0]), *losses[1:], *map(float, frames[1:])]
+def train_step(
+    chunks: list[Any], optimizer: Any, objective: Objective, rows: list[Inputs], clip: float = 1.0, limit: Callable[[], float] = lambda: math.inf
+) -> Step:
+    """Queue one optimizer step over this rank's micro-batches on the device.
 
-
-def statistics(total: Tensor, count: int, per_frame: Tensor, inputs: Inputs) -> Statistics:
-    """Of one row, or of a shard of one: its loss, frames and loss per frame as the objective gives them."""
-    place = (inputs.timestep * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-    # Not index_add, which adds in another order, and so to other last digits, in every run on a GPU.
-    other = place != torch.arange(NOISE_BINS, device=place.device)[:, None]
-    # A later shard of a row adds to the loss of frames that the first one counts.
-    losses = per_frame.detach().float().expand(other.shape).masked_fill(other, 0.0).sum(dim=1)
-    frames = inputs.counted.long().expand(other.shape).masked_fill(other, 0).sum(dim=1)
-    whole = torch.full((1,), count, dtype=torch.int64, device=total.device)
-    return Statistics(torch.cat([total.detach().float().view(1), losses]), torch.cat([whole, frames]))
-
-
-def empty_statistics(device: torch.device) -> Statistics:
-    """`statistics` of nothing."""
-    zeros = torch.zeros(1 + NOISE_BINS, device=device)
-    return Statistics(zeros, zeros.long())
-
-
-def describe(numbers: list[float]) -> dict[str, float]:
-    """Summed `Statistics.numbers` as named means; what no frame counts to is left out."""
-    named = {"loss": numbers[0] / numbers[1]} if numbers[1] else {}
-    sums, counts = numbers[2 : 2 + NOISE_BINS], numbers[2 + NOISE_BINS :]
-    for place, (loss, frames) in enumerate(zip(sums, counts)):
-        if frames:
-            named[f"loss_t{place / NOISE_BINS:.1f}-{(place + 1) / NOISE_BINS:.1f}"] = loss / frames
-    return named
+    rows: this context parallel rank's shards.  clip: largest gradient norm, scaled down to ``clip * norm / (norm + 1e-6)`` as megatron-core does; 0 for
+    none.  limit: the largest norm of a step that is taken; asked for when forward and backward pass are queued, so that the device has work while the
+    host waits for the numbers of the step before.
+    """
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    totals = run_schedule(chunks, objective, rows, forward_only=False)
+    norm, taken, scored = update(optimizer, clip, limit(), totals.frames[0])
+    return Step(totals.masked(taken), norm, taken, scored)
 
 
 def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], forward_only: bool) -> Statistics:
@@ -114,41 +86,31 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
     return sum(stored[1:], stored[0]) if stored else empty_statistics(rows[0].positions.device)
 
 
-class Step(NamedTuple):
-    """What became of an optimizer step, on the device, which may still be at work on it.
+@torch.no_grad()
+def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm, decision and update from the reduced gradients: megatron-core's own `step` in its parts -> (norm, taken, scored), as in `Step`.
 
-    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float32 ``[]``; taken: bool ``[]``; scored: bool ``[]``,
-    whether any sample on any rank could be read.  But for the totals, the same on every rank.
+    The device decides: a norm that is not finite or above `limit`, or a step in which no rank scored a frame, leaves weights and optimizer as they are:
+    without a gradient, momentum and weight decay would still move the weights.  frames: int64 ``[]``, scored on this rank.
     """
+    optimizer.prepare_grads()
+    norm, scored = gradient_norm(optimizer, frames)
+    taken = norm.isfinite() & (norm <= limit) & scored
+    scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
+    compat.take_step(optimizer, taken, scale)
+    return norm, taken, scored
 
-    totals: Statistics
-    norm: Tensor
-    taken: Tensor
-    scored: Tensor
 
+@torch.no_grad()
+def gradient_norm(optimizer: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's frames are not 0: bool ``[]``), the same on every rank.
 
-def train_step(
-    chunks: list[Any], optimizer: Any, objective: Objective, rows: list[Inputs], clip: float = 1.0, limit: Callable[[], float] = lambda: math.inf
-) -> Step:
-    """Queue one optimizer step over this rank's micro-batches on the device; the host waits for nothing.
-
-    rows: this context parallel rank's shards.  clip: largest gradient norm, 0 for none.  limit: the largest norm of a step that is taken; asked for when
-    forward and backward pass are queued, so that the device has work while the host waits for the numbers of the step before.
+    `prepare_grads` comes before.  frames: int64 ``[]``, scored on this rank; they travel with the norm.  megatron-core's own norm is a number, for which
+    the host waits; the sum of squares is float32, as there.
     """
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    totals = run_schedule(chunks, objective, rows, forward_only=False)
-    norm, taken, scored = update(optimizer, clip, limit(), totals.frames[0])
-    return Step(totals.only_if(taken), norm, taken, scored)
-
-
-def reduce_statistics(values: Statistics) -> Statistics:
-    """Sum over data and context parallel ranks, the same on every rank of every pipeline stage."""
-    summed = Statistics(values.losses.clone(), values.frames.clone())
-    last, stages = parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group()
-    for part in (summed.losses, summed.frames):
-        torch.distributed.all_reduce(part, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            torch.distributed.broadcast(part, last, group=stages)
-    return summed
+    parts = optimizer.chained_optimizers
+    grads = [grad for part in parts for grad in compat.gradients(part)]
+    squares = torch.stack(torch._foreach_norm(grads)).norm().square() if grads else torch.zeros((), device=parts[0].get_loss_scale().device)
+    sums = torch.stack([squares, (frames > 0).to(squares)])
+    torch.distributed.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
+    return sums[0].sqrt(), sums[1] > 0

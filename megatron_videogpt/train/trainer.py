@@ -15,27 +15,27 @@ from ..config.schema import Config
 from ..data.loader import Loader
 from ..objective.build import sample_work
 from ..platforms import world
-from ..platforms.together import together
-from .ahead import Ahead
-from .feed import StepData, aside, host_group, is_reader, step_data, told
-from .flight import Flight
+from ..platforms.together import fail_together
+from .feed import StepData, host_group, is_reader, read_with_status, side_stream, step_data
 from .garbage import collected_every
-from .health import Agreement
+from .health import AnyRank
+from .in_flight import InFlightSteps
 from .metrics import MetricsWriter, Progress, plot_loss
 from .optimizer import whole_parameters
+from .prefetch import Prefetcher
 from .rejected import REJECTED, record_left_out
 from .run import Run, build
 from .validation import Validation
 
 
-def read_ahead(run: Run) -> Ahead[StepData]:
+def prefetch_steps(run: Run) -> Prefetcher[StepData]:
     """This rank's data parallel share of the steps that are left, from the state's consumed samples on."""
     config = run.config
     # Made here and not in the thread that reads: making a group is a collective of all ranks, and only the main thread can set signals for processes.
     group, everybody = host_group(config.train.timeout_minutes), world.control_group(config.train.timeout_minutes)
-    beside = aside(run.platform.device)
+    beside = side_stream(run.platform.device)
     loader: Loader | None = None
-    with together(run.control, "starting to read data"):
+    with fail_together(run.control, "starting to read data"):
         if is_reader():
             loader = Loader(
                 run.source,
@@ -55,12 +55,12 @@ def read_ahead(run: Run) -> Ahead[StepData]:
     def steps() -> Iterator[StepData]:
         try:
             for step in range(run.state.step, config.train.steps):
-                yield told(read, everybody, run.control, f"reading the data of step {step + 1}")
+                yield read_with_status(read, everybody, run.control, f"reading the data of step {step + 1}")
         finally:
             if loader is not None:
                 loader.close()
 
-    return Ahead(steps())
+    return Prefetcher(steps())
 
 
 class Stop:
@@ -92,7 +92,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     """
     stop = Stop()
     run = build(config, phase)
-    with together(run.control, "opening the run's records"):
+    with fail_together(run.control, "opening the run's records"):
         writer = MetricsWriter(run.output, config, world.is_rank_zero(), resume_step=run.state.step)
         record_left_out(run, writer)
     phase("reading the validation samples")
@@ -117,7 +117,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     config, state = run.config, run.state
     # First: it refuses what it cannot do, and nobody must read ahead then.
     saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint, run.control)
-    data, agreement = read_ahead(run), Agreement(run.control)
+    data, agreement = prefetch_steps(run), AnyRank(run.control)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)
         with whole_parameters(run.model):
@@ -129,21 +129,21 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
             writer.log(step, line)
             progress.update(step, line)
 
-        flight = Flight(run, log)
+        steps = InFlightSteps(run, log)
         while state.step < config.train.steps:
-            logged = flight.launch(data)
+            logged = steps.launch(data)
             collect(state.step)
             last, again = state.step == config.train.steps, False
             if logged:
                 again = saver.poll() and config.checkpoint.retries > 0
             if validation is not None and validation.due(state.step):
-                flight.land()
+                steps.complete()
                 run.phase(f"validation after step {state.step}", limited=False)
                 with whole_parameters(run.model):
                     validation.during(run.model, writer, state.step)
             asked = agreement.ask(stop.asked)
             if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-                flight.flush()
+                steps.flush()
                 run.phase(f"saving {checkpoint_name(state.step)}")
                 with whole_parameters(run.model):
                     path = saver.save(asdict(state), must=last or asked, again=again)
@@ -154,6 +154,6 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     run.phase("completing the last checkpoint")
     saver.finish()
     agreement.close()
-    flight.times.close()
+    steps.times.close()
     data.close()
     return state.step == config.train.steps

@@ -18,13 +18,14 @@ from ..data.video.decode import to_pixels
 from ..errors import RunError, UserError
 from ..objective.next_clip.denoiser import build_denoiser
 from ..platforms import world
-from ..platforms.together import everyone, together
+from ..platforms.together import fail_together, gather_results
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
 from ..sample.render import contact_sheet, prediction_video
-from .feed import is_reader, share
+from .feed import broadcast_samples, is_reader
 from .metrics import MetricsWriter
 from .run import Run
-from .step import describe, empty_statistics, reduce_statistics, run_schedule
+from .statistics import empty_statistics, named_means, reduce_statistics
+from .step import run_schedule
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Validation:
         self.config, self.codec, self.objective, self.platform = run.config, run.codec, run.objective, run.platform
         self.number, self.replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         self.read = self._read(run)
-        self.samples, _ = share((lambda: (self.read, None)) if is_reader() else None, self.platform.device)
+        self.samples, _ = broadcast_samples((lambda: (self.read, None)) if is_reader() else None, self.platform.device)
 
     def _read(self, run: Run) -> list[Sample]:
         """This rank's share, where it reads.  All readers find out together which samples there are: some cannot be read."""
@@ -51,12 +52,12 @@ class Validation:
         count = max(options.samples if options.every else 0, options.final_scenes, 1)
         with ExitStack() as stack:
             held: HeldOut | None = None
-            with together(run.control, doing):
+            with fail_together(run.control, doing):
                 if is_reader():
                     held = stack.enter_context(HeldOut(run.source, self.codec, self.config))
 
             def read(numbers: list[int]) -> dict[int, BadVideo]:
-                found = everyone(lambda: held.read(self._share(numbers)) if held is not None else {}, run.control, doing)
+                found = gather_results(lambda: held.read(self._share(numbers)) if held is not None else {}, run.control, doing)
                 return {number: error for part in found for number, error in part.items()}
 
             try:
@@ -105,7 +106,7 @@ class Validation:
         totals = run_schedule(model, self.objective, rows, forward_only=True) if rows else empty_statistics(self.platform.device)
         for chunk in model:
             chunk.train()
-        named = describe(reduce_statistics(totals).numbers())
+        named = named_means(reduce_statistics(totals).numbers())
         writer.log(step, {f"validation_{name}": value for name, value in named.items()})
         return named["loss"]
 

@@ -69,7 +69,7 @@ def _stat(pid: int | str) -> list[str]:
         return []
 
 
-def born(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """When a process started, as the kernel counts; None when it is gone or only waits to be reaped.  "?" where /proc does not say."""
     fields = _stat(pid)
     if not fields:
@@ -77,7 +77,7 @@ def born(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def kill_helpers(pid: int) -> None:
+def kill_children(pid: int) -> None:
     """Kill the helpers that a rank leaves behind (loaders, checkpoint writers): its children, and its process group where it leads one."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         other, fields = int(path.parent.name), _stat(path.parent.name)
@@ -144,7 +144,7 @@ class Watchdog:
         self._stop = threading.Event()
         self._launcher = _launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._started = time.time()
-        self._born = born(os.getpid())
+        self._born = process_start_time(os.getpid())
         self._folder = self._meet() if "RANK" in os.environ else None
         self._file = -1
 
@@ -193,10 +193,10 @@ class Watchdog:
         parent, root = os.getppid(), private_folder()
         for old in root.glob("*_*_*_*"):
             pid, when = old.name.split("_")[:2]
-            if pid.isdigit() and born(int(pid)) != when and int(pid) != parent:
+            if pid.isdigit() and process_start_time(int(pid)) != when and int(pid) != parent:
                 shutil.rmtree(old, ignore_errors=True)
         port, restart = (os.environ.get(name, "0") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
-        folder = root / f"{parent}_{born(parent) or '?'}_{port}_{restart}"
+        folder = root / f"{parent}_{process_start_time(parent) or '?'}_{port}_{restart}"
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -240,14 +240,14 @@ class Watchdog:
 
     def _look(self) -> None:
         """End this process if another one of this launcher is dead: with a line when it was killed, silently when it printed its own."""
-        dead = [about for about in self._siblings() if born(about["pid"]) != about["born"]]
+        dead = [about for about in self._siblings() if process_start_time(about["pid"]) != about["born"]]
         # A process that ended between the two looks has removed its file by now.
         dead = [about for about in dead if (self._folder or Path()).joinpath(f"rank_{about['rank']:05d}").exists()]
         killed = [about for about in dead if about["state"] == "running"]
         if killed and len(killed) == len(dead):
             who = ", ".join(f"rank {about['rank']} (pid {about['pid']} on {socket.gethostname()})" for about in killed)
             for about in killed:
-                kill_helpers(about["pid"])
+                kill_children(about["pid"])
             logs = ", ".join(str(log_path(self.output, about["rank"])) for about in killed)
             self._end(f"error: {who} died during '{killed[0]['phase']}': killed, or out of memory; see {logs} and the kernel's log (dmesg); {RESTART}")
         if dead:
@@ -278,7 +278,7 @@ class Watchdog:
         self.log.info(line or "another rank of this node has ended with an error; see its own line")
         sys.stdout.flush()
         # Nobody would end them, and they hold the launcher's pipes open.
-        kill_helpers(os.getpid())
+        kill_children(os.getpid())
         os._exit(1)
 
     def _is_first(self, text: str = "") -> bool:

@@ -20,7 +20,7 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import Rejections
-from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source, usable_videos
 from megatron_videogpt.data.video.decode import write_video
@@ -73,7 +73,7 @@ def encode(source: Path, output: Path, codec: Any, bad: float = 1.0, **options: 
     usable = usable_videos(config, codec, str(source), 1, sys.maxsize)
     # The smallest limit: every video ends its shard.
     encoding = Encoding(usable, codec, 64, 16, "fp16", 16, 4, 1, output, options)
-    settle(encoding)
+    claim_output(encoding)
     with tqdm(disable=True) as bar:
         done = Progress(Rejections(bad), bar)
         encode_parts(encoding, range(len(encoding.parts)), 0, 60.0, done)

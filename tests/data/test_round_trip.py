@@ -18,7 +18,7 @@ from megatron_videogpt.config.schema import Config, DataConfig, TrainConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.jobs import FileJob, MemberJob, reading_of
 from megatron_videogpt.data.plans import Plans
-from megatron_videogpt.data.prepare.encode import Encoding, Progress, encode_parts, finish, settle
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish
 from megatron_videogpt.data.shards.latents import LatentsJob
 from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
 from megatron_videogpt.data.sources.open import open_source, usable_videos
@@ -73,7 +73,7 @@ def same(left: Plans, right: Plans) -> bool:
 def encode(root: Path, kind: str, output: Path, codec: Codec) -> None:
     usable = usable_videos(config(root, kind), codec, str(root / kind), 1, 20)
     encoding = Encoding(usable, codec, 64, 16, "fp32", 16, 4, 10**9, output, {})
-    settle(encoding)
+    claim_output(encoding)
     with tqdm(disable=True) as bar:
         done = Progress(Rejections(0.0), bar)
         encode_parts(encoding, range(len(encoding.parts)), 0, 60.0, done)

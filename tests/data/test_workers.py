@@ -17,7 +17,7 @@ import pytest
 from megatron_videogpt.data import reader
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.workers import Pool
-from megatron_videogpt.train.watchdog import born
+from megatron_videogpt.train.watchdog import process_start_time
 
 
 def work(task: tuple) -> object:
@@ -65,7 +65,7 @@ def open_files() -> int:
 
 
 def alive(pid: int) -> bool:
-    return bool(born(pid))
+    return bool(process_start_time(pid))
 
 
 def test_results_come_in_any_order_and_arrays_are_equal() -> None:

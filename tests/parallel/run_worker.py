@@ -19,7 +19,7 @@ from megatron_videogpt.platforms import activate
 PLATFORM = activate("cpu")
 from megatron_videogpt.config.load import load_config  # noqa: E402
 from megatron_videogpt.platforms import world  # noqa: E402
-from megatron_videogpt.train import flight, run, trainer  # noqa: E402
+from megatron_videogpt.train import in_flight, run, trainer  # noqa: E402
 from tests.waits import Doubles  # noqa: E402
 
 MEMORY = 10**17 + 1
@@ -32,7 +32,7 @@ check of an attention backend at start, against `reference`)."""
 def uneven_steps(folder: Path) -> dict[str, Any]:
     """Log lines of rank 0's and rank 1's steps: of one row and three rows, then of none but rank 0's, then of none at all."""
     from tests.session import Session
-    from tests.unit.test_flight import Codec, samples
+    from tests.unit.test_in_flight import Codec, samples
 
     world.start(PLATFORM, load_config(sys.argv[1]).parallel)
     rank, session = dist.get_rank(), Session()
@@ -41,7 +41,7 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
     parts = session.objective, session.chunks, session.optimizer, session.average
     tested = run.Run(config, platform, Codec(), *parts, None, world.control_group(), lambda *_, **__: None, run.State())  # type: ignore[arg-type]
     lines: list[dict[str, float]] = []
-    steps = flight.Flight(tested, lambda _, line: lines.append(line))
+    steps = in_flight.InFlightSteps(tested, lambda _, line: lines.append(line))
 
     def data() -> Iterator[Any]:
         good, gone = samples(), samples(outage=tuple(range(1, 9)))
@@ -55,7 +55,7 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
     given, before = data(), []
     for _ in range(4):
         steps.launch(given)
-        steps.land()
+        steps.complete()
         # This rank's shards, which are up to date while the weights are still being gathered.
         before.append([float(p.detach().double().sum()) for p in session.parameters()])
     state = {"updates": tested.state.updates, "skipped": tested.state.skipped, "norms": tested.state.norms}
@@ -75,7 +75,7 @@ def whole_run(folder: Path) -> dict[str, Any]:
         "logging.every=2",
         f"train.output={folder / 'run'}",
     ]
-    launched, collected, real = [0], [], flight.Flight.launch
+    launched, collected, real = [0], [], in_flight.InFlightSteps.launch
 
     def launch(self: Any, data: Any) -> bool:
         logged = real(self, data)
@@ -86,7 +86,7 @@ def whole_run(folder: Path) -> dict[str, Any]:
         if phase == "start" and 0 < launched[0] < 10:
             collected.append(launched[0])
 
-    flight.Flight.launch = launch  # type: ignore[method-assign]
+    in_flight.InFlightSteps.launch = launch  # type: ignore[method-assign]
     gc.callbacks.append(note)
     with Doubles(HOST_ONLY) as watch:
         trainer.train(load_config(sys.argv[1], overrides))

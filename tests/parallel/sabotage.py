@@ -30,9 +30,9 @@ def save_fails(times: int) -> None:
 def loss_breaks(factor: float, *steps: int) -> None:
     """On the last rank the loss of these steps (from 1) is multiplied by `factor`."""
     from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
-    from megatron_videogpt.train import flight
+    from megatron_videogpt.train import in_flight
 
-    real_loss, real_step, now = NextClipDiffusion.loss, flight.train_step, [0]
+    real_loss, real_step, now = NextClipDiffusion.loss, in_flight.train_step, [0]
 
     def loss(self: Any, output: Any, inputs: Any) -> Any:
         total, count, per_frame = real_loss(self, output, inputs)
@@ -43,7 +43,7 @@ def loss_breaks(factor: float, *steps: int) -> None:
         now[0] += 1
         return real_step(*arguments)
 
-    NextClipDiffusion.loss, flight.train_step = loss, step  # type: ignore[method-assign]
+    NextClipDiffusion.loss, in_flight.train_step = loss, step  # type: ignore[method-assign]
 
 
 def slow_rank(rank: int, seconds: float) -> None:

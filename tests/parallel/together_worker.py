@@ -59,20 +59,20 @@ def attention() -> None:
 
 
 def cases() -> dict[str, Callable[[], Any]]:
-    from megatron_videogpt.platforms.together import everyone
+    from megatron_videogpt.platforms.together import gather_results
 
     missing, fault = UserError("no such folder"), KeyError("x")
     return {
-        "well": lambda: everyone(fail(None, None), None, "reading"),
-        "a user's": lambda: everyone(fail(None, missing), None, "reading"),
-        "a user's on both": lambda: everyone(fail(missing, missing), None, "reading"),
-        "a fault": lambda: everyone(fail(None, fault), None, "reading"),
-        "a fault on both": lambda: everyone(fail(fault, fault), None, "reading"),
-        "a fault and a user's": lambda: everyone(fail(missing, fault), None, "reading"),
+        "well": lambda: gather_results(fail(None, None), None, "reading"),
+        "a user's": lambda: gather_results(fail(None, missing), None, "reading"),
+        "a user's on both": lambda: gather_results(fail(missing, missing), None, "reading"),
+        "a fault": lambda: gather_results(fail(None, fault), None, "reading"),
+        "a fault on both": lambda: gather_results(fail(fault, fault), None, "reading"),
+        "a fault and a user's": lambda: gather_results(fail(missing, fault), None, "reading"),
         "reading": reading,
         "encoding": encoding,
         "attention": attention,
-        "well again": lambda: everyone(fail(None, None), None, "reading"),
+        "well again": lambda: gather_results(fail(None, None), None, "reading"),
     }
 
 

@@ -43,7 +43,7 @@ def model():  # type: ignore[no-untyped-def]
 
 def outcome(model, row: Inputs) -> tuple[Tensor, int, list[float], dict[str, Tensor]]:  # type: ignore[no-untyped-def]
     """Loss, count, statistics and gradients of a row."""
-    from megatron_videogpt.train.step import statistics
+    from megatron_videogpt.train.statistics import statistics
 
     model.zero_grad(set_to_none=True)
     total, count, per_frame = OBJECTIVE.loss(model(row), row)
@@ -80,7 +80,7 @@ def test_a_row_of_blanks_has_no_loss_and_touches_every_parameter(model) -> None:
 @pytest.mark.parametrize("samples", [[FIRST, blank(LOST), LAST], [blank(LOST), FIRST], [blank(FIRST)]])
 def test_shards_count_what_the_row_counts(samples: list[Sample]) -> None:
     """Context parallel shards: counts on the first one alone, losses add up, and nothing comes from a blank."""
-    from megatron_videogpt.train.step import statistics
+    from megatron_videogpt.train.statistics import statistics
 
     row = OBJECTIVE.prepare(samples, 4)
     output = normal(7, "output", tuple(row.target.shape))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_videogpt.checkpoint.folders import latest
+from megatron_videogpt.checkpoint.folders import newest_folder
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config, TrainConfig
@@ -35,7 +35,7 @@ def one_line(caught: Any, *parts: str) -> str:
 
 def precision(path: Path) -> str:
     """Of a converted run's checkpoint."""
-    found = latest(path)
+    found = newest_folder(path)
     assert found is not None and found.name == "step_00000000"
     return load_config(found / "config.toml").train.precision
 
@@ -220,7 +220,7 @@ def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
     to_run(folder, tmp_path / "run", codec=codec, vae=vae)
     config = load_config(tmp_path / "run" / "config.toml")
     assert Path(config.codec.path) == tmp_path / "run" / "released" / "files" / "vae"
-    assert build_codec(config.codec).fingerprint == build_codec(codec).fingerprint == read_state(latest(tmp_path / "run") or vae)["codec"]
+    assert build_codec(config.codec).fingerprint == build_codec(codec).fingerprint == read_state(newest_folder(tmp_path / "run") or vae)["codec"]
     to_folder(tmp_path / "run", tmp_path / "back")
     for path in vae.iterdir():
         assert (tmp_path / "back" / "vae" / path.name).read_bytes() == path.read_bytes()

@@ -20,7 +20,7 @@ from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.model.flops import training_flops
 from megatron_videogpt.objective.build import sample_work
 from megatron_videogpt.objective.next_clip.work import clip_work
-from megatron_videogpt.plan.balance import Dealt, in_order, measure
+from megatron_videogpt.plan.balance import DealingStatistics, in_order, measure
 from megatron_videogpt.plan.data_report import advice, print_data_report
 from tools import benchmark_packing
 
@@ -77,7 +77,7 @@ def test_packing_balances_what_naive_dealing_does_not() -> None:
 )
 def test_advice_is_for_what_is_wrong(changes: dict, numbers: tuple[float, float, float], words: str) -> None:
     imbalance, bound, padding = numbers
-    dealt = Dealt(tokens=[1000], padded=[round(1000 / (1 - padding))], imbalance=[imbalance], bound=[bound])
+    dealt = DealingStatistics(tokens=[1000], padded=[round(1000 / (1 - padding))], imbalance=[imbalance], bound=[bound])
     text = advice(replace(CONFIG, data=replace(CONFIG.data, **changes)), dealt, 700)
     assert words in text and "\n" not in text and ("nothing" in text) == (numbers[0] < 1.03 and not padding)
 

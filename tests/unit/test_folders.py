@@ -86,18 +86,18 @@ def test_something_whole_is_left_wherever_it_stops(failure: BaseException, tmp_p
                 replace_and_prune(run)
             except type(failure):
                 pass
-        seen.add(token_of(folders.latest(run)))
-        assert all(token_of(path) for path in folders.complete(run))
+        seen.add(token_of(folders.newest_folder(run)))
+        assert all(token_of(path) for path in folders.complete_folders(run))
         if count[0] <= number:
             break
         # The next start cleans up, and the next save works.
-        folders.clean(run)
-        again = token_of(folders.latest(run))
+        folders.remove_leftovers(run)
+        again = token_of(folders.newest_folder(run))
         assert again in ("first", "second", "third")
         left = sorted(path.name for path in folders.checkpoint_root(run).iterdir())
-        assert left == [path.name for path in folders.complete(run)] and not any("." in name for name in left)
+        assert left == [path.name for path in folders.complete_folders(run)] and not any("." in name for name in left)
         replace_and_prune(run)
-        assert [token_of(path) for path in folders.complete(run)] == ["second", "third"]
+        assert [token_of(path) for path in folders.complete_folders(run)] == ["second", "third"]
     assert 20 < number < 199, "every call was broken once, up to the one that is not there"
     assert seen == {"first", "second", "third"}
 
@@ -133,7 +133,7 @@ def test_a_folder_that_cannot_be_flushed_is_no_failure_and_a_file_is(tmp_path: P
 
     monkeypatch.setattr(os, "fsync", no_folders)
     publish(tmp_path, 4, "x")
-    assert token_of(folders.latest(tmp_path)) == "x"
+    assert token_of(folders.newest_folder(tmp_path)) == "x"
 
     def no_files(handle: int) -> None:
         raise OSError(errno.EIO, "input/output error")
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_flushed_is_no_failure_and_a_file_is(tmp_path: P
     monkeypatch.setattr(os, "fsync", no_files)
     with pytest.raises(OSError, match="input/output"):
         publish(tmp_path, 8, "y")
-    assert token_of(folders.latest(tmp_path)) == "x"
+    assert token_of(folders.newest_folder(tmp_path)) == "x"
 
 
 def test_whoever_looks_during_a_replacement_sees_one(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_whoever_looks_during_a_replacement_sees_one(tmp_path: Path) -> None:
 
     def look() -> None:
         while not stop.is_set():
-            missing.extend([1] if folders.latest(tmp_path) is None else [])
+            missing.extend([1] if folders.newest_folder(tmp_path) is None else [])
 
     reader = threading.Thread(target=look)
     reader.start()
@@ -159,7 +159,7 @@ def test_whoever_looks_during_a_replacement_sees_one(tmp_path: Path) -> None:
         publish(tmp_path, 4, str(number))
     stop.set()
     reader.join()
-    assert not missing and token_of(folders.latest(tmp_path)) == "99"
+    assert not missing and token_of(folders.newest_folder(tmp_path)) == "99"
 
 
 def test_folders_of_other_names_are_nobody_s(tmp_path: Path) -> None:
@@ -170,14 +170,14 @@ def test_folders_of_other_names_are_nobody_s(tmp_path: Path) -> None:
     for name in kept:
         shutil.copytree(root / "step_00000004", root / name)
     folders.prune(tmp_path, 1, 0)
-    folders.clean(tmp_path)
-    assert [token_of(path) for path in folders.complete(tmp_path)] == ["12"]
+    folders.remove_leftovers(tmp_path)
+    assert [token_of(path) for path in folders.complete_folders(tmp_path)] == ["12"]
     assert sorted(path.name for path in root.iterdir()) == sorted([*kept, "step_00000012"])
 
 
 def test_a_folder_without_a_state_is_replaced(tmp_path: Path) -> None:
     publish(tmp_path, 4, "x")
     (folders.checkpoint_root(tmp_path) / "step_00000008").mkdir()
-    assert token_of(folders.latest(tmp_path)) == "x"
+    assert token_of(folders.newest_folder(tmp_path)) == "x"
     publish(tmp_path, 8, "y")
-    assert token_of(folders.latest(tmp_path)) == "y"
+    assert token_of(folders.newest_folder(tmp_path)) == "y"

@@ -14,9 +14,9 @@ def gate(norms: list[float], skipped: int = 0, **options: float):  # type: ignor
     from megatron_videogpt.platforms import activate
 
     activate("cpu")
-    from megatron_videogpt.train.health import Gate
+    from megatron_videogpt.train.health import NormGate
 
-    return Gate(OptimizerConfig(**options), norms, skipped)  # type: ignore[arg-type]
+    return NormGate(OptimizerConfig(**options), norms, skipped)  # type: ignore[arg-type]
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=60))

@@ -28,7 +28,7 @@ from megatron_videogpt.data.splits import Longest
 from megatron_videogpt.data.video.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.build import build_objective
-from megatron_videogpt.train.watchdog import born
+from megatron_videogpt.train.watchdog import process_start_time
 from tests.loading import loader_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -304,6 +304,6 @@ if __name__ == "__main__":
     workers = [int(pid) for pid in result.stdout.split()]
     assert workers, result.stderr
     deadline = time.monotonic() + 60
-    while any(born(pid) is not None for pid in workers):
+    while any(process_start_time(pid) is not None for pid in workers):
         assert time.monotonic() < deadline, "a worker is still there"
         time.sleep(0.1)

@@ -39,14 +39,14 @@ def host_step(session: Session, rows: list[Any], clip: float) -> float:
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "mlp", "full"])
 def test_nothing_of_a_step_reaches_the_host(recompute: str) -> None:
-    from megatron_videogpt.train.later import Later
+    from megatron_videogpt.train.async_values import AsyncValue
 
     session = Session(recompute)
     session.step(session.rows(0))
     rows = session.rows(1)
     with waits() as found:
         done = session.step(rows)
-        Later(torch.stack([done.norm, done.taken.to(done.norm)]))
+        AsyncValue(torch.stack([done.norm, done.taken.to(done.norm)]))
     assert found == []
 
 
@@ -150,7 +150,7 @@ def test_a_skipped_step_changes_nothing(factor: float, limit: float, fused: bool
 @given(st.floats(allow_nan=True, allow_infinity=True, width=32), st.floats(0, allow_nan=False, allow_infinity=True), st.integers(0, 2))
 def test_which_norms_are_taken(value: float, limit: float, frames: int) -> None:
     """`update` on a gradient of one number, whose norm is its size where its square is a float32 number."""
-    from megatron_videogpt.train.optimizer import update
+    from megatron_videogpt.train.step import update
 
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = Lone(parameter, torch.tensor([value]))
@@ -196,18 +196,18 @@ def test_averages_follow_taken_steps_only() -> None:
 
 
 def test_numbers_come_later_as_they_were() -> None:
-    from megatron_videogpt.train.later import Later, Mark
+    from megatron_videogpt.train.async_values import AsyncValue, DeviceEvent
 
-    start, values, counts = Mark(torch.device("cpu")), torch.tensor([1.5, -2.0]), torch.tensor([2**53 + 1])
-    later = Later(values, counts)
+    start, values, counts = DeviceEvent(torch.device("cpu")), torch.tensor([1.5, -2.0]), torch.tensor([2**53 + 1])
+    later = AsyncValue(values, counts)
     values.zero_()
     counts.zero_()
     assert later.numbers() == [1.5, -2.0, 2**53 + 1]
-    assert later.mark.since(start) >= 0 and start.since(later.mark) <= 0
+    assert later.event.since(start) >= 0 and start.since(later.event) <= 0
 
 
 def test_a_device_is_asked_for_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_videogpt.train.later import Mark
+    from megatron_videogpt.train.async_values import DeviceEvent
 
     class Queue:
         """A device that has done `now` milliseconds of work when it is asked to catch up."""
@@ -228,9 +228,9 @@ def test_a_device_is_asked_for_its_own_clock(monkeypatch: pytest.MonkeyPatch) ->
                 return end.at - self.at
 
     monkeypatch.setattr(torch, "get_device_module", lambda device: Queue)
-    start = Mark(torch.device("cuda"))
+    start = DeviceEvent(torch.device("cuda"))
     Queue.now = 250.0
-    end = Mark(torch.device("cuda"))
+    end = DeviceEvent(torch.device("cuda"))
     assert Queue.waited == 0
     assert end.since(start) == 0.25 and Queue.waited == 1
 

@@ -107,7 +107,7 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
     from megatron_videogpt.errors import RunError
     from megatron_videogpt.train import health
     from megatron_videogpt.train.run import State
-    from tests.unit.test_flight import samples, start
+    from tests.unit.test_in_flight import samples, start
 
     assert all(getattr(OptimizerConfig(**BEFORE), f.name) != getattr(OptimizerConfig(**TODAY), f.name) for f in fields(OptimizerConfig))
     monkeypatch.setattr(health, "REMEMBERED", 4)

@@ -1,4 +1,4 @@
-"""Steps as they are planned: every sample in exactly one row, rows within the budget, equal counts, balanced costs, the same plan everywhere."""
+"""Steps as they are planned: every sample in exactly one row, rows within the budget, equal counts, balanced costs, the same plan read_on_all_ranks."""
 
 from __future__ import annotations
 

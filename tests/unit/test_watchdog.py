@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt.errors import UserError
-from megatron_videogpt.train.watchdog import Watchdog, born, is_lost_connection, private_folder
+from megatron_videogpt.train.watchdog import Watchdog, is_lost_connection, private_folder, process_start_time
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BEGIN = """
@@ -82,7 +82,7 @@ def test_helpers_of_a_killed_rank_are_ended(start: Start, tmp_path: Path) -> Non
     codes, lines = ends(ranks[0])
     assert codes == [1] and len(lines) == 1
     deadline = time.monotonic() + 30
-    while any(born(pid) is not None for pid in children):
+    while any(process_start_time(pid) is not None for pid in children):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -141,7 +141,7 @@ def test_nobody_outlives_the_launcher(start: Start, tmp_path: Path) -> None:
     _, (line,) = ends(shell)
     assert f"error: the launcher (torchrun, pid {shell.pid}) is gone" in line
     deadline = time.monotonic() + 30
-    while born(worker) is not None:  # its pipes close a moment before it is gone
+    while process_start_time(worker) is not None:  # its pipes close a moment before it is gone
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

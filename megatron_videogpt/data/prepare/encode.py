@@ -112,7 +112,7 @@ class Progress:
     frames: int = 0
 
 
-def settle(encoding: Encoding) -> None:
+def claim_output(encoding: Encoding) -> None:
     """Note in the output folder what it is made of, or find the same there; ValueError, one line, when it is something else."""
     output, path = encoding.output, encoding.output / RECORD
     data = {"videos": len(encoding.usable.items), "fingerprint": encoding.usable.collection.fingerprint}

@@ -48,7 +48,7 @@ class Folder:
         """The file's path."""
         return str(self.root / self.paths[entry])
 
-    def shares(self, entries: np.ndarray) -> np.ndarray:
+    def holdout_hashes(self, entries: np.ndarray) -> np.ndarray:
         """uint64 [n]: hashes of the relative paths."""
         return np.array([2 * sample_key(0, 0, 0, self.paths[i]) for i in entries.tolist()], np.uint64)
 
@@ -79,7 +79,7 @@ class Shards:
         """Shard and key."""
         return label_of(self.index.shard_url(entry), self.index.key(entry))
 
-    def shares(self, entries: np.ndarray) -> np.ndarray:
+    def holdout_hashes(self, entries: np.ndarray) -> np.ndarray:
         """uint64 [n]: hashes of the keys.
 
         Clips of one source video should fall on one side, so keys like ``VIDEOID_0003`` are hashed without their number; if one source

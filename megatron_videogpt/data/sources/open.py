@@ -206,7 +206,7 @@ def _divide(
             return split("train", items, (0, cut)), split("validation", items, (cut, frames - cut)), (note,)
         note = "only one short video: validation uses the training video, so it cannot show over-fitting"
         return split("train", items), split("validation", items), (note,)
-    shares = collection.shares(items)
+    shares = collection.holdout_hashes(items)
     # Two videos of one source have the same hash and stay together; at least one source is on each side.
     held_out = shares < np.uint64(int(config.validation_fraction * 2**64))
     held_out |= shares == shares.min()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Mark:
+class DeviceEvent:
     """This point in a device's queue of work: something to wait for, and to measure from.
 
     A CPU works at once, so there the point is now.
@@ -26,7 +26,7 @@ class Mark:
         if self.event is not None:
             self.event.synchronize()
 
-    def since(self, earlier: Mark) -> float:
+    def since(self, earlier: DeviceEvent) -> float:
         """Seconds that the device took from `earlier` to here, by its own clock; waits for it."""
         self.wait()
         if self.event is None or earlier.event is None:
@@ -34,7 +34,7 @@ class Mark:
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
-class Later:
+class AsyncValue:
     """The values of small 1-D tensors as they are at this point of the device's queue, copied to the host in the background."""
 
     def __init__(self, *tensors: Tensor) -> None:
@@ -42,15 +42,15 @@ class Later:
         self.host = [torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type != "cpu") for values in tensors]
         for copy, values in zip(self.host, tensors):
             copy.copy_(values.detach(), non_blocking=True)
-        self.mark = Mark(tensors[0].device)
+        self.event = DeviceEvent(tensors[0].device)
 
     def numbers(self) -> list[float]:
         """The values of all tensors, one after another; waits for the device to get there, which it has long done when a step of work was queued since."""
-        self.mark.wait()
+        self.event.wait()
         return [number for copy in self.host for number in copy.tolist()]
 
 
-class OverRanks:
+class AsyncReduction:
     """Whole numbers on their way to their sum, or to their largest, over ranks, in the background; a collective.
 
     group: of all ranks, on CPU tensors, so that no device waits.  They travel as int64: tokens and bytes of a large run are no float32 numbers.

@@ -31,7 +31,7 @@ def start(
 
     from megatron_videogpt.config.schema import LoggingConfig, TrainConfig
     from megatron_videogpt.platforms import activate, world
-    from megatron_videogpt.train.flight import Flight
+    from megatron_videogpt.train.in_flight import InFlightSteps
     from megatron_videogpt.train.run import Run, State
 
     session = session or Session(**optimizer)
@@ -45,7 +45,7 @@ def start(
     parts = session.objective, session.chunks, session.optimizer, session.average
     run = Run(config, activate("cpu"), Codec(), *parts, None, control, lambda *_, **__: None, state or State())
     run.session = session  # type: ignore[attr-defined]
-    return Flight(run, lambda step, line: lines.append((step, line))), lines
+    return InFlightSteps(run, lambda step, line: lines.append((step, line))), lines
 
 
 def samples(broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[int, ...] = (), outage: tuple[int, ...] = ()) -> Iterator[Any]:
@@ -77,10 +77,10 @@ def samples(broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[
 
 
 def test_numbers_are_read_when_the_next_step_has_work_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_videogpt.train import flight, step
+    from megatron_videogpt.train import in_flight, step
 
     events: list[str] = []
-    for owner, name in ((step, "run_schedule"), (step, "update"), (flight.Gate, "note")):
+    for owner, name in ((step, "run_schedule"), (step, "update"), (in_flight.NormGate, "record")):
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, _name=name, _real=real, **k: (events.append(_name), _real(*a, **k))[1])
     tested, _ = start(tmp_path)
@@ -217,7 +217,7 @@ def test_a_step_without_a_sample_is_not_taken(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, UserError])
 def test_nothing_is_lost_when_reading_fails(tmp_path: Path, kind: type[Exception]) -> None:
-    from megatron_videogpt.train.feed import told
+    from megatron_videogpt.train.feed import read_with_status
 
     def fail() -> Any:
         raise kind("no more videos")
@@ -225,9 +225,9 @@ def test_nothing_is_lost_when_reading_fails(tmp_path: Path, kind: type[Exception
     tested, lines = start(tmp_path, max_skipped=5)
     group, data = tested.run.control, samples(broken=(2,))
     tested.launch(data)
-    tested.launch(told(lambda: next(data), group, group, "reading the data of step 2") for _ in range(1))
+    tested.launch(read_with_status(lambda: next(data), group, group, "reading the data of step 2") for _ in range(1))
     with pytest.raises(kind, match="no more videos"):
-        tested.launch(told(fail, group, group, "reading the data of step 3") for _ in range(1))
+        tested.launch(read_with_status(fail, group, group, "reading the data of step 3") for _ in range(1))
     # The step before was skipped, which all ranks record together.
     assert [step for step, _ in lines] == [1, 2] and '"step": 2' in (tmp_path / "skipped.jsonl").read_text()
 

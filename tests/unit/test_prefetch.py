@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_videogpt.train.ahead import Ahead
+from megatron_videogpt.train.prefetch import Prefetcher
 
 
 def until(holds: list[int], length: int) -> None:
@@ -30,7 +30,7 @@ def test_one_item_ahead_and_no_more() -> None:
         finally:
             closed.append(threading.current_thread().name)
 
-    ahead = Ahead(items())
+    ahead = Prefetcher(items())
     for number in range(3):
         until(taken, number + 1)
         assert taken == list(range(number + 1))
@@ -46,9 +46,9 @@ def test_errors_and_the_end_come_in_their_place() -> None:
         yield 1
         raise ValueError("no more videos")
 
-    ahead = Ahead(items())
+    ahead = Prefetcher(items())
     assert next(ahead) == 1
     with pytest.raises(ValueError, match="no more videos"):
         next(ahead)
     ahead.close()
-    assert list(Ahead(iter(range(4)))) == [0, 1, 2, 3]
+    assert list(Prefetcher(iter(range(4)))) == [0, 1, 2, 3]

@@ -17,9 +17,9 @@ from megatron.core import parallel_state
 from ..data.plans import Sample
 from ..errors import RunError
 from ..platforms import world
+from .async_values import AsyncReduction, AsyncValue, DeviceEvent
 from .feed import StepData, is_reader
-from .health import Gate, RankTimes, record_skipped
-from .later import Later, Mark, OverRanks
+from .health import NormGate, RankTimes, record_skipped
 from .meter import Interval, Meter, row_work
 from .optimizer import learning_rate, set_learning_rate
 from .rejected import RejectedCounts
@@ -28,7 +28,7 @@ from .step import train_step
 
 
 @dataclass
-class Launched:
+class LaunchedStep:
     """A step that the device may still work on.
 
     outcome: gradient norm, whether it was taken and whether anything was scored (0 or 1); limit: of that norm; interval and line: of the log line that
@@ -36,15 +36,15 @@ class Launched:
     """
 
     step: int
-    outcome: Later
+    outcome: AsyncValue
     limit: float
     samples: list[Sample]
     interval: Interval | None
     line: dict[str, float]
-    rejected: OverRanks | None
+    rejected: AsyncReduction | None
 
 
-class Flight:
+class InFlightSteps:
     """The steps of a run.  After `launch`, `step` and `consumed` of the run's state are those of the new step; the rest, and its log line, after `land`.
 
     A step's seconds last from the end of the one before to its own end, by the device's clock; after a pause, from its own start.
@@ -55,23 +55,23 @@ class Flight:
     def __init__(self, run: Run, log: Callable[[int, dict[str, float]], None]) -> None:
         self.run, self.log = run, log
         self.meter = Meter(run.config, run.platform, run.codec.channels, run.state, run.control)
-        self.gate = Gate(run.config.optimizer, run.state.norms, run.state.skipped)
+        self.gate = NormGate(run.config.optimizer, run.state.norms, run.state.skipped)
         self.times = RankTimes(run.config, run.platform, run.control)
         self.rejected = RejectedCounts(run.control, run.state.rejected)
-        self.pending: Launched | None = None
-        self.before: Mark | None = None
+        self.pending: LaunchedStep | None = None
+        self.before: DeviceEvent | None = None
         self.seconds = 0.0
 
     def launch(self, data: Iterator[StepData]) -> bool:
         """Take in and queue one step; returns whether a log line is due after it."""
         run, config, state, started = self.run, self.run.config, self.run.state, time.perf_counter()
         if self.pending is None:
-            self.before = Mark(run.platform.device)
+            self.before = DeviceEvent(run.platform.device)
         run.phase(f"reading data of step {state.step + 1}")
         given = next(data)
         waited = time.perf_counter() - started
         run.phase(f"waiting for other ranks to read data of step {state.step + 1}", joint=True)
-        if not given.everywhere():
+        if not given.read_on_all_ranks():
             self._end(given)
         self.rejected.add(given.rejected)
         rate = learning_rate(config.optimizer, state.step, config.train.steps)
@@ -82,33 +82,33 @@ class Flight:
         done = train_step(run.model, run.optimizer, run.objective, shards, config.optimizer.clip_grad, self._limit)
         if run.average is not None:
             run.average.update(done.taken)
-        outcome = Later(torch.stack([done.norm, done.taken.to(done.norm), done.scored.to(done.norm)]))
+        outcome = AsyncValue(torch.stack([done.norm, done.taken.to(done.norm), done.scored.to(done.norm)]))
         self.meter.add(done.totals, row_work(given.rows), waited)
         state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
         self.times.add(state.step, waited)
         due = state.step % config.logging.every == 0 or state.step == config.train.steps
         line = {**(self.times.report() if due else {}), "learning_rate": rate}
-        interval, rejected = (self.meter.close(), self.rejected.send()) if due else (None, None)
-        self.pending = Launched(state.step, outcome, self.gate.limit, given.samples, interval, line, rejected)
+        interval, rejected = (self.meter.close(), self.rejected.start_sum()) if due else (None, None)
+        self.pending = LaunchedStep(state.step, outcome, self.gate.limit, given.samples, interval, line, rejected)
         return due
 
     def _end(self, given: StepData) -> None:
         """Where a rank has no data the run ends; what it did before is recorded, for which all ranks are still here."""
         try:
-            self.land()
+            self.complete()
         finally:
-            given.explain()
+            given.raise_failure()
 
     def _limit(self) -> float:
         """The largest gradient norm of the step that is being launched."""
         now = self.run.state.step
         if self.pending is not None:
             self.run.phase(f"forward, backward and update of step {now}, on the device", joint=True)
-            self.land()
+            self.complete()
             self.run.phase(f"forward, backward and update of step {now + 1}", joint=True)
         return self.gate.limit
 
-    def land(self) -> None:
+    def complete(self) -> None:
         """Take in the numbers of the last launched step: afterwards the run's state is complete, and nothing is on its way.
 
         A step that was skipped is recorded; RunError when there were too many in a row.
@@ -118,18 +118,18 @@ class Flight:
         done, self.pending, state = self.pending, None, self.run.state
         norm, taken, scored = done.outcome.numbers()
         assert self.before is not None
-        self.seconds, self.before = self.seconds + done.outcome.mark.since(self.before), done.outcome.mark
-        self.gate.note(norm, bool(taken), bool(scored))
+        self.seconds, self.before = self.seconds + done.outcome.event.since(self.before), done.outcome.event
+        self.gate.record(norm, bool(taken), bool(scored))
         state.updates, state.norms, state.skipped = state.updates + int(taken), self.gate.norms, self.gate.skipped
         if not taken:
             self._skipped(done, norm, bool(scored))
         if done.interval is not None and done.rejected is not None:
-            self.rejected.receive(done.rejected)
-            numbers = {**self.meter.describe(done.interval, self.seconds), **self.rejected.named()}
+            self.rejected.finish_sum(done.rejected)
+            numbers = {**self.meter.describe(done.interval, self.seconds), **self.rejected.metrics()}
             self.log(done.step, {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)})
             self.seconds = 0.0
 
-    def _skipped(self, done: Launched, norm: float, scored: bool) -> None:
+    def _skipped(self, done: LaunchedStep, norm: float, scored: bool) -> None:
         """Name the samples of a step that no rank took, in `skipped.jsonl` and the log; RunError when there were too many in a row."""
         run = self.run
         mine = [{"name": sample.name, "key": sample.key} for sample in done.samples] if is_reader() else []
@@ -146,6 +146,6 @@ class Flight:
 
     def flush(self) -> None:
         """Land, and move what was counted since the last log line into the run's state: it is then what a checkpoint of this step must hold."""
-        self.land()
+        self.complete()
         self.meter.flush()
-        self.rejected.receive(self.rejected.send())
+        self.rejected.finish_sum(self.rejected.start_sum())

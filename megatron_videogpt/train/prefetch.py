@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """An iterator that takes its items from another one in a thread of its own, one item before they are asked for.
 
     Ranks that ask for the same number of items take the same number, so that the other iterator may hold collectives (in groups that nobody else uses).
