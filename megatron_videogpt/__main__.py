@@ -1,6 +1,7 @@
 """`python -m megatron_videogpt train | sample | demo | check | options`.
 
-Mistakes of the user end in one line per problem on stderr and exit code 2; anything else is a bug and keeps its traceback.
+Mistakes of the user end in one line per problem on stderr and exit code 2; anything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -75,30 +76,66 @@ SILENT_RANK_SECONDS = 10.0
 def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
     """The command line; `with_sample` adds the sample command's own arguments, which need its package."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m megatron_videogpt", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        "python -m megatron_videogpt", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="on an error show where it came from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a model", parents=[common], description=TRAIN, epilog=TRAIN_EXAMPLES, formatter_class=raw)
+    train = commands.add_parser(
+        "train", help="train a model", parents=[common], description=TRAIN, epilog=TRAIN_EXAMPLES, formatter_class=raw
+    )
     about = "validate a configuration and estimate its cost"
-    check = commands.add_parser("check", help=about, parents=[common], description=CHECK, epilog=CHECK_EXAMPLES, formatter_class=raw)
+    check = commands.add_parser(
+        "check", help=about, parents=[common], description=CHECK, epilog=CHECK_EXAMPLES, formatter_class=raw
+    )
     for command in (train, check):
         command.add_argument("file", metavar="FILE.toml", help="the configuration")
-        command.add_argument("overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file")
-    check.add_argument("--gpus", type=_positive(int), metavar="N", help="processes of the run (default: one model replica, TP x CP x PP)")
-    check.add_argument("--memory-gb", type=_positive(float), metavar="GB", help="memory of a device in 10^9 bytes (default: parallel.memory_gb, else 80)")
-    check.add_argument("--mfu", type=_positive(float), metavar="SHARE", help="model FLOP utilisation (default: measured in train.output, else 0.4)")
-    check.add_argument("--frame", type=_frame, metavar="HxW", help="size of all frames in pixels (default: 16:9 for means, square for the longest row)")
-    check.add_argument("--data", action="store_true", help="look at the data: videos, sequences, padding and balance of rows; see data.pack_tokens")
+        command.add_argument(
+            "overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file"
+        )
+    check.add_argument(
+        "--gpus",
+        type=_positive(int),
+        metavar="N",
+        help="processes of the run (default: one model replica, TP x CP x PP)",
+    )
+    check.add_argument(
+        "--memory-gb",
+        type=_positive(float),
+        metavar="GB",
+        help="memory of a device in 10^9 bytes (default: parallel.memory_gb, else 80)",
+    )
+    check.add_argument(
+        "--mfu",
+        type=_positive(float),
+        metavar="SHARE",
+        help="model FLOP utilisation (default: measured in train.output, else 0.4)",
+    )
+    check.add_argument(
+        "--frame",
+        type=_frame,
+        metavar="HxW",
+        help="size of all frames in pixels (default: 16:9 for means, square for the longest row)",
+    )
+    check.add_argument(
+        "--data",
+        action="store_true",
+        help="look at the data: videos, sequences, padding and balance of rows; see data.pack_tokens",
+    )
 
-    sample = commands.add_parser("sample", help="continue a video with a trained model", parents=[common], description=SAMPLE)
+    sample = commands.add_parser(
+        "sample", help="continue a video with a trained model", parents=[common], description=SAMPLE
+    )
     if with_sample:
         from .sample.options import add_arguments
 
         add_arguments(sample)
     _add_demo(commands.add_parser("demo", help="a web page on this machine that continues clips", parents=[common]))
-    commands.add_parser("options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS)
+    commands.add_parser(
+        "options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS
+    )
     return parser
 
 
@@ -208,7 +245,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def print_error(error: BaseException) -> None:
-    """One `error:` line per problem.  What every rank raises alike only rank 0 prints; other errors may be one rank's own."""
+    """One `error:` line per problem.  What every rank raises alike only rank 0 prints; other errors may be one rank's
+    own.
+    """
     rank = os.environ.get("RANK", "0")
     if getattr(error, "on_every_rank", False) and rank != "0":
         _stay_silent()
@@ -218,7 +257,8 @@ def print_error(error: BaseException) -> None:
 
 
 def _stay_silent() -> None:
-    """Wait until the launcher ends this rank: it stops all ranks as soon as one ends, and the one that speaks must be the first.
+    """Wait until the launcher ends this rank: it stops all ranks as soon as one ends, and the one that speaks must be
+    the first.
 
     Comes back where that does not happen: then nobody has spoken, and this rank must, before the others of its machine.
     """
@@ -230,7 +270,9 @@ def _stay_silent() -> None:
 
 
 def fail(error: Exception) -> int:
-    """Tell of an exception that ended a command: the exit code, or the exception again where its traceback is needed."""
+    """Tell of an exception that ended a command: the exit code, or the exception again where its
+    traceback is needed.
+    """
     if isinstance(error, PeerFailed):
         _stay_silent()
         print_error(error)

@@ -13,9 +13,11 @@ from typing import Any
 
 
 def cached(kind: str, versions: Iterable[str], sources: Iterable[Path], make: Callable[[], Any]) -> Any:
-    """What `make` gives (JSON), from ${XDG_CACHE_HOME:-~/.cache}/megatron_videogpt/<kind> when it was made there with these versions and sources.
+    """What `make` gives (JSON), from ${XDG_CACHE_HOME:-~/.cache}/megatron_videogpt/<kind> when it was made there with
+    these versions and sources.
 
-    Several processes may do this at once: each writes a file of its own and renames it; one that cannot be read is made again.
+    Several processes may do this at once: each writes a file of its own and renames it; one that cannot be read is made
+    again.
     """
     digest = hashlib.sha256(json.dumps([*versions]).encode())
     for source in sources:

@@ -1,4 +1,5 @@
-"""Videos for the tests: three real clips (`tests/videos`), and what is made of them here, for other containers and shapes.
+"""Videos for the tests: three real clips (`tests/videos`), and what is made of them here, for other containers and
+shapes.
 
 `MVG_VIDEOS` may name a folder of more videos, on which the tests that hold for any video run too.
 """

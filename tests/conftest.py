@@ -15,7 +15,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """One option of our own."""
-    parser.addoption("--timings", type=Path, metavar="FILE", help="append the times of all tests to FILE (see tests/timing.py)")
+    parser.addoption(
+        "--timings", type=Path, metavar="FILE", help="append the times of all tests to FILE (see tests/timing.py)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

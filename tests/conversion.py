@@ -1,4 +1,6 @@
-"""Folders with random weights of several types, and the way to a run and back in this process, for the tests of conversion."""
+"""Folders with random weights of several types, and the way to a run and back in this process, for the tests of
+conversion.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,38 @@ DTYPES = ("fp32", "bf16", "mixed")
 
 
 def tensors_of(tiny: dense.Tiny, dtype: str, seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors of a whole folder, an unused lm_head among them; mixed: norms and biases in float32 beside bfloat16."""
-    found = released(dense.random_weights(tiny, seed), tiny) | {"lm_head.weight": torch.randn(6, tiny.width, generator=torch.Generator().manual_seed(seed))}
-    keep = {key for key in found if dtype == "fp32" or key == "pos_embed" or (dtype == "mixed" and found[key].ndim == 1)}
+    """Random tensors of a whole folder, an unused lm_head among them; mixed: norms and biases in float32 beside
+    bfloat16.
+    """
+    found = released(dense.random_weights(tiny, seed), tiny) | {
+        "lm_head.weight": torch.randn(6, tiny.width, generator=torch.Generator().manual_seed(seed))
+    }
+    keep = {
+        key for key in found if dtype == "fp32" or key == "pos_embed" or (dtype == "mixed" and found[key].ndim == 1)
+    }
     return {key: value.contiguous() if key in keep else value.contiguous().bfloat16() for key, value in found.items()}
 
 
 def folder_of(path: Path, tiny: dense.Tiny, tensors: dict[str, Tensor], **fields: Any) -> Path:
-    """A folder as somebody else made it: Phi-3's type, no code, hint tokens named by a tokenizer, files that travel along."""
+    """A folder as somebody else made it: Phi-3's type, no code, hint tokens named by a tokenizer, files that travel
+    along.
+    """
     path.mkdir(parents=True)
-    ours = ("auto_map", "patch_size", "in_channels", "pos_embed_max_size", "diffusion_token_id", "img_start_token_id", "img_end_token_id", "longest_side")
-    config = {key: value for key, value in settings(tiny).items() if key not in ours} | {"model_type": "phi3", "bos_token_id": 1} | fields
+    ours = (
+        "auto_map",
+        "patch_size",
+        "in_channels",
+        "pos_embed_max_size",
+        "diffusion_token_id",
+        "img_start_token_id",
+        "img_end_token_id",
+        "longest_side",
+    )
+    config = (
+        {key: value for key, value in settings(tiny).items() if key not in ours}
+        | {"model_type": "phi3", "bos_token_id": 1}
+        | fields
+    )
     (path / "config.json").write_text(json.dumps(config))
     (path / "added_tokens.json").write_text(json.dumps(dict(zip(("<|diffusion|>", "<img>", "</img>"), HINTS))))
     (path / "LICENSE").write_text("terms")
@@ -47,13 +70,20 @@ def folder_of(path: Path, tiny: dense.Tiny, tensors: dict[str, Tensor], **fields
 
 
 def to_run(
-    folder: Path, run: Path, dtype: torch.dtype | None = None, codec: CodecConfig | None = None, vae: Path | None = None, **options: Any
+    folder: Path,
+    run: Path,
+    dtype: torch.dtype | None = None,
+    codec: CodecConfig | None = None,
+    vae: Path | None = None,
+    **options: Any,
 ) -> ingest.Source:
     """What `from-hf` does in one process; the fixture `processes` comes first."""
     from megatron_videogpt.convert import new_run
 
     codec = codec or ingest.codec_of(None)
-    source = ingest.open_source(Folder(folder), codec, options.pop("hint_ids", None), dtype, options.pop("allow_extra", False))
+    source = ingest.open_source(
+        Folder(folder), codec, options.pop("hint_ids", None), dtype, options.pop("allow_extra", False)
+    )
     config = new_run.run_config(source, codec, run, 1, 1)
     new_run.checkpoint_of(run).mkdir(parents=True)
     new_run.write_checkpoint(source, config, new_run.checkpoint_of(run), ignore)
@@ -61,7 +91,14 @@ def to_run(
     return source
 
 
-def to_folder(run: Path, folder: Path, license: str | None = None, max_bytes: int = 10**9, tokenizer: Path | None = None, **options: Any) -> dict[str, Tensor]:
+def to_folder(
+    run: Path,
+    folder: Path,
+    license: str | None = None,
+    max_bytes: int = 10**9,
+    tokenizer: Path | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
     """What `to-hf` does; returns the tensors as safetensors' own reader finds them."""
     from megatron_videogpt.convert.export import Export
     from megatron_videogpt.convert.write import write_folder
@@ -77,5 +114,7 @@ def ignore(count: int) -> None:
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     """The same keys, types and bits."""
     assert first.keys() == second.keys()
-    different = [key for key in first if first[key].dtype != second[key].dtype or not torch.equal(first[key], second[key])]
+    different = [
+        key for key in first if first[key].dtype != second[key].dtype or not torch.equal(first[key], second[key])
+    ]
     assert not different

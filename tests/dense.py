@@ -1,4 +1,5 @@
-"""An independent dense implementation of the model, straight from tests/golden/README.md: interleaved token order, boolean mask, released key names.
+"""An independent dense implementation of the model, straight from tests/golden/README.md: interleaved token order,
+boolean mask, released key names.
 
 Shares no code with the package, so that both being wrong in the same way is unlikely.  Slow and small on purpose.
 """
@@ -39,17 +40,27 @@ def random_weights(tiny: Tiny, seed: int) -> dict[str, Tensor]:
     for name in ("x_embedder.proj", "input_x_embedder.proj"):
         shapes |= {f"{name}.weight": (d, tiny.channels, 2, 2), f"{name}.bias": (d,)}
     for name in ("time_token", "t_embedder"):
-        shapes |= {f"{name}.mlp.0.weight": (d, 256), f"{name}.mlp.0.bias": (d,), f"{name}.mlp.2.weight": (d, d), f"{name}.mlp.2.bias": (d,)}
+        shapes |= {
+            f"{name}.mlp.0.weight": (d, 256),
+            f"{name}.mlp.0.bias": (d,),
+            f"{name}.mlp.2.weight": (d, d),
+            f"{name}.mlp.2.bias": (d,),
+        }
     shapes |= {"final_layer.linear.weight": (4 * tiny.channels, d), "final_layer.linear.bias": (4 * tiny.channels,)}
     shapes |= {"final_layer.adaLN_modulation.1.weight": (2 * d, d), "final_layer.adaLN_modulation.1.bias": (2 * d,)}
     for n in range(tiny.layers):
         prefix = f"llm.layers.{n}."
         shapes |= {prefix + "input_layernorm.weight": (d,), prefix + "post_attention_layernorm.weight": (d,)}
         shapes |= {prefix + "self_attn.qkv_proj.weight": (q + 2 * kv, d), prefix + "self_attn.o_proj.weight": (d, q)}
-        shapes |= {prefix + "mlp.gate_up_proj.weight": (2 * tiny.ffn, d), prefix + "mlp.down_proj.weight": (d, tiny.ffn)}
+        shapes |= {
+            prefix + "mlp.gate_up_proj.weight": (2 * tiny.ffn, d),
+            prefix + "mlp.down_proj.weight": (d, tiny.ffn),
+        }
     weights = {}
     for name, shape in sorted(shapes.items()):
-        value = torch.randn(shape, generator=draw) * (1.5 / math.sqrt(math.prod(shape[1:]) or 1) if len(shape) > 1 else 0.2)
+        value = torch.randn(shape, generator=draw) * (
+            1.5 / math.sqrt(math.prod(shape[1:]) or 1) if len(shape) > 1 else 0.2
+        )
         weights[name] = 1 + value if "norm" in name else value
     return weights
 
@@ -102,7 +113,9 @@ def sinusoid(t: Tensor) -> Tensor:
 
 def network(w: dict[str, Tensor], name: str, t: Tensor) -> Tensor:
     """Linear, SiLU, linear on the sinusoid."""
-    inner = F.silu(F.linear(sinusoid(t).to(w[f"{name}.mlp.0.weight"].dtype), w[f"{name}.mlp.0.weight"], w[f"{name}.mlp.0.bias"]))
+    inner = F.silu(
+        F.linear(sinusoid(t).to(w[f"{name}.mlp.0.weight"].dtype), w[f"{name}.mlp.0.weight"], w[f"{name}.mlp.0.bias"])
+    )
     return F.linear(inner, w[f"{name}.mlp.2.weight"], w[f"{name}.mlp.2.bias"])
 
 
@@ -112,7 +125,9 @@ def table_crop(tiny: Tiny, rows: int, columns: int) -> Tensor:
     result = []
     for r in range(rows):
         for c in range(columns):
-            u, v = (torch.tensor(float((tiny.table - n) // 2 + i)) / (tiny.table / 64) for n, i in ((columns, c), (rows, r)))
+            u, v = (
+                torch.tensor(float((tiny.table - n) // 2 + i)) / (tiny.table / 64) for n, i in ((columns, c), (rows, r))
+            )
             result.append(torch.cat([fn(value.double() * omega) for value in (u, v) for fn in (torch.sin, torch.cos)]))
     return torch.stack(result).float()
 
@@ -145,20 +160,32 @@ def forward(w: dict[str, Tensor], tiny: Tiny, blocks: list[int], noisy: Tensor, 
     for n in range(tiny.layers):
         name = f"llm.layers.{n}."
         normed = rms(x, w[name + "input_layernorm.weight"], tiny.eps)
-        q, k, v = F.linear(normed, w[name + "self_attn.qkv_proj.weight"]).split([tiny.width, dim * tiny.groups, dim * tiny.groups], dim=-1)
+        q, k, v = F.linear(normed, w[name + "self_attn.qkv_proj.weight"]).split(
+            [tiny.width, dim * tiny.groups, dim * tiny.groups], dim=-1
+        )
         q, k, v = (part.reshape(len(position), -1, dim).transpose(0, 1) for part in (q, k, v))
         q, k = rotate(q, place, tiny), rotate(k, place, tiny)
         k, v = (part.repeat_interleave(tiny.heads // tiny.groups, dim=0) for part in (k, v))
         scores = (q @ k.transpose(1, 2) / math.sqrt(dim)).masked_fill(~allowed, float("-inf"))
-        x = x + F.linear((scores.softmax(-1) @ v).transpose(0, 1).reshape(len(position), -1), w[name + "self_attn.o_proj.weight"])
-        gate, up = F.linear(rms(x, w[name + "post_attention_layernorm.weight"], tiny.eps), w[name + "mlp.gate_up_proj.weight"]).chunk(2, dim=-1)
+        x = x + F.linear(
+            (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(position), -1), w[name + "self_attn.o_proj.weight"]
+        )
+        gate, up = F.linear(
+            rms(x, w[name + "post_attention_layernorm.weight"], tiny.eps), w[name + "mlp.gate_up_proj.weight"]
+        ).chunk(2, dim=-1)
         x = x + F.linear(up * F.silu(gate), w[name + "mlp.down_proj.weight"])
     x = rms(x, w["llm.norm.weight"], tiny.eps)
-    modulation = F.linear(F.silu(network(w, "t_embedder", t)), w["final_layer.adaLN_modulation.1.weight"], w["final_layer.adaLN_modulation.1.bias"])
+    modulation = F.linear(
+        F.silu(network(w, "t_embedder", t)),
+        w["final_layer.adaLN_modulation.1.weight"],
+        w["final_layer.adaLN_modulation.1.bias"],
+    )
     result = []
     for frame, slots in enumerate(noisy_slots):
         shift, scale = modulation[frame].chunk(2)
         out = F.layer_norm(x[list(slots)], (tiny.width,), eps=1e-6) * (1 + scale) + shift
-        out = F.linear(out, w["final_layer.linear.weight"], w["final_layer.linear.bias"]).reshape(rows, columns, 2, 2, tiny.channels)
+        out = F.linear(out, w["final_layer.linear.weight"], w["final_layer.linear.bias"]).reshape(
+            rows, columns, 2, 2, tiny.channels
+        )
         result.append(out.permute(4, 0, 2, 1, 3).reshape(tiny.channels, height, width))
     return torch.stack(result)

@@ -1,4 +1,6 @@
-"""Stand-ins for sampling whose results are known beforehand: lossless codecs, and models that predict something simple."""
+"""Stand-ins for sampling whose results are known beforehand: lossless codecs, and models that
+predict something simple.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,9 @@ class Unshuffle:
 
 
 class Joining(Unshuffle):
-    """As `Unshuffle`, with every 4 frames after the first joined (the last of them stays); it decodes only from the beginning, as a causal video codec
-    does."""
+    """As `Unshuffle`, with every 4 frames after the first joined (the last of them stays); it decodes only from the
+    beginning, as a causal video codec does.
+    """
 
     temporal_stride = 4
 
@@ -45,7 +48,9 @@ class Joining(Unshuffle):
 
     def decode(self, latents):
         frames = F.pixel_shuffle(latents, 8)
-        assert float(frames[0].mean().abs()) < 0.01, "must start with the history's first frame, which is mid-grey in these tests"
+        assert float(frames[0].mean().abs()) < 0.01, (
+            "must start with the history's first frame, which is mid-grey in these tests"
+        )
         return torch.cat([frames[:1], frames[1:].repeat_interleave(4, 0)])
 
 
@@ -56,7 +61,12 @@ def repeat_last(histories, zs, t):
 
 def fake_model(function=repeat_last, codec=None, **sample) -> Model:
     """A model that predicts `function(histories, clips, t)`, with options of `CONFIG.sample` replaced."""
-    return Model(lambda settings: Recompute(function), replace(CONFIG, sample=replace(CONFIG.sample, **sample)), codec or Unshuffle(), torch.device("cpu"))
+    return Model(
+        lambda settings: Recompute(function),
+        replace(CONFIG, sample=replace(CONFIG.sample, **sample)),
+        codec or Unshuffle(),
+        torch.device("cpu"),
+    )
 
 
 def plain(value, frames, height=16, width=24):

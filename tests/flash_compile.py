@@ -1,8 +1,9 @@
-"""Compile the flash backend's kernels for Hopper on a machine without a GPU: `python -m tests.flash_compile 96:4:2:bfloat16 ...`, one JSON line for each
-head dimension, query heads, key-value heads and dtype.
+"""Compile the flash backend's kernels for Hopper on a machine without a GPU: `python -m tests.flash_compile
+96:4:2:bfloat16 ...`, one JSON line for each head dimension, query heads, key-value heads and dtype.
 
-`flash.attend` runs on tensors without memory, and then the package's own backward, with the arguments that its forward kept.  In a process of its own,
-because the package reads its target from the environment when it is imported, and torch aborts when autograd meets a device it was not built for.
+`flash.attend` runs on tensors without memory, and then the package's own backward, with the arguments that its forward
+kept.  In a process of its own, because the package reads its target from the environment when it is imported, and torch
+aborts when autograd meets a device it was not built for.
 """
 
 from __future__ import annotations
@@ -19,22 +20,34 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-TARGET = {"FLASH_ATTENTION_ARCH": "sm_90", "CUTE_DSL_ARCH": "sm_90a", "FLASH_ATTENTION_NUM_SMS": "132", "CUTE_DSL_KEEP_CUBIN": "1", "CUTE_DSL_KEEP_PTX": "1"}
+TARGET = {
+    "FLASH_ATTENTION_ARCH": "sm_90",
+    "CUTE_DSL_ARCH": "sm_90a",
+    "FLASH_ATTENTION_NUM_SMS": "132",
+    "CUTE_DSL_KEEP_CUBIN": "1",
+    "CUTE_DSL_KEEP_PTX": "1",
+}
 
 
 def _usage(folder: Path, kernel: str) -> dict[str, int]:
-    """Registers and stack bytes of a thread (spills), and how often intervals are loaded in the program text; removes what it read."""
+    """Registers and stack bytes of a thread (spills), and how often intervals are loaded in the program text; removes
+    what it read.
+    """
     import triton
 
     (cubin,), (ptx,) = folder.glob(f"*{kernel}*.cubin"), folder.glob(f"*{kernel}*.ptx")
-    text = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found, text
     return {"registers": int(found[1]), "stack": int(found[2]), "loads": ptx.read_text().count("ld.global.nc.v4.b32")}
 
 
 def _on_cuda(build: Any, intervals: Any, *sizes: Any) -> Any:
-    """`flash.mask` built on the CPU: a torch without CUDA cannot index tensors of that device, not even without memory."""
+    """`flash.mask` built on the CPU: a torch without CUDA cannot index tensors of that device, not
+    even without memory.
+    """
     import torch
 
     def move(x: Any) -> Any:
@@ -87,7 +100,12 @@ def compiled(head_dim: int, heads: int, kv_heads: int, dtype: str, folder: Path)
                 _step(rows, keys, *shape)
     finally:
         cute.compile, flash.mask = compile_kernel, build
-    result = {"forward_s": round(forward, 2), "backward_s": round(backward, 2), "kernels": first, "again": calls[0] - first}
+    result = {
+        "forward_s": round(forward, 2),
+        "backward_s": round(backward, 2),
+        "kernels": first,
+        "again": calls[0] - first,
+    }
     result |= {name: _usage(folder, kernel) for name, kernel in (("forward", "fwd_sm90"), ("backward", "bwd_sm90"))}
     for file in folder.iterdir():
         file.unlink()
@@ -99,7 +117,10 @@ def main() -> None:
         os.environ.update(TARGET, CUTE_DSL_DUMP_DIR=folder)
         for case in sys.argv[1:]:
             head_dim, heads, kv_heads, dtype = case.split(":")
-            print(json.dumps({"case": case, **compiled(int(head_dim), int(heads), int(kv_heads), dtype, Path(folder))}), flush=True)
+            print(
+                json.dumps({"case": case, **compiled(int(head_dim), int(heads), int(kv_heads), dtype, Path(folder))}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

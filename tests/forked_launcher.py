@@ -1,4 +1,5 @@
-"""torchrun in a child of the fork server: its agent, its rendezvous and its reports are torch's own, and the ranks are forked.
+"""torchrun in a child of the fork server: its agent, its rendezvous and its reports are torch's own, and the ranks are
+forked.
 
 They are forked before the agent starts, because it has threads, and wait until it wants them.
 """
@@ -46,7 +47,9 @@ class Rank:
 
 
 def fork_ranks(count: int) -> list[Rank] | tuple[list[str], dict[str, str]]:
-    """The ranks, in the launcher; in a rank, the command and environment that the launcher gave it.  A launcher that ends without them ends them."""
+    """The ranks, in the launcher; in a rank, the command and environment that the launcher gave it.  A launcher that
+    ends without them ends them.
+    """
     ranks: list[Rank] = []
     for _ in range(count):
         read, write = os.pipe()
@@ -68,7 +71,9 @@ def fork_ranks(count: int) -> list[Rank] | tuple[list[str], dict[str, str]]:
 
 
 def launch(arguments: list[str]) -> list[str] | None:
-    """`python -m torch.distributed.run ARGUMENTS` in this process; in the ranks returns what follows `python` on the command line they shall run."""
+    """`python -m torch.distributed.run ARGUMENTS` in this process; in the ranks returns what follows `python` on the
+    command line they shall run.
+    """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     from torch.distributed.elastic.rendezvous import dynamic_rendezvous

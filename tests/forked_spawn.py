@@ -1,6 +1,7 @@
 """Python processes that a job of the fork server starts itself, forked in advance too, while the job has no threads.
 
-megatron-core starts a manager for every run that saves ("spawn"), the data readers a fork server, some tools torchrun: seconds of imports each.
+megatron-core starts a manager for every run that saves ("spawn"), the data readers a fork server, some tools torchrun:
+seconds of imports each.
 """
 
 from __future__ import annotations
@@ -20,14 +21,31 @@ HEAVY = ("from multiprocessing.spawn import spawn_main", "from multiprocessing.f
 """Beginnings of multiprocessing's programs that are worth a spare; its resource tracker imports little."""
 ABOVE = 512
 """Descriptors from here on are out of the way of those that a program asks for by number."""
-READ_AT_IMPORT = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "TRITON_", "CUDA_", "LD_", "NVTE_", "MPL")
+READ_AT_IMPORT = (
+    "PYTHON",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "TORCH_",
+    "TRITON_",
+    "CUDA_",
+    "LD_",
+    "NVTE_",
+    "MPL",
+)
 """Prefixes of variables that libraries read as they are imported."""
 FREE = ("PYTHONPATH", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_WAIT_POLICY")
-"""Variables with such a prefix that a forked process takes over, or that mean nothing to one thread (torchrun and the benchmarks set the last two)."""
+"""Variables with such a prefix that a forked process takes over, or that mean nothing to one thread (torchrun and the
+benchmarks set the last two).
+"""
 
 
 def obstacle(command: Sequence[Any], env: Mapping[str, str], imported_in: Mapping[str, str]) -> str:
-    """Why no fork can be what a fresh interpreter would be, when libraries were imported in the environment `imported_in`; "" when one can."""
+    """Why no fork can be what a fresh interpreter would be, when libraries were imported in the environment
+    `imported_in`; "" when one can.
+    """
     words = [str(word) for word in command[:3] if word != "-u"]
     if sys.platform != "linux":
         return f"{sys.platform} is not Linux"
@@ -44,7 +62,14 @@ class Spare:
     def __init__(self, pid: int, line: socket.socket) -> None:
         self.pid, self.line = pid, line
 
-    def go(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, descriptors: Mapping[int, int], session: bool = False) -> int:
+    def go(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        descriptors: Mapping[int, int],
+        session: bool = False,
+    ) -> int:
         """Run `python <argv>` there, with its descriptor `number` a copy of ours; returns its process id."""
         asked = {"argv": [*argv], "env": dict(env), "cwd": cwd, "numbers": [*descriptors], "session": session}
         text = json.dumps(asked).encode()
@@ -55,7 +80,9 @@ class Spare:
 
 
 def keep_spares(imported_in: Mapping[str, str]) -> list[str] | None:
-    """Fork spares for multiprocessing and subprocess to use; None in this process, in a spare what follows `python` on the command line it shall run."""
+    """Fork spares for multiprocessing and subprocess to use; None in this process, in a spare what follows `python` on
+    the command line it shall run.
+    """
     spares: list[Spare] = []
     for _ in range(SPARES):
         ours, theirs = socket.socketpair()
@@ -87,15 +114,21 @@ def _use_for_multiprocessing(spares: list[Spare]) -> None:
 def _use_for_subprocess(spares: list[Spare], imported_in: Mapping[str, str]) -> None:
     real = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
-    def execute(self: Any, args: Any, executable: Any, preexec: Any, close: Any, passed: Any, cwd: Any, env: Any, *rest: Any) -> None:
+    def execute(
+        self: Any, args: Any, executable: Any, preexec: Any, close: Any, passed: Any, cwd: Any, env: Any, *rest: Any
+    ) -> None:
         _, _, shell, stdin, _, _, stdout, _, stderr, *more = rest
         env = os.environ if env is None else env
-        plain = not (isinstance(args, (str, bytes)) or executable or preexec or passed or shell or stdin != -1) and hasattr(self, "_close_pipe_fds")
+        plain = not (
+            isinstance(args, (str, bytes)) or executable or preexec or passed or shell or stdin != -1
+        ) and hasattr(self, "_close_pipe_fds")
         if not (plain and spares and not obstacle(args, env, imported_in)):
             real(self, args, executable, preexec, close, passed, cwd, env, *rest)
             return
         outputs = {1: 1 if stdout == -1 else stdout, 2: 2 if stderr == -1 else stderr}
-        self.pid = spares.pop().go([os.fspath(word) for word in args[1:]], env, os.fspath(cwd or os.getcwd()), outputs, session=bool(more[5]))
+        self.pid = spares.pop().go(
+            [os.fspath(word) for word in args[1:]], env, os.fspath(cwd or os.getcwd()), outputs, session=bool(more[5])
+        )
         self._child_created = True
         self._close_pipe_fds(*rest[3:9])
 

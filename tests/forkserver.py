@@ -1,12 +1,15 @@
-"""A process that has imported the trainer and forks one child per Python command: what a test launches starts in hundredths of a second.
+"""A process that has imported the trainer and forks one child per Python command: what a test launches starts in
+hundredths of a second.
 
-`python -m tests.forkserver SOCKET` serves `tests/parallel/launch.py`; see there for when a command is started afresh instead.  Every connection is one
-job: a request with the command, its folder, its environment and two file descriptors (stdout, stderr) goes in; its process id comes back at once, and its
-exit status and processor seconds when it has ended.  A job whose client hangs up is ended.
+`python -m tests.forkserver SOCKET` serves `tests/parallel/launch.py`; see there for when a command is started afresh
+instead.  Every connection is one job: a request with the command, its folder, its environment and two file descriptors
+(stdout, stderr) goes in; its process id comes back at once, and its exit status and processor seconds when it has
+ended.  A job whose client hangs up is ended.
 
-What a job finds is what a fresh interpreter would show it, but for the modules that are imported already, one seed of hashes for all ranks, and an end
-that does not take modules apart.  `torch.distributed.run` is torchrun itself; only the ranks it starts are forked (`tests/forked_launcher.py`), and so are
-the first processes that a job starts (`tests/forked_spawn.py`).
+What a job finds is what a fresh interpreter would show it, but for the modules that are imported already, one seed of
+hashes for all ranks, and an end that does not take modules apart.  `torch.distributed.run` is torchrun itself; only the
+ranks it starts are forked (`tests/forked_launcher.py`), and so are the first processes that a job starts
+(`tests/forked_spawn.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ FORKED_IN = dict(os.environ)
 
 @dataclass(frozen=True)
 class Job:
-    """A Python command.  argv: what follows the interpreter's name, its own options included; output: descriptors of stdout and stderr."""
+    """A Python command.  argv: what follows the interpreter's name, its own options included; output: descriptors of
+    stdout and stderr.
+    """
 
     argv: list[str]
     cwd: str
@@ -69,14 +74,18 @@ def preload() -> None:
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        raise RuntimeError(f"{threads} threads after the imports: a child would miss all but one, with their locks held")
+        raise RuntimeError(
+            f"{threads} threads after the imports: a child would miss all but one, with their locks held"
+        )
     gc.collect()
     # Nothing of this is garbage: a child's collector need not touch, and so copy, those pages.
     gc.freeze()
 
 
 def serve(listener: socket.socket) -> Job | None:
-    """Fork a child per request.  Returns the job in the child, so that it runs with nothing of the server beneath it, and None when the server ends."""
+    """Fork a child per request.  Returns the job in the child, so that it runs with nothing of the server beneath it,
+    and None when the server ends.
+    """
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     ear, bell = socket.socketpair()
@@ -167,7 +176,9 @@ def become(job: Job) -> None:
 
 
 def execute(argv: list[str]) -> None:
-    """Run what follows `python` on a command line as the interpreter would: `-u`, then `-m MODULE`, `-c CODE` or a script's path, and arguments."""
+    """Run what follows `python` on a command line as the interpreter would: `-u`, then `-m MODULE`, `-c CODE` or a
+    script's path, and arguments.
+    """
     if argv[0] == "-u":
         forked_spawn.unbuffered()
         argv = argv[1:]
@@ -217,7 +228,9 @@ def start(path: str) -> Job | None:
 
 
 def end(code: int) -> None:
-    """Leave as the interpreter does, but for taking modules apart: each page of theirs would be copied for it, half a second in all."""
+    """Leave as the interpreter does, but for taking modules apart: each page of theirs would be copied for it, half a
+    second in all.
+    """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -25,7 +25,13 @@ from packaging.utils import canonicalize_name
 ROOTS = ("torch", "transformers", "diffusers", "pillow")
 PINS: dict[str, dict[str, str]] = {
     "4.57": {"transformers": "4.57.1", "diffusers": "0.36.0", "huggingface_hub": "0.36.0", "tokenizers": "0.22.1"},
-    "5.0": {"transformers": "5.0.0", "diffusers": "0.37.1", "huggingface_hub": "1.3.1", "tokenizers": "0.22.2", "typer-slim": "0.21.1"},
+    "5.0": {
+        "transformers": "5.0.0",
+        "diffusers": "0.37.1",
+        "huggingface_hub": "1.3.1",
+        "tokenizers": "0.22.2",
+        "typer-slim": "0.21.1",
+    },
     "installed": {},  # as constraints-cpu.txt has them
     "accelerate": {"accelerate": "1.15.0"},
 }
@@ -85,7 +91,20 @@ def _make(name: str, folder: Path) -> None:
 
 def _install(packages: list[str], site: Path) -> None:
     # Without dependencies: those that fit are linked, and those that do not are named in PINS.
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--retries", "1", "--target", str(site), *packages]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--retries",
+        "1",
+        "--target",
+        str(site),
+        *packages,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
@@ -102,7 +121,9 @@ def _needed(names: list[str], site: Path | None) -> Iterator[metadata.Distributi
     while waiting:
         wanted = waiting.pop()
         found = _find(wanted.name, site)
-        assert wanted.specifier.contains(found.version, prereleases=True), f"{wanted} is needed, {found.version} is there: pin it in {__file__}"
+        assert wanted.specifier.contains(found.version, prereleases=True), (
+            f"{wanted} is needed, {found.version} is there: pin it in {__file__}"
+        )
         if canonicalize_name(wanted.name) in seen:
             continue
         seen.add(canonicalize_name(wanted.name))

@@ -26,18 +26,29 @@ def sizes(tiny: dense.Tiny) -> ModelConfig:
         num_attention_heads=tiny.heads,
         num_query_groups=tiny.groups,
         position_table_size=tiny.table,
-        rope_scaling={"type": "longrope", "long_factor": list(tiny.long_factor), "short_factor": [1.0] * len(tiny.long_factor)} if tiny.long_factor else {},
+        rope_scaling={
+            "type": "longrope",
+            "long_factor": list(tiny.long_factor),
+            "short_factor": [1.0] * len(tiny.long_factor),
+        }
+        if tiny.long_factor
+        else {},
         max_position_embeddings=tiny.longest,
         original_max_position_embeddings=tiny.original,
     )
 
 
 def released(weights: dict[str, Tensor], tiny: dense.Tiny) -> dict[str, Tensor]:
-    """Dense weights as a released state dict: a text table with the hint rows in their places, and the position table."""
+    """Dense weights as a released state dict: a text table with the hint rows in their places, and
+    the position table.
+    """
     crop = dense.table_crop(tiny, tiny.table, tiny.table)
     text = torch.full((6, tiny.width), 9.0)
     text[list(HINTS)] = weights["llm.embed_tokens.weight"].detach()
-    return {key: value.detach() for key, value in weights.items()} | {"llm.embed_tokens.weight": text, "pos_embed": crop[None]}
+    return {key: value.detach() for key, value in weights.items()} | {
+        "llm.embed_tokens.weight": text,
+        "pos_embed": crop[None],
+    }
 
 
 def settings(tiny: dense.Tiny, **fields: object) -> dict:
@@ -45,10 +56,16 @@ def settings(tiny: dense.Tiny, **fields: object) -> dict:
     return hub_config(sizes(tiny), tiny.channels, HINTS, 6, None, longest_side=64) | fields
 
 
-def export(folder: Path, tiny: dense.Tiny, weights: dict[str, Tensor], codec: CodecConfig | None = None, **fields: object) -> Path:
+def export(
+    folder: Path, tiny: dense.Tiny, weights: dict[str, Tensor], codec: CodecConfig | None = None, **fields: object
+) -> Path:
     """A whole folder: weights, settings, VAE and code."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in released(weights, tiny).items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {key: value.contiguous() for key, value in released(weights, tiny).items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     write_json(folder / "config.json", settings(tiny, **fields))
     codec = codec or CodecConfig()
     write_vae(folder, codec)

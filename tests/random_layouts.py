@@ -20,7 +20,9 @@ class Case(NamedTuple):
     kv_heads: int
     kept: torch.Tensor
 
-    def tensors(self, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0) -> list[torch.Tensor]:
+    def tensors(
+        self, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+    ) -> list[torch.Tensor]:
         """q of the kept rows, k and v of all, a gradient of the output; normally distributed."""
         noise, rows, keys = torch.Generator().manual_seed(seed), len(self.kept), len(self.intervals)
         shapes = [(rows, self.heads), (keys, self.kv_heads), (keys, self.kv_heads), (rows, self.heads)]
@@ -34,7 +36,9 @@ def _clips(draw: random.Random, frames: int) -> tuple[int, ...]:
 
 
 def _sample(draw: random.Random, budget: int) -> ClipShape:
-    """One sequence of about `budget` tokens at most: training splits, sampling with a history, single clips, odd mixtures."""
+    """One sequence of about `budget` tokens at most: training splits, sampling with a history, single clips, odd
+    mixtures.
+    """
     grid = draw.choice([(1, 1), (2, 3), (4, 4), (5, 7)])
     most = max(1, min(80, budget // (2 * (grid[0] * grid[1] + 2))))
     frames = draw.choice([1, most, draw.randint(1, most)])
@@ -46,7 +50,9 @@ def _sample(draw: random.Random, budget: int) -> ClipShape:
     if kind == "history":
         return history_shape(draw.randint(0, frames), draw.randint(1, max(1, frames // 2)), grid)
     if kind == "mixture":
-        clips = tuple(Clip(n, has_clean=draw.random() < 0.7, has_noisy=draw.random() < 0.7) for n in _clips(draw, frames))
+        clips = tuple(
+            Clip(n, has_clean=draw.random() < 0.7, has_noisy=draw.random() < 0.7) for n in _clips(draw, frames)
+        )
         return ClipShape(clips, grid, prefix=draw.randint(0, 3))
     return training_shape(_clips(draw, frames), grid)
 
@@ -62,4 +68,6 @@ def random_case(seed: int, budget: int = 300) -> Case:
     rows = torch.arange(len(intervals))
     if draw.random() < 0.25:
         rows = rows[torch.tensor([draw.random() < 0.5 for _ in rows])]
-    return Case(intervals, kv_heads * draw.choice([1, 1, 2, 3]), kv_heads, rows if len(rows) else torch.arange(len(intervals)))
+    return Case(
+        intervals, kv_heads * draw.choice([1, 1, 2, 3]), kv_heads, rows if len(rows) else torch.arange(len(intervals))
+    )

@@ -16,17 +16,35 @@ from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Entry, write_tensor
 from megatron_videogpt.convert.released import read_model_config
 from megatron_videogpt.model.parameters import EMBED_TOKENS, hf_shape, parameters
 
-MODEL = ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, num_query_groups=1, position_table_size=4)
+MODEL = ModelConfig(
+    num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, num_query_groups=1, position_table_size=4
+)
 CONFIG = {
-    **{"model_type": "phi3", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24},
-    **{"vocab_size": 12, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "max_position_embeddings": 4096},
+    **{
+        "model_type": "phi3",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+    },
+    **{
+        "vocab_size": 12,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "max_position_embeddings": 4096,
+    },
 }
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     """A whole model's, with a text table of 12 rows."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {entry.hf: hf_shape(entry, MODEL, 4) for entry in parameters(MODEL)} | {EMBED_TOKENS: (12, 16), "pos_embed": (1, 16, 16)}
+    shapes = {entry.hf: hf_shape(entry, MODEL, 4) for entry in parameters(MODEL)} | {
+        EMBED_TOKENS: (12, 16),
+        "pos_embed": (1, 16, 16),
+    }
     return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
 
 

@@ -14,14 +14,28 @@ class Session:
 
     def __init__(self, recompute: str = "none", precision: str = "fp32", **optimizer: Any) -> None:
         from megatron_videogpt.checkpoint.average import Average
-        from megatron_videogpt.config.schema import AttentionConfig, Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+        from megatron_videogpt.config.schema import (
+            AttentionConfig,
+            Config,
+            ModelConfig,
+            OptimizerConfig,
+            ParallelConfig,
+            TrainConfig,
+        )
         from megatron_videogpt.objective.build import build_network, build_objective
         from megatron_videogpt.platforms import activate
         from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
         torch.manual_seed(0)
         self.config = Config(
-            model=ModelConfig(num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, num_query_groups=1, position_table_size=4),
+            model=ModelConfig(
+                num_layers=2,
+                hidden_size=16,
+                ffn_hidden_size=24,
+                num_attention_heads=2,
+                num_query_groups=1,
+                position_table_size=4,
+            ),
             parallel=ParallelConfig(recompute=recompute),
             attention=AttentionConfig(backend="reference"),
             optimizer=OptimizerConfig(**{"lr": 1e-2, "weight_decay": 0.1, **optimizer}),
@@ -39,7 +53,10 @@ class Session:
         from megatron_videogpt.data.plans import Sample
         from megatron_videogpt.objective.noise import normal
 
-        samples = [Sample(key=n, name=str(n), mean=factor * normal(n, "latents", (4, 4, 4, 4)), logvar=None, clips=(1, 2, 1)) for n in (number, number + 1000)]
+        samples = [
+            Sample(key=n, name=str(n), mean=factor * normal(n, "latents", (4, 4, 4, 4)), logvar=None, clips=(1, 2, 1))
+            for n in (number, number + 1000)
+        ]
         return [self.objective.prepare([sample], 1) for sample in samples]
 
     def step(self, rows: list[Any], clip: float = 1.0, limit: float = math.inf) -> Any:
@@ -65,4 +82,7 @@ class Session:
         """Copies of weights, main parameters, moments, step counts and the average."""
         inner = self.optimizer.chained_optimizers[0].optimizer
         states = [value for p in self.parameters() for value in inner.state[p].values()]
-        return [x.detach().clone() for x in [*self.chunks[0].parameters(), *self.parameters(), *states, *self.average.shards]]
+        return [
+            x.detach().clone()
+            for x in [*self.chunks[0].parameters(), *self.parameters(), *states, *self.average.shards]
+        ]

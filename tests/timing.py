@@ -1,7 +1,7 @@
 """What each test costs: wall seconds, and processor seconds of this process and of all it started.
 
-`pytest --timings FILE` appends one JSON line per test; `python -m tests.timing FILE --seconds N` sums up several runs of pytest in the words of one,
-and with `--times` prints the slowest tests and the sum of each folder.
+`pytest --timings FILE` appends one JSON line per test; `python -m tests.timing FILE --seconds N` sums up several runs
+of pytest in the words of one, and with `--times` prints the slowest tests and the sum of each folder.
 """
 
 from __future__ import annotations
@@ -81,13 +81,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(tests: list[dict[str, Any]]) -> list[str]:
-    """The slowest tests, and seconds and number of tests by folder.  Processor seconds are what a busy machine changes least."""
+    """The slowest tests, and seconds and number of tests by folder.  Processor seconds are what a busy machine changes
+    least.
+    """
     lines = [f"slowest {min(SLOWEST, len(tests))} tests: wall seconds, processor seconds"]
     lines += [f"{test['wall']:8.1f} {test['cpu']:8.1f}  {test['test']}" for test in tests[:SLOWEST]]
     lines += ["", "by folder: wall seconds, processor seconds, tests"]
     for folder in sorted({_folder(test) for test in tests}):
         inside = [test for test in tests if _folder(test) == folder]
-        lines.append(f"{sum(test['wall'] for test in inside):8.1f} {sum(test['cpu'] for test in inside):8.1f} {len(inside):6d}  {folder}")
+        lines.append(
+            f"{sum(test['wall'] for test in inside):8.1f} {sum(test['cpu'] for test in inside):8.1f} "
+            f"{len(inside):6d}  {folder}"
+        )
     return lines
 
 
@@ -98,8 +103,15 @@ def _folder(test: dict[str, Any]) -> str:
 def summary(tests: list[dict[str, Any]], seconds: float) -> list[str]:
     """What failed, and pytest's last line."""
     counts = Counter(test["outcome"] for test in tests)
-    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("failed", "passed", "skipped", "error") if counts[outcome]) or "no tests ran"
-    bad = sorted(f"{test['outcome'].upper()} {test['test']}" for test in tests if test["outcome"] in ("failed", "error"))
+    said = (
+        ", ".join(
+            f"{counts[outcome]} {outcome}" for outcome in ("failed", "passed", "skipped", "error") if counts[outcome]
+        )
+        or "no tests ran"
+    )
+    bad = sorted(
+        f"{test['outcome'].upper()} {test['test']}" for test in tests if test["outcome"] in ("failed", "error")
+    )
     return bad + [f" {said} in {seconds:.2f}s ".center(80, "=")]
 
 

@@ -1,7 +1,8 @@
-"""Triton kernels without a GPU: run them in Triton's interpreter, compile them for a Hopper GPU and read what the compiler used.
+"""Triton kernels without a GPU: run them in Triton's interpreter, compile them for a Hopper GPU and read what the
+compiler used.
 
-Both in one process: Triton decides at import whether a kernel is interpreted, so `interpreted` imports a second copy of the kernels' modules and
-undoes what the interpreter changes in `triton.language`.
+Both in one process: Triton decides at import whether a kernel is interpreted, so `interpreted` imports a second copy of
+the kernels' modules and undoes what the interpreter changes in `triton.language`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-triton = pytest.importorskip("triton", reason="Triton is not installed, so its kernels can neither be interpreted nor compiled")
+triton = pytest.importorskip(
+    "triton", reason="Triton is not installed, so its kernels can neither be interpreted nor compiled"
+)
 tl = triton.language
 
 
 def _copies(names: tuple[str, ...]) -> list[ModuleType]:
-    """The modules imported once more, in this order, so that later ones import the copies of earlier ones; the first imports stay what others see."""
+    """The modules imported once more, in this order, so that later ones import the copies of earlier ones; the first
+    imports stay what others see.
+    """
     originals = {name: importlib.import_module(name) for name in names}
     for name in names:
         del sys.modules[name]
@@ -38,17 +43,20 @@ def _copies(names: tuple[str, ...]) -> list[ModuleType]:
 
 @contextmanager
 def interpreted(*names: str) -> Iterator[list[ModuleType]]:
-    """Copies of the modules whose `@triton.jit` functions run in Triton's interpreter, on CPU tensors, inside the `with` block only.
+    """Copies of the modules whose `@triton.jit` functions run in Triton's interpreter, on CPU tensors, inside the
+    `with` block only.
 
-    names: the modules with kernels and those that launch them, each after the modules that it imports kernels from with ``from .x import kernel``.
-    bf16 `tl.dot` is silently wrong in the interpreter (use float16 or float32), and kernels are launched as ever.
+    names: the modules with kernels and those that launch them, each after the modules that it imports kernels from with
+    ``from .x import kernel``. bf16 `tl.dot` is silently wrong in the interpreter (use float16 or float32), and kernels
+    are launched as ever.
     """
     from triton.runtime import interpreter
 
     patch, patched = interpreter._patch_lang, set()
 
     def patch_once(fn: Any) -> Any:
-        # At every call of a kernel's function the interpreter patches triton.language again, which takes half of all time; here the end of the block undoes it.
+        # At every call of a kernel's function the interpreter patches triton.language again, which takes half of all
+        # time; here the end of the block undoes it.
         if id(fn.__globals__) not in patched:
             patched.add(id(fn.__globals__))
             patch(fn)
@@ -80,7 +88,9 @@ def interpreted(*names: str) -> Iterator[list[ModuleType]]:
 
 
 class Compiled(NamedTuple):
-    """What a kernel needs on the target: registers and spilled bytes a thread, bytes of shared memory a block; and its PTX."""
+    """What a kernel needs on the target: registers and spilled bytes a thread, bytes of shared memory a block; and its
+    PTX.
+    """
 
     registers: int
     spilled: int
@@ -99,21 +109,30 @@ def compiled(
 ) -> Compiled:
     """Compile a `@triton.jit` function for a GPU that need not be there.
 
-    signature: argument -> type, as in ``{"q": "*bf16", "rows": "i32", "scale": "fp32"}``, without the constexpr ones.  aligned: the integer arguments that are
-    multiples of 16 at run time (row strides), which Triton then knows; pointers always are.  Compilation is cached on disk by Triton.
+    signature: argument -> type, as in ``{"q": "*bf16", "rows": "i32", "scale": "fp32"}``, without the constexpr ones.
+    aligned: the integer arguments that are multiples of 16 at run time (row strides), which Triton then knows; pointers
+    always are.  Compilation is cached on disk by Triton.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     aligned = set(aligned)
     types = {name: "constexpr" if name in constexprs else signature[name] for name in kernel.arg_names}
-    known = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if types[name].startswith("*") or name in aligned}
+    known = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(types)
+        if types[name].startswith("*") or name in aligned
+    }
     source = ASTSource(kernel, types, dict(constexprs), known)
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, "num_stages": num_stages})
+    binary = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, "num_stages": num_stages}
+    )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     return Compiled(int(found[1]), int(found[2]), binary.metadata.shared, binary.asm["ptx"])

@@ -1,5 +1,6 @@
-"""Watches that work on a CPU for what a device would not like: for whatever makes the host wait (it looks for what reads values, not for time), and for
-float64, which Ascend's kernels and collectives refuse."""
+"""Watches that work on a CPU for what a device would not like: for whatever makes the host wait (it looks for what
+reads values, not for time), and for float64, which Ascend's kernels and collectives refuse.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from torch.utils._pytree import tree_leaves
 
 TO_HOST = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
 """Methods of a tensor that give its values to Python."""
-DATA_DEPENDENT = ("_local_scalar_dense", "nonzero", "masked_select", "unique2", "repeat_interleave.Tensor", "equal", "is_nonzero")
+DATA_DEPENDENT = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "unique2",
+    "repeat_interleave.Tensor",
+    "equal",
+    "is_nonzero",
+)
 """Operations whose result's shape or type depends on values."""
 
 TORCH = str(Path(torch.__file__).parent)
@@ -51,7 +60,9 @@ class Waits(TorchDispatchMode):
 
 
 class Doubles(TorchDispatchMode):
-    """Records every operation, collectives among them, that takes or gives a float64 tensor; for the thread that enters it."""
+    """Records every operation, collectives among them, that takes or gives a float64 tensor; for the thread that enters
+    it.
+    """
 
     def __init__(self, allowed: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -61,7 +72,10 @@ class Doubles(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.collectives += func.namespace == "c10d"
-        if any(isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128) for x in tree_leaves((args, kwargs, result))):
+        if any(
+            isinstance(x, Tensor) and x.dtype in (torch.float64, torch.complex128)
+            for x in tree_leaves((args, kwargs, result))
+        ):
             place = _place()
             if not place.startswith(self.allowed):
                 self.found.append(f"{func.namespace}.{func.__name__} {place}")
@@ -75,7 +89,9 @@ def waits() -> Iterator[list[str]]:
         for name in TO_HOST:
             real = getattr(Tensor, name)
 
-            def recorded(self: Tensor, *args: Any, _name: str = name, _real: Callable[..., Any] = real, **kwargs: Any) -> Any:
+            def recorded(
+                self: Tensor, *args: Any, _name: str = name, _real: Callable[..., Any] = real, **kwargs: Any
+            ) -> Any:
                 mode.found.append(f"Tensor.{_name} {_place()}")
                 return _real(self, *args, **kwargs)
 
@@ -84,7 +100,9 @@ def waits() -> Iterator[list[str]]:
 
         def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             # A copy from another device, of which a CPU knows none, unless it runs in the background.
-            if any(isinstance(x, (torch.device, str)) for x in (*args, kwargs.get("device"))) and not kwargs.get("non_blocking"):
+            if any(isinstance(x, (torch.device, str)) for x in (*args, kwargs.get("device"))) and not kwargs.get(
+                "non_blocking"
+            ):
                 mode.found.append(f"Tensor.to(device) {_place()}")
             return real_to(self, *args, **kwargs)
 

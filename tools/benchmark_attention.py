@@ -1,16 +1,20 @@
-"""Attention backends side by side in one run: forward, backward, TFLOP/s on attended pairs, peak extra memory, time of building tile lists.
+"""Attention backends side by side in one run: forward, backward, TFLOP/s on attended pairs, peak extra memory, time of
+building tile lists.
 
-    python tools/benchmark_attention.py                                         # stage 4's mask cut to 8K tokens, on 2 CPU threads
-    python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage4-long --lengths 0 \
+    python tools/benchmark_attention.py                                         # stage 4's mask cut to 8K tokens, on 2
+    CPU threads python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage4-long
+    --lengths 0 \
         --backends sdpa,sdpa-full,flex,triton,flash --rows 384
-    python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage1,stage4,nbp,causal,full \
-        --lengths 8192,16384,32768,65536 --head-dims 64,96,128 --plot sweep.png     # several of anything: a sweep, with a summary
+    python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage1,stage4,nbp,causal,full
+    \
+        --lengths 8192,16384,32768,65536 --head-dims 64,96,128 --plot sweep.png     # several of anything: a sweep, with
+        a summary
 
-Backends: those of the package, NAME/fixed for one whose gradients are the same bits in every run, and two of torch: `sdpa` is
-scaled_dot_product_attention with the mask as a dense boolean matrix, `sdpa-full` attends everything (its TFLOP/s count all pairs).
-FLOPs: 4 per attended pair and channel of all heads forward, 10 backward (2.5 times, as kernels compute the scores again).
-Repetitions alternate between the backends and the tables show medians, so that ratios are fair on a busy machine.  OMP_WAIT_POLICY=PASSIVE is set unless
-the environment says otherwise.
+Backends: those of the package, NAME/fixed for one whose gradients are the same bits in every run, and two of torch:
+`sdpa` is scaled_dot_product_attention with the mask as a dense boolean matrix, `sdpa-full` attends everything (its
+TFLOP/s count all pairs). FLOPs: 4 per attended pair and channel of all heads forward, 10 backward (2.5 times, as
+kernels compute the scores again). Repetitions alternate between the backends and the tables show medians, so that
+ratios are fair on a busy machine.  OMP_WAIT_POLICY=PASSIVE is set unless the environment says otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-# Threads that wait must sleep: spinning ones lose whole time slices where other processes want the cores too.  Read when torch starts.
+# Threads that wait must sleep: spinning ones lose whole time slices where other processes want the cores too.  Read
+# when torch starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
@@ -36,7 +41,16 @@ from megatron_videogpt.attention import BACKENDS  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from tools import benchmark_masks as masks  # noqa: E402
 from tools.benchmark_report import Case, Result, case_table, machine, plot, summary_tables  # noqa: E402
-from tools.benchmark_timing import BASELINES, Kernel, building_clock, forget, forward_backward, kernel, obstacle_of, peak_memory  # noqa: E402
+from tools.benchmark_timing import (
+    BASELINES,
+    Kernel,
+    building_clock,
+    forget,
+    forward_backward,
+    kernel,
+    obstacle_of,
+    peak_memory,
+)  # noqa: E402
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -53,10 +67,23 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--masks", type=names, default=("stage4",), help=f"comma-separated: {', '.join(masks.NAMES)}")
-    parser.add_argument("--lengths", type=numbers, default=(8192,), help="most tokens of a row, comma-separated; 0: --packed whole samples, however long")
+    parser.add_argument(
+        "--lengths",
+        type=numbers,
+        default=(8192,),
+        help="most tokens of a row, comma-separated; 0: --packed whole samples, however long",
+    )
     parser.add_argument("--head-dims", type=numbers, default=(96,), help="comma-separated")
-    parser.add_argument("--grid", type=numbers, default=(12, 20), help="patch rows and columns of a frame (12,20: 320x192 pixels)")
-    parser.add_argument("--rows", type=int, default=1, metavar="N", help="pad rows to a multiple of N tokens, as training does for some backends")
+    parser.add_argument(
+        "--grid", type=numbers, default=(12, 20), help="patch rows and columns of a frame (12,20: 320x192 pixels)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pad rows to a multiple of N tokens, as training does for some backends",
+    )
     parser.add_argument("--packed", type=int, default=1, help="samples in a row, with --lengths 0")
     parser.add_argument("--frames", type=int, default=16, help="of the mask `split`")
     parser.add_argument("--clips", type=numbers, default=(2, 16), help="fewest and most clips of the mask `split`")
@@ -65,7 +92,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--backends", type=names, default=("sdpa", "ranged"), help=f"comma-separated: {', '.join((*BASELINES, *BACKENDS))}, NAME/fixed")
+    parser.add_argument(
+        "--backends",
+        type=names,
+        default=("sdpa", "ranged"),
+        help=f"comma-separated: {', '.join((*BASELINES, *BACKENDS))}, NAME/fixed",
+    )
     parser.add_argument("--repeat", type=int, default=5, help="timed repetitions of each, alternating")
     parser.add_argument("--seed", type=int, default=0, help="of the clip split and the numbers")
     parser.add_argument("--plot", type=Path, help="also draw the speed by mask into this PNG")
@@ -75,7 +107,10 @@ def arguments() -> argparse.Namespace:
     if unknown:
         parser.error(f"--backends holds {sorted(unknown)}, but knows {', '.join((*BASELINES, *BACKENDS))}")
     if len(options.clips) != 2 or not 1 <= options.clips[0] <= options.clips[1] <= options.frames:
-        parser.error(f"--clips {options.clips}: expected two numbers, from 1 to --frames ({options.frames}), the first not above the second")
+        parser.error(
+            f"--clips {options.clips}: expected two numbers, from 1 to --frames ({options.frames}), the first "
+            "not above the second"
+        )
     if len(options.grid) != 2 or options.rows < 1 or options.repeat < 1:
         parser.error("--grid needs rows and columns; --rows and --repeat at least 1")
     return options
@@ -96,7 +131,9 @@ def one_line(error: Exception) -> str:
 
 
 def attempt(work: Callable[[], None]) -> str:
-    """Run it; returns what went wrong, or an empty string.  A backend that cannot run here is a row of the table, not the end of it."""
+    """Run it; returns what went wrong, or an empty string.  A backend that cannot run here is a row of the table, not
+    the end of it.
+    """
     try:
         work()
     # Compilers and kernel packages raise whatever they like.
@@ -107,8 +144,12 @@ def attempt(work: Callable[[], None]) -> str:
     return ""
 
 
-def prepare(name: str, mask: masks.Mask, inputs: list[Tensor], result: Result, options: argparse.Namespace) -> tuple[Kernel, int] | None:
-    """(function, calls per repetition) of a backend after a warm-up that measures its memory and tile lists; None, with a note, if it cannot run."""
+def prepare(
+    name: str, mask: masks.Mask, inputs: list[Tensor], result: Result, options: argparse.Namespace
+) -> tuple[Kernel, int] | None:
+    """(function, calls per repetition) of a backend after a warm-up that measures its memory and tile lists; None, with
+    a note, if it cannot run.
+    """
     intervals, head_dim = mask.intervals.to(options.device), inputs[0].shape[-1]
     made: list[tuple[Kernel, int]] = []
 
@@ -127,7 +168,9 @@ def prepare(name: str, mask: masks.Mask, inputs: list[Tensor], result: Result, o
 
 
 def measure(mask: masks.Mask, head_dim: int, options: argparse.Namespace, save: Callable[[Case], None]) -> Case:
-    """All backends on one mask.  save: is called whenever there are new numbers, in case a later backend never comes back."""
+    """All backends on one mask.  save: is called whenever there are new numbers, in case a later backend never comes
+    back.
+    """
     kv_heads = options.kv_heads or options.heads
     case = Case(mask.name, len(mask.intervals), mask.tokens, mask.pairs, options.heads, kv_heads, head_dim, str(mask))
     inputs = tensors(len(mask.intervals), options.heads, kv_heads, head_dim, options)
@@ -137,7 +180,9 @@ def measure(mask: masks.Mask, head_dim: int, options: argparse.Namespace, save: 
     def time_once(name: str) -> None:
         run, count = kernels[name]
         times[name].append(forward_backward(run, inputs, options.device, count))
-        case.results[name].forward, case.results[name].backward = (statistics.median(pair[i] for pair in times[name]) for i in (0, 1))
+        case.results[name].forward, case.results[name].backward = (
+            statistics.median(pair[i] for pair in times[name]) for i in (0, 1)
+        )
 
     for name in options.backends:
         case.results[name] = Result()
@@ -157,7 +202,11 @@ def main() -> None:
     """Measure and print Markdown tables."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    print(f"`python tools/benchmark_attention.py {' '.join(sys.argv[1:])}`\n\n{machine(options.device, options.threads)}, {options.dtype}\n", flush=True)
+    print(
+        "`python tools/benchmark_attention.py "
+        f"{' '.join(sys.argv[1:])}`\n\n{machine(options.device, options.threads)}, {options.dtype}\n",
+        flush=True,
+    )
     split, cases = masks.Split(options.frames, options.clips), []
 
     def save(case: Case) -> None:

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Memory and time of converting a checkpoint of the released model's shape (random bf16 weights) to a run and back, and whether it comes back bit by bit."""
+"""Memory and time of converting a checkpoint of the released model's shape (random bf16 weights) to a run and back, and
+whether it comes back bit by bit.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,10 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
 
     model = replace(load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, num_layers=layers)
     shapes: dict[str, tuple[int, ...]] = {POSITION_TABLE: (1, model.position_table_size**2, model.hidden_size)}
-    shapes |= {entry.hf: (VOCABULARY, model.hidden_size) if entry.hf == EMBED_TOKENS else hf_shape(entry, model, CHANNELS) for entry in parameters(model)}
+    shapes |= {
+        entry.hf: (VOCABULARY, model.hidden_size) if entry.hf == EMBED_TOKENS else hf_shape(entry, model, CHANNELS)
+        for entry in parameters(model)
+    }
     generator = torch.Generator().manual_seed(0)
     entries = [Entry(key, shape, torch.bfloat16, lambda shape=shape: draw(shape)) for key, shape in shapes.items()]  # type: ignore[misc]
 
@@ -130,8 +135,19 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
     folder.mkdir(parents=True)
     fields = asdict(model)
     config: dict[str, Any] = {
-        **{"model_type": "phi3", "vocab_size": VOCABULARY, "hidden_act": "silu", "torch_dtype": "bfloat16", "tie_word_embeddings": False},
-        **{"num_hidden_layers": layers, "intermediate_size": model.ffn_hidden_size, "num_key_value_heads": model.kv_heads, "rms_norm_eps": model.norm_epsilon},
+        **{
+            "model_type": "phi3",
+            "vocab_size": VOCABULARY,
+            "hidden_act": "silu",
+            "torch_dtype": "bfloat16",
+            "tie_word_embeddings": False,
+        },
+        **{
+            "num_hidden_layers": layers,
+            "intermediate_size": model.ffn_hidden_size,
+            "num_key_value_heads": model.kv_heads,
+            "rms_norm_eps": model.norm_epsilon,
+        },
         **{key: fields[key] for key in ("hidden_size", "num_attention_heads", "rope_theta", "rope_scaling")},
         **{key: fields[key] for key in ("max_position_embeddings", "original_max_position_embeddings")},
     }
@@ -142,7 +158,9 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
 
 
 def different(first: Path, second: Path) -> list[str]:
-    """Tensors of two folders that are not the same bit by bit under the same key, read with the safetensors library, one of each at a time."""
+    """Tensors of two folders that are not the same bit by bit under the same key, read with the safetensors library,
+    one of each at a time.
+    """
     import torch
     from safetensors import safe_open
 
@@ -159,7 +177,11 @@ def different(first: Path, second: Path) -> list[str]:
         with safe_open(here[key], "pt") as one, safe_open(there[key], "pt") as two:
             a, b = one.get_tensor(key), two.get_tensor(key)
             # As bytes: a NaN is equal to itself, and -0 is not 0.
-            if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
+            if (
+                a.dtype != b.dtype
+                or a.shape != b.shape
+                or not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+            ):
                 wrong.append(key)
     return wrong
 
@@ -180,14 +202,22 @@ def benchmark(args: argparse.Namespace, work: Path) -> int:
         peak, seconds = measured(command)
         largest = max(largest, peak.own)
         sizes = (peak.own, peak.with_files, sum(peak.highest.values()))
-        rows.append(f"| {name} | {len(peak.highest)} | {seconds:.0f} s | {' | '.join(f'{value / GB:.2f} GB' for value in sizes)} | {peak.samples} |")
+        rows.append(
+            f"| {name} | {len(peak.highest)} | {seconds:.0f} s | "
+            f"{' | '.join(f'{value / GB:.2f} GB' for value in sizes)} | {peak.samples} |"
+        )
     print("comparing", file=sys.stderr, flush=True)
     wrong = different(source, back)
-    print(f"\n{size / GB:.2f} GB of bf16 tensors in {len(list(source.glob('*.safetensors')))} files, {args.layers} layers; to a run of")
+    print(
+        f"\n{size / GB:.2f} GB of bf16 tensors in {len(list(source.glob('*.safetensors')))} files, "
+        f"{args.layers} layers; to a run of"
+    )
     print(f"TP{args.tensor} x PP{args.pipeline} and back\n")
     print("| step | processes | time | own memory | with files | VmHWM | samples |\n|---|---|---|---|---|---|---|")
     print("\n".join(rows))
-    print(f"\n{'every tensor is bit-equal' if not wrong else f'{len(wrong)} tensors DIFFER, such as ' + ', '.join(wrong[:5])}")
+    print(
+        f"\n{'every tensor is bit-equal' if not wrong else f'{len(wrong)} tensors DIFFER, such as ' + ', '.join(wrong[:5])}"
+    )
     fits = largest <= args.limit_gb * GB
     print(f"own memory {largest / GB:.2f} GB at most, {'within' if fits else 'OVER'} the limit of {args.limit_gb:g} GB")
     return 0 if fits and not wrong else 1
@@ -195,14 +225,27 @@ def benchmark(args: argparse.Namespace, work: Path) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=32, metavar="N", help="decoder layers; the released model has 32 (default)")
-    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="where to work (default: a new folder in the system's temporary one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--layers", type=int, default=32, metavar="N", help="decoder layers; the released model has 32 (default)"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where to work (default: a new folder in the system's temporary one)",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folders there")
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="tensor parallel size of the run (1)")
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline parallel size of the run (1)")
-    parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest file of the Hugging Face folders (5)")
-    parser.add_argument("--limit-gb", type=float, default=12.0, metavar="GB", help="own memory that must be enough (12)")
+    parser.add_argument(
+        "--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest file of the Hugging Face folders (5)"
+    )
+    parser.add_argument(
+        "--limit-gb", type=float, default=12.0, metavar="GB", help="own memory that must be enough (12)"
+    )
     args = parser.parse_args()
     if args.layers < 1 or args.max_shard_gb <= 0:
         parser.error("--layers and --max-shard-gb: expected numbers above 0")
@@ -212,7 +255,10 @@ def main() -> int:
     needed, free = 3 * (0.22 * args.layers + 0.6) * GB, shutil.disk_usage(work).free
     try:
         if free < needed:
-            raise UserError(f"{work}: {free / GB:.0f} GB free, {needed / GB:.0f} GB needed; name another place with --folder, or use fewer --layers")
+            raise UserError(
+                f"{work}: {free / GB:.0f} GB free, {needed / GB:.0f} GB needed; name another place with "
+                "--folder, or use fewer --layers"
+            )
         return benchmark(args, work)
     except (UserError, OSError) as error:
         return exit_code(error)

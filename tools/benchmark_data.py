@@ -2,19 +2,23 @@
 """How fast the data pipeline is, against bare PyAV on the same frames, and what latent shards make of it.
 
     python tools/benchmark_data.py                                      # the clips of tests/videos, 2 reader processes
-    python tools/benchmark_data.py --source /data/videos --workers 8 --frames 80 --interval 4 --rounds 10
-    python tools/benchmark_data.py --source /data/panda-shards --no-latents --output panda        # panda.md and panda.json
+    python tools/benchmark_data.py --source /data/videos --workers 8 --frames 80 --interval 4 --rounds 10 python
+    tools/benchmark_data.py --source /data/panda-shards --no-latents --output panda        # panda.md and panda.json
 
-Three things are measured in turn, --rounds times, so that a busy machine slows all of them alike; the table has medians and the ratios of each round:
+Three things are measured in turn, --rounds times, so that a busy machine slows all of them alike; the table has medians
+and the ratios of each round:
 
-bare      as many processes as --workers, each of which opens a video file with PyAV, seeks to the keyframe, decodes forward, and converts and resizes the
-          frames that are needed: the least that must be done.  No time stamps are checked, nothing is limited, nothing is handed over.
-shards    the training loader (data.source=shards, without an encoder) on the same frames: index, plan, tar member, checks, decoding, shared memory, rows.
-latents   the training loader on latent shards of the same videos: what training reads when tools/encode_latents.py has run before.
+bare      as many processes as --workers, each of which opens a video file with PyAV, seeks to the keyframe, decodes
+forward, and converts and resizes the
+          frames that are needed: the least that must be done.  No time stamps are checked, nothing is limited, nothing
+              is handed over.
+shards    the training loader (data.source=shards, without an encoder) on the same frames: index, plan, tar member,
+checks, decoding, shared memory, rows. latents   the training loader on latent shards of the same videos: what training
+reads when tools/encode_latents.py has run before.
 
-A folder of videos is put into shards first (tools/prepare_videos.py), and its latents are encoded with the tiny codec (tools/encode_latents.py).
-The loader is measured once it runs: the first steps, which its processes read while they start, do not count.
-Bars: shards at least 0.9 of bare; latents at least 20 times shards.
+A folder of videos is put into shards first (tools/prepare_videos.py), and its latents are encoded with the tiny codec
+(tools/encode_latents.py). The loader is measured once it runs: the first steps, which its processes read while they
+start, do not count. Bars: shards at least 0.9 of bare; latents at least 20 times shards.
 """
 
 from __future__ import annotations
@@ -55,22 +59,37 @@ BARS = {"shards / bare": 0.9, "latents / shards": 20.0}
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=CLIPS, help="folder of videos, or of shards on this machine (default: %(default)s)")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=CLIPS,
+        help="folder of videos, or of shards on this machine (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="reader processes (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=16, help="frames of a sample (default: %(default)s)")
     parser.add_argument("--interval", type=int, default=4, help="step between frames (default: %(default)s)")
-    parser.add_argument("--longest-side", type=int, default=320, help="of the resized frames, in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--longest-side", type=int, default=320, help="of the resized frames, in pixels (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a round; ten times as many of latents (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="steps of a round; ten times as many of latents (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--no-latents", dest="latents", action="store_false", help="do not encode the videos and measure their latents")
-    parser.add_argument("--work", type=Path, help="folder for what is made on the way; kept, and used again (default: a temporary one)")
+    parser.add_argument(
+        "--no-latents", dest="latents", action="store_false", help="do not encode the videos and measure their latents"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for what is made on the way; kept, and used again (default: a temporary one)"
+    )
     parser.add_argument("--output", type=Path, help="write the table to OUTPUT.md and all numbers to OUTPUT.json")
     return parser.parse_args()
 
 
 class NoEncoder:
-    """The tiny codec's shape without its work: what is read goes through the loader as it does for an encoder on an accelerator."""
+    """The tiny codec's shape without its work: what is read goes through the loader as it does for an encoder on an
+    accelerator.
+    """
 
     device = torch.device("meta")
 
@@ -81,7 +100,9 @@ class NoEncoder:
 
     def encode(self, video: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Zeros of the latents' shape."""
-        return torch.zeros(len(video), self.channels, video.shape[2] // self.spatial_stride, video.shape[3] // self.spatial_stride), None
+        return torch.zeros(
+            len(video), self.channels, video.shape[2] // self.spatial_stride, video.shape[3] // self.spatial_stride
+        ), None
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,12 @@ class Bare:
 
     def __init__(self, clips: list[Clip], workers: int, config: DataConfig) -> None:
         context = multiprocessing.get_context("forkserver")
-        self.rounds, self.next_one, self.done, self.workers = context.Barrier(workers + 1), context.Value("q", 0), context.Queue(), workers
+        self.rounds, self.next_one, self.done, self.workers = (
+            context.Barrier(workers + 1),
+            context.Value("q", 0),
+            context.Queue(),
+            workers,
+        )
         given = (clips, config.longest_side, config.size_multiple, self.rounds, self.next_one, self.done)
         self.processes = [context.Process(target=work_bare, args=given, daemon=True) for _ in range(workers)]
         for process in self.processes:
@@ -164,7 +190,10 @@ def loader_rate(source: Source, config: Config, codec: Any, steps: int) -> float
     finally:
         loader.close()
     if loader.rejections.total:
-        raise UserError(f"{loader.rejections.total} samples could not be read ({dict(loader.rejections.counts)}); a benchmark needs good ones")
+        raise UserError(
+            f"{loader.rejections.total} samples could not be read ({dict(loader.rejections.counts)}); a "
+            "benchmark needs good ones"
+        )
     return sum(len(sample.mean) for row in rows for sample in row.samples) / seconds
 
 
@@ -186,7 +215,9 @@ def measured_clips(source: Source, config: Config, steps: int, folder: Path) -> 
 def tool(name: str, *given: str) -> None:
     """Run one of the tools beside this one; ValueError when it fails."""
     print(f"python tools/{name} {' '.join(given)}", flush=True)
-    done = subprocess.run([sys.executable, str(TOOLS / name), *given], env={**os.environ, "PYTHONPATH": str(TOOLS.parent)}, check=False)
+    done = subprocess.run(
+        [sys.executable, str(TOOLS / name), *given], env={**os.environ, "PYTHONPATH": str(TOOLS.parent)}, check=False
+    )
     if done.returncode:
         raise UserError(f"tools/{name} failed")
 
@@ -196,14 +227,32 @@ def sources(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, DataCon
     shards = args.source
     if not any(shards.glob("*.tar")):
         shards = work / "shards"
-        tool("prepare_videos.py", str(args.source), "--output", str(shards), f"--workers={args.workers}", "--shard-mb=4")
+        tool(
+            "prepare_videos.py", str(args.source), "--output", str(shards), f"--workers={args.workers}", "--shard-mb=4"
+        )
     low = args.interval
-    data = DataConfig(source="shards", path=str(shards), frames=args.frames, clips=(1, args.frames), frame_interval=(low, low), workers=args.workers)
+    data = DataConfig(
+        source="shards",
+        path=str(shards),
+        frames=args.frames,
+        clips=(1, args.frames),
+        frame_interval=(low, low),
+        workers=args.workers,
+    )
     data = replace(data, longest_side=args.longest_side, validation_fraction=0.1, min_side=32)
     yield "shards", data
     if args.latents:
         side = f"--longest-side={args.longest_side}"
-        tool("encode_latents.py", str(shards), f"--output={work / 'latents'}", "--codec=tiny", side, "--dtype=fp32", "--platform=cpu", "--min-side=32")
+        tool(
+            "encode_latents.py",
+            str(shards),
+            f"--output={work / 'latents'}",
+            "--codec=tiny",
+            side,
+            "--dtype=fp32",
+            "--platform=cpu",
+            "--min-side=32",
+        )
         yield "latents", replace(data, path=str(work / "latents"))
 
 
@@ -221,7 +270,11 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
             rates["bare"].append(bare.rate())
             for name, (config, source) in runs.items():
                 rates[name].append(loader_rate(source, config, codec, args.steps * (10 if name == "latents" else 1)))
-            print(f"round {number + 1}: {', '.join(f'{name} {values[-1]:,.0f} frames/s' for name, values in rates.items())}", flush=True)
+            print(
+                f"round {number + 1}: "
+                f"{', '.join(f'{name} {values[-1]:,.0f} frames/s' for name, values in rates.items())}",
+                flush=True,
+            )
     finally:
         bare.close()
     return rates
@@ -230,7 +283,10 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
 def report(rates: dict[str, list[float]], workers: int) -> tuple[str, dict[str, float]]:
     """The table in Markdown, and the median ratios of the rounds."""
     lines = [f"| {workers} processes | frames/s (median) | lowest | highest |", "|---|---|---|---|"]
-    lines += [f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |" for name, values in rates.items()]
+    lines += [
+        f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |"
+        for name, values in rates.items()
+    ]
     lines += ["", "| ratio of a round | median | lowest | highest | bar |", "|---|---|---|---|---|"]
     ratios = {}
     for name, bar in BARS.items():
@@ -259,7 +315,9 @@ def main() -> int:
     if args.output:
         given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         args.output.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-        args.output.with_suffix(".json").write_text(json.dumps({"arguments": given, "frames_per_second": rates, "ratios": ratios}, indent=1), encoding="utf-8")
+        args.output.with_suffix(".json").write_text(
+            json.dumps({"arguments": given, "frames_per_second": rates, "ratios": ratios}, indent=1), encoding="utf-8"
+        )
     return int(any(ratio < BARS[name] for name, ratio in ratios.items()))
 
 

@@ -30,7 +30,9 @@ NAMES = (*STAGES, "split", "nbp", "frame-causal", "causal", "full")
 
 @dataclass(frozen=True)
 class Mask:
-    """intervals: int32 ``[L, 4]``, padding rows included; tokens, pairs: without them; clips: frames of each clip of each packed sample."""
+    """intervals: int32 ``[L, 4]``, padding rows included; tokens, pairs: without them; clips: frames of each clip of
+    each packed sample.
+    """
 
     name: str
     intervals: Tensor
@@ -46,12 +48,17 @@ class Mask:
     def __str__(self) -> str:
         clips = f", clips {'; '.join(' '.join(map(str, sample)) for sample in self.clips)}" if self.clips else ""
         padding = len(self.intervals) - self.tokens
-        return f"{self.name}: {self.tokens:,} tokens{f' and {padding} of padding' if padding else ''}, {self.pairs:,} pairs, density {self.density:.3f}{clips}"
+        return (
+            f"{self.name}: {self.tokens:,} tokens{f' and {padding} of padding' if padding else ''}, "
+            f"{self.pairs:,} pairs, density {self.density:.3f}{clips}"
+        )
 
 
 @dataclass(frozen=True)
 class Split:
-    """How training samples are cut.  frames: of a sample; clips: fewest and most; last: frames of the last clip, 0 for any."""
+    """How training samples are cut.  frames: of a sample; clips: fewest and most; last: frames of the last clip, 0 for
+    any.
+    """
 
     frames: int
     clips: tuple[int, int]
@@ -76,8 +83,12 @@ def sample_tokens(clips: tuple[int, ...], grid: tuple[int, int]) -> int:
     return (2 * sum(clips) - clips[-1]) * (grid[0] * grid[1] + 2)
 
 
-def draw_samples(split: Split, grid: tuple[int, int], rng: random.Random, length: int | None, packed: int = 1) -> list[tuple[int, ...]]:
-    """Clips of the samples of one row: `packed` samples, or with a `length` as many as fit and a shorter one for what is left."""
+def draw_samples(
+    split: Split, grid: tuple[int, int], rng: random.Random, length: int | None, packed: int = 1
+) -> list[tuple[int, ...]]:
+    """Clips of the samples of one row: `packed` samples, or with a `length` as many as fit and a shorter one for what
+    is left.
+    """
     if length is None:
         return [split.draw(rng) for _ in range(packed)]
     samples: list[tuple[int, ...]] = []
@@ -107,8 +118,17 @@ def plain_intervals(name: str, tokens: int, grid: tuple[int, int]) -> Tensor:
     return block_causal(tokens, block)
 
 
-def build(name: str, length: int | None, grid: tuple[int, int], seed: int, multiple: int = 1, split: Split | None = None, packed: int = 1) -> Mask:
-    """The mask of a row of at most `length` tokens (None: of `packed` samples; plain masks then have 8,192), padded to a multiple of `multiple`.
+def build(
+    name: str,
+    length: int | None,
+    grid: tuple[int, int],
+    seed: int,
+    multiple: int = 1,
+    split: Split | None = None,
+    packed: int = 1,
+) -> Mask:
+    """The mask of a row of at most `length` tokens (None: of `packed` samples; plain masks then have 8,192), padded to
+    a multiple of `multiple`.
 
     split: for the mask of this name.  Raises ValueError for an unknown name, or where not even two frames fit.
     """
@@ -119,7 +139,10 @@ def build(name: str, length: int | None, grid: tuple[int, int], seed: int, multi
         chosen = split_of(name) if split is None or name != "split" else split
         clips = tuple(draw_samples(chosen, grid, random.Random(seed), length, packed))
         if not clips:
-            raise UserError(f"mask {name}: {length} tokens hold no sample of two frames of {grid[0]}x{grid[1]} patches; allow more tokens")
+            raise UserError(
+                f"mask {name}: {length} tokens hold no sample of two frames of {grid[0]}x{grid[1]} patches; "
+                "allow more tokens"
+            )
         intervals = pack([layout(training_shape(sample, grid)) for sample in clips]).intervals
     else:
         intervals = plain_intervals(name, length or 8192, grid)

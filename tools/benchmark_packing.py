@@ -1,19 +1,22 @@
 """Padding, balance and planning time of packed rows, on a synthetic index like Panda-70M's; naive dealing beside it.
 
-    python tools/benchmark_packing.py                                   # stages 3 and 4 on 64 and 320 data parallel ranks, 40 steps of each
-    python tools/benchmark_packing.py --stages 4 --steps 200 --pack-tokens 98304
-    python tools/benchmark_packing.py --entries 10000000 --ranks 1024
+    python tools/benchmark_packing.py                                   # stages 3 and 4 on 64 and 320 data parallel
+    ranks, 40 steps of each python tools/benchmark_packing.py --stages 4 --steps 200 --pack-tokens 98304 python
+    tools/benchmark_packing.py --entries 10000000 --ranks 1024
 
-Nothing is read or trained: the real planner (splits, sample plans, dealing, rows) runs on an index of a million made-up videos.
+Nothing is read or trained: the real planner (splits, sample plans, dealing, rows) runs on an index of a million made-up
+videos.
 
-The index: durations are log-normal, cut off at 2 and 60 s, with mean 8.5 s as in Panda-70M (70,723,513 clips, 167 thousand hours; arXiv 2402.19479);
-frame rates 24, 25, 29.97 and 30; 86 % of the pictures 16:9 (1280x720 or 640x360), the others 4:3, 21:9, square and portrait.  Only the mean duration is
-published; the spread, frame rates and aspect ratios are assumptions.  Sampling is that of examples/videogpt/stage3.toml and stage4.toml (48 or 80 frames,
-interval 4..12, K clips), and videos too short for that give what they have (data.min_frames=16).
+The index: durations are log-normal, cut off at 2 and 60 s, with mean 8.5 s as in Panda-70M (70,723,513 clips, 167
+thousand hours; arXiv 2402.19479); frame rates 24, 25, 29.97 and 30; 86 % of the pictures 16:9 (1280x720 or 640x360),
+the others 4:3, 21:9, square and portrait.  Only the mean duration is published; the spread, frame rates and aspect
+ratios are assumptions.  Sampling is that of examples/videogpt/stage3.toml and stage4.toml (48 or 80 frames, interval
+4..12, K clips), and videos too short for that give what they have (data.min_frames=16).
 
-Columns: padding is the share of all rows' tokens that is padding; imbalance is the largest over the mean cost of a rank in a step (FLOPs, padding included),
-its mean and worst over the steps; bound is what no dealing of these samples can fall below; ms is the planning time of a step on one core.
-Naive dealing gives consecutive samples to consecutive ranks and fills rows in order; its rows are padded to the same lengths.
+Columns: padding is the share of all rows' tokens that is padding; imbalance is the largest over the mean cost of a rank
+in a step (FLOPs, padding included), its mean and worst over the steps; bound is what no dealing of these samples can
+fall below; ms is the planning time of a step on one core. Naive dealing gives consecutive samples to consecutive ranks
+and fills rows in order; its rows are padded to the same lengths.
 """
 
 from __future__ import annotations
@@ -47,9 +50,29 @@ from megatron_videogpt.plan.balance import DealingStatistics, measure  # noqa: E
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
 MEAN_SECONDS = 8.5
-SIZES = {(1280, 720): 0.6, (640, 360): 0.26, (960, 720): 0.04, (480, 360): 0.02, (1680, 720): 0.02, (720, 720): 0.02, (406, 720): 0.04}
+SIZES = {
+    (1280, 720): 0.6,
+    (640, 360): 0.26,
+    (960, 720): 0.04,
+    (480, 360): 0.02,
+    (1680, 720): 0.02,
+    (720, 720): 0.02,
+    (406, 720): 0.04,
+}
 ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("fps", "<f4")])
-COLUMNS = ("stage", "ranks", "samples a rank", "dealing", "padding", "row lengths", "rows a rank", "imbalance", "worst", "bound", "ms")
+COLUMNS = (
+    "stage",
+    "ranks",
+    "samples a rank",
+    "dealing",
+    "padding",
+    "row lengths",
+    "rows a rank",
+    "imbalance",
+    "worst",
+    "bound",
+    "ms",
+)
 
 
 class SyntheticVideos:
@@ -86,8 +109,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stages", type=int, nargs="+", choices=(3, 4), default=[3, 4], help="whose sampling is used")
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 320], help="data parallel ranks")
     parser.add_argument("--samples", type=int, default=10, help="samples of a rank and step")
-    parser.add_argument("--pack-tokens", type=int, default=65536, help="token budget of a row; must hold the longest sample (63,918 in stage 4)")
-    parser.add_argument("--buckets", type=int, nargs="*", default=[16, 64], help="windows of data.cost_buckets to try with one sample a rank")
+    parser.add_argument(
+        "--pack-tokens",
+        type=int,
+        default=65536,
+        help="token budget of a row; must hold the longest sample (63,918 in stage 4)",
+    )
+    parser.add_argument(
+        "--buckets",
+        type=int,
+        nargs="*",
+        default=[16, 64],
+        help="windows of data.cost_buckets to try with one sample a rank",
+    )
     parser.add_argument("--steps", type=int, default=40, metavar="N", help="steps of each case")
     options = parser.parse_args()
     if min(options.entries, options.samples, options.steps, *options.ranks) < 1:
@@ -95,7 +129,9 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def planner_of(options: argparse.Namespace, videos: SyntheticVideos, stage: int, ranks: int, samples: int, buckets: int = 0) -> StepPlanner:
+def planner_of(
+    options: argparse.Namespace, videos: SyntheticVideos, stage: int, ranks: int, samples: int, buckets: int = 0
+) -> StepPlanner:
     """The planner of one case."""
     config: Config = load_config(EXAMPLES / f"stage{stage}.toml")
     data = replace(config.data, min_frames=16, pack_tokens=options.pack_tokens, cost_buckets=buckets)
@@ -107,17 +143,26 @@ def planner_of(options: argparse.Namespace, videos: SyntheticVideos, stage: int,
 
 
 def cases(options: argparse.Namespace) -> list[tuple[int, int, int, int]]:
-    """(stage, ranks, samples a rank, buckets): the asked-for number of samples on all ranks, then one sample on the most ranks."""
+    """(stage, ranks, samples a rank, buckets): the asked-for number of samples on all ranks, then one sample on the
+    most ranks.
+    """
     many = [(stage, ranks, options.samples, 0) for stage in options.stages for ranks in options.ranks]
-    return many + [(stage, max(options.ranks), 1, buckets) for stage in options.stages for buckets in (0, *options.buckets)]
+    return many + [
+        (stage, max(options.ranks), 1, buckets) for stage in options.stages for buckets in (0, *options.buckets)
+    ]
 
 
 def row(stage: int, ranks: int, samples: int, name: str, dealt: DealingStatistics, timed: bool) -> str:
     """A line of the table."""
     rows = f"{min(dealt.rows)}" if min(dealt.rows) == max(dealt.rows) else f"{min(dealt.rows)} to {max(dealt.rows)}"
     milliseconds = f"{1e3 * statistics.mean(dealt.seconds):.1f}" if timed else ""
-    numbers = f"{statistics.mean(dealt.imbalance):.3f} | {max(dealt.imbalance):.3f} | {statistics.mean(dealt.bound):.3f}"
-    return f"| {stage} | {ranks} | {samples} | {name} | {dealt.padding:.2%} | {len(dealt.lengths)} | {rows} | {numbers} | {milliseconds} |"
+    numbers = (
+        f"{statistics.mean(dealt.imbalance):.3f} | {max(dealt.imbalance):.3f} | {statistics.mean(dealt.bound):.3f}"
+    )
+    return (
+        f"| {stage} | {ranks} | {samples} | {name} | {dealt.padding:.2%} | {len(dealt.lengths)} | {rows} | "
+        f"{numbers} | {milliseconds} |"
+    )
 
 
 def main() -> None:
@@ -132,18 +177,30 @@ def main() -> None:
         for stage, ranks, samples, buckets in cases(options):
             planner = planner_of(options, videos, stage, ranks, samples, buckets)
             planner.step(0)
-            # Steps of whole windows, so that planning a window is shared by its steps as in a run; the window of the warm-up is not among them.
+            # Steps of whole windows, so that planning a window is shared by its steps as in a run; the window of the
+            # warm-up is not among them.
             first, steps = buckets or 1, max(buckets, options.steps // (buckets or 1) * (buckets or 1))
-            task = bar.add_task(f"stage {stage}, {ranks} ranks, {samples} samples{f', buckets {buckets}' if buckets else ''}", total=steps)
+            task = bar.add_task(
+                f"stage {stage}, {ranks} ranks, {samples} samples{f', buckets {buckets}' if buckets else ''}",
+                total=steps,
+            )
             configured, naive = measure(planner, bar.track(range(first, first + steps), task_id=task))
             if not buckets:
                 lines.append(row(stage, ranks, samples, "naive", naive, timed=False))
-            lines.append(row(stage, ranks, samples, f"cost_buckets={buckets}" if buckets else "by cost", configured, timed=True))
+            lines.append(
+                row(stage, ranks, samples, f"cost_buckets={buckets}" if buckets else "by cost", configured, timed=True)
+            )
             means.setdefault(stage, sum(configured.tokens) / steps / ranks / samples)
     print(f"`{' '.join(['python tools/benchmark_packing.py', *sys.argv[1:]])}`\n")
     spread = f"{seconds.mean():.1f} s (median {np.median(seconds):.1f}, 95 % below {np.quantile(seconds, 0.95):.1f})"
-    print(f"{options.entries:,} videos of {spread}; mean tokens of a sample: {', '.join(f'stage {stage} {mean:,.0f}' for stage, mean in means.items())};")
-    print(f"rows of at most {options.pack_tokens:,} tokens; {options.steps} steps; numpy {np.__version__}, {platform.machine()}, one core\n")
+    print(
+        f"{options.entries:,} videos of {spread}; mean tokens of a sample: "
+        f"{', '.join(f'stage {stage} {mean:,.0f}' for stage, mean in means.items())};"
+    )
+    print(
+        f"rows of at most {options.pack_tokens:,} tokens; {options.steps} steps; numpy {np.__version__}, "
+        f"{platform.machine()}, one core\n"
+    )
     print("\n".join(lines))
 
 

@@ -15,8 +15,9 @@ FORWARD, BACKWARD = 4, 10
 
 @dataclass
 class Result:
-    """One backend on one mask.  forward, backward, building: seconds (building: of tile lists or plan, once per row); memory: peak extra MiB;
-    note: why there are no numbers."""
+    """One backend on one mask.  forward, backward, building: seconds (building: of tile lists or plan, once per row);
+    memory: peak extra MiB; note: why there are no numbers.
+    """
 
     forward: float = math.nan
     backward: float = math.nan
@@ -55,7 +56,10 @@ def machine(device: str, threads: int) -> str:
     """The machine and torch's version."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    cpu = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
     return f"{cpu}, {threads} thread(s), torch {torch.__version__}"
 
 
@@ -85,8 +89,14 @@ def case_table(case: Case) -> str:
             lines.append(f"| {name} | not run: {result.note} | | | | | | | |")
             continue
         forward, backward = case.tflops(name)
-        times = f"{1e3 * result.forward:.2f} | {_rate(forward)} | {1e3 * result.backward:.2f} | {_rate(backward)} | {1e3 * result.both:.2f}"
-        lines.append(f"| {name} | {times} | {base / result.both:.2f}x | {_number(result.memory, 0)} | {_number(1e3 * result.building, 2)} |")
+        times = (
+            f"{1e3 * result.forward:.2f} | {_rate(forward)} | {1e3 * result.backward:.2f} | {_rate(backward)} | "
+            f"{1e3 * result.both:.2f}"
+        )
+        lines.append(
+            f"| {name} | {times} | {base / result.both:.2f}x | {_number(result.memory, 0)} | "
+            f"{_number(1e3 * result.building, 2)} |"
+        )
     if case.results.get("sdpa", Result(note="absent")).note == "":
         lines.append(f"\nsdpa's mask of {case.rows**2 / 2**20:,.0f} MiB, built beforehand, comes on top of its peak.")
     return "\n".join(lines) + "\n"
@@ -102,7 +112,9 @@ def summary_tables(cases: list[Case]) -> str:
         for case in cases:
             if case.head_dim == head_dim:
                 cells = ["" if case.results[name].note else " / ".join(map(_rate, case.tflops(name))) for name in names]
-                parts.append(f"| {case.mask} | {case.tokens:,} | {case.pairs / case.tokens**2:.3f} | {' | '.join(cells)} |")
+                parts.append(
+                    f"| {case.mask} | {case.tokens:,} | {case.pairs / case.tokens**2:.3f} | {' | '.join(cells)} |"
+                )
     return "\n".join(parts) + "\n"
 
 
@@ -118,10 +130,17 @@ def plot(path: Path, cases: list[Case], title: str) -> None:
     for way, (panel, label) in enumerate(zip(panels, ("forward", "backward"))):
         for place, name in enumerate(names):
             heights = [0.0 if case.results[name].note else case.tflops(name)[way] for case in cases]
-            panel.bar([x + (place - (len(names) - 1) / 2) * 0.8 / len(names) for x in range(len(cases))], heights, 0.8 / len(names), label=name)
+            panel.bar(
+                [x + (place - (len(names) - 1) / 2) * 0.8 / len(names) for x in range(len(cases))],
+                heights,
+                0.8 / len(names),
+                label=name,
+            )
         panel.set_ylabel(f"{label}, TFLOP/s on attended pairs")
         panel.grid(axis="y", alpha=0.3)
-    panels[1].set_xticks(range(len(cases)), [f"{case.mask}\n{case.tokens / 1024:.0f}K x {case.head_dim}" for case in cases], fontsize=8)
+    panels[1].set_xticks(
+        range(len(cases)), [f"{case.mask}\n{case.tokens / 1024:.0f}K x {case.head_dim}" for case in cases], fontsize=8
+    )
     panels[0].legend(ncols=len(names), fontsize=8)
     panels[0].set_title(title, fontsize=9)
     figure.tight_layout()

@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """Sampling with and without a cache of the history's keys and values, side by side in one run.
 
-    python tools/benchmark_sampling.py                                # the two tables of docs/benchmarks.md, on one CPU thread
-    python tools/benchmark_sampling.py --histories 8,24 --clips 8     # other rows of the second table
-    python tools/benchmark_sampling.py --quick                        # a tiny model, in seconds: does it run here?
+    python tools/benchmark_sampling.py                                # the two tables of docs/benchmarks.md, on one CPU
+    thread python tools/benchmark_sampling.py --histories 8,24 --clips 8     # other rows of the second table python
+    tools/benchmark_sampling.py --quick                        # a tiny model, in seconds: does it run here?
 
-First a rollout of 24 frames after 56 given ones, in clips of 8, 8 and 8; then one clip after each number of given frames.  Both ways run the same model
-with the same noise and get the same result, whose largest difference is shown.  Without a cache every step computes the whole history again; the
-guidance branch without history is a short sequence in the same packed row there as well, so that neither way computes padding.  With a cache, all
-that it takes counts: encoding the history, and at every further clip the clip before.
+First a rollout of 24 frames after 56 given ones, in clips of 8, 8 and 8; then one clip after each number of given
+frames.  Both ways run the same model with the same noise and get the same result, whose largest difference is shown.
+Without a cache every step computes the whole history again; the guidance branch without history is a short sequence in
+the same packed row there as well, so that neither way computes padding.  With a cache, all that it takes counts:
+encoding the history, and at every further clip the clip before.
 
-Columns: seconds of the whole rollout, CPU seconds of the process (which other processes on the machine do not lengthen), their ratio, milliseconds that
-the history takes (all clips together) and that a step takes (mean).  Peak memory is what a rollout adds to the resident set at most (the model is not in
-it), in runs of their own after all others, with one step a clip, on whose number it does not depend.
-The model has random weights; only its shape matters.
+Columns: seconds of the whole rollout, CPU seconds of the process (which other processes on the machine do not
+lengthen), their ratio, milliseconds that the history takes (all clips together) and that a step takes (mean).  Peak
+memory is what a rollout adds to the resident set at most (the model is not in it), in runs of their own after all
+others, with one step a clip, on whose number it does not depend. The model has random weights; only its shape matters.
 """
 
 from __future__ import annotations
@@ -83,24 +84,50 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, help="key-value heads; default: as many as heads")
-    parser.add_argument("--grid", type=numbers, default=(6, 10), help="patch rows and columns of a frame (default 6,10)")
-    parser.add_argument("--rollout", type=numbers, default=(56, 8, 8, 8), metavar="H,CLIP,...", help="of the first table: given frames, then clips")
-    parser.add_argument("--histories", type=numbers, default=(8, 24, 56, 120), help="given frames of the second table, comma-separated")
+    parser.add_argument(
+        "--grid", type=numbers, default=(6, 10), help="patch rows and columns of a frame (default 6,10)"
+    )
+    parser.add_argument(
+        "--rollout",
+        type=numbers,
+        default=(56, 8, 8, 8),
+        metavar="H,CLIP,...",
+        help="of the first table: given frames, then clips",
+    )
+    parser.add_argument(
+        "--histories", type=numbers, default=(8, 24, 56, 120), help="given frames of the second table, comma-separated"
+    )
     parser.add_argument("--clips", type=numbers, default=(8, 24), help="clips of the second table, one in each rollout")
     parser.add_argument("--steps", type=int, default=10, help="Euler steps of a clip")
     parser.add_argument("--guidance", type=float, default=3.0, help="scale of guidance; 1 for none")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each, alternating; the fastest of each way counts")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and short histories, where no option says otherwise")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="runs of each, alternating; the fastest of each way counts"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model and short histories, where no option says otherwise"
+    )
     parser.add_argument("--json", type=Path, help="also write all results into this file")
     options = parser.parse_args()
     if options.quick:
         # As defaults: what the command line says still counts.
-        parser.set_defaults(layers=2, hidden=32, heads=2, grid=(2, 3), steps=2, rollout=(6, 2, 2), histories=(2, 6), clips=(2,))
+        parser.set_defaults(
+            layers=2, hidden=32, heads=2, grid=(2, 3), steps=2, rollout=(6, 2, 2), histories=(2, 6), clips=(2,)
+        )
         options = parser.parse_args()
     small = [name for name in ("layers", "heads", "steps", "threads", "repeat") if getattr(options, name) < 1]
-    if small or min(options.histories) < 0 or min(options.clips) < 1 or len(options.rollout) < 2 or min(options.rollout[1:]) < 1 or options.rollout[0] < 0:
-        parser.error(f"{', '.join(f'--{name}' for name in small) or '--rollout, --histories, --clips'}: expected positive numbers (histories may be 0)")
+    if (
+        small
+        or min(options.histories) < 0
+        or min(options.clips) < 1
+        or len(options.rollout) < 2
+        or min(options.rollout[1:]) < 1
+        or options.rollout[0] < 0
+    ):
+        parser.error(
+            f"{', '.join(f'--{name}' for name in small) or '--rollout, --histories, --clips'}: expected "
+            "positive numbers (histories may be 0)"
+        )
     if len(options.grid) != 2 or min(options.grid) < 1:
         parser.error("--grid needs rows and columns")
     return options
@@ -133,7 +160,10 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     network = build_network(config, CHANNELS, platform, "ranged")
     load_released(network, model, lambda entry: spread(entry, config, CHANNELS))
     configs = {name: replace(config, sample=SampleConfig(cache=name == "cached")) for name in ("uncached", "cached")}
-    return {name: lambda chosen=chosen: build_denoiser([network], chosen, platform.device) for name, chosen in configs.items()}  # type: ignore[misc]
+    return {
+        name: lambda chosen=chosen: build_denoiser([network], chosen, platform.device)
+        for name, chosen in configs.items()
+    }  # type: ignore[misc]
 
 
 class Watched:
@@ -163,12 +193,16 @@ def roll(build: Callable[[], Any], case: Case, shape: Shape) -> tuple[Taken, Any
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.sample.settings import keyed_noise
 
-    settings = Settings(clips=case.clips, window=case.history + sum(case.clips), steps=case.steps, guidance=case.guidance)
+    settings = Settings(
+        clips=case.clips, window=case.history + sum(case.clips), steps=case.steps, guidance=case.guidance
+    )
     history = normal(0, "history", (case.history, CHANNELS, 2 * shape.grid[0], 2 * shape.grid[1]))
     watched = Watched(build())
     wall, cpu = time.perf_counter(), time.process_time()
     (new,) = continue_videos(watched, [history], settings, keyed_noise([0], 0))
-    return Taken(time.perf_counter() - wall, time.process_time() - cpu, watched.remembering, watched.predicting / watched.steps), new
+    return Taken(
+        time.perf_counter() - wall, time.process_time() - cpu, watched.remembering, watched.predicting / watched.steps
+    ), new
 
 
 def measure(build: dict[str, Callable[[], Any]], case: Case, shape: Shape, repeat: int) -> dict[str, Any]:
@@ -181,17 +215,32 @@ def measure(build: dict[str, Callable[[], Any]], case: Case, shape: Shape, repea
             best[name] = min(best.get(name, taken), taken, key=lambda one: one.cpu)
     error = float((results["cached"] - results["uncached"]).abs().max() / results["uncached"].abs().max())
     ratios = {f"{key}_ratio": getattr(best["uncached"], key) / getattr(best["cached"], key) for key in ("wall", "cpu")}
-    return {"history": case.history, "clips": case.clips, **{name: asdict(taken) for name, taken in best.items()}, **ratios, "error": error}
+    return {
+        "history": case.history,
+        "clips": case.clips,
+        **{name: asdict(taken) for name, taken in best.items()},
+        **ratios,
+        "error": error,
+    }
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
     ways = ("seconds", "CPU seconds", "ms a step", "peak MiB")
-    columns = ["frames given + clips", *(f"{way}: without, with" for way in ways), "with: history ms", "ratio", "of CPU seconds", "difference"]
+    columns = [
+        "frames given + clips",
+        *(f"{way}: without, with" for way in ways),
+        "with: history ms",
+        "ratio",
+        "of CPU seconds",
+        "difference",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in results:
         old, new = row["uncached"], row["cached"]
-        pairs = [f"{old[key]:.2f}, {new[key]:.2f}" for key in ("wall", "cpu")] + [f"{1e3 * old['step']:.0f}, {1e3 * new['step']:.0f}"]
+        pairs = [f"{old[key]:.2f}, {new[key]:.2f}" for key in ("wall", "cpu")] + [
+            f"{1e3 * old['step']:.0f}, {1e3 * new['step']:.0f}"
+        ]
         pairs += [f"{row['peak']['uncached']:.0f}, {row['peak']['cached']:.0f}", f"{1e3 * new['remember']:.0f}"]
         ratios = f"**{row['wall_ratio']:.2f}** | {row['cpu_ratio']:.2f} | {row['error']:.0e}"
         lines.append(f"| {row['history']} + {', '.join(map(str, row['clips']))} | {' | '.join(pairs)} | {ratios} |")
@@ -200,15 +249,19 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def resident(field: str) -> float:
     """MiB of this process's resident set: now (``VmRSS``) or at most so far (``VmHWM``)."""
-    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"{field}:")
+    )
     return int(line.split()[1]) / 1024
 
 
 def peak(build: Callable[[], Any], case: Case, shape: Shape) -> float:
     """MiB that one step of every clip takes at most, above what the process holds before it."""
     glibc = ctypes.CDLL(None)
-    # From the first call on, large freed blocks go back to the system (M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of mallopt(3)): a resident set is what
-    # is alive.  Those that were freed before lie inside the heap.
+    # From the first call on, large freed blocks go back to the system (M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of
+    # mallopt(3)): a resident set is what is alive.  Those that were freed before lie inside the heap.
     for parameter, value in ((-1, 65536), (-2, 0), (-3, 65536)):
         glibc.mallopt(parameter, value)
     glibc.malloc_trim(0)
@@ -239,18 +292,29 @@ def main() -> None:
 
     from tools.benchmark_report import machine
 
-    single = [Case(history, (clip,), options.steps, options.guidance) for clip in options.clips for history in options.histories]
+    single = [
+        Case(history, (clip,), options.steps, options.guidance)
+        for clip in options.clips
+        for history in options.histories
+    ]
     print(f"`python tools/benchmark_sampling.py {' '.join(sys.argv[1:])}`\n\n{machine('cpu', options.threads)}\n")
     heads = f"{shape.heads} heads" + (f" ({shape.kv_heads} key-value)" if shape.kv_heads != shape.heads else "")
     grid = "x".join(map(str, shape.grid))
     print(
-        f"{shape.layers} layers of {shape.width}, {heads}, float32; frames of {grid} patches; {options.steps} steps, guidance {options.guidance:g}\n",
+        f"{shape.layers} layers of {shape.width}, {heads}, float32; frames of {grid} patches; {options.steps} "
+        f"steps, guidance {options.guidance:g}\n",
         flush=True,
     )
     build, cases = denoisers(shape), [rollout, *single]
     # The first call of everything loads and allocates.
     measure(build, replace(rollout, history=1, clips=(1,)), shape, 1)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as bar:
         task = bar.add_task("", total=2 * len(cases))
         results = []
         for case in cases:

@@ -1,14 +1,17 @@
-"""A whole training step of any configuration on synthetic latents: time, MFU, memory, and where the time goes, with each attention backend.
+"""A whole training step of any configuration on synthetic latents: time, MFU, memory, and where the time goes, with
+each attention backend.
 
-    python tools/benchmark_step.py examples/videogpt/stage4.toml --frame 192x320 --fit --backends flash,triton,flex,dense
-    torchrun --nproc_per_node=2 tools/benchmark_step.py examples/videogpt/quickstart.toml --frame 64x64 --backends ranged,dense
-    python tools/benchmark_step.py examples/videogpt/quickstart.toml parallel.tensor=1 parallel.sequence=false --backends ranged,dense
-    python tools/benchmark_step.py examples/videogpt/quickstart.toml --steps 20 --against HEAD~1 --processes 2          is this commit slower?
+    python tools/benchmark_step.py examples/videogpt/stage4.toml --frame 192x320 --fit --backends
+    flash,triton,flex,dense torchrun --nproc_per_node=2 tools/benchmark_step.py examples/videogpt/quickstart.toml
+    --frame 64x64 --backends ranged,dense python tools/benchmark_step.py examples/videogpt/quickstart.toml
+    parallel.tensor=1 parallel.sequence=false --backends ranged,dense python tools/benchmark_step.py
+    examples/videogpt/quickstart.toml --steps 20 --against HEAD~1 --processes 2          is this commit slower?
 
-The model, its wrapping, the optimizer and `train_step` are the trainer's own, queued as it queues them: the host reads a step's gradient norm when the next
-one is queued.  No video is read, and weights start as noise.  The backend `dense` is torch's scaled_dot_product_attention with a dense mask, as the
-published Video-GPT code uses it; it exists in this tool only.  A step has --micro-batches rows on every data parallel rank (the configuration's
-global_batch_size is not used), all ranks alike.  FLOPs are those of attended pairs (`plan.estimate`); rows that no head reads do not count.
+The model, its wrapping, the optimizer and `train_step` are the trainer's own, queued as it queues them: the host reads
+a step's gradient norm when the next one is queued.  No video is read, and weights start as noise.  The backend `dense`
+is torch's scaled_dot_product_attention with a dense mask, as the published Video-GPT code uses it; it exists in this
+tool only.  A step has --micro-batches rows on every data parallel rank (the configuration's global_batch_size is not
+used), all ranks alike.  FLOPs are those of attended pairs (`plan.estimate`); rows that no head reads do not count.
 """
 
 from __future__ import annotations
@@ -41,19 +44,46 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="TOML file of a run")
     parser.add_argument("overrides", nargs="*", help="section.option=value")
-    parser.add_argument("--backends", default="", help="comma-separated attention backends, `dense` among them; default: the configuration's")
-    parser.add_argument("--frame", help="HEIGHTxWIDTH of the frames in pixels; default: 16:9 videos as the configuration crops them")
-    parser.add_argument("--lengths", choices=("fixed", "random"), default="fixed", help="fixed: every row like the longest, its last clip of one frame")
+    parser.add_argument(
+        "--backends",
+        default="",
+        help="comma-separated attention backends, `dense` among them; default: the configuration's",
+    )
+    parser.add_argument(
+        "--frame", help="HEIGHTxWIDTH of the frames in pixels; default: 16:9 videos as the configuration crops them"
+    )
+    parser.add_argument(
+        "--lengths",
+        choices=("fixed", "random"),
+        default="fixed",
+        help="fixed: every row like the longest, its last clip of one frame",
+    )
     parser.add_argument("--micro-batches", type=int, default=1, help="rows of each data parallel rank in a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--fit", action="store_true", help="leave out layers until the device's memory suffices")
-    parser.add_argument("--peak", type=float, default=0.0, help="peak TFLOP/s of a device; default: logging.peak_tflops, else the built-in table")
-    parser.add_argument("--sync-check", action="store_true", help="count where the host waits for the GPU inside a step")
+    parser.add_argument(
+        "--peak",
+        type=float,
+        default=0.0,
+        help="peak TFLOP/s of a device; default: logging.peak_tflops, else the built-in table",
+    )
+    parser.add_argument(
+        "--sync-check", action="store_true", help="count where the host waits for the GPU inside a step"
+    )
     parser.add_argument("--json", type=Path, help="also write the results into this file")
-    parser.add_argument("--against", metavar="COMMIT", help="measure this checkout and a commit of it in turns, and compare their medians")
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT",
+        help="measure this checkout and a commit of it in turns, and compare their medians",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="with --against: how often each is measured")
-    parser.add_argument("--processes", type=int, default=1, help="with --against: processes of each measurement (start without torchrun)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="with --against: processes of each measurement (start without torchrun)",
+    )
     options = parser.parse_intermixed_args()
     if options.rounds < 1 or options.processes < 1:
         parser.error("--rounds and --processes must be at least 1")
@@ -81,7 +111,9 @@ def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bo
     """`recompute=auto` resolved for this device; with `fit`, by as many layers fewer as it takes."""
     world, channels = int(os.environ.get("WORLD_SIZE", "1")), expected_geometry(config.codec).channels
     memory = config.parallel.memory_gb * 1e9 or platform.memory_total()
-    chosen = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, recompute="auto")) if fit else config
+    chosen = (
+        dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, recompute="auto")) if fit else config
+    )
     for layers in range(config.model.num_layers, 0, -config.parallel.stages):
         try:
             return resolve_recompute(with_layers(chosen, layers), world, channels, memory, frame)
@@ -89,7 +121,8 @@ def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bo
             if not fit:
                 raise
     raise UserError(
-        f"not even {config.parallel.stages} layers of this model and rows of {longest_row(config, frame).tokens:,.0f} tokens fit {memory / 1e9:.0f} GB"
+        f"not even {config.parallel.stages} layers of this model and rows of "
+        f"{longest_row(config, frame).tokens:,.0f} tokens fit {memory / 1e9:.0f} GB"
     )
 
 
@@ -109,12 +142,26 @@ def synthetic(config: Config, frame: tuple[int, int], options: argparse.Namespac
     codec = expected_geometry(config.codec)
     shape = (config.data.frames, codec.channels, frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride)
     keys = [step * 1000 + number for number in range(options.micro_batches * config.train.micro_batch_size)]
-    samples = [Sample(key=key, name=str(key), mean=normal(key, "latents", shape), logvar=None, clips=draw_clips(config, options.lengths, key)) for key in keys]
-    return [samples[start : start + config.train.micro_batch_size] for start in range(0, len(samples), config.train.micro_batch_size)]
+    samples = [
+        Sample(
+            key=key,
+            name=str(key),
+            mean=normal(key, "latents", shape),
+            logvar=None,
+            clips=draw_clips(config, options.lengths, key),
+        )
+        for key in keys
+    ]
+    return [
+        samples[start : start + config.train.micro_batch_size]
+        for start in range(0, len(samples), config.train.micro_batch_size)
+    ]
 
 
 def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
-    """(wrapped chunks, optimizer, objective), weights filled with noise on the device: start values from names take minutes for large models."""
+    """(wrapped chunks, optimizer, objective), weights filled with noise on the device: start values from names take
+    minutes for large models.
+    """
     import torch
 
     from megatron_videogpt.objective.build import build_network, build_objective
@@ -122,7 +169,10 @@ def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
 
     world.start(platform, config.parallel)
-    chunks = [build_network(config, expected_geometry(config.codec).channels, platform, "ranged", number) for number in range(config.parallel.virtual_pipeline)]
+    chunks = [
+        build_network(config, expected_geometry(config.codec).channels, platform, "ranged", number)
+        for number in range(config.parallel.virtual_pipeline)
+    ]
     with torch.no_grad():
         for chunk in chunks:
             for name, parameter in chunk.named_parameters():
@@ -168,7 +218,10 @@ def main() -> None:
     if options.against:
         from tools.benchmark_against import compare
 
-        print(f"`python tools/benchmark_step.py {' '.join(sys.argv[1:])}`\n\n{compare(options.against, sys.argv[1:], options.rounds, options.processes)}")
+        print(
+            "`python tools/benchmark_step.py "
+            f"{' '.join(sys.argv[1:])}`\n\n{compare(options.against, sys.argv[1:], options.rounds, options.processes)}"
+        )
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = load_checked(options.config, options.overrides, world)
@@ -177,7 +230,9 @@ def main() -> None:
 
     from tools.benchmark_step_timing import measure_all, table
 
-    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(
+        config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    )
     frame = frame_of(options, config)
     fitting = resolved(config, platform, frame, options.fit)
     results = measure_all(fitting, platform, frame, options)

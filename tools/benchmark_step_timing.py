@@ -1,4 +1,6 @@
-"""Measuring training steps for `benchmark_step.py`: imported when the platform is chosen, because it needs megatron-core."""
+"""Measuring training steps for `benchmark_step.py`: imported when the platform is chosen, because it needs
+megatron-core.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,12 @@ COLUMNS = (
 
 @dataclass
 class Timed:
-    """One backend; lists have one entry per timed step.  Seconds: step (end to end), prepare (by the host), forward, backward, optimizer, of the device.
+    """One backend; lists have one entry per timed step.  Seconds: step (end to end), prepare (by the host), forward,
+    backward, optimizer, of the device.
 
-    tokens: of the step on this data parallel rank; model, hardware: its FLOPs.  building: seconds of tile lists in one step; memory: GiB at the peak;
-    waits: where the host waited for the GPU, None if it was not looked at; note: why there are no numbers.
+    tokens: of the step on this data parallel rank; model, hardware: its FLOPs.  building: seconds of tile lists in one
+    step; memory: GiB at the peak; waits: where the host waited for the GPU, None if it was not looked at; note: why
+    there are no numbers.
     """
 
     step: list[float] = field(default_factory=list)
@@ -104,7 +108,9 @@ class Session:
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         shards = [row.shard(*context).to(self.platform.device) for row in rows]
         self.current.start = DeviceEvent(self.platform.device)
-        done = train_step(self.chunks, self.optimizer, self.objective, shards, self.config.optimizer.clip_grad, self.limit)
+        done = train_step(
+            self.chunks, self.optimizer, self.objective, shards, self.config.optimizer.clip_grad, self.limit
+        )
         self.before = AsyncValue(torch.stack([done.norm, done.taken.to(done.norm)]))
         self.current.end = DeviceEvent(self.platform.device)
 
@@ -123,9 +129,13 @@ def work_of(config: Config, rows: list[Any]) -> tuple[int, float, float]:
 
 
 def time_steps(session: Session, backend: str, result: Timed) -> None:
-    """Warm up, then queue the timed steps without a pause in between, and one more to look at tile lists, memory and waiting."""
+    """Warm up, then queue the timed steps without a pause in between, and one more to look at tile lists, memory and
+    waiting.
+    """
     options, device = session.options, session.platform.device
-    batches = [synthetic(session.config, session.frame, options, number) for number in range(options.warmup + options.steps)]
+    batches = [
+        synthetic(session.config, session.frame, options, number) for number in range(options.warmup + options.steps)
+    ]
     marks = []
     session.platform.reset_memory_peak()
     for samples in batches:
@@ -156,7 +166,9 @@ def examine(session: Session, backend: str, samples: list[list[Any]], result: Ti
     if device == "cpu":
         # The counter of the resident set knows the whole process's peak only.
         before = resident()
-        result.memory = (before + 2**20 * peak_memory(lambda: session.queue(session.rows(samples, backend)), device)) / 2**30
+        result.memory = (
+            before + 2**20 * peak_memory(lambda: session.queue(session.rows(samples, backend)), device)
+        ) / 2**30
     if session.options.sync_check and device == "cuda":
         rows = session.rows(samples, backend)
         result.waits = waits(lambda: session.queue(rows))
@@ -166,13 +178,17 @@ def obstacle_of(config: Config, platform: Platform, backend: str, tokens: float)
     """Why a backend cannot train here, or an empty string."""
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     if backend != "dense":
-        return obstacle(backend, platform.device.type, dtype, config.model.head_dim, deterministic=config.attention.deterministic)
+        return obstacle(
+            backend, platform.device.type, dtype, config.model.head_dim, deterministic=config.attention.deterministic
+        )
     # One dense mask, and the scored rows of the last layer.
     need, free = 2 * dense_bytes(int(tokens), int(tokens), dtype), free_memory(platform.device.type)
     return f"dense masks need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} are free" if need > free else ""
 
 
-def measure_all(config: Config, platform: Platform, frame: tuple[int, int], options: argparse.Namespace) -> dict[str, Timed]:
+def measure_all(
+    config: Config, platform: Platform, frame: tuple[int, int], options: argparse.Namespace
+) -> dict[str, Timed]:
     """Backend -> its times, one model for all of them."""
     config = replace(config, train=replace(config.train, global_batch_size=config.train.micro_batch_size))
     session = Session(config, platform, frame, options)
@@ -194,8 +210,14 @@ def save(config: Config, platform: Platform, results: dict[str, Timed], options:
     if not options.json or int(os.environ.get("RANK", "0")):
         return
     peak = peak_of(config, platform, options)
-    rows = {name: {**asdict(result), "mfu": median_rate(result.model, result, peak)} for name, result in results.items()}
-    facts = {"layers": config.model.num_layers, "recompute": config.parallel.recompute, "recompute_layers": config.parallel.recompute_layers}
+    rows = {
+        name: {**asdict(result), "mfu": median_rate(result.model, result, peak)} for name, result in results.items()
+    }
+    facts = {
+        "layers": config.model.num_layers,
+        "recompute": config.parallel.recompute,
+        "recompute_layers": config.parallel.recompute_layers,
+    }
     options.json.write_text(json.dumps({**facts, "backends": rows}), encoding="utf-8")
 
 
@@ -222,7 +244,9 @@ def median_rate(flops: list[float], result: Timed, peak: float | None = 1.0) -> 
     return statistics.median(work * share / seconds / peak for work, seconds in zip(flops, result.step))
 
 
-def table(config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace, left_out: int) -> str:
+def table(
+    config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace, left_out: int
+) -> str:
     """Markdown."""
     model, layout, peak = config.model, config.parallel, peak_of(config, platform, options)
     parameters = sum(component_parameters(model, expected_geometry(config.codec).channels).values())
@@ -231,8 +255,10 @@ def table(config: Config, platform: Platform, results: dict[str, Timed], options
     tokens = next((result.tokens for result in results.values() if not result.note), [0])
     span = f"{min(tokens):,}" if min(tokens) == max(tokens) else f"{min(tokens):,} to {max(tokens):,}"
     lines = [
-        f"{platform.device_name}, torch {torch.__version__}; {torch.distributed.get_world_size()} process(es): TP {layout.tensor}{'+SP' * layout.sequence}, "
-        f"CP {layout.context}, PP {layout.pipeline}; {parameters / 1e9:.3g} G parameters, {model.num_layers} layers{fewer}, {config.train.precision}, "
+        f"{platform.device_name}, torch {torch.__version__}; {torch.distributed.get_world_size()} "
+        f"process(es): TP {layout.tensor}{'+SP' * layout.sequence}, "
+        f"CP {layout.context}, PP {layout.pipeline}; {parameters / 1e9:.3g} G parameters, {model.num_layers} "
+        f"layers{fewer}, {config.train.precision}, "
         f"recompute {recompute}; {span} tokens a step and replica; {options.steps} steps, medians"
         + (f"; peak {peak / 1e12:g} TFLOP/s" if peak else "; peak unknown (--peak, tools/measure_peak.py)"),
         "",
@@ -243,12 +269,19 @@ def table(config: Config, platform: Platform, results: dict[str, Timed], options
         if result.note:
             lines.append(f"| {name} | not run: {result.note} {'| ' * 12}|")
             continue
-        step, *parts = (statistics.median(x) for x in (result.step, result.prepare, result.forward, result.backward, result.optimizer))
-        rate = statistics.median(count / seconds for count, seconds in zip(result.tokens, result.step)) * parallel_state.get_data_parallel_world_size()
+        step, *parts = (
+            statistics.median(x)
+            for x in (result.step, result.prepare, result.forward, result.backward, result.optimizer)
+        )
+        rate = (
+            statistics.median(count / seconds for count, seconds in zip(result.tokens, result.step))
+            * parallel_state.get_data_parallel_world_size()
+        )
         used = [f"{median_rate(flops, result, peak):.1%}" if peak else "" for flops in (result.model, result.hardware)]
         times = " | ".join(f"{1e3 * part:.1f}" for part in parts)
         lines.append(
-            f"| {name} | {1e3 * step:.1f} | {rate:,.0f} | {median_rate(result.model, result) / 1e12:.3g} | {' | '.join(used)} | {times} | "
+            f"| {name} | {1e3 * step:.1f} | {rate:,.0f} | {median_rate(result.model, result) / 1e12:.3g} | "
+            f"{' | '.join(used)} | {times} | "
             f"{1e3 * result.building:.2f} | {result.building / step:.2%} | {result.memory:.2f} |"
         )
         if result.waits is not None:

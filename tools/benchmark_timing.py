@@ -1,4 +1,6 @@
-"""What the benchmarks measure with: seconds, memory, the attention functions to compare, and the time of building tile lists."""
+"""What the benchmarks measure with: seconds, memory, the attention functions to compare, and the time of building tile
+lists.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from megatron_videogpt.sequence.intervals import dense_mask
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BASELINES = ("sdpa", "sdpa-full")
-"""torch's scaled_dot_product_attention with the mask as a dense boolean matrix, and without a mask: what this machine can do on full attention."""
+"""torch's scaled_dot_product_attention with the mask as a dense boolean matrix, and without a mask: what this machine
+can do on full attention.
+"""
 
 
 def dense_bytes(rows: int, keys: int, dtype: torch.dtype) -> int:
@@ -46,11 +50,17 @@ def free_memory(device: str) -> int:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """torch's attention on ``[L, H, d]``; mask: bool ``[Lq, Lk]``."""
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])[
+        0
+    ].transpose(0, 1)
 
 
-def dense_attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
-    """Attention as the published Video-GPT code computes it: one dense mask, built once for all layers.  A backend for benchmarks only."""
+def dense_attend(
+    q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False
+) -> Tensor:
+    """Attention as the published Video-GPT code computes it: one dense mask, built once for all layers.  A backend for
+    benchmarks only.
+    """
     return sdpa(q, k, v, memoised(intervals, "dense mask", lambda: dense_mask(intervals, k.shape[0])), scale)
 
 
@@ -66,7 +76,9 @@ def obstacle_of(name: str, intervals: Tensor, device: str, dtype: torch.dtype, h
 
 
 def kernel(name: str, intervals: Tensor, scale: float) -> Kernel:
-    """A backend of `attention` or a baseline as a function of q, k, v.  NAME/fixed: with `deterministic` on.  A dense mask is built here."""
+    """A backend of `attention` or a baseline as a function of q, k, v.  NAME/fixed: with `deterministic` on.  A dense
+    mask is built here.
+    """
     if name == "sdpa-full":
         return lambda q, k, v: sdpa(q, k, v, None, scale)
     if name == "sdpa":
@@ -102,7 +114,9 @@ def forward_backward(run: Kernel, inputs: list[Tensor], device: str, count: int 
         out[:] = [run(*inputs[:3])]
 
     first = seconds(forward, device, count)
-    return first, seconds(lambda: torch.autograd.grad(out[0], inputs[:3], inputs[3], retain_graph=count > 1), device, count)
+    return first, seconds(
+        lambda: torch.autograd.grad(out[0], inputs[:3], inputs[3], retain_graph=count > 1), device, count
+    )
 
 
 def resident() -> int:
@@ -117,7 +131,9 @@ def _give_back() -> None:
 
 
 def peak_memory(call: Callable[[], Any], device: str) -> float:
-    """Most MiB that a call held beyond what was there before; on a CPU sampled each millisecond, nan where the system does not tell."""
+    """Most MiB that a call held beyond what was there before; on a CPU sampled each millisecond, nan where the system
+    does not tell.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -155,7 +171,9 @@ class Building:
 
 @contextlib.contextmanager
 def building_clock(device: str) -> Iterator[Building]:
-    """Adds up, inside, the time of everything that backends compute from intervals alone.  On a GPU each waits for the device, before and after."""
+    """Adds up, inside, the time of everything that backends compute from intervals alone.  On a GPU each waits for the
+    device, before and after.
+    """
     spent = Building()
 
     def wait() -> None:
@@ -178,8 +196,13 @@ def building_clock(device: str) -> Iterator[Building]:
     for module in MODULES.values():
         with contextlib.suppress(ImportError):
             importlib.import_module(f"megatron_videogpt.attention.{module}")
-    modules = [sys.modules[__name__], *(module for path, module in list(sys.modules.items()) if path.startswith("megatron_videogpt.attention."))]
-    places = [(module, name) for module in modules for name in ("memoised", "plan") if callable(getattr(module, name, None))]
+    modules = [
+        sys.modules[__name__],
+        *(module for path, module in list(sys.modules.items()) if path.startswith("megatron_videogpt.attention.")),
+    ]
+    places = [
+        (module, name) for module in modules for name in ("memoised", "plan") if callable(getattr(module, name, None))
+    ]
     before = [(module, name, getattr(module, name)) for module, name in places]
     try:
         for module, name, plain in before:

@@ -30,17 +30,37 @@ examples:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=GOLDEN, help="folder with the recorded cases (default: tests/golden)")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="tensor parallel processes (default 1); starts torchrun itself")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=GOLDEN, help="folder with the recorded cases (default: tests/golden)"
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="tensor parallel processes (default 1); starts torchrun itself",
+    )
     parser.add_argument("--attention", default="auto", help="attention backend (default auto)")
     return parser.parse_args()
 
 
 def launch(processes: int) -> int:
     """Run this command again under torchrun; returns its exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", os.path.abspath(__file__), *sys.argv[1:]]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}, check=False).returncode
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+        os.path.abspath(__file__),
+        *sys.argv[1:],
+    ]
+    return subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}, check=False
+    ).returncode
 
 
 def check(folder: Path, tensor_parallel: int, attention: str) -> int:
@@ -68,15 +88,22 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     def build(config, channels):  # type: ignore[no-untyped-def]
         from megatron_videogpt.objective.build import build_network
 
-        for name, value in (("num_attention_heads", config.model.num_attention_heads), ("ffn_hidden_size", config.model.ffn_hidden_size)):
+        for name, value in (
+            ("num_attention_heads", config.model.num_attention_heads),
+            ("ffn_hidden_size", config.model.ffn_hidden_size),
+        ):
             if value % tensor_parallel:
-                raise UserError(f"--tensor-parallel {tensor_parallel} does not divide {name}={value} of a checkpoint in {folder}")
+                raise UserError(
+                    f"--tensor-parallel {tensor_parallel} does not divide {name}={value} of a checkpoint in {folder}"
+                )
         backend, _ = select(attention, "cpu", torch.float32, config.model.head_dim)
         return build_network(config, channels, platform, backend)
 
     parity.check_folder(folder, layout, opened, build, report)
     if not report.compared:
-        raise UserError(f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md)")
+        raise UserError(
+            f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md)"
+        )
     failures = report.failures()
     if world.is_rank_zero():
         print_report(report, parity.LIMITS, failures)

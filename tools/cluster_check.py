@@ -1,4 +1,6 @@
-"""The worker of `cluster_check.sh`: one process per device under torchrun, one Markdown report from rank 0 (see that script's --help)."""
+"""The worker of `cluster_check.sh`: one process per device under torchrun, one Markdown report from rank 0 (see that
+script's --help).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ LAYOUTS = (
 )
 """Compared with data parallelism alone, as far as the devices reach."""
 TOLERANCE = {"fp32": (1e-4, 1e-3), "bf16": (5e-3, 1e-2)}
-"""Relative, of loss and gradient norm; TF32 and other kernels make float32 coarser on a device than docs/parity.md shows on a CPU."""
+"""Relative, of loss and gradient norm; TF32 and other kernels make float32 coarser on a device than docs/parity.md
+shows on a CPU.
+"""
 STEPS, WARM_UP, TIMED, CHANNELS = 5, 2, 4, 4
 
 
@@ -59,14 +63,19 @@ class Report:
 
 
 def samples_of(config: Any, channels: int, grid: tuple[int, int], step: int, count: int) -> list[Any]:
-    """A global batch of random latents ``[frames, C, h, w]`` (grid: patches by rows and columns), the same on all ranks."""
+    """A global batch of random latents ``[frames, C, h, w]`` (grid: patches by rows and columns), the same on all
+    ranks.
+    """
     from megatron_videogpt.data.plans import Sample, split_clips
     from megatron_videogpt.objective.noise import normal
 
     frames, patch = config.data.frames, config.model.patch_size
     shape = (frames, channels, grid[0] * patch, grid[1] * patch)
     keys = range(step * count, (step + 1) * count)
-    return [Sample(k, str(k), normal(k, "latents", shape), None, split_clips(random.Random(k), frames, config.data.clips)) for k in keys]
+    return [
+        Sample(k, str(k), normal(k, "latents", shape), None, split_clips(random.Random(k), frames, config.data.clips))
+        for k in keys
+    ]
 
 
 def longest_of(config: Any, patches: int) -> Any:
@@ -100,16 +109,24 @@ class Session:
                 load_released(chunk, config.model, lambda entry: spread_value(entry, config, channels))
         self.chunks = wrap(config, self.bare)
         self.optimizer, self.objective = build_optimizer(config, self.chunks), build_objective(config)
-        self.rank, self.replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        self.rank, self.replicas = (
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+        )
         self.context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
 
     def rows(self) -> list[Any]:
         """This rank's shards of the next global batch, on the device."""
         batch, micro = self.config.train.global_batch_size, self.config.train.micro_batch_size
         share = batch // self.replicas
-        mine = samples_of(self.config, self.channels, self.grid, self.number, batch)[self.rank * share : (self.rank + 1) * share]
+        mine = samples_of(self.config, self.channels, self.grid, self.number, batch)[
+            self.rank * share : (self.rank + 1) * share
+        ]
         self.number += 1
-        whole = [self.objective.prepare(mine[i : i + micro], self.config.parallel.row_multiple) for i in range(0, share, micro)]
+        whole = [
+            self.objective.prepare(mine[i : i + micro], self.config.parallel.row_multiple)
+            for i in range(0, share, micro)
+        ]
         return [row.shard(*self.context).to(self.platform.device) for row in whole]
 
     def step(self, rows: list[Any]) -> tuple[float, float]:
@@ -119,7 +136,9 @@ class Session:
         from megatron_videogpt.train.step import train_step
 
         set_learning_rate(self.optimizer, self.config.optimizer.lr)
-        totals, norm, _, _ = train_step(self.chunks, self.optimizer, self.objective, rows, self.config.optimizer.clip_grad)
+        totals, norm, _, _ = train_step(
+            self.chunks, self.optimizer, self.objective, rows, self.config.optimizer.clip_grad
+        )
         return named_means(reduce_statistics(totals).numbers())["loss"], float(norm)
 
     def close(self) -> None:
@@ -147,7 +166,11 @@ def name_of(options: dict[str, Any], world: int) -> str:
 
     layout = ParallelConfig(**options)
     tensor = f"TP{layout.tensor}{'+SP' if layout.sequence else ''}"
-    parts = [(layout.tensor, tensor), (layout.context, f"CP{layout.context}"), (layout.pipeline, f"PP{layout.pipeline}")]
+    parts = [
+        (layout.tensor, tensor),
+        (layout.context, f"CP{layout.context}"),
+        (layout.pipeline, f"PP{layout.pipeline}"),
+    ]
     parts += [(layout.virtual_pipeline, f"VPP{layout.virtual_pipeline}")]
     return " x ".join([text for size, text in parts if size > 1] + [f"DP{world // layout.model_size}"])
 
@@ -156,7 +179,13 @@ def check_equality(platform: Any, world: int, report: Report, left: Callable[[],
     """Losses and gradient norms of five steps in every layout against data parallelism alone."""
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
 
-    report.add("", "## Layouts against data parallelism alone", "", "| layout | precision | loss | gradient norm | verdict |", "|---|---|---|---|---|")
+    report.add(
+        "",
+        "## Layouts against data parallelism alone",
+        "",
+        "| layout | precision | loss | gradient norm | verdict |",
+        "|---|---|---|---|---|",
+    )
     sound = True
     for precision, (of_loss, of_norm) in TOLERANCE.items():
         reference: list[tuple[float, float]] = []
@@ -164,7 +193,14 @@ def check_equality(platform: Any, world: int, report: Report, left: Callable[[],
             if left() < 0:
                 report.add(f"| {name_of(options, world)} | {precision} | | | not run: out of time |")
                 continue
-            values = parse_overrides([*TINY.split(), f"train.precision={precision}", f"train.global_batch_size={2 * world}", f"train.platform={platform.name}"])
+            values = parse_overrides(
+                [
+                    *TINY.split(),
+                    f"train.precision={precision}",
+                    f"train.global_batch_size={2 * world}",
+                    f"train.platform={platform.name}",
+                ]
+            )
             config = config_from_dict({**values, "data": {"frames": 4, "clips": [1, 4]}, "parallel": options})
             session = Session(config, CHANNELS, (2, 3), platform, spread=True)
             trace = [session.step(session.rows()) for _ in range(STEPS)]
@@ -173,13 +209,17 @@ def check_equality(platform: Any, world: int, report: Report, left: Callable[[],
             worst = [max(abs(a[i] - b[i]) / abs(b[i]) for a, b in zip(trace, reference)) for i in (0, 1)]
             good = worst[0] <= of_loss and worst[1] <= of_norm
             sound &= good
-            verdict = "reference" if not options else "equal" if good else f"DIFFERENT (allowed {of_loss:g}, {of_norm:g})"
+            verdict = (
+                "reference" if not options else "equal" if good else f"DIFFERENT (allowed {of_loss:g}, {of_norm:g})"
+            )
             report.add(f"| {name_of(options, world)} | {precision} | {worst[0]:.1e} | {worst[1]:.1e} | {verdict} |")
     return sound
 
 
 def measure_speed(config: Any, platform: Any, world: int, report: Report, left: Callable[[], float]) -> Any:
-    """Tokens/s, exposed communication and peak memory of the configuration's own layout and of the planner's best; returns the last session."""
+    """Tokens/s, exposed communication and peak memory of the configuration's own layout and of the planner's best;
+    returns the last session.
+    """
     import torch
 
     from megatron_videogpt.codec.geometry import expected_geometry
@@ -196,15 +236,21 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
     work = expected_work(config.data.frames, config.data.clips, patches_of(config, frame))
     plans = [plan.config for plan in propose(config, codec.channels, world, work, memory, frame, most=3)]
     report.add(
-        "", f"## Speed and memory: {config.model.num_layers} layers x {config.model.hidden_size}, {config.data.frames} frames of {frame[1]}x{frame[0]}", ""
+        "",
+        f"## Speed and memory: {config.model.num_layers} layers x {config.model.hidden_size}, "
+        f"{config.data.frames} frames of {frame[1]}x{frame[0]}",
+        "",
     )
     report.add(
-        "| layout | recompute | tokens/s per device | s/step | exposed communication | peak GB | estimate GB | ratio |", "|---|---|---|---|---|---|---|---|"
+        "| layout | recompute | tokens/s per device | s/step | exposed communication | peak GB | estimate GB | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     )
     session = None
     for layout in [resolve_recompute(config, world, codec.channels, memory, frame), *plans]:
         options = vars(layout.parallel)
-        name = name_of({k: options[k] for k in ("tensor", "sequence", "context", "pipeline", "virtual_pipeline")}, world)
+        name = name_of(
+            {k: options[k] for k in ("tensor", "sequence", "context", "pipeline", "virtual_pipeline")}, world
+        )
         if left() < 0:
             report.add(f"| {name} | {layout.parallel.recompute} | not run: out of time | | | | | |")
             continue
@@ -222,7 +268,10 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
         torch.cuda.synchronize()
         seconds = (time.perf_counter() - started) / TIMED
         tokens = sum(row.length for rows in batches[WARM_UP:] for row in rows) * session.replicas / TIMED
-        peak, exposed = everywhere(float(platform.memory_peak())), everywhere(profiled(lambda: session.step(batches[-1]), platform))  # noqa: B023
+        peak, exposed = (
+            everywhere(float(platform.memory_peak())),
+            everywhere(profiled(lambda: session.step(batches[-1]), platform)),
+        )  # noqa: B023
         estimate = rank_memory(layout, codec.channels, world, longest_of(layout, grid[0] * grid[1])).total
         memory_text = f"{max(peak) / 1e9:.1f} | {estimate / 1e9:.1f} | {estimate / max(peak):.2f}"
         if platform.name == "cpu":
@@ -230,7 +279,10 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
         waits = f"{statistics.median(exposed):.3f} s ({statistics.median(exposed) / seconds:.0%})"
         if platform.name == "npu":
             waits = "not measured: torch.profiler sees no NPU kernels"
-        report.add(f"| {name} | {layout.parallel.recompute} | {tokens / seconds / world:,.0f} | {seconds:.2f} | {waits} | {memory_text} |")
+        report.add(
+            f"| {name} | {layout.parallel.recompute} | {tokens / seconds / world:,.0f} | {seconds:.2f} | "
+            f"{waits} | {memory_text} |"
+        )
     return session
 
 
@@ -264,7 +316,12 @@ def time_checkpoint(session: Any, folder: Path, report: Report) -> None:
         torch.distributed.barrier()
         seconds[name] = time.perf_counter() - started
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    report.add("", "## Checkpoint", "", f"{size / 1e9:.2f} GB in {folder.parent}: saved in {seconds['save']:.1f} s, loaded in {seconds['load']:.1f} s.")
+    report.add(
+        "",
+        "## Checkpoint",
+        "",
+        f"{size / 1e9:.2f} GB in {folder.parent}: saved in {seconds['save']:.1f} s, loaded in {seconds['load']:.1f} s.",
+    )
 
 
 def main() -> int:
@@ -273,7 +330,12 @@ def main() -> int:
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--scratch", type=Path, required=True, help="a folder that all nodes share, for a checkpoint that is deleted afterwards")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        required=True,
+        help="a folder that all nodes share, for a checkpoint that is deleted afterwards",
+    )
     parser.add_argument("--minutes", type=float, default=15.0)
     args = parser.parse_args()
     world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -294,7 +356,12 @@ def main() -> int:
     left = lambda: min(everywhere(deadline - time.monotonic()))  # noqa: E731
     report = Report(args.output, rank == 0)
     versions = f"torch {torch.__version__}, megatron-core {megatron}, Python {host.python_version()}"
-    report.add("# Cluster check", "", f"{datetime.now():%Y-%m-%d %H:%M}, {world} x {platform.device_name} over {platform.backend}; {versions}", "")
+    report.add(
+        "# Cluster check",
+        "",
+        f"{datetime.now():%Y-%m-%d %H:%M}, {world} x {platform.device_name} over {platform.backend}; {versions}",
+        "",
+    )
     report.add(f"`bash tools/cluster_check.sh {args.file} {' '.join(args.overrides)}`")
     from megatron.core import parallel_state
 

@@ -33,7 +33,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--path", default="", help="as codec.path")
     parser.add_argument("--longest-side", type=int, default=128, help="as data.longest_side (default: %(default)s)")
     parser.add_argument("--size-multiple", type=int, default=16, help="as data.size_multiple (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=9, help="evenly spaced frames of each video (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=9, help="evenly spaced frames of each video (default: %(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -71,7 +73,10 @@ def main() -> int:
     if not values:
         print(f"error: {args.folder}: no video there can be read; give a folder with video files", file=sys.stderr)
         return 2
-    print(f"{sum(values) / len(values):7.1f} dB  mean of {len(values)} videos, codec {codec.name}, longest side {args.longest_side}")
+    print(
+        f"{sum(values) / len(values):7.1f} dB  mean of {len(values)} videos, codec {codec.name}, longest side "
+        f"{args.longest_side}"
+    )
     return 0
 
 

@@ -27,11 +27,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LIMITS = {"fp32": {"loss": 1e-5, "norm": 1e-5, "parameter": 1e-5}, "bf16": {"loss": 5e-3, "norm": 1e-2, "update": 0.15}}
 """Largest relative difference from one process in the same precision.
 
-update: of the float32 main parameters and their averages, against how far training has moved them, which for a norm's weight is 0.2 % of it: a limit
-against the parameter itself could not fail there.  A value is rounded to bf16 by 2^-9 of itself at most; a gradient here has passed some 40 such roundings,
-so that its errors add up to about 1 % of its norm, and as Adam divides every element by its own size, those below the error count in full: a few per cent
-of the update (5.4 % at most in the rows where it was measured, 0.003 % where a layout adds in the same order).  Half of a gradient gone missing changes the
-direction of the update by tens of per cent.
+update: of the float32 main parameters and their averages, against how far training has moved them, which for a norm's
+weight is 0.2 % of it: a limit against the parameter itself could not fail there.  A value is rounded to bf16 by 2^-9 of
+itself at most; a gradient here has passed some 40 such roundings, so that its errors add up to about 1 % of its norm,
+and as Adam divides every element by its own size, those below the error count in full: a few per cent of the update
+(5.4 % at most in the rows where it was measured, 0.003 % where a layout adds in the same order).  Half of a gradient
+gone missing changes the direction of the update by tens of per cent.
 """
 PATIENCE = 240
 """Seconds without a finished layout after which a launch counts as hung."""
@@ -71,8 +72,12 @@ class Difference:
         return all(getattr(self, name) <= limit for name, limit in LIMITS[precision].items())
 
 
-def compare(found: tuple[dict[str, Any], dict[str, Any]], expected: tuple[dict[str, Any], dict[str, Any]]) -> Difference:
-    """(JSON, parameters) of a layout and of its reference -> their difference; raises ValueError when they do not hold the same parameters."""
+def compare(
+    found: tuple[dict[str, Any], dict[str, Any]], expected: tuple[dict[str, Any], dict[str, Any]]
+) -> Difference:
+    """(JSON, parameters) of a layout and of its reference -> their difference; raises ValueError when they do not hold
+    the same parameters.
+    """
     if found[1].keys() != expected[1].keys():
         raise UserError(f"parameters differ: {sorted(found[1].keys() ^ expected[1].keys())[:3]}")
     if len(found[0]["losses"]) != len(expected[0]["losses"]):
@@ -82,7 +87,10 @@ def compare(found: tuple[dict[str, Any], dict[str, Any]], expected: tuple[dict[s
         return max(abs(a - b) / abs(b) for a, b in zip(found[0][name], expected[0][name]))
 
     def largest(sizes: dict[str, float]) -> tuple[float, str]:
-        ratios = {name: float((found[1][name].double() - value.double()).norm()) / sizes[name] for name, value in expected[1].items()}
+        ratios = {
+            name: float((found[1][name].double() - value.double()).norm()) / sizes[name]
+            for name, value in expected[1].items()
+        }
         # NaN sorts as the largest: it must not hide behind a number.
         worst = max(ratios, key=lambda name: (ratios[name] != ratios[name], ratios[name]))
         return ratios[worst], worst
@@ -96,7 +104,11 @@ def read(folder: Path, case: Case) -> tuple[dict[str, Any], dict[str, Any]] | No
     from safetensors.torch import load_file
 
     path = folder / f"{case.key}.json"
-    return (json.loads(path.read_text(encoding="utf-8")), load_file(folder / f"{case.key}.safetensors")) if path.is_file() else None
+    return (
+        (json.loads(path.read_text(encoding="utf-8")), load_file(folder / f"{case.key}.safetensors"))
+        if path.is_file()
+        else None
+    )
 
 
 def launch(processes: int, cases: list[Case], folder: Path, finished: Callable[[Case], None]) -> str:
@@ -134,7 +146,9 @@ def reason(log: str) -> str:
     return (raised or log.strip().splitlines()[-1:] or ["no output"])[0][:200]
 
 
-def run_cases(cases: Iterable[Case], folder: Path, finished: Callable[[Case], None] = lambda case: None) -> dict[Case, str]:
+def run_cases(
+    cases: Iterable[Case], folder: Path, finished: Callable[[Case], None] = lambda case: None
+) -> dict[Case, str]:
     """Run cases and their references into `folder`; returns the ones that failed to run, with the reason."""
     cases = list(cases)
     needed = list(dict.fromkeys([*(reference(case) for case in cases), *cases]))
@@ -156,7 +170,11 @@ def row(case: Case, folder: Path, failed: dict[Case, str]) -> tuple[str, bool]:
     found, expected = read(folder, case), read(folder, reference(case))
     name = case.name + ("" if case.model == "plain" else f", {case.model}")
     if found is None or expected is None:
-        return f"| {name} | {case.processes} | {case.precision} | | | | | **did not run**: {failed.get(case) or 'no reference'} |", False
+        return (
+            f"| {name} | {case.processes} | {case.precision} | | | | | **did not run**: "
+            f"{failed.get(case) or 'no reference'} |",
+            False,
+        )
     difference = compare(found, expected)
     good = difference.agrees(case.precision)
     numbers = f"{difference.loss:.1e} | {difference.norm:.1e} | {difference.parameter:.1e} `{difference.worst}`"
@@ -169,8 +187,10 @@ def facts(cases: Iterable[Case], folder: Path) -> str:
     results = [result[0]["facts"] for case in cases if (result := read(folder, case))]
     shards, bare, single, padding = (sum(values) for values in zip(*results)) if results else (0, 0, 0, 0)
     return (
-        f"Over all runs the ranks worked on {shards:,} row shards: {bare:,} were context parallel shards without a clean row although their row has some,\n  "
-        f"{single:,} belonged to rows of single clips (no clean row anywhere), and their rows held {padding:,} padding tokens."
+        f"Over all runs the ranks worked on {shards:,} row shards: {bare:,} were context parallel shards "
+        "without a clean row although their row has some,\n  "
+        f"{single:,} belonged to rows of single clips (no clean row anywhere), and their rows held "
+        f"{padding:,} padding tokens."
     )
 
 
@@ -212,7 +232,11 @@ decay 0.1) with global batches of {batch} samples, and is compared with **one pr
 def machine() -> str:
     """The processor and its cores."""
     try:
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
     except OSError:
         names = []
     return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'an unknown CPU'}"
@@ -220,13 +244,26 @@ def machine() -> str:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table, with its conditions, as Markdown")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the table, with its conditions, as Markdown"
+    )
     parser.add_argument("--only", default="", metavar="NAME", help="layouts whose name contains this")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), help="default both (bf16 for a selection of the layouts); fp32 with --fast")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "both"),
+        help="default both (bf16 for a selection of the layouts); fp32 with --fast",
+    )
     parser.add_argument("--fast", action="store_true", help="only the layouts that the test suite runs")
     parser.add_argument("--list", action="store_true", help="print the names of the layouts and stop")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the results here; what is there is not run again, so delete it after changes")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the results here; what is there is not run again, so delete it after changes",
+    )
     return parser.parse_args()
 
 
@@ -235,7 +272,12 @@ def chosen(args: argparse.Namespace) -> list[Case]:
     wanted = args.precision or ("fp32" if args.fast else "both")
     precisions = ("fp32", "bf16") if wanted == "both" else (wanted,)
     cases = [case for case in CASES if args.only in f"{case.name}, {case.model}" and (case.fast or not args.fast)]
-    return [replace(case, precision=precision) for precision in precisions for case in cases if precision == "fp32" or case.bf16]
+    return [
+        replace(case, precision=precision)
+        for precision in precisions
+        for case in cases
+        if precision == "fp32" or case.bf16
+    ]
 
 
 def report(args: argparse.Namespace, cases: list[Case], folder: Path) -> tuple[str, bool]:
@@ -248,7 +290,11 @@ def report(args: argparse.Namespace, cases: list[Case], folder: Path) -> tuple[s
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=total)
         failed = run_cases(
-            cases, folder, lambda case: progress.update(task, advance=1, description=f"{case.name} ({case.processes} processes, {case.precision})")
+            cases,
+            folder,
+            lambda case: progress.update(
+                task, advance=1, description=f"{case.name} ({case.processes} processes, {case.precision})"
+            ),
         )
     lines, good = zip(*(row(case, folder, failed) for case in cases))
     verdict = f"{sum(good)} of {len(cases)} agree."
@@ -280,7 +326,11 @@ def main() -> int:
         print(f"error: no layout's name contains {args.only!r}; --list prints the names", file=sys.stderr)
         return 2
     if args.list:
-        print("\n".join(dict.fromkeys(f"{case.name}, {case.model}" + ("   (fast)" if case.fast else "") for case in cases)))
+        print(
+            "\n".join(
+                dict.fromkeys(f"{case.name}, {case.model}" + ("   (fast)" if case.fast else "") for case in cases)
+            )
+        )
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)

@@ -54,14 +54,18 @@ def size(text: str) -> int:
 def ids(text: str) -> tuple[int, ...]:
     """``a,b,c`` -> three numbers."""
     if not re.fullmatch(r"\d{1,9},\d{1,9},\d{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected the ids of <|diffusion|>, <img> and </img>, such as 32011,32012,32013")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected the ids of <|diffusion|>, <img> and </img>, such as 32011,32012,32013"
+        )
     return tuple(map(int, text.split(",")))
 
 
 def licence(text: str) -> str:
     """A name that fits into the model card's front matter."""
     if not re.fullmatch(r"[A-Za-z0-9.+-]{1,40}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a licence's identifier on the Hub, such as mit or apache-2.0")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a licence's identifier on the Hub, such as mit or apache-2.0"
+        )
     return text
 
 
@@ -80,24 +84,81 @@ def arguments() -> argparse.Namespace:
     out = commands.add_parser("to-hf", help="a run's checkpoint -> a Hugging Face folder", epilog=TO_EXAMPLES, **raw)
     out.add_argument("source", type=Path, metavar="RUN", help="folder of a training run (its train.output)")
     out.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
-    out.add_argument("--weights", choices=("trained", "average"), default="trained", help="the weights, or their moving average (optimizer.ema_decay)")
-    out.add_argument("--max-shard-size", type=size, default=size("5GB"), metavar="SIZE", help="largest file of weights, beyond which there are several (5GB)")
-    out.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="tokenizer files to put into the folder, instead of those the run came with")
     out.add_argument(
-        "--license", type=licence, metavar="NAME", help="of the model card, such as mit (default: that of the folder the run came from, or unknown)"
+        "--weights",
+        choices=("trained", "average"),
+        default="trained",
+        help="the weights, or their moving average (optimizer.ema_decay)",
+    )
+    out.add_argument(
+        "--max-shard-size",
+        type=size,
+        default=size("5GB"),
+        metavar="SIZE",
+        help="largest file of weights, beyond which there are several (5GB)",
+    )
+    out.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="tokenizer files to put into the folder, instead of those the run came with",
+    )
+    out.add_argument(
+        "--license",
+        type=licence,
+        metavar="NAME",
+        help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
     )
     back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
     back.add_argument("source", type=Path, metavar="FOLDER", help="folder with config.json and safetensors")
-    back.add_argument("--tensor", type=positive, default=1, metavar="N", help="tensor parallel size of the checkpoint (1); any layout can load it")
-    back.add_argument("--pipeline", type=positive, default=1, metavar="N", help="pipeline parallel size (1); processes are started as needed")
-    back.add_argument("--hint-ids", type=ids, metavar="A,B,C", help="rows of <|diffusion|>, <img>, </img> in the text table, where no tokenizer names them")
-    back.add_argument("--codec", default="", choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"), help="codec of the model, where there is no VAE folder")
-    back.add_argument("--allow-extra", action="store_true", help="carry tensors along that neither the model nor this format knows")
+    back.add_argument(
+        "--tensor",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="tensor parallel size of the checkpoint (1); any layout can load it",
+    )
+    back.add_argument(
+        "--pipeline",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="pipeline parallel size (1); processes are started as needed",
+    )
+    back.add_argument(
+        "--hint-ids",
+        type=ids,
+        metavar="A,B,C",
+        help="rows of <|diffusion|>, <img>, </img> in the text table, where no tokenizer names them",
+    )
+    back.add_argument(
+        "--codec",
+        default="",
+        choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"),
+        help="codec of the model, where there is no VAE folder",
+    )
+    back.add_argument(
+        "--allow-extra", action="store_true", help="carry tensors along that neither the model nor this format knows"
+    )
     for command, folder in ((out, "Hugging Face folder"), (back, "run")):
-        command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=f"the {folder} to make; it must not exist")
-        command.add_argument("--dtype", choices=("keep", "bf16", "fp32"), default="keep", help="of the tensors (default: what each one has)")
-        command.add_argument("--vae", type=Path, metavar="FOLDER", help="diffusers VAE (config.json and safetensors), instead of the one that travels along")
-        command.add_argument("--verify", action="store_true", help="compare predictions of both models on random input, too")
+        command.add_argument(
+            "--output", type=Path, required=True, metavar="FOLDER", help=f"the {folder} to make; it must not exist"
+        )
+        command.add_argument(
+            "--dtype",
+            choices=("keep", "bf16", "fp32"),
+            default="keep",
+            help="of the tensors (default: what each one has)",
+        )
+        command.add_argument(
+            "--vae",
+            type=Path,
+            metavar="FOLDER",
+            help="diffusers VAE (config.json and safetensors), instead of the one that travels along",
+        )
+        command.add_argument(
+            "--verify", action="store_true", help="compare predictions of both models on random input, too"
+        )
     args = parser.parse_args()
     for name in ("vae", "tokenizer"):
         folder = getattr(args, name, None)
@@ -112,7 +173,13 @@ def progress(what: str, total: int, shown: bool = True) -> Iterator[Callable[[in
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
@@ -165,18 +232,30 @@ def check_verify() -> None:
         import megatron_videogpt.hub.next_clip.modeling_videogpt  # noqa: F401
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"--verify needs the stand-alone model, which needs transformers: pip install -e '.[hub]' ({reason})") from error
+        raise UserError(
+            f"--verify needs the stand-alone model, which needs transformers: pip install -e '.[hub]' ({reason})"
+        ) from error
 
 
-def compare_predictions(checkpoint: Path, config: Any, folder: Path, hint_ids: tuple[int, int, int], channels: int, average: bool) -> None:
+def compare_predictions(
+    checkpoint: Path, config: Any, folder: Path, hint_ids: tuple[int, int, int], channels: int, average: bool
+) -> None:
     """`--verify`; ValueError where the two models differ."""
     from megatron_videogpt.convert import forward
 
-    error = forward.relative_error(forward.of_run(checkpoint, config, channels, average), forward.of_folder(folder, hint_ids))
+    error = forward.relative_error(
+        forward.of_run(checkpoint, config, channels, average), forward.of_folder(folder, hint_ids)
+    )
     limit = forward.LIMIT
     if not error <= limit:
-        raise UserError(f"--verify: the predictions of the two models differ by {error:.2g} of the largest value, limit {limit:g}; please report this")
-    print(f"verified: predictions of both models on random input agree to {error:.2g} of the largest value (limit {limit:g})")
+        raise UserError(
+            f"--verify: the predictions of the two models differ by {error:.2g} of the largest value, limit "
+            f"{limit:g}; please report this"
+        )
+    print(
+        f"verified: predictions of both models on random input agree to {error:.2g} of the largest value "
+        f"(limit {limit:g})"
+    )
 
 
 def to_hf(args: argparse.Namespace) -> None:
@@ -198,12 +277,17 @@ def to_hf(args: argparse.Namespace) -> None:
         with progress(f"{export.path.name} to {args.output.name}", 2 * total) as advance:
             files = write_folder(export, partial, args.max_shard_size, args.vae, args.tokenizer, args.license, advance)
         if args.verify:
-            compare_predictions(export.path, export.config, partial, export.hint_ids, export.weights.channels, export.average)
+            compare_predictions(
+                export.path, export.config, partial, export.hint_ids, export.weights.channels, export.average
+            )
         has_vae = (partial / "vae").is_dir()
     print(f"{len(entries)} tensors, {total / 1e9:.3f} GB in {len(files)} files, read back and equal: {args.output}")
     if not has_vae:
         print("no VAE: frames need one; add it with --vae FOLDER when you convert, or hand one to the pipeline")
-    print(f'next: AutoModel.from_pretrained("{args.output}", trust_remote_code=True), or fill in the model card {args.output}/README.md')
+    print(
+        f'next: AutoModel.from_pretrained("{args.output}", trust_remote_code=True), or fill in the model card '
+        f"{args.output}/README.md"
+    )
 
 
 def dtype_of(name: str) -> Any:
@@ -250,23 +334,44 @@ def from_hf(args: argparse.Namespace) -> None:
                 new_run.write_checkpoint(source, config, new_run.checkpoint_of(partial), advance)
             new_run.finish(source, config, partial, args.vae, advance)
         if args.verify:
-            compare_predictions(new_run.checkpoint_of(partial), config, args.source, source.hint_ids, source.channels, False)
+            compare_predictions(
+                new_run.checkpoint_of(partial), config, args.source, source.hint_ids, source.channels, False
+            )
     layout = f"TP{args.tensor} x PP{args.pipeline}, {config.train.precision}"
-    print(f"{len(source.dtypes())} tensors, {(weights + side) / 1e9:.3f} GB as {layout}, read back and equal: {args.output}")
+    print(
+        f"{len(source.dtypes())} tensors, {(weights + side) / 1e9:.3f} GB as {layout}, read back and equal: "
+        f"{args.output}"
+    )
     if source.stock:
-        print(f"the backbone is Phi-3's; the video parts and hint tokens (rows {', '.join(map(str, source.hint_ids))}) are fresh and need training")
+        print(
+            "the backbone is Phi-3's; the video parts and hint tokens (rows "
+            f"{', '.join(map(str, source.hint_ids))}) are fresh and need training"
+        )
     if not (codec.name == "tiny" or codec.path):
-        print(f"no VAE: set codec.name and codec.path in {args.output}/checkpoints/step_00000000/config.toml to sample, or convert again with --vae FOLDER")
+        print(
+            f"no VAE: set codec.name and codec.path in {args.output}/checkpoints/step_00000000/config.toml to "
+            "sample, or convert again with --vae FOLDER"
+        )
     print(f"next: python -m megatron_videogpt train FILE.toml train.init_from={args.output} train.output=ANOTHER")
 
 
 def launch(processes: int) -> None:
     """Run this command again in several processes, which write the checkpoint; ValueError when they fail."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", os.path.abspath(__file__), *sys.argv[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+        os.path.abspath(__file__),
+        *sys.argv[1:],
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
-        raise UserError(f"the {processes} processes that write the checkpoint ended with exit code {code}; what they say is above")
+        raise UserError(
+            f"the {processes} processes that write the checkpoint ended with exit code {code}; what they say is above"
+        )
 
 
 def main() -> int:

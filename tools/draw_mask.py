@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the hierarchical mask of next clip diffusion: as the paper orders tokens, and as this project stores them (two intervals per row)."""
+"""Draw the hierarchical mask of next clip diffusion: as the paper orders tokens, and as this project stores them (two
+intervals per row).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ NAMES = ("clean token sees clean", "noisy token sees its own clip", "noisy token
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example:\n  python tools/draw_mask.py docs/mask.png --clips 2,3,1", formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  python tools/draw_mask.py docs/mask.png --clips 2,3,1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", type=Path, help="PNG to write")
     parser.add_argument("--clips", default="2,3,1", help="frames of each clip (default 2,3,1)")
@@ -65,15 +69,29 @@ def main() -> None:
         clips = tuple(int(part) for part in args.clips.split(","))
         shape = training_shape(clips, (1, args.patches))
     except ValueError as error:
-        sys.exit(f"error: --clips {args.clips} --patches {args.patches}: {error}; expected positive numbers such as --clips 2,3,1 --patches 4")
+        sys.exit(
+            f"error: --clips {args.clips} --patches {args.patches}: {error}; expected positive numbers such "
+            "as --clips 2,3,1 --patches 4"
+        )
     row = layout(shape)
     mask, clean, clip = dense_mask(row.intervals).numpy(), (row.kind == CLEAN).numpy(), row.clip.numpy()
     order = reference_order(row).numpy()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 7), dpi=110)
     picture = coloured(mask, clean)
-    draw(left, picture[order][:, order], clean[order], clip[order], "in the paper's order: noisy and clean clips take turns")
+    draw(
+        left,
+        picture[order][:, order],
+        clean[order],
+        clip[order],
+        "in the paper's order: noisy and clean clips take turns",
+    )
     draw(right, picture, clean, clip, "as stored here: at most two intervals in every row and column")
-    figure.legend(handles=[Patch(color=colour, label=name) for colour, name in zip(COLOURS[1:], NAMES)], loc="lower center", ncols=3, frameon=False)
+    figure.legend(
+        handles=[Patch(color=colour, label=name) for colour, name in zip(COLOURS[1:], NAMES)],
+        loc="lower center",
+        ncols=3,
+        frameon=False,
+    )
     figure.tight_layout(rect=(0, 0.05, 1, 0.99))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output)

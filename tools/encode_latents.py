@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Encode every frame of a data set with a VAE, once, so that training reads latents: posterior mean and log-variance of each frame, in shards.
+"""Encode every frame of a data set with a VAE, once, so that training reads latents: posterior mean and log-variance of
+each frame, in shards.
 
-  python tools/encode_latents.py /data/panda --output /data/panda-latents --codec autoencoder_kl --codec-path checkpoints/sdxl-vae --dtype bf16
-  torchrun --nproc-per-node 8 tools/encode_latents.py /data/panda --output /data/panda-latents --codec autoencoder_kl --codec-path checkpoints/sdxl-vae
+  python tools/encode_latents.py /data/panda --output /data/panda-latents --codec autoencoder_kl --codec-path
+  checkpoints/sdxl-vae --dtype bf16 torchrun --nproc-per-node 8 tools/encode_latents.py /data/panda --output
+  /data/panda-latents --codec autoencoder_kl --codec-path checkpoints/sdxl-vae
 
-SRC is a folder or URL of shards (tools/prepare_videos.py), or a folder of videos.  Train with data.source="shards" and data.path=DIR.  The videos are divided
-into parts of --part; a part is written by one process, in shards of its own, and nothing in it depends on the number of processes.  Run again after an
-interruption, it goes on behind the last whole shard of each part.  What cannot be encoded is in rejected.jsonl.
+SRC is a folder or URL of shards (tools/prepare_videos.py), or a folder of videos.  Train with data.source="shards" and
+data.path=DIR.  The videos are divided into parts of --part; a part is written by one process, in shards of its own, and
+nothing in it depends on the number of processes.  Run again after an interruption, it goes on behind the last whole
+shard of each part.  What cannot be encoded is in rejected.jsonl.
 """
 
 from __future__ import annotations
@@ -46,22 +49,63 @@ def arguments() -> argparse.Namespace:
     data = DataConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SRC", help="folder or fsspec URL of shards, or a folder of videos")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the latent shards; the same for all processes")
-    parser.add_argument("--codec", default="autoencoder_kl", help="as codec.name in a configuration (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the latent shards; the same for all processes"
+    )
+    parser.add_argument(
+        "--codec", default="autoencoder_kl", help="as codec.name in a configuration (default: %(default)s)"
+    )
     parser.add_argument("--codec-path", default="", help="as codec.path")
-    parser.add_argument("--longest-side", type=int, default=data.longest_side, help="as data.longest_side (default: %(default)s)")
-    parser.add_argument("--size-multiple", type=int, default=data.size_multiple, help="as data.size_multiple (default: %(default)s)")
-    parser.add_argument("--min-side", type=int, default=data.min_side, help="as data.min_side: smaller videos are left out (default: %(default)s)")
-    parser.add_argument("--max-aspect", type=float, default=data.max_aspect, help="as data.max_aspect (default: %(default)s)")
+    parser.add_argument(
+        "--longest-side", type=int, default=data.longest_side, help="as data.longest_side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size-multiple", type=int, default=data.size_multiple, help="as data.size_multiple (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-side",
+        type=int,
+        default=data.min_side,
+        help="as data.min_side: smaller videos are left out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-aspect", type=float, default=data.max_aspect, help="as data.max_aspect (default: %(default)s)"
+    )
     parser.add_argument("--min-frames", type=int, default=1, help="shorter videos are left out (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="frames per call of the VAE (default: %(default)s)")
-    parser.add_argument("--dtype", choices=STORED, default="bf16", help="in which the VAE computes (default: %(default)s)")
-    parser.add_argument("--store", choices=STORED, default="fp16", help="in which latents are stored (default: %(default)s)")
-    parser.add_argument("--part", type=int, default=1000, help="videos of a part, which one process encodes (default: %(default)s)")
-    parser.add_argument("--shard-mb", type=float, default=1000.0, help="a shard is closed when it has this size, in 10^6 bytes (default: %(default)g)")
-    parser.add_argument("--workers", type=int, default=data.workers, help="decoding processes of each process; 0 decodes in it (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which a decoder that is stuck is replaced (default: %(default)g)")
-    parser.add_argument("--max-bad-fraction", type=float, default=data.max_bad_fraction, help="as data.max_bad_fraction (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=STORED, default="bf16", help="in which the VAE computes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--store", choices=STORED, default="fp16", help="in which latents are stored (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--part", type=int, default=1000, help="videos of a part, which one process encodes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-mb",
+        type=float,
+        default=1000.0,
+        help="a shard is closed when it has this size, in 10^6 bytes (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=data.workers,
+        help="decoding processes of each process; 0 decodes in it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        help="seconds after which a decoder that is stuck is replaced (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=data.max_bad_fraction,
+        help="as data.max_bad_fraction (default: %(default)s)",
+    )
     parser.add_argument("--cache", default="", help="as data.cache")
     parser.add_argument("--cache-gb", type=float, default=data.cache_gb, help="as data.cache_gb (default: %(default)g)")
     parser.add_argument("--platform", default="auto", help="auto, cpu, cuda or npu (default: %(default)s)")
@@ -89,10 +133,19 @@ def load_codec(args: argparse.Namespace) -> Codec:
     """The VAE on this process's device; ValueError when it cannot encode single frames, or frames of these sizes."""
     codec = build_codec(CodecConfig(args.codec, args.codec_path, args.batch))
     if codec.temporal_stride > 1:
-        why = f"joins {codec.temporal_stride} frames to one latent frame, so latents depend on where a sample starts and cannot be stored once"
-        raise UserError(f"--codec={args.codec}: {why}; train from the videos themselves (data.source=videos or shards), or use an AutoencoderKL")
+        why = (
+            f"joins {codec.temporal_stride} frames to one latent frame, so latents depend on where a sample "
+            "starts and cannot be stored once"
+        )
+        raise UserError(
+            f"--codec={args.codec}: {why}; train from the videos themselves (data.source=videos or shards), "
+            "or use an AutoencoderKL"
+        )
     if args.size_multiple % codec.spatial_stride or args.longest_side % args.size_multiple:
-        rule = f"must be a multiple of the VAE's stride {codec.spatial_stride}, and --longest-side={args.longest_side} of it"
+        rule = (
+            f"must be a multiple of the VAE's stride {codec.spatial_stride}, and "
+            f"--longest-side={args.longest_side} of it"
+        )
         raise UserError(f"--size-multiple={args.size_multiple}: {rule}")
     return codec.to(activate(args.platform).device, STORED[args.dtype])
 
@@ -105,7 +158,18 @@ def prepare(args: argparse.Namespace, rank: int) -> Encoding:
         raise UserError(f"{args.source}: holds latents, not videos")
     names = ("source", "codec_path", "min_side", "max_aspect", "min_frames", "batch", "dtype")
     options = {name: getattr(args, name) for name in names}
-    return Encoding(usable, codec, args.longest_side, args.size_multiple, args.store, args.batch, args.part, int(args.shard_mb * 1e6), args.output, options)
+    return Encoding(
+        usable,
+        codec,
+        args.longest_side,
+        args.size_multiple,
+        args.store,
+        args.batch,
+        args.part,
+        int(args.shard_mb * 1e6),
+        args.output,
+        options,
+    )
 
 
 def encode(args: argparse.Namespace, rank: int, world: int) -> str:
@@ -132,10 +196,14 @@ def _encode(args: argparse.Namespace, encoding: Encoding, rank: int, world: int)
     start = time.monotonic()
     mine = range(rank, len(encoding.parts), world)
     entries = encoding.usable.collection.entries
-    total = sum(int(entries["frames"][encoding.parts[part]].sum()) for part in mine if not encoding.report(part).is_file())
+    total = sum(
+        int(entries["frames"][encoding.parts[part]].sum()) for part in mine if not encoding.report(part).is_file()
+    )
     processes = f" (1 of {world} processes)" if world > 1 else ""
     # Without a terminal there is no bar.
-    with tqdm(total=total, unit=" frames", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None) as bar:
+    with tqdm(
+        total=total, unit=" frames", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None
+    ) as bar:
         done = Progress(Rejections(args.max_bad_fraction), bar)
         encode_parts(encoding, mine, args.workers, args.timeout, done)
     counts = torch.tensor([done.videos, done.frames])
@@ -147,7 +215,10 @@ def _encode(args: argparse.Namespace, encoding: Encoding, rank: int, world: int)
     seconds = max(time.monotonic() - start, 1e-9)
     videos, frames = counts.tolist()
     kinds = ", ".join(f"{count} {kind}" for kind, count in rejected.most_common()) or "none"
-    return f"{args.output}: {videos} videos, {frames} frames encoded in {seconds:.1f} s, {frames / seconds:.1f} frames/s; rejected: {kinds}"
+    return (
+        f"{args.output}: {videos} videos, {frames} frames encoded in {seconds:.1f} s, {frames / seconds:.1f} "
+        f"frames/s; rejected: {kinds}"
+    )
 
 
 def main() -> int:

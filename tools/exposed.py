@@ -7,8 +7,15 @@ from typing import Any
 
 
 def exposed_seconds(communication: list[tuple[float, float]], computation: list[tuple[float, float]]) -> float:
-    """Time that is covered by communication and by no computation, from (start, end) intervals of each, which may overlap."""
-    marks = [(t, kind, change) for kind, spans in enumerate((communication, computation)) for a, b in spans for t, change in ((a, 1), (b, -1))]
+    """Time that is covered by communication and by no computation, from (start, end) intervals of each, which may
+    overlap.
+    """
+    marks = [
+        (t, kind, change)
+        for kind, spans in enumerate((communication, computation))
+        for a, b in spans
+        for t, change in ((a, 1), (b, -1))
+    ]
     open_spans, total, before = [0, 0], 0.0, 0.0
     for t, kind, change in sorted(marks):
         if open_spans[0] and not open_spans[1]:
@@ -38,5 +45,7 @@ def profiled(step: Callable[[], None], platform: Any) -> float:
         # On a CPU the ranges of autograd's nodes and of megatron-core span what they wait for.
         wanted = is_communication(event.name) or on_device or event.name.startswith("aten::")
         if wanted and event.device_type == kind and event.time_range.end > event.time_range.start:
-            spans[0 if is_communication(event.name) else 1].append((event.time_range.start / 1e6, event.time_range.end / 1e6))
+            spans[0 if is_communication(event.name) else 1].append(
+                (event.time_range.start / 1e6, event.time_range.end / 1e6)
+            )
     return exposed_seconds(*spans)

@@ -1,17 +1,21 @@
-"""Seconds per token and per attended pair of a configured model on this device: the two numbers of `data.cost`, by which samples are dealt to ranks.
+"""Seconds per token and per attended pair of a configured model on this device: the two numbers of `data.cost`, by
+which samples are dealt to ranks.
 
-    python tools/fit_cost.py examples/videogpt/stage4.toml --frame 176x320 --fit               # on one GPU; layers are left out until the rest fits
-    python tools/fit_cost.py examples/videogpt/quickstart.toml parallel.tensor=1 parallel.sequence=false --plot fit.png       # on a CPU, a minute
-    torchrun --nproc_per_node=4 tools/fit_cost.py examples/videogpt/stage4.toml parallel.tensor=4 parallel.sequence=true --frame 176x320
+    python tools/fit_cost.py examples/videogpt/stage4.toml --frame 176x320 --fit               # on one GPU; layers are
+    left out until the rest fits python tools/fit_cost.py examples/videogpt/quickstart.toml parallel.tensor=1
+    parallel.sequence=false --plot fit.png       # on a CPU, a minute torchrun --nproc_per_node=4 tools/fit_cost.py
+    examples/videogpt/stage4.toml parallel.tensor=4 parallel.sequence=true --frame 176x320
 
-Times the forward and backward pass of rows with few and many tokens, and with few and many attended pairs for their tokens (one long sample, or several short
-ones; one clip, or a clip for each frame), with the trainer's own model, attention backend and recomputation, on latents of noise.  Then it fits
+Times the forward and backward pass of rows with few and many tokens, and with few and many attended pairs for their
+tokens (one long sample, or several short ones; one clip, or a clip for each frame), with the trainer's own model,
+attention backend and recomputation, on latents of noise.  Then it fits
 
     seconds = a * tokens + b * pairs + c,      a, b, c >= 0,
 
-by least squares of relative errors.  Paste the line `data.cost=[a, b]` behind your training command.  The constant c (starting kernels, weights of a small
-model) is the same for every row, and does not matter for dealing, as all ranks have equally many rows.  With fewer layers than the model's (--fit, --layers),
-a and b are scaled to all of them; only their ratio matters.
+by least squares of relative errors.  Paste the line `data.cost=[a, b]` behind your training command.  The constant c
+(starting kernels, weights of a small model) is the same for every row, and does not matter for dealing, as all ranks
+have equally many rows.  With fewer layers than the model's (--fit, --layers), a and b are scaled to all of them; only
+their ratio matters.
 """
 
 from __future__ import annotations
@@ -59,7 +63,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="TOML file of a run")
     parser.add_argument("overrides", nargs="*", help="section.option=value")
-    parser.add_argument("--frame", help="HEIGHTxWIDTH of the frames in pixels; default: 16:9 videos as the configuration crops them")
+    parser.add_argument(
+        "--frame", help="HEIGHTxWIDTH of the frames in pixels; default: 16:9 videos as the configuration crops them"
+    )
     parser.add_argument("--layers", type=int, default=0, help="decoder layers to measure with; default: all")
     parser.add_argument("--fit", action="store_true", help="leave out layers until the device's memory suffices")
     parser.add_argument("--repeats", type=int, default=3, help="times that each row is measured; the fastest counts")
@@ -71,14 +77,19 @@ def arguments() -> argparse.Namespace:
 
 
 def rows_to_time(frames: int) -> list[Row]:
-    """Rows of a quarter, half and all of `frames`, as one, two or four samples, each of two clips or of single frames; none is longer than one sample
-    can be."""
+    """Rows of a quarter, half and all of `frames`, as one, two or four samples, each of two clips or of single frames;
+    none is longer than one sample can be.
+    """
     rows: list[Row] = []
     for share in (4, 2, 1):
         for samples in (1, 2, 4):
             each = frames // share // samples
             if each >= 2:
-                rows += [((each - 1, 1),) * samples, ((each // 2, each - each // 2),) * samples, ((1,) * each,) * samples]
+                rows += [
+                    ((each - 1, 1),) * samples,
+                    ((each // 2, each - each // 2),) * samples,
+                    ((1,) * each,) * samples,
+                ]
     return list(dict.fromkeys(rows))
 
 
@@ -91,7 +102,10 @@ def fit_cost(tokens: Sequence[float], pairs: Sequence[float], seconds: Sequence[
     measured = np.asarray(seconds, dtype=np.float64)
     columns = np.stack([np.asarray(tokens, np.float64), np.asarray(pairs, np.float64), np.ones(len(measured))], axis=1)
     if len(measured) < 3 or not np.all(measured > 0):
-        raise UserError(f"{len(measured)} rows with times from {min(seconds, default=0)} s: a fit needs at least 3, all above 0; use more data.frames")
+        raise UserError(
+            f"{len(measured)} rows with times from {min(seconds, default=0)} s: a fit needs at least 3, all "
+            "above 0; use more data.frames"
+        )
     relative = columns / measured[:, None]
     scale = relative.max(axis=0)
     solution = nnls(relative / scale, np.ones(len(measured)))[0] / scale
@@ -99,7 +113,9 @@ def fit_cost(tokens: Sequence[float], pairs: Sequence[float], seconds: Sequence[
 
 
 def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Row], repeats: int) -> list[float]:
-    """Seconds of the forward and backward pass of every row on this device: the fastest of `repeats`, as other processes only add to it."""
+    """Seconds of the forward and backward pass of every row on this device: the fastest of `repeats`, as other
+    processes only add to it.
+    """
     import torch
 
     from megatron_videogpt.data.plans import Sample
@@ -117,7 +133,10 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
     # The first round warms up: kernels are compiled for every shape.
     for repeat in range(repeats + 1):
         for number, row in enumerate(rows):
-            samples = [Sample(key, "", normal(key, "latents", (sum(clips), codec.channels, *sides)), None, clips) for key, clips in enumerate(row)]
+            samples = [
+                Sample(key, "", normal(key, "latents", (sum(clips), codec.channels, *sides)), None, clips)
+                for key, clips in enumerate(row)
+            ]
             (made,) = session.rows([samples], backend)
             session.current, result = Marks(platform.device), Timed()
             before = session.current.start
@@ -126,24 +145,44 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
             if repeat:
                 times[number].append(result.forward[0] + result.backward[0])
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"round {repeat} of {repeats}{'' if repeat else ' (warming up)'}: {len(rows)} rows", file=sys.stderr, flush=True)
+            print(
+                f"round {repeat} of {repeats}{'' if repeat else ' (warming up)'}: {len(rows)} rows",
+                file=sys.stderr,
+                flush=True,
+            )
     slowest = torch.tensor([min(values) for values in times])
     torch.distributed.all_reduce(
-        slowest, op=torch.distributed.ReduceOp.MAX, group=None if platform.name == "cpu" else torch.distributed.new_group(backend="gloo")
+        slowest,
+        op=torch.distributed.ReduceOp.MAX,
+        group=None if platform.name == "cpu" else torch.distributed.new_group(backend="gloo"),
     )
     return [float(value) for value in slowest]
 
 
-def describe(config: Config, measured: Config, rows: list[Row], works: list[tuple[float, float]], seconds: list[float], fit: Fit, device: str) -> str:
+def describe(
+    config: Config,
+    measured: Config,
+    rows: list[Row],
+    works: list[tuple[float, float]],
+    seconds: list[float],
+    fit: Fit,
+    device: str,
+) -> str:
     """What was found, and the line to paste."""
     scale = config.model.num_layers / measured.model.num_layers
-    linear, attended = linear_flops(config.model, expected_geometry(config.codec).channels, 1), attention_flops(config.model, 1)
+    linear, attended = (
+        linear_flops(config.model, expected_geometry(config.codec).channels, 1),
+        attention_flops(config.model, 1),
+    )
     ratio = f"{fit.a / fit.b:,.0f}" if fit.b else "infinitely many"
     errors = np.abs(fit.errors)
     lines = [
-        f"{device}: {measured.model.num_layers} of {config.model.num_layers} layers, recompute {measured.parallel.recompute}, {len(rows)} rows of "
-        f"{min(work[0] for work in works):,.0f} to {max(work[0] for work in works):,.0f} tokens, {min(seconds):.3g} to {max(seconds):.3g} s",
-        f"fit: {fit.a:.3g} s a token, {fit.b:.3g} s a pair, {fit.c:.3g} s a row; error {np.median(errors):.1%} (median), {errors.max():.1%} (worst row)",
+        f"{device}: {measured.model.num_layers} of {config.model.num_layers} layers, recompute "
+        f"{measured.parallel.recompute}, {len(rows)} rows of "
+        f"{min(work[0] for work in works):,.0f} to {max(work[0] for work in works):,.0f} tokens, "
+        f"{min(seconds):.3g} to {max(seconds):.3g} s",
+        f"fit: {fit.a:.3g} s a token, {fit.b:.3g} s a pair, {fit.c:.3g} s a row; error "
+        f"{np.median(errors):.1%} (median), {errors.max():.1%} (worst row)",
         f"a token costs as much as {ratio} pairs; by FLOPs, as {linear / attended:,.0f}",
         f"data.cost=[{fit.a * scale:.4g}, {fit.b * scale:.4g}]",
     ]
@@ -162,7 +201,9 @@ def plot(path: Path, works: list[tuple[float, float]], seconds: list[float], fit
     panel.plot([0, max(seconds)], [0, max(seconds)], color="grey", linewidth=1)
     points = panel.scatter(seconds, fitted, c=[pairs / tokens for tokens, pairs in works])
     figure.colorbar(points, label="attended pairs a token")
-    panel.set(xlabel="measured, s", ylabel="fitted, s", title=f"{fit.a:.3g} * tokens + {fit.b:.3g} * pairs + {fit.c:.3g}")
+    panel.set(
+        xlabel="measured, s", ylabel="fitted, s", title=f"{fit.a:.3g} * tokens + {fit.b:.3g} * pairs + {fit.c:.3g}"
+    )
     panel.grid(alpha=0.3)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,18 +218,24 @@ def main() -> None:
     config = load_checked(options.config, options.overrides, world)
     if config.parallel.pipeline > 1:
         raise UserError(
-            f"parallel.pipeline={config.parallel.pipeline}: must be 1 here, stages would wait for each other; the cost of a stage has the same ratio"
+            f"parallel.pipeline={config.parallel.pipeline}: must be 1 here, stages would wait for each other; "
+            "the cost of a stage has the same ratio"
         )
     # One sample is a row here, whatever the run packs.
     single = replace(config, data=replace(config.data, pack_tokens=0), train=replace(config.train, micro_batch_size=1))
     platform = activate(config.train.platform)
     import torch
 
-    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(
+        config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    )
     frame = frame_of(options, config)
     chosen = resolved(with_layers(single, options.layers or config.model.num_layers), platform, frame, options.fit)
     patches, rows = patches_of(config, frame), rows_to_time(config.data.frames)
-    works = [(sum(clip_work(clips, patches).tokens for clips in row), sum(clip_work(clips, patches).pairs for clips in row)) for row in rows]
+    works = [
+        (sum(clip_work(clips, patches).tokens for clips in row), sum(clip_work(clips, patches).pairs for clips in row))
+        for row in rows
+    ]
     if len(rows) < 3:
         raise UserError(f"data.frames={config.data.frames}: must be at least 4, rows of different lengths are needed")
     seconds = measure(chosen, platform, frame, rows, options.repeats)

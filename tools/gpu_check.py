@@ -1,9 +1,11 @@
-"""What only a GPU can show: runs each part in a process of its own with its own time limit, then holds the bars against what was measured.
+"""What only a GPU can show: runs each part in a process of its own with its own time limit, then holds the bars against
+what was measured.
 
     bash tools/gpu_check.sh [--cpu-rehearsal] [--only PART ...] [--out DIR] [--minutes 8.8]
 
-DIR (the environment's OUT, else runs/gpu_check) gets one .md file with the output of each part, their .json results, and summary.md: the bars with PASS,
-MISS or NOT MEASURED, then all tables.  A part that fails or takes too long costs its own bars only.  Exit code: 0 if every bar was passed, else 1.
+DIR (the environment's OUT, else runs/gpu_check) gets one .md file with the output of each part, their .json results,
+and summary.md: the bars with PASS, MISS or NOT MEASURED, then all tables.  A part that fails or takes too long costs
+its own bars only.  Exit code: 0 if every bar was passed, else 1.
 """
 
 from __future__ import annotations
@@ -36,7 +38,18 @@ TINY_STEP = (
     "1",
 )
 LONG = ("--masks", "stage4-long", "--lengths", "0", "--rows", "384", "--heads", "32", "--head-dims", "96")
-SWEEP = ("--masks", "stage1,stage4,nbp,frame-causal,causal,full", "--lengths", "16384,65536", "--head-dims", "96", "--rows", "384", "--heads", "32")
+SWEEP = (
+    "--masks",
+    "stage1,stage4,nbp,frame-causal,causal,full",
+    "--lengths",
+    "16384,65536",
+    "--head-dims",
+    "96",
+    "--rows",
+    "384",
+    "--heads",
+    "32",
+)
 DIMS = ("--masks", "stage4,causal", "--lengths", "16384", "--head-dims", "64,128", "--rows", "384", "--heads", "32")
 GPU, CPU = ("--device", "cuda", "--dtype", "bfloat16"), ("--device", "cpu", "--threads", "1", "--repeat", "1")
 TINY = ("--grid", "3,3", "--heads", "2", "--rows", "128")
@@ -45,7 +58,9 @@ BACKENDS = "sdpa,sdpa-full,flex,triton,triton/fixed,flash"
 
 @dataclass(frozen=True)
 class Part:
-    """seconds: its limit; gpu, rehearsal: the command after `python`, on a GPU and in a rehearsal.  OUT in them stands for the folder."""
+    """seconds: its limit; gpu, rehearsal: the command after `python`, on a GPU and in a rehearsal.  OUT in them stands
+    for the folder.
+    """
 
     name: str
     seconds: int
@@ -67,25 +82,82 @@ PARTS = (
         ("tools/gpu_verify.py", "--device", "cuda", "--json", "OUT/verify.json"),
         ("tools/gpu_verify.py", "--device", "cpu", "--layouts", "3", "--json", "OUT/verify.json"),
     ),
-    attention("attention", 120, (*LONG, "--backends", BACKENDS, "--repeat", "5"), ("--masks", "split", "--lengths", "0", "--backends", f"{BACKENDS},ranged")),
+    attention(
+        "attention",
+        120,
+        (*LONG, "--backends", BACKENDS, "--repeat", "5"),
+        ("--masks", "split", "--lengths", "0", "--backends", f"{BACKENDS},ranged"),
+    ),
     Part(
         "step",
         200,
-        ("tools/benchmark_step.py", *STEP, "--fit", "--backends", "flash,triton,dense", "--steps", "4", "--json", "OUT/step.json"),
-        ("tools/benchmark_step.py", *TINY_STEP, "--backends", "flash,triton,ranged,dense", "--steps", "1", "--warmup", "1", "--json", "OUT/step.json"),
+        (
+            "tools/benchmark_step.py",
+            *STEP,
+            "--fit",
+            "--backends",
+            "flash,triton,dense",
+            "--steps",
+            "4",
+            "--json",
+            "OUT/step.json",
+        ),
+        (
+            "tools/benchmark_step.py",
+            *TINY_STEP,
+            "--backends",
+            "flash,triton,ranged,dense",
+            "--steps",
+            "1",
+            "--warmup",
+            "1",
+            "--json",
+            "OUT/step.json",
+        ),
     ),
     attention(
         "sweep",
         120,
         (*SWEEP, "--backends", "triton,flash", "--repeat", "3", "--plot", "OUT/sweep.png"),
-        ("--masks", "stage4,causal", "--lengths", "256,1024", "--head-dims", "32", "--backends", "sdpa,ranged", "--plot", "OUT/sweep.png"),
+        (
+            "--masks",
+            "stage4,causal",
+            "--lengths",
+            "256,1024",
+            "--head-dims",
+            "32",
+            "--backends",
+            "sdpa,ranged",
+            "--plot",
+            "OUT/sweep.png",
+        ),
     ),
-    Part("peak", 40, ("tools/measure_peak.py", "--repeat", "3"), ("tools/measure_peak.py", "--device", "cpu", "--repeat", "1")),
-    attention("head-dims", 60, (*DIMS, "--backends", "triton,flash", "--repeat", "3"), ("--masks", "causal", "--lengths", "256", "--head-dims", "16,32")),
+    Part(
+        "peak",
+        40,
+        ("tools/measure_peak.py", "--repeat", "3"),
+        ("tools/measure_peak.py", "--device", "cpu", "--repeat", "1"),
+    ),
+    attention(
+        "head-dims",
+        60,
+        (*DIMS, "--backends", "triton,flash", "--repeat", "3"),
+        ("--masks", "causal", "--lengths", "256", "--head-dims", "16,32"),
+    ),
     Part(
         "tests",
         90,
-        ("-m", "pytest", "-q", "-x", "tests/unit/test_tiles.py", "tests/unit/test_attention_choice.py", "tests/unit/test_random_layouts.py", "-k", "not fp32"),
+        (
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "tests/unit/test_tiles.py",
+            "tests/unit/test_attention_choice.py",
+            "tests/unit/test_random_layouts.py",
+            "-k",
+            "not fp32",
+        ),
         ("-m", "pytest", "-q", "tests/unit/test_attention_choice.py"),
     ),
 )
@@ -97,7 +169,16 @@ def versions() -> None:
 
     import torch
 
-    packages = ("torch", "triton", "megatron-core", "flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels", "transformer-engine", "numpy")
+    packages = (
+        "torch",
+        "triton",
+        "megatron-core",
+        "flash-attn-4",
+        "nvidia-cutlass-dsl",
+        "quack-kernels",
+        "transformer-engine",
+        "numpy",
+    )
     print(f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC; Python {platform.python_version()}")
     for name in packages:
         try:
@@ -105,21 +186,39 @@ def versions() -> None:
         except metadata.PackageNotFoundError:
             print(f"{name}: not installed")
     if torch.cuda.is_available():
-        print(f"{torch.cuda.get_device_name()}, capability {torch.cuda.get_device_capability()}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB")
+        print(
+            f"{torch.cuda.get_device_name()}, capability {torch.cuda.get_device_capability()}, "
+            f"{torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB"
+        )
         query = "driver_version,clocks.max.sm,power.limit,clocks_throttle_reasons.active"
-        print(subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, check=False).stdout.strip())
-    commit = subprocess.run(["git", "log", "--oneline", "-1"], capture_output=True, text=True, check=False, cwd=REPOSITORY).stdout.strip()
+        print(
+            subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, check=False
+            ).stdout.strip()
+        )
+    commit = subprocess.run(
+        ["git", "log", "--oneline", "-1"], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    ).stdout.strip()
     print(f"commit {commit or 'unknown'}")
 
 
 def run(part: Part, out: Path, rehearsal: bool, limit: float) -> str:
     """Run a part; returns what became of it.  Its output is in PART.md, whatever happens."""
-    command = [sys.executable, *(word.replace("OUT/", f"{out}/") for word in (part.rehearsal if rehearsal else part.gpu))]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))}
+    command = [
+        sys.executable,
+        *(word.replace("OUT/", f"{out}/") for word in (part.rehearsal if rehearsal else part.gpu)),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+    }
     began = time.monotonic()
     with (out / f"{part.name}.md").open("w", encoding="utf-8") as log:
         # A group of its own, so that compilers' and launchers' children end with it.
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -131,7 +230,13 @@ def run(part: Part, out: Path, rehearsal: bool, limit: float) -> str:
                 pass
             process.wait()
     took = f"{time.monotonic() - began:.0f} s"
-    return f"ended after {took}" if code == 0 else f"stopped at its limit of {limit:.0f} s" if code is None else f"exit code {code} after {took}"
+    return (
+        f"ended after {took}"
+        if code == 0
+        else f"stopped at its limit of {limit:.0f} s"
+        if code is None
+        else f"exit code {code} after {took}"
+    )
 
 
 def answer(out: Path, name: str) -> Any:
@@ -146,8 +251,15 @@ def answer(out: Path, name: str) -> Any:
 def main() -> int:
     """Run the parts and write the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny, on a CPU: tests the script, passes few bars")
-    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these parts; bars of others are taken from files that lie in DIR")
+    parser.add_argument(
+        "--cpu-rehearsal", action="store_true", help="tiny, on a CPU: tests the script, passes few bars"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[part.name for part in PARTS],
+        help="these parts; bars of others are taken from files that lie in DIR",
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or REPOSITORY / "runs" / "gpu_check"))
     parser.add_argument("--minutes", type=float, default=8.8, help="time for all parts together")
     parser.add_argument("--versions", action="store_true", help=argparse.SUPPRESS)
@@ -163,12 +275,18 @@ def main() -> int:
             continue
         left = end - time.monotonic()
         (out / f"{part.name}.json").unlink(missing_ok=True)
-        ended[part.name] = run(part, out, options.cpu_rehearsal, min(part.seconds, left)) if left > 5 else "not started: no time was left"
+        ended[part.name] = (
+            run(part, out, options.cpu_rehearsal, min(part.seconds, left))
+            if left > 5
+            else "not started: no time was left"
+        )
         print(f"gpu_check: {part.name}: {ended[part.name]}", flush=True)
     return summarise(out, ended, bars(lambda name: answer(out, name)), options.cpu_rehearsal, print)
 
 
-def summarise(out: Path, ended: dict[str, str], verdicts: list[tuple[str, str, str]], rehearsal: bool, say: Callable[[str], None]) -> int:
+def summarise(
+    out: Path, ended: dict[str, str], verdicts: list[tuple[str, str, str]], rehearsal: bool, say: Callable[[str], None]
+) -> int:
     """Write summary.md and print its head; 0 if every bar was passed."""
     lines = ["# GPU check" + (" (rehearsal on a CPU: numbers mean nothing)" if rehearsal else ""), ""]
     lines += [f"- {verdict}: {bar} ({found})" for verdict, bar, found in verdicts]

@@ -1,6 +1,8 @@
-"""Is everything that has kernels of its own right on this device?  Attention backends and fused layers against plain float64, as a Markdown table.
+"""Is everything that has kernels of its own right on this device?  Attention backends and fused layers against plain
+float64, as a Markdown table.
 
-python tools/gpu_verify.py --device cuda            start-up comparison, 200 random layouts, norms, SwiGLU and rotary positions
+python tools/gpu_verify.py --device cuda            start-up comparison, 200 random layouts, norms, SwiGLU and rotary
+positions
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ def start_up(backend: str, device: str, dtype: torch.dtype, head_dim: int) -> st
     orders = sums(backend, device, dtype, head_dim)
 
     def run() -> None:
-        problem.extend(verify.problem(backend, torch.device(device), dtype, head_dim, queries, fixed) for queries in (1, 2) for fixed in orders)
+        problem.extend(
+            verify.problem(backend, torch.device(device), dtype, head_dim, queries, fixed)
+            for queries in (1, 2)
+            for fixed in orders
+        )
 
     failed = attempt(run)
     return failed or next((line for line in problem if line), "")
@@ -52,8 +58,17 @@ def layouts(backend: str, device: str, dtype: torch.dtype, head_dim: int, count:
     def run() -> None:
         for seed in range(count):
             case = random_case(seed, 400)
-            result = verify.errors(backend, case.tensors(head_dim, dtype, device, seed), case.intervals[case.kept].to(device), seed % len(orders) == 1)
-            wrong.extend(f"layout {seed}: {name} by {found:.1e}" for name, found, most in zip(verify.NAMES, *result) if found > most)
+            result = verify.errors(
+                backend,
+                case.tensors(head_dim, dtype, device, seed),
+                case.intervals[case.kept].to(device),
+                seed % len(orders) == 1,
+            )
+            wrong.extend(
+                f"layout {seed}: {name} by {found:.1e}"
+                for name, found, most in zip(verify.NAMES, *result)
+                if found > most
+            )
 
     return attempt(run) or (f"{len(wrong)} errors, {wrong[0]}" if wrong else "")
 
@@ -71,7 +86,10 @@ def fused_layers(device: str, dtype: torch.dtype) -> str:
     cases: dict[str, tuple[list[Tensor], Callable[..., object]]] = {
         "rms_norm": ([draw(515, 1, 3072), draw(3072)], lambda name, x, w: fused.rms_norm(x, w, 1e-5, name)),
         "swiglu": ([draw(515, 1, 16384)], lambda name, x: fused.swiglu(x, name)),
-        "split_rotary": ([draw(515, 8, 3, 96)], lambda name, x: fused.split_rotary(x, torch.cat([angles[:, :48]] * 2, -1).to(x.device), name)),
+        "split_rotary": (
+            [draw(515, 8, 3, 96)],
+            lambda name, x: fused.split_rotary(x, torch.cat([angles[:, :48]] * 2, -1).to(x.device), name),
+        ),
     }
     wrong: list[str] = []
     for label, (inputs, function) in cases.items():
@@ -129,13 +147,24 @@ def check_all(backends: list[str], device: str, count: int, note: Callable[[str,
     """Everything, what training needs first: a time limit may cut off the rest."""
     for dtype in DTYPES:
         note("fused layers", dtype, fused_layers(device, dtype))
-    for dtype, head_dim in ((torch.bfloat16, 96), *((dtype, dim) for dtype in DTYPES for dim in (64, 96, 128) if (dtype, dim) != (torch.bfloat16, 96))):
+    for dtype, head_dim in (
+        (torch.bfloat16, 96),
+        *((dtype, dim) for dtype in DTYPES for dim in (64, 96, 128) if (dtype, dim) != (torch.bfloat16, 96)),
+    ):
         able = [backend for backend in backends if not obstacle(backend, device, dtype, head_dim)]
         for backend in able:
-            note(f"{backend}, heads of {head_dim}, start-up comparison", dtype, start_up(backend, device, dtype, head_dim))
+            note(
+                f"{backend}, heads of {head_dim}, start-up comparison",
+                dtype,
+                start_up(backend, device, dtype, head_dim),
+            )
         for backend in able if head_dim == 96 else []:
             number = min(count, FEW) if backend == "flex" else count
-            note(f"{backend}, heads of {head_dim}, {number} random layouts", dtype, layouts(backend, device, dtype, head_dim, number))
+            note(
+                f"{backend}, heads of {head_dim}, {number} random layouts",
+                dtype,
+                layouts(backend, device, dtype, head_dim, number),
+            )
 
 
 if __name__ == "__main__":

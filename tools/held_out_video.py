@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Write a held-out sample of a run as an mp4, as the run would see it (size, frame interval): something to continue that was never trained on.
+"""Write a held-out sample of a run as an mp4, as the run would see it (size, frame interval): something to continue
+that was never trained on.
 
-python tools/held_out_video.py runs/quickstart held_out.mp4
-python -m megatron_videogpt sample --checkpoint runs/quickstart --video held_out.mp4 --interval 1 --output prediction.mp4
+python tools/held_out_video.py runs/quickstart held_out.mp4 python -m megatron_videogpt sample --checkpoint
+runs/quickstart --video held_out.mp4 --interval 1 --output prediction.mp4
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main() -> int:
         config = load_config(args.run / "config.toml")
         codec = build_codec(config.codec)
         held_out = open_source(config.data, codec).validation
-        sample = encode(held_out.job(held_out.plans(config.train.seed, [args.number])[0]).read(), codec, keep_pixels=True)
+        sample = encode(
+            held_out.job(held_out.plans(config.train.seed, [args.number])[0]).read(), codec, keep_pixels=True
+        )
     except (UserError, BadVideo) as error:
         return exit_code(error)
     assert sample.pixels is not None

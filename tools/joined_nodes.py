@@ -1,4 +1,5 @@
-"""Who has joined a torchrun job that does not start: prints `complete` or `waiting`, then one address a line; nothing when node 0 does not answer.
+"""Who has joined a torchrun job that does not start: prints `complete` or `waiting`, then one address a line; nothing
+when node 0 does not answer.
 
 python tools/joined_nodes.py MASTER_ADDR:MASTER_PORT JOB_ID
 """
@@ -24,7 +25,9 @@ ALLOWED = {
 
 
 class RendezvousState(pickle.Unpickler):
-    """Reads the state that torchrun's agents keep pickled in their store, and no other class: whoever reaches the port can write there."""
+    """Reads the state that torchrun's agents keep pickled in their store, and no other class: whoever reaches the port
+    can write there.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """The class that a pickle asks for; UnpicklingError for any that is not in `ALLOWED`."""

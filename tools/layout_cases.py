@@ -1,4 +1,6 @@
-"""What `compare_layouts.py` compares: models, layouts, and the data that all of them train on.  No torch at import time, so that `--help` is quick."""
+"""What `compare_layouts.py` compares: models, layouts, and the data that all of them train on.  No torch at import
+time, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ SPLITS = ((2, 1, 1), (1, 1, 1, 1), (4,), (1, 3), (3, 1))
 SIZES = ((4, 4), (4, 6))
 """Latent rows and columns of the samples in turn: two resolutions in every packed row."""
 ALL_SINGLE = 2
-"""In this step (from 0) every sample is a single clip: no rank has a clean row, and the clean patch projection no gradient but zero."""
+"""In this step (from 0) every sample is a single clip: no rank has a clean row, and the clean patch projection no
+gradient but zero.
+"""
 BLANKS = ((1, 6), (3, 3), (3, 4))
 """(step, number) of samples that could not be read: alone in their rows, or beside others, as the layout has it."""
 
@@ -35,8 +39,9 @@ SHORT = {
 
 @dataclass(frozen=True)
 class Case:
-    """One layout.  options: ``section.option=value`` on top of `COMMON` and the model; fast: part of the test suite; bf16: also compared in
-    that precision."""
+    """One layout.  options: ``section.option=value`` on top of `COMMON` and the model; fast: part of the test suite;
+    bf16: also compared in that precision.
+    """
 
     name: str
     processes: int
@@ -58,7 +63,9 @@ class Case:
 
 
 def case(layout: str, *extra: str, model: str = "plain", fast: bool = False, bf16: bool = False) -> Case:
-    """``case("DP2 TP2+SP CP2", "micro=2")``: sizes in `layout` (DP multiplies the processes), options and their short forms in `extra`."""
+    """``case("DP2 TP2+SP CP2", "micro=2")``: sizes in `layout` (DP multiplies the processes), options and their short
+    forms in `extra`.
+    """
     processes, options = 1, []
     for word in layout.split():
         name, size = word[:2], int(word[2:].removesuffix("+SP") or 1)

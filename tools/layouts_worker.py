@@ -1,7 +1,9 @@
-"""One launch of `compare_layouts.py`, under torchrun: `layouts_worker.py CASES.json FOLDER` trains a few steps in each layout.
+"""One launch of `compare_layouts.py`, under torchrun: `layouts_worker.py CASES.json FOLDER` trains a few steps in each
+layout.
 
-Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like, megatron-core's release) and ``<key>.safetensors`` (the optimizer's
-float32 main parameters in released form, gathered over all ranks, and their averages as ``ema.<name>``) per case.
+Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like, megatron-core's release) and
+``<key>.safetensors`` (the optimizer's float32 main parameters in released form, gathered over all ranks, and their
+averages as ``ema.<name>``) per case.
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ def start(config: Any, channels: int) -> Session:
 
 
 def row_facts(row: Any, shard: Any) -> Tensor:
-    """int64 ``[4]``: shards, those without clean rows although their row has some, rows of single clips only, padding tokens."""
+    """int64 ``[4]``: shards, those without clean rows although their row has some, rows of single clips only, padding
+    tokens.
+    """
     real = len(row.hint_rows) + len(row.time_rows) + len(row.noisy_rows) + len(row.clean_rows)
     clean = len(row.clean_rows) > 0
     return torch.tensor([1, clean and not len(shard.clean_rows), not clean, row.length - real])
@@ -96,8 +100,13 @@ def rows_of(session: Session, samples: list[Any]) -> list[Any]:
     rank, replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     share = len(samples) // replicas
     mine = samples[rank * share : (rank + 1) * share]
-    whole = [session.objective.prepare(mine[i : i + micro], config.parallel.row_multiple) for i in range(0, share, micro)]
-    shards = [row.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()) for row in whole]
+    whole = [
+        session.objective.prepare(mine[i : i + micro], config.parallel.row_multiple) for i in range(0, share, micro)
+    ]
+    shards = [
+        row.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
+        for row in whole
+    ]
     session.facts += sum(row_facts(row, shard) for row, shard in zip(whole, shards))
     return shards
 
@@ -110,7 +119,9 @@ def step(session: Session, samples: list[Any]) -> tuple[float, float]:
 
     options = session.config.optimizer
     set_learning_rate(session.optimizer, options.lr)
-    totals, norm, taken, _ = train_step(session.chunks, session.optimizer, session.objective, rows_of(session, samples), options.clip_grad)
+    totals, norm, taken, _ = train_step(
+        session.chunks, session.optimizer, session.objective, rows_of(session, samples), options.clip_grad
+    )
     assert taken
     if session.average is not None:
         session.average.update(taken)
@@ -141,7 +152,9 @@ def main_parameters(session: Session) -> dict[Any, Tensor]:
 
 
 def gather(session: Session) -> dict[str, Tensor]:
-    """Every main parameter under its released name, and its average as ``ema.<name>``: whole, float32, on every rank."""
+    """Every main parameter under its released name, and its average as ``ema.<name>``: whole, float32,
+    on every rank.
+    """
     from megatron.core import parallel_state
 
     from megatron_videogpt.checkpoint.load import sharded_weights
@@ -156,7 +169,11 @@ def gather(session: Session) -> dict[str, Tensor]:
             mine.update(gather_released(chunk, session.config.model, lambda parameter: mains[parameter]))
         if session.average is not None:
             entries = session.average.sharded(sharded_weights(bare))
-            averages = {id(p): entries[place][name].data for place, chunk in zip(entries, bare) for name, p in chunk.named_parameters()}
+            averages = {
+                id(p): entries[place][name].data
+                for place, chunk in zip(entries, bare)
+                for name, p in chunk.named_parameters()
+            }
             for chunk in bare:
                 full = gather_released(chunk, session.config.model, lambda parameter: averages[id(parameter)])
                 mine.update({f"ema.{name}": value for name, value in full.items()})

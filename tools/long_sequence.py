@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""One training step on a sequence of the paper's full length, split over tensor and context parallel processes on this machine's CPU."""
+"""One training step on a sequence of the paper's full length, split over tensor and context parallel processes on this
+machine's CPU.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,13 @@ examples:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", default="16,16,16,16,15,1", help="frames of each clip (default 16,16,16,16,15,1)")
-    parser.add_argument("--grid", default="12,20", help="patch rows and columns of a frame (default 12,20: 320x192 pixels)")
+    parser.add_argument(
+        "--grid", default="12,20", help="patch rows and columns of a frame (default 12,20: 320x192 pixels)"
+    )
     parser.add_argument("--tensor", type=int, default=2, help="tensor parallel size (default 2)")
     parser.add_argument("--context", type=int, default=2, help="context parallel size (default 2)")
     parser.add_argument("--layers", type=int, default=2, help="decoder layers (default 2)")
@@ -113,16 +119,31 @@ def work(args: argparse.Namespace) -> None:
 
 
 def launch(folder: Path, processes: int) -> None:
-    """Run the same command under torchrun, with a clock on the screen; raises RuntimeError with the end of its output when it fails."""
+    """Run the same command under torchrun, with a clock on the screen; raises RuntimeError with the end of its output
+    when it fails.
+    """
     from rich.console import Console
 
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", os.path.abspath(__file__), *sys.argv[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+        os.path.abspath(__file__),
+        *sys.argv[1:],
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     started = time.monotonic()
     with open(folder / "log.txt", "w", encoding="utf-8") as log, Console(stderr=True).status("starting") as status:
-        process = subprocess.Popen([*command, "--worker", str(folder)], cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, "--worker", str(folder)], cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
         while process.poll() is None:
-            status.update(f"one step in {processes} processes: {time.monotonic() - started:.0f} s; 38,478 tokens take some minutes on two cores")
+            status.update(
+                f"one step in {processes} processes: {time.monotonic() - started:.0f} s; 38,478 tokens take "
+                "some minutes on two cores"
+            )
             time.sleep(0.5)
     if process.returncode:
         raise RuntimeError((folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-3000:])
@@ -134,11 +155,18 @@ def table(reports: list[dict[str, Any]]) -> str:
     square = first["tokens"] ** 2
     tokens = f"{first['tokens']:,} tokens ({first['padded']:,} with padding)"
     head = f"{tokens}, loss {first['loss']:.6f}, gradient norm {first['norm']:.6f}, {first['seconds']:.0f} s\n"
-    lines = [head, "| process | peak resident MiB | of it before the step | largest tensor | elements | share of L x L |", "|---|---|---|---|---|---|"]
+    lines = [
+        head,
+        "| process | peak resident MiB | of it before the step | largest tensor | elements | share of L x L |",
+        "|---|---|---|---|---|---|",
+    ]
     for rank, one in enumerate(reports):
         size = " x ".join(map(str, one["shape"]))
         memory = f"{one['peak'] / 2**20:.0f} | {one['before'] / 2**20:.0f}"
-        lines.append(f"| {rank} | {memory} | {size} (`{one['operation']}`) | {one['largest']:,} | {one['largest'] / square:.4f} |")
+        lines.append(
+            f"| {rank} | {memory} | {size} (`{one['operation']}`) | {one['largest']:,} | "
+            f"{one['largest'] / square:.4f} |"
+        )
     return "\n".join(lines)
 
 
@@ -155,7 +183,9 @@ def main() -> int:
         except RuntimeError as error:
             print(f"error: the run failed:\n{error}", file=sys.stderr)
             return 1
-        reports = [json.loads((Path(scratch) / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)]
+        reports = [
+            json.loads((Path(scratch) / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)
+        ]
     print(table(reports))
     if args.json:
         args.json.write_text(json.dumps(reports), encoding="utf-8")

@@ -4,9 +4,9 @@
     python tools/measure_memory.py --only fp32 TP2       runs whose name contains one of these texts
     python tools/measure_memory.py --list
 
-Each run is a fresh torchrun launch that takes two optimizer steps (the optimizer's state exists from the second one on).  On a CPU, memory is the
-growth of the resident set from before the model is built to the highest the kernel has seen; on a GPU it is CUDA's own counter.  The fullest rank
-counts on both sides.  Estimates come from `plan.memory`.
+Each run is a fresh torchrun launch that takes two optimizer steps (the optimizer's state exists from the second one
+on).  On a CPU, memory is the growth of the resident set from before the model is built to the highest the kernel has
+seen; on a GPU it is CUDA's own counter.  The fullest rank counts on both sides.  Estimates come from `plan.memory`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,21 @@ sys.path.insert(0, str(REPOSITORY))
 CHANNELS, GRID = 4, (8, 8)
 """Latent channels, and patches of a frame by rows and columns."""
 
-# glibc keeps freed memory for later, which would count as resident: with these, every block of 64 KiB or more is a mapping of its own that goes back
-# to the system when it is freed, as CUDA's counters do not count freed memory either.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0", "MALLOC_ARENA_MAX": "1"}
+# glibc keeps freed memory for later, which would count as resident: with these, every block of 64 KiB or more is a
+# mapping of its own that goes back to the system when it is freed, as CUDA's counters do not count freed memory either.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One measured launch.  width: hidden size; frames: of each packed sample, in clips of two; samples: packed per row; rows: micro-batches of a step
-    on each data parallel rank; options: further overrides."""
+    """One measured launch.  width: hidden size; frames: of each packed sample, in clips of two; samples: packed per
+    row; rows: micro-batches of a step on each data parallel rank; options: further overrides.
+    """
 
     name: str
     processes: int = 1
@@ -52,7 +58,9 @@ class Run:
         """As nested tables of a TOML file."""
         parallel = {key: value for key, value in self.options.items() if not key.startswith("model.")}
         model = {key.partition(".")[2]: value for key, value in self.options.items() if key.startswith("model.")}
-        replicas = self.processes // (parallel.get("tensor", 1) * parallel.get("context", 1) * parallel.get("pipeline", 1))
+        replicas = self.processes // (
+            parallel.get("tensor", 1) * parallel.get("context", 1) * parallel.get("pipeline", 1)
+        )
         return {
             "model": {
                 "num_layers": self.layers,
@@ -62,7 +70,11 @@ class Run:
                 **model,
             },
             "parallel": parallel,
-            "train": {"precision": self.precision, "micro_batch_size": self.samples, "global_batch_size": self.samples * self.rows * replicas},
+            "train": {
+                "precision": self.precision,
+                "micro_batch_size": self.samples,
+                "global_batch_size": self.samples * self.rows * replicas,
+            },
         }
 
     def clips(self) -> list[int]:
@@ -87,7 +99,14 @@ RUNS = [
     Run("PP2 fp32 full", 2, samples=7, rows=2, options={"pipeline": 2, "recompute": "full"}, layers=12, width=768),
     Run("PP2xVPP2 fp32 none", 2, layers=4, samples=6, rows=4, options={"pipeline": 2, "virtual_pipeline": 2}),
     Run("CP2 fp32 none", 2, samples=12, options={"context": 2}),
-    Run("CP2 bf16 selective", 2, precision="bf16", layers=8, samples=24, options={"context": 2, "recompute": "selective"}),
+    Run(
+        "CP2 bf16 selective",
+        2,
+        precision="bf16",
+        layers=8,
+        samples=24,
+        options={"context": 2, "recompute": "selective"},
+    ),
     Run("DP2 fp32 none", 2, samples=6),
     Run("DP2 bf16 none", 2, precision="bf16", samples=10),
 ]
@@ -119,7 +138,10 @@ def worker(asked: Path, answer: Path) -> None:
     context = (parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
     rows = []
     for number in range(run.rows):
-        samples = [Sample(key=n, name=str(n), mean=normal(n, "latents", size), logvar=None, clips=run.clips()) for n in range(number, number + run.samples)]
+        samples = [
+            Sample(key=n, name=str(n), mean=normal(n, "latents", size), logvar=None, clips=run.clips())
+            for n in range(number, number + run.samples)
+        ]
         rows.append(objective.prepare(samples, config.parallel.row_multiple).to(platform.device).shard(*context))
     # Libraries make their buffers at the first call.
     (torch.randn(64, 64) @ torch.randn(64, 64)).sum()
@@ -133,7 +155,15 @@ def worker(asked: Path, answer: Path) -> None:
     everyone = [torch.zeros(1) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(everyone, grown) if platform.name == "cpu" else everyone[0].copy_(grown)
     if torch.distributed.get_rank() == 0:
-        answer.write_text(json.dumps({"bytes": [float(x) for x in everyone], "seconds": time.perf_counter() - started, "length": rows[0].length}))
+        answer.write_text(
+            json.dumps(
+                {
+                    "bytes": [float(x) for x in everyone],
+                    "seconds": time.perf_counter() - started,
+                    "length": rows[0].length,
+                }
+            )
+        )
     world.stop()
 
 
@@ -171,7 +201,12 @@ def measure(run: Run) -> dict[str, Any]:
             str(asked),
             str(answer),
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONWARNINGS": "ignore", **MALLOC}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "PYTHONWARNINGS": "ignore",
+            **MALLOC,
+        }
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{run.name}: the launch failed\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
@@ -188,18 +223,28 @@ def main() -> None:
     if args.worker:
         worker(*args.worker)
         return
-    print("| run | tokens | states | activations | working | estimate GB | measured GB | ratio | seconds |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| run | tokens | states | activations | working | estimate GB | measured GB | ratio | seconds "
+        "|\n|---|---|---|---|---|---|---|---|---|"
+    )
     for run in RUNS:
         if args.only and not any(text in run.name for text in args.only):
             continue
         memory = estimate(run)
-        parts = f"{memory.states / 1e9:.2f} | {memory.activations / 1e9:.2f} | {memory.working / 1e9:.2f} | {memory.total / 1e9:.2f}"
+        parts = (
+            f"{memory.states / 1e9:.2f} | {memory.activations / 1e9:.2f} | {memory.working / 1e9:.2f} | "
+            f"{memory.total / 1e9:.2f}"
+        )
         if args.list:
             print(f"| {run.name} | | {parts} | | | |")
             continue
         result = measure(run)
         peak = max(result["bytes"])
-        print(f"| {run.name} | {result['length']:,} | {parts} | {peak / 1e9:.2f} | {memory.total / peak:.2f} | {result['seconds']:.0f} |", flush=True)
+        print(
+            f"| {run.name} | {result['length']:,} | {parts} | {peak / 1e9:.2f} | {memory.total / peak:.2f} | "
+            f"{result['seconds']:.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The matrix-product speed that this device reaches, beside its data sheet, and the override that makes MFU count from it.
+"""The matrix-product speed that this device reaches, beside its data sheet, and the override that makes MFU count from
+it.
 
     python tools/measure_peak.py                  the GPU of this machine, or its CPU
     python tools/measure_peak.py --device cpu --threads 2
 
-Data sheets promise what no program reaches (clocks fall under load), and MFU against the data sheet is the usual convention: where `train/metrics.py`
-knows a device, leave `logging.peak_tflops` at 0.  For others, set the line that is printed last.
+Data sheets promise what no program reaches (clocks fall under load), and MFU against the data sheet is the usual
+convention: where `train/metrics.py` knows a device, leave `logging.peak_tflops` at 0.  For others, set the line that is
+printed last.
 """
 
 from __future__ import annotations
@@ -26,15 +28,26 @@ from tools.benchmark_timing import seconds  # noqa: E402
 
 SHAPES = {
     # Rows, columns, inner: square ones that tile evenly, and the layers of the 3.8B model on one row of stage 4.
-    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 8192, 8192), (38528, 9216, 3072), (38528, 16384, 3072), (38528, 3072, 8192)),
+    "cuda": (
+        (4096, 4096, 4096),
+        (8192, 8192, 8192),
+        (16384, 8192, 8192),
+        (38528, 9216, 3072),
+        (38528, 16384, 3072),
+        (38528, 3072, 8192),
+    ),
     "cpu": ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (1536, 3072, 1024)),
 }
 
 
 def tflops(rows: int, columns: int, inner: int, dtype: torch.dtype, device: str, repeat: int) -> float:
-    """Best TFLOP/s of `repeat` measurements of a product ``[rows, inner] x [inner, columns]`` of normally distributed numbers."""
+    """Best TFLOP/s of `repeat` measurements of a product ``[rows, inner] x [inner, columns]`` of normally distributed
+    numbers.
+    """
     # Zeros would let a GPU run cooler and faster than real work.
-    left, right = (torch.randn(shape, device=device, dtype=torch.float32).to(dtype) for shape in ((rows, inner), (inner, columns)))
+    left, right = (
+        torch.randn(shape, device=device, dtype=torch.float32).to(dtype) for shape in ((rows, inner), (inner, columns))
+    )
     out = torch.empty(rows, columns, device=device, dtype=dtype)
     call = lambda: torch.mm(left, right, out=out)  # noqa: E731
     once = min(seconds(call, device) for _ in range(3))
@@ -62,7 +75,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     name = torch.cuda.get_device_name() if options.device == "cuda" else machine("cpu", torch.get_num_threads())
     sheet = peak_tflops(name)
-    print(f"`python tools/measure_peak.py {' '.join(sys.argv[1:])}`\n\n{machine(options.device, torch.get_num_threads())}\n")
+    print(
+        "`python tools/measure_peak.py "
+        f"{' '.join(sys.argv[1:])}`\n\n{machine(options.device, torch.get_num_threads())}\n"
+    )
     print("| numbers | rows x columns x inner | TFLOP/s | of the data sheet |\n|---|---|---|---|")
     best: dict[str, float] = {}
     for dtype, shape, speed in measure(options.device, options.repeat):
@@ -70,9 +86,15 @@ def main() -> None:
         share = f"{speed / sheet:.0%}" if sheet and dtype != "float32" else ""
         print(f"| {dtype} | {' x '.join(map(str, shape))} | {speed:.3g} | {share} |", flush=True)
     reached = ", ".join(f"{dtype} {speed:.3g}" for dtype, speed in best.items())
-    print(f"\nBest: {reached} TFLOP/s." + (f"  The data sheet says {sheet:g} for dense bfloat16, and that is what MFU counts from." if sheet else ""))
+    print(
+        f"\nBest: {reached} TFLOP/s."
+        + (f"  The data sheet says {sheet:g} for dense bfloat16, and that is what MFU counts from." if sheet else "")
+    )
     if not sheet:
-        print(f"This device is not in the table of train/metrics.py; for MFU: logging.peak_tflops={best['bfloat16']:.3g} (float32: {best['float32']:.3g})")
+        print(
+            "This device is not in the table of train/metrics.py; for MFU: "
+            f"logging.peak_tflops={best['bfloat16']:.3g} (float32: {best['float32']:.3g})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Put videos into WebDataset shards (tar files), which training reads from any place and in any order: data.source=shards data.path=DIR.
+"""Put videos into WebDataset shards (tar files), which training reads from any place and in any order:
+data.source=shards data.path=DIR.
 
 SRC is any number of
-  folders          searched for videos, and for .tar shards, which are sharded anew
-  videos, .tar     single files
-  lists (.txt)     one path in a line
-  tables           .csv, .tsv, .jsonl, .json (a list of objects) and .parquet, with a path in one column, perhaps captions or labels in others
+  folders          searched for videos, and for .tar shards, which are sharded anew videos, .tar     single files lists
+  (.txt)     one path in a line tables           .csv, .tsv, .jsonl, .json (a list of objects) and .parquet, with a path
+  in one column, perhaps captions or labels in others
 
-The files' bytes stay as they are; --scenes cuts them at scene changes, between frames that can stand alone, without encoding anything again.
-What cannot be used is left out and listed in DIR/rejected.jsonl.  After an interruption the same command goes on where it was.
+The files' bytes stay as they are; --scenes cuts them at scene changes, between frames that can stand alone, without
+encoding anything again. What cannot be used is left out and listed in DIR/rejected.jsonl.  After an interruption the
+same command goes on where it was.
 
 Your own folder of videos:
   python tools/prepare_videos.py videos/ --output shards/
@@ -17,11 +18,13 @@ Captions from a table, whose paths start from another folder:
 Only good ones, of one split:
   python tools/prepare_videos.py clips.parquet --where split==train --where 'aesthetic score>=5' --output shards/
 File names put together from columns, the files anywhere below a folder:
-  python tools/prepare_videos.py train.csv --video-column '{youtube_id}_{time_start:0>6}_{time_end:0>6}.mp4' --root k600/ --search --output shards/
+  python tools/prepare_videos.py train.csv --video-column '{youtube_id}_{time_start:0>6}_{time_end:0>6}.mp4' --root
+  k600/ --search --output shards/
 Long films, cut into scenes:
   python tools/prepare_videos.py films/ --scenes --min-frames 61 --output shards/
 A published data set (see docs/datasets.md):
-  python tools/prepare_videos.py --recipe examples/datasets/ucf101.toml UCF101/trainlist01.txt --root UCF101/UCF-101 --output shards/
+  python tools/prepare_videos.py --recipe examples/datasets/ucf101.toml UCF101/trainlist01.txt --root UCF101/UCF-101
+  --output shards/
 """
 
 from __future__ import annotations
@@ -55,19 +58,72 @@ def parser() -> argparse.ArgumentParser:
     """The command line; defaults are those of `Listing` and `Options`."""
     root = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root.add_argument("sources", nargs="+", metavar="SRC", help="folders, videos, .tar shards, lists, tables")
-    root.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the shards, new or of the same command before")
-    root.add_argument("--recipe", type=Path, metavar="FILE.toml", help="defaults of the options below for a published data set, from examples/datasets")
+    root.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the shards, new or of the same command before",
+    )
+    root.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE.toml",
+        help="defaults of the options below for a published data set, from examples/datasets",
+    )
     listing, ours = Listing(), Options(())
     group = root.add_argument_group("what to read (a column may also be a template such as '{video_id}.mp4')")
-    group.add_argument("--format", default="auto", choices=["auto", *dict.fromkeys(FORMATS.values())], help="of lists and tables whose names do not tell")
-    group.add_argument("--video-column", default=listing.video_column, metavar="COLUMN", help="column with the path (default: %(default)s)")
-    group.add_argument("--caption-column", default="", metavar="COLUMN", help="column with the caption, or a list of captions (default: caption, if there)")
-    group.add_argument("--label-column", default="", metavar="COLUMN", help="column with the class (default: label, if there)")
-    group.add_argument("--label-folder", action=argparse.BooleanOptionalAction, default=False, help="the class is the name of the video's folder")
-    group.add_argument("--key-column", default="", metavar="COLUMN", help="column for the keys in the shards (default: the path without its extension)")
-    group.add_argument("--root", default="", metavar="FOLDER", help="where paths in lists and tables start (default: the folder of the table)")
-    group.add_argument("--search", action=argparse.BooleanOptionalAction, default=False, help="find videos by their file names anywhere below --root")
-    group.add_argument("--sidecars", action=argparse.BooleanOptionalAction, default=False, help="NAME.json and NAME.txt beside a video are its columns")
+    group.add_argument(
+        "--format",
+        default="auto",
+        choices=["auto", *dict.fromkeys(FORMATS.values())],
+        help="of lists and tables whose names do not tell",
+    )
+    group.add_argument(
+        "--video-column",
+        default=listing.video_column,
+        metavar="COLUMN",
+        help="column with the path (default: %(default)s)",
+    )
+    group.add_argument(
+        "--caption-column",
+        default="",
+        metavar="COLUMN",
+        help="column with the caption, or a list of captions (default: caption, if there)",
+    )
+    group.add_argument(
+        "--label-column", default="", metavar="COLUMN", help="column with the class (default: label, if there)"
+    )
+    group.add_argument(
+        "--label-folder",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the class is the name of the video's folder",
+    )
+    group.add_argument(
+        "--key-column",
+        default="",
+        metavar="COLUMN",
+        help="column for the keys in the shards (default: the path without its extension)",
+    )
+    group.add_argument(
+        "--root",
+        default="",
+        metavar="FOLDER",
+        help="where paths in lists and tables start (default: the folder of the table)",
+    )
+    group.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="find videos by their file names anywhere below --root",
+    )
+    group.add_argument(
+        "--sidecars",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="NAME.json and NAME.txt beside a video are its columns",
+    )
     group.add_argument(
         "--list-columns",
         default=["video"],
@@ -76,24 +132,101 @@ def parser() -> argparse.ArgumentParser:
         help="of a .txt list divided by blanks, such as 'video label' (default: whole lines)",
     )
     group.add_argument("--records", default="", metavar="NAME", help="name of the list of videos inside a .json")
-    group.add_argument("--join", default="", metavar="LIST:COLUMN:VALUE", help="for .json: collect VALUE of another list's objects with the same COLUMN")
-    group.add_argument("--where", default=[], action="append", metavar="CONDITION", help="only videos with COLUMN==VALUE (or != >= <= > <); may be repeated")
-    group.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N videos of the listing (default: all)")
-    group = root.add_argument_group("what to keep")
-    group.add_argument("--min-side", type=int, default=ours.min_side, metavar="PIXELS", help="shortest side (default: %(default)s, as data.min_side)")
-    group.add_argument("--max-aspect", type=float, default=ours.max_aspect, metavar="RATIO", help="of the sides (default: %(default)s, as data.max_aspect)")
-    group.add_argument("--min-frames", type=int, default=ours.min_frames, metavar="N", help="frames of a video or scene (default: %(default)s)")
-    group.add_argument("--max-video-mb", type=float, default=ours.limits.bytes / 1e6, metavar="MB", help="larger files are not read (default: %(default)g)")
-    group.add_argument("--max-video-frames", type=int, default=ours.limits.frames, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--max-megapixels", type=float, default=ours.limits.pixels / 1e6, metavar="N", help="of a picture (default: %(default)g)")
-    group.add_argument("--scenes", action=argparse.BooleanOptionalAction, default=False, help="cut into scenes, without sound (needs scenedetect-headless)")
-    group.add_argument("--scene-threshold", type=float, default=ours.scene_threshold, metavar="N", help="change that is a cut, 0..255 (default: %(default)g)")
-    group = root.add_argument_group("how to write (workers and timeout may differ when a run is continued)")
-    group.add_argument("--shard-mb", type=float, default=ours.shard_mb, metavar="MB", help="size at which a shard is closed, 10^6 bytes (default: %(default)g)")
-    group.add_argument("--shard-count", type=int, default=ours.shard_count, metavar="N", help="videos after which a shard is closed (default: %(default)s)")
-    group.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; 0: in this one (default: %(default)s)")
     group.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help=f"for one video, which is then given up (default: {TIMEOUT:g}, with --scenes {SCENES_TIMEOUT:g})"
+        "--join",
+        default="",
+        metavar="LIST:COLUMN:VALUE",
+        help="for .json: collect VALUE of another list's objects with the same COLUMN",
+    )
+    group.add_argument(
+        "--where",
+        default=[],
+        action="append",
+        metavar="CONDITION",
+        help="only videos with COLUMN==VALUE (or != >= <= > <); may be repeated",
+    )
+    group.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="only the first N videos of the listing (default: all)"
+    )
+    group = root.add_argument_group("what to keep")
+    group.add_argument(
+        "--min-side",
+        type=int,
+        default=ours.min_side,
+        metavar="PIXELS",
+        help="shortest side (default: %(default)s, as data.min_side)",
+    )
+    group.add_argument(
+        "--max-aspect",
+        type=float,
+        default=ours.max_aspect,
+        metavar="RATIO",
+        help="of the sides (default: %(default)s, as data.max_aspect)",
+    )
+    group.add_argument(
+        "--min-frames",
+        type=int,
+        default=ours.min_frames,
+        metavar="N",
+        help="frames of a video or scene (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-video-mb",
+        type=float,
+        default=ours.limits.bytes / 1e6,
+        metavar="MB",
+        help="larger files are not read (default: %(default)g)",
+    )
+    group.add_argument(
+        "--max-video-frames", type=int, default=ours.limits.frames, metavar="N", help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=ours.limits.pixels / 1e6,
+        metavar="N",
+        help="of a picture (default: %(default)g)",
+    )
+    group.add_argument(
+        "--scenes",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="cut into scenes, without sound (needs scenedetect-headless)",
+    )
+    group.add_argument(
+        "--scene-threshold",
+        type=float,
+        default=ours.scene_threshold,
+        metavar="N",
+        help="change that is a cut, 0..255 (default: %(default)g)",
+    )
+    group = root.add_argument_group("how to write (workers and timeout may differ when a run is continued)")
+    group.add_argument(
+        "--shard-mb",
+        type=float,
+        default=ours.shard_mb,
+        metavar="MB",
+        help="size at which a shard is closed, 10^6 bytes (default: %(default)g)",
+    )
+    group.add_argument(
+        "--shard-count",
+        type=int,
+        default=ours.shard_count,
+        metavar="N",
+        help="videos after which a shard is closed (default: %(default)s)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes; 0: in this one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help=f"for one video, which is then given up (default: {TIMEOUT:g}, with --scenes {SCENES_TIMEOUT:g})",
     )
     return root
 
@@ -116,13 +249,25 @@ def _read_recipe(path: Path, command: argparse.ArgumentParser) -> dict[str, Any]
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets") from error
-    defaults = {action.dest: action.default for action in command._actions if action.dest not in ("help", "sources", "output", "recipe", "workers", "timeout")}
+        raise UserError(
+            f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets"
+        ) from error
+    defaults = {
+        action.dest: action.default
+        for action in command._actions
+        if action.dest not in ("help", "sources", "output", "recipe", "workers", "timeout")
+    }
     for name, value in recipe.items():
         if name not in defaults:
             raise UserError(f"--recipe={path}: {name} is no option of it; they are {', '.join(defaults)}")
-        kind = float if isinstance(defaults[name], float) and not isinstance(value, bool) and isinstance(value, int) else type(defaults[name])
-        if not isinstance(value, (kind, int) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+        kind = (
+            float
+            if isinstance(defaults[name], float) and not isinstance(value, bool) and isinstance(value, int)
+            else type(defaults[name])
+        )
+        if not isinstance(value, (kind, int) if kind is float else kind) or (
+            isinstance(value, bool) and kind is not bool
+        ):
             raise UserError(f"--recipe={path}: {name} = {value!r} must be like {defaults[name]!r}")
     return recipe
 
@@ -130,9 +275,13 @@ def _read_recipe(path: Path, command: argparse.ArgumentParser) -> dict[str, Any]
 def options_of(args: argparse.Namespace) -> Options:
     """`Options` of a command line."""
     values = vars(args)
-    columns: dict[str, Any] = {item.name: tuple(values[item.name]) if item.name in LISTS else values[item.name] for item in fields(Listing)}
+    columns: dict[str, Any] = {
+        item.name: tuple(values[item.name]) if item.name in LISTS else values[item.name] for item in fields(Listing)
+    }
     limits = Limits(int(args.max_video_mb * 1e6), args.max_video_frames, int(args.max_megapixels * 1e6))
-    plain = {item.name: values[item.name] for item in fields(Options) if item.name not in ("sources", "listing", "limits")}
+    plain = {
+        item.name: values[item.name] for item in fields(Options) if item.name not in ("sources", "listing", "limits")
+    }
     return Options(sources=tuple(args.sources), listing=Listing(**columns), limits=limits, **plain)
 
 
@@ -140,10 +289,18 @@ def run(args: argparse.Namespace) -> tuple[Report, bool]:
     """`prepare` with a progress bar on the terminal."""
     console = Console(stderr=True)
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_level=False, show_path=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_time=False, show_level=False, show_path=False)],
     )
     timeout = args.timeout or (SCENES_TIMEOUT if args.scenes else TIMEOUT)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("listing", total=None)
 
@@ -165,7 +322,10 @@ def main(words: Sequence[str]) -> int:
         return 130
     if not worked:
         print(f"{args.output}: finished before, nothing to do")
-    print(f"{args.output}: {report.videos} videos, {report.frames} frames, {report.hours:.2f} hours, {report.gigabytes:.3f} GB in {report.shards} shards")
+    print(
+        f"{args.output}: {report.videos} videos, {report.frames} frames, {report.hours:.2f} hours, "
+        f"{report.gigabytes:.3f} GB in {report.shards} shards"
+    )
     for kind, count in report.rejected.items():
         print(f"{count:8d} rejected: {kind} ({REASONS[kind]})")
     if report.rejected:

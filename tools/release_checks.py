@@ -1,4 +1,6 @@
-"""The single checks of tools/verify_release.py: what this package assumes about released weights, held against a folder."""
+"""The single checks of tools/verify_release.py: what this package assumes about released weights, held against a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED_PARAMETERS = 3_762_072_592
-"""At the sizes of examples/videogpt/base.toml with a text table of 32064 rows; the position table is not counted (reference README section 7)."""
+"""At the sizes of examples/videogpt/base.toml with a text table of 32064 rows; the position table is not counted
+(reference README section 7).
+"""
 RELEASED_VOCABULARY = 32064
 SCENES = ("bounce", "collide", "pendulum")
 GB = 1e9
@@ -52,7 +56,10 @@ def check_folder(task: Task) -> list[str]:
     size = sum(math.prod(folder.shape(key)) * folder.dtype(key).itemsize for key in folder.keys())
     kinds = sorted({str(folder.dtype(key)).removeprefix("torch.") for key in folder.keys()})
     carried = folder.carried()
-    return [f"{len(folder.keys())} tensors, {size / GB:.3f} GB ({', '.join(kinds)})", f"travels along: {', '.join(map(str, carried)) or 'nothing'}"]
+    return [
+        f"{len(folder.keys())} tensors, {size / GB:.3f} GB ({', '.join(kinds)})",
+        f"travels along: {', '.join(map(str, carried)) or 'nothing'}",
+    ]
 
 
 def check_tensors(task: Task) -> list[str]:
@@ -68,10 +75,15 @@ def check_tensors(task: Task) -> list[str]:
     unknown = [key for key in beside if key not in (EMBED_TOKENS, POSITION_TABLE)]
     count = sum(math.prod(folder.shape(key)) for key in folder.keys() if key != POSITION_TABLE)
     rows = folder.shape(EMBED_TOKENS)[0]
-    released = not differences(model, load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, sizes_only=True)
+    released = not differences(
+        model, load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, sizes_only=True
+    )
     released = released and (rows, channels) == (RELEASED_VOCABULARY, 4)
     if released and count != RELEASED_PARAMETERS:
-        raise Failure(f"{count:,} parameters where the released model has {RELEASED_PARAMETERS:,}; beside the format's own: {', '.join(unknown) or 'nothing'}")
+        raise Failure(
+            f"{count:,} parameters where the released model has {RELEASED_PARAMETERS:,}; beside the format's "
+            f"own: {', '.join(unknown) or 'nothing'}"
+        )
     extra = [f"tensors that the format does not name: {', '.join(unknown)}"] if unknown else []
     kind = "the released model's number" if released else "another size than the released model"
     return [f"{count:,} parameters, {kind}; every key and shape fits", *extra]
@@ -86,21 +98,37 @@ def check_hints(task: Task) -> list[str]:
     ids = folder.hint_ids()
     if ids is None:
         raise Failure(
-            f"no ids of {', '.join(TOKENS)} in its tokenizer files or config.json; is the tokenizer in the folder? (looked for {', '.join(TOKENIZER_FILES)})"
+            f"no ids of {', '.join(TOKENS)} in its tokenizer files or config.json; is the tokenizer in the "
+            f"folder? (looked for {', '.join(TOKENIZER_FILES)})"
         )
     rows = folder.tensor(EMBED_TOKENS)[list(ids)].double()
     if not rows.isfinite().all() or not rows.any(dim=1).all():
-        raise Failure(f"rows {', '.join(map(str, ids))} of {EMBED_TOKENS} are zero or not finite; these are not the tokens that the model was trained with")
+        raise Failure(
+            f"rows {', '.join(map(str, ids))} of {EMBED_TOKENS} are zero or not finite; these are not the "
+            "tokens that the model was trained with"
+        )
     norms = ", ".join(f"{value:.3g}" for value in rows.norm(dim=1).tolist())
     return [f"{', '.join(f'{token} = {number}' for token, number in zip(TOKENS, ids))}; norms of their rows {norms}"]
 
 
 def differences(model: ModelConfig, expected: ModelConfig, sizes_only: bool = False) -> list[str]:
     """Fields of two models that differ, as text; the older name of long RoPE's type counts as the same."""
-    names = ["num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_heads", "patch_size", "position_table_size"]
+    names = [
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "kv_heads",
+        "patch_size",
+        "position_table_size",
+    ]
     if not sizes_only:
         names += ["norm_epsilon", "rope_theta", "max_position_embeddings", "original_max_position_embeddings"]
-    found = [f"{name} is {getattr(model, name)}, not {getattr(expected, name)}" for name in names if getattr(model, name) != getattr(expected, name)]
+    found = [
+        f"{name} is {getattr(model, name)}, not {getattr(expected, name)}"
+        for name in names
+        if getattr(model, name) != getattr(expected, name)
+    ]
     for key in () if sizes_only else ("long_factor", "short_factor"):
         ours, theirs = (list(config.rope_scaling.get(key, ())) for config in (model, expected))
         if len(ours) != len(theirs):
@@ -108,7 +136,10 @@ def differences(model: ModelConfig, expected: ModelConfig, sizes_only: bool = Fa
         else:
             # Printed factors are rounded to float32, or were computed in float64.
             wrong = [place for place, (a, b) in enumerate(zip(ours, theirs)) if not math.isclose(a, b, rel_tol=1e-6)]
-            found += [f"rope_scaling.{key}[{place}] is {ours[place]}, not {theirs[place]} ({len(wrong)} factors differ)" for place in wrong[:1]]
+            found += [
+                f"rope_scaling.{key}[{place}] is {ours[place]}, not {theirs[place]} ({len(wrong)} factors differ)"
+                for place in wrong[:1]
+            ]
     return found
 
 
@@ -132,15 +163,18 @@ def check_stages(task: Task) -> list[str]:
         problems += [f"{path.name}: {line}" for line in differences(model, config.model)]
         sample = config.sample
         lines.append(
-            f"{path.stem}: {config.data.frames} frames at interval {config.data.frame_interval[0]} to {config.data.frame_interval[1]}; sampled with "
-            f"history {sample.history}, clips {list(sample.clips)}, window {sample.window}, {sample.steps} steps, guidance {sample.guidance:g}"
+            f"{path.stem}: {config.data.frames} frames at interval {config.data.frame_interval[0]} to "
+            f"{config.data.frame_interval[1]}; sampled with "
+            f"history {sample.history}, clips {list(sample.clips)}, window {sample.window}, {sample.steps} "
+            f"steps, guidance {sample.guidance:g}"
         )
     if problems:
         raise Failure(f"{'; '.join(problems)}. Where config.json is right, take its values for your training files")
     rope = f"long RoPE of {len(model.rope_scaling['long_factor'])} factors" if model.rope_scaling else "plain RoPE"
     table = f"position table {model.position_table_size} x {model.position_table_size}"
     return [
-        f"{rope}, {model.max_position_embeddings} positions (originally {model.original_max_position_embeddings}), {table}: as in {len(lines)} stages",
+        f"{rope}, {model.max_position_embeddings} positions (originally "
+        f"{model.original_max_position_embeddings}), {table}: as in {len(lines)} stages",
         *lines,
     ]
 
@@ -148,7 +182,13 @@ def check_stages(task: Task) -> list[str]:
 def convert(*arguments: str | Path) -> None:
     """tools/convert_checkpoint.py in a process of its own, with its progress; Failure when it fails."""
     command = [sys.executable, str(REPOSITORY / "tools" / "convert_checkpoint.py"), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE if not sys.stderr.isatty() else None, text=True, check=False)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if not sys.stderr.isatty() else None,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         said = [line for line in (done.stderr or "").splitlines() if line.startswith("error:")]
         raise Failure(f"convert_checkpoint.py {arguments[0]}: {said[-1] if said else f'exit code {done.returncode}'}")
@@ -164,7 +204,10 @@ def check_round_trip(task: Task) -> list[str]:
     needed = 2.1 * (size + sum((folder.path / path).stat().st_size for path in carried))
     free = shutil.disk_usage(task.work).free
     if free < needed:
-        raise Failure(f"{free / GB:.1f} GB free in {task.work.parent}, {needed / GB:.1f} GB needed; give a place with more: --output FOLDER")
+        raise Failure(
+            f"{free / GB:.1f} GB free in {task.work.parent}, {needed / GB:.1f} GB needed; give a place with "
+            "more: --output FOLDER"
+        )
     print(f"round trip: {needed / GB:.1f} GB of disk needed, {free / GB:.0f} GB free", file=sys.stderr, flush=True)
     run, back = task.work / "run", task.work / "back"
     convert("from-hf", folder.path, "--output", run, "--allow-extra", *(["--vae", args.vae] if args.vae else []))
@@ -178,10 +221,17 @@ def check_round_trip(task: Task) -> list[str]:
     if changed:
         raise Failure(f"fields of config.json that came back different: {', '.join(changed)}")
     kept = [path for path in carried if not (args.vae and path.parts[0] == "vae")]
-    lost = [str(path) for path in kept if not (back / path).is_file() or (back / path).read_bytes() != (folder.path / path).read_bytes()]
+    lost = [
+        str(path)
+        for path in kept
+        if not (back / path).is_file() or (back / path).read_bytes() != (folder.path / path).read_bytes()
+    ]
     if lost:
         raise Failure(f"files that came back different or not at all: {', '.join(lost)}")
-    return [f"{len(folder.keys())} tensors bit-equal, {len(folder.config)} fields of config.json and {len(kept)} files unchanged"]
+    return [
+        f"{len(folder.keys())} tensors bit-equal, {len(folder.config)} fields of config.json and {len(kept)} "
+        "files unchanged"
+    ]
 
 
 def check_predictions(task: Task) -> list[str]:
@@ -195,20 +245,30 @@ def check_predictions(task: Task) -> list[str]:
 
     args, stage = task.args, load_config(stage_files(task)[-1])
     if not args.vae and not (args.folder / "vae" / "config.json").is_file():
-        raise Failure(f"{args.folder}: no vae/ in it, and frames need one; give --vae FOLDER, a diffusers VAE such as that of SDXL")
+        raise Failure(
+            f"{args.folder}: no vae/ in it, and frames need one; give --vae FOLDER, a diffusers VAE such as "
+            "that of SDXL"
+        )
     # A VAE from elsewhere came into the converted run.
     model = load(task.work / "run" if args.vae else args.folder)
     config = sampled_like(model.config, stage, args)
     settings, interval = config.sample, stage.data.frame_interval[0]
     scenes = [] if args.videos else [(scene, 0) for scene in SCENES]
-    prompts = [read_prompt(source, config, model.codec, args.history, interval) for source in find_sources(args.videos, scenes)]
+    prompts = [
+        read_prompt(source, config, model.codec, args.history, interval) for source in find_sources(args.videos, scenes)
+    ]
     lines = []
     with Progress(disable=not sys.stderr.isatty()) as bar:
         shown = bar.add_task("predictions", total=len(prompts) * sum(settings.clips))
-        for made in generate(model, prompts, settings, seed=0, watch=lambda done: bar.update(shown, completed=done), batch=1):
+        for made in generate(
+            model, prompts, settings, seed=0, watch=lambda done: bar.update(shown, completed=done), batch=1
+        ):
             lines.append(_written(args.output / "predictions" / made.prompt.name, made, asdict(settings)))
     world.stop()
-    return [f"{len(lines)} written, {settings.steps} steps, guidance {settings.guidance:g}: look whether they make sense", *lines]
+    return [
+        f"{len(lines)} written, {settings.steps} steps, guidance {settings.guidance:g}: look whether they make sense",
+        *lines,
+    ]
 
 
 def _written(base: Path, made: Continuation, settings: dict[str, Any]) -> str:
@@ -229,7 +289,11 @@ def _written(base: Path, made: Continuation, settings: dict[str, Any]) -> str:
     if probe(video).frames != given + len(made.frames):
         raise Failure(f"{video}: {probe(video).frames} frames in it, expected {given + len(made.frames)}")
     errors = output.errors
-    known = f", PSNR {_decibel(errors['psnr_model'])} (repeating the last frame: {_decibel(errors['psnr_repeat'])})" if errors else ""
+    known = (
+        f", PSNR {_decibel(errors['psnr_model'])} (repeating the last frame: {_decibel(errors['psnr_repeat'])})"
+        if errors
+        else ""
+    )
     return f"{video}: {given} frames given, {len(made.frames)} predicted in {made.seconds:.0f} s{known}"
 
 
@@ -241,7 +305,9 @@ def sampled_like(config: Config, stage: Config, args: argparse.Namespace) -> Con
     """A model's configuration with frames and sampling as in a stage, and what the command says on top."""
     from megatron_videogpt.config.derived import frame_side
 
-    asked: dict[str, Any] = {name: getattr(args, name) for name in ("history", "steps", "clips") if getattr(args, name) is not None}
+    asked: dict[str, Any] = {
+        name: getattr(args, name) for name in ("history", "steps", "clips") if getattr(args, name) is not None
+    }
     sample = replace(stage.sample, **asked)
     sample = replace(sample, window=max(sample.window, sample.history + max(sample.clips)))
     physics = replace(stage.data.physics, size=max(16, frame_side(stage) // 16 * 16))

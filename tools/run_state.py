@@ -2,7 +2,8 @@
 
   python tools/run_state.py [--processes N] FILE.toml [section.option=value ...]
 
-A wrong configuration, or one that does not fit N processes, is named on stderr as `train` would name it, with exit code 2.
+A wrong configuration, or one that does not fit N processes, is named on stderr as `train` would name it, with exit code
+2.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ def _step(checkpoint: Path) -> int:
     try:
         return int(read_state(checkpoint)["step"])
     except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint}: its state.json cannot be read ({error}); move that folder away, and the run goes on from the one before") from error
+        raise UserError(
+            f"{checkpoint}: its state.json cannot be read ({error}); move that folder away, and the run goes "
+            "on from the one before"
+        ) from error
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train the tiny codec that the project ships (megatron_videogpt/codec/tiny_codec.safetensors and .json).
 
-Two phases share one cosine schedule.  First encoder and decoder learn together, starting from principal components
-of 8x8 blocks, with a little noise on the latents, so that the decoder forgives imperfect ones.  Then the encoder is frozen,
-its latents' mean and variance are measured and baked in, and the decoder alone learns on.
+Two phases share one cosine schedule.  First encoder and decoder learn together, starting from principal components of
+8x8 blocks, with a little noise on the latents, so that the decoder forgives imperfect ones.  Then the encoder is
+frozen, its latents' mean and variance are measured and baked in, and the decoder alone learns on.
 
 Real clips are cut from a folder of videos; whole files named with --held-out are the unseen test (list every cut of the
 same footage).  Physics scenes come from the built-in generator, test scenes from other seeds.
@@ -50,12 +50,34 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, required=True, help="folder of real clips (not searched recursively)")
-    parser.add_argument("--held-out", default=HELD_OUT, help="comma-separated file names kept for the test (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/codec"), help="folder for weights, shape, report and settings (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps; about 10 a second on a core with bf16 (default: %(default)s)")
-    parser.add_argument("--joint", type=float, default=0.6, help="share of the steps in which the encoder learns too (default: %(default)s)")
+    parser.add_argument(
+        "--held-out", default=HELD_OUT, help="comma-separated file names kept for the test (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/codec"),
+        help="folder for weights, shape, report and settings (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=5000,
+        help="optimizer steps; about 10 a second on a core with bf16 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--joint",
+        type=float,
+        default=0.6,
+        help="share of the steps in which the encoder learns too (default: %(default)s)",
+    )
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate of AdamW (default: %(default)s)")
-    parser.add_argument("--noise", type=float, default=0.08, help="largest standard deviation of the noise on latents (default: %(default)s)")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.08,
+        help="largest standard deviation of the noise on latents (default: %(default)s)",
+    )
     parser.add_argument("--channels", type=int, default=16, help="latent channels (default: %(default)s)")
     parser.add_argument("--encoder-width", type=int, default=96)
     parser.add_argument("--encoder-blocks", type=int, default=1)
@@ -67,18 +89,27 @@ def arguments() -> argparse.Namespace:
         "--statistics",
         choices=("fixed", "batch"),
         default="fixed",
-        help="normalise latents, while the encoder learns, by fixed statistics with a pull towards them, or by each batch's own: "
+        help="normalise latents, while the encoder learns, by fixed statistics with a pull towards them, or by "
+        "each batch's own: "
         "batch learns slower (docs/codec.md) (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads; 0 uses all cores (only on an idle machine: busy ones stall the threads) (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads; 0 uses all cores (only on an idle machine: busy ones stall the threads) (default: "
+        "%(default)s)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--fp32", action="store_true", help="do not compute in bf16 (bf16 is quicker on CPUs that have it)")
+    parser.add_argument(
+        "--fp32", action="store_true", help="do not compute in bf16 (bf16 is quicker on CPUs that have it)"
+    )
     args = parser.parse_args()
     if args.channels < 1 or args.channels & (args.channels - 1):
-        parser.error(f"--channels {args.channels}: must be a power of two (the start from principal components needs it)")
+        parser.error(
+            f"--channels {args.channels}: must be a power of two (the start from principal components needs it)"
+        )
     return args
 
 
@@ -101,7 +132,9 @@ class Pools:
 
     def __init__(self, videos: list[Path], seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.physics = [[physics_frames(d, 64, 700, 10_000 * d), physics_frames(d, 128, 250, 10_000 * d + 5000)] for d in (0, 1, 2)]
+        self.physics = [
+            [physics_frames(d, 64, 700, 10_000 * d), physics_frames(d, 128, 250, 10_000 * d + 5000)] for d in (0, 1, 2)
+        ]
         self.real = [real_frames(path, 48, TRAIN_SIDES) for path in videos]
 
     def batch(self, side: int, count: int) -> torch.Tensor:
@@ -140,11 +173,18 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
     noise = torch.Generator(device=device).manual_seed(args.seed + 1)
     decoder = [p for name, p in model.named_parameters() if name.split(".")[0] in DECODER]
     model.start_from_principal_components(torch.cat([pools.batch(64, 32) for _ in range(32)]).to(device))
-    # Normalising by a batch's own statistics hides brightness and contrast from the decoder; a pull towards fixed ones does not.
+    # Normalising by a batch's own statistics hides brightness and contrast from the decoder; a pull towards fixed ones
+    # does not.
     start_mean = channel_mean(model, pools, device) if args.statistics == "fixed" else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     joint, mean_loss = int(args.steps * args.joint), 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("training", total=args.steps)
         for step in range(args.steps):
@@ -179,7 +219,9 @@ def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, consol
             mean_loss += (error.detach().square().mean().item() - mean_loss) / min(step + 1, 200)
             progress.update(bar, advance=1, description=f"training  {10 * math.log10(4 / mean_loss):.2f} dB")
             if (step + 1) % 500 == 0:
-                console.print(f"step {step + 1}: training mixture {10 * math.log10(4 / mean_loss):.2f} dB", highlight=False)
+                console.print(
+                    f"step {step + 1}: training mixture {10 * math.log10(4 / mean_loss):.2f} dB", highlight=False
+                )
 
 
 @torch.no_grad()
@@ -190,7 +232,9 @@ def channel_mean(model: TinyAutoencoder, pools: Pools, device: torch.device) -> 
 
 @torch.no_grad()
 def freeze_encoder(model: TinyAutoencoder, pools: Pools, device: torch.device) -> None:
-    """Measure mean and standard deviation of every latent channel over the training mixture, bake them in, stop encoder gradients."""
+    """Measure mean and standard deviation of every latent channel over the training mixture, bake them in, stop encoder
+    gradients.
+    """
     latents = torch.cat([model.raw_latents(pools.batch(64, 32).to(device)).flatten(2) for _ in range(100)])
     deviation, mean = torch.std_mean(latents.double(), dim=(0, 2))
     model.shift.copy_(mean)
@@ -218,7 +262,10 @@ def report(model: TinyAutoencoder, held_out: list[Path]) -> dict[str, dict[str, 
     for difficulty in (0, 1, 2):
         for size in (64, 128):
             frames = physics_frames(difficulty, size, 64, 1_000_000 + 10_000 * difficulty)
-            results[f"physics difficulty {difficulty}, {size} px"] = {"psnr": psnr(model, frames), "noisy": psnr(model, frames, 0.1)}
+            results[f"physics difficulty {difficulty}, {size} px"] = {
+                "psnr": psnr(model, frames),
+                "noisy": psnr(model, frames, 0.1),
+            }
     for path in held_out:
         for side, frames in zip(TEST_SIDES, real_frames(path, 24, TEST_SIDES)):
             results[f"{path.name}, {side} px"] = {"psnr": psnr(model, frames), "noisy": psnr(model, frames, 0.1)}
@@ -243,14 +290,27 @@ def main() -> None:
     args, console = arguments(), Console()
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     torch.manual_seed(args.seed)
-    shape = TinyShape(args.channels, args.encoder_width, args.encoder_blocks, args.decoder_width, args.decoder_blocks, args.fine_width, args.fine_blocks)
+    shape = TinyShape(
+        args.channels,
+        args.encoder_width,
+        args.encoder_blocks,
+        args.decoder_width,
+        args.decoder_blocks,
+        args.fine_width,
+        args.fine_blocks,
+    )
     try:
         training, held_out = find_clips(args.videos, {name for name in args.held_out.split(",") if name})
         pools = Pools(training, args.seed)
     except (UserError, BadVideo) as error:
         raise SystemExit(exit_code(error)) from error
     args.output.mkdir(parents=True, exist_ok=True)
-    settings = {**vars(args), "videos": str(args.videos), "output": str(args.output), "training": [p.name for p in training]}
+    settings = {
+        **vars(args),
+        "videos": str(args.videos),
+        "output": str(args.output),
+        "training": [p.name for p in training],
+    }
     (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     model = TinyAutoencoder(shape).to(args.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -260,11 +320,24 @@ def main() -> None:
     weights = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, args.output / "tiny_codec.safetensors")
     (args.output / "tiny_codec.json").write_text(json.dumps(shape.to_dict(), indent=2) + "\n")
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})  # report what was saved, in half precision
+    model.load_state_dict(
+        {name: tensor.float() for name, tensor in weights.items()}
+    )  # report what was saved, in half precision
     results = report(model, held_out)
-    summary = {"seconds": round(seconds, 1), "machine": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads(), "psnr": results}
+    summary = {
+        "seconds": round(seconds, 1),
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "psnr": results,
+    }
     (args.output / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
-    table = Table("unseen", "PSNR dB", "with latent noise 0.1", title=f"{args.steps} steps in {seconds:.0f} s, stride {STRIDE}, {shape.channels} channels")
+    table = Table(
+        "unseen",
+        "PSNR dB",
+        "with latent noise 0.1",
+        title=f"{args.steps} steps in {seconds:.0f} s, stride {STRIDE}, {shape.channels} channels",
+    )
     for name, row in results.items():
         table.add_row(name, f"{row['psnr']:.2f}", f"{row['noisy']:.2f}")
     console.print(table)

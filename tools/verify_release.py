@@ -14,7 +14,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_videogpt.errors import is_user_error, one_line  # noqa: E402
-from tools.release_checks import Task, check_folder, check_hints, check_predictions, check_round_trip, check_stages, check_tensors  # noqa: E402
+from tools.release_checks import (
+    Task,
+    check_folder,
+    check_hints,
+    check_predictions,
+    check_round_trip,
+    check_stages,
+    check_tensors,
+)  # noqa: E402
 
 DESCRIPTION = """\
 For someone who has the released Video-GPT weights (config.json, *.safetensors, tokenizer, vae/): is all that this package assumes about them true?
@@ -76,8 +84,17 @@ def run(name: str, needs: tuple[str, ...], check: Check, task: Task, results: Re
 
 def report(args: argparse.Namespace, results: Results) -> str:
     """The Markdown report."""
-    versions = f"Python {sys.version.split()[0]}, torch {_version('torch')}, megatron_videogpt {_version('megatron_videogpt')}"
-    lines = ["# Check of released weights", "", f"`{args.folder}`, {versions}", "", "| check | result | |", "|---|---|---|"]
+    versions = (
+        f"Python {sys.version.split()[0]}, torch {_version('torch')}, megatron_videogpt {_version('megatron_videogpt')}"
+    )
+    lines = [
+        "# Check of released weights",
+        "",
+        f"`{args.folder}`, {versions}",
+        "",
+        "| check | result | |",
+        "|---|---|---|",
+    ]
     for name, (status, found) in results.items():
         lines.append(f"| {name} | {status} | {'<br>'.join(line.replace('|', chr(92) + '|') for line in found)} |")
     return "\n".join(lines) + "\n"
@@ -98,17 +115,48 @@ def positive(text: str) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder with config.json, *.safetensors, tokenizer files and vae/")
-    parser.add_argument("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="continue these (three, say) instead of physics scenes")
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="continue these (three, say) instead of physics scenes",
+    )
     parser.add_argument("--vae", type=Path, metavar="FOLDER", help="diffusers VAE, where the folder has no vae/")
-    parser.add_argument("--stages", type=Path, default=REPOSITORY / "examples" / "videogpt", metavar="FOLDER", help="with stage*.toml (examples/videogpt)")
-    parser.add_argument("--output", type=Path, default=Path("verify_release"), metavar="FOLDER", help="for report and predictions (default: verify_release)")
-    parser.add_argument("--history", type=positive, metavar="N", help="frames given to the predictions (default: as the last stage has it)")
+    parser.add_argument(
+        "--stages",
+        type=Path,
+        default=REPOSITORY / "examples" / "videogpt",
+        metavar="FOLDER",
+        help="with stage*.toml (examples/videogpt)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("verify_release"),
+        metavar="FOLDER",
+        help="for report and predictions (default: verify_release)",
+    )
+    parser.add_argument(
+        "--history",
+        type=positive,
+        metavar="N",
+        help="frames given to the predictions (default: as the last stage has it)",
+    )
     parser.add_argument("--clips", type=positive, nargs="+", metavar="N", help="frames of each predicted clip")
     parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps: fewer are faster and coarser")
     parser.add_argument(
-        "--skip", nargs="+", default=[], choices=[name for name, *_ in CHECKS], metavar="CHECK", help="leave out, such as 'round trip' or predictions"
+        "--skip",
+        nargs="+",
+        default=[],
+        choices=[name for name, *_ in CHECKS],
+        metavar="CHECK",
+        help="leave out, such as 'round trip' or predictions",
     )
     args = parser.parse_args(argv)
     for path in [args.folder, args.stages, *([args.vae] if args.vae else [])]:
@@ -139,7 +187,10 @@ def main(argv: list[str] | None = None) -> int:
             run(name, wanted, check, Task(args, Path(work)), results)
     (args.output / "report.md").write_text(report(args, results), encoding="utf-8")
     statuses = [status for status, _ in results.values()]
-    print(f"{statuses.count('PASS')} passed, {statuses.count('FAIL')} failed, {statuses.count('SKIP')} not run; report: {args.output / 'report.md'}")
+    print(
+        f"{statuses.count('PASS')} passed, {statuses.count('FAIL')} failed, {statuses.count('SKIP')} not run; "
+        f"report: {args.output / 'report.md'}"
+    )
     return 1 if "FAIL" in statuses else 0
 
 

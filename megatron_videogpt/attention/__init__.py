@@ -1,4 +1,6 @@
-"""Attention under an interval mask (docs/attention.md): one interface, one module a backend, all with the same result; `choice` picks one."""
+"""Attention under an interval mask (docs/attention.md): one interface, one module a backend, all with the same result;
+`choice` picks one.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,20 @@ BACKENDS = tuple(MODULES)
 """Names of the kernels; `auto` stands for the best of them on a device."""
 
 
-def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
+def attend(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False
+) -> Tensor:
     """Attention of every query row over the keys of its two intervals.
 
-    q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]``: head i reads key-value head ``i // (H / Hkv)``.  intervals: int32 ``[Lq, 4]``, row r attends the keys
-    ``[a0, a1) U [b0, b1)``, which are disjoint and not both empty.  scale: factor on the scores.  deterministic: gradients are the same bits in every
-    run; without it a backend may add in whatever order is fastest.  Returns ``[Lq, H, d]`` in q's dtype.
+    q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]``: head i reads key-value head ``i // (H / Hkv)``.  intervals: int32 ``[Lq,
+    4]``, row r attends the keys ``[a0, a1) U [b0, b1)``, which are disjoint and not both empty.  scale: factor on the
+    scores.  deterministic: gradients are the same bits in every run; without it a backend may add in whatever order is
+    fastest.  Returns ``[Lq, H, d]`` in q's dtype.
     """
     if backend not in MODULES:
-        raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}; resolve 'auto' with attention.choice first")
+        raise ValueError(
+            f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}; resolve 'auto' with "
+            "attention.choice first"
+        )
     # Imported on first use: compiling backends bring imports of several seconds that the others do not need.
     return importlib.import_module(f".{MODULES[backend]}", __name__).attend(q, k, v, intervals, scale, deterministic)

@@ -27,9 +27,23 @@ def choose_attention(config: Config, platform: Platform) -> tuple[str, str]:
     heads = model.num_attention_heads // model.kv_heads
     with fail_together(None, "choosing an attention backend"):
         # What a rank has installed it alone knows.
-        candidates(config.attention.backend, platform.device.type, dtype, model.head_dim, deterministic=config.attention.deterministic)
+        candidates(
+            config.attention.backend,
+            platform.device.type,
+            dtype,
+            model.head_dim,
+            deterministic=config.attention.deterministic,
+        )
     try:
-        return choose(config.attention.backend, platform.device, dtype, model.head_dim, heads, config.attention.deterministic, worst)
+        return choose(
+            config.attention.backend,
+            platform.device,
+            dtype,
+            model.head_dim,
+            heads,
+            config.attention.deterministic,
+            worst,
+        )
     except WrongHere:
         raise
     except UserError as error:

@@ -1,4 +1,6 @@
-"""Which backend computes attention in this process: the first in order that can run here and whose results were seen to be right here."""
+"""Which backend computes attention in this process: the first in order that can run here and whose results were seen to
+be right here.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def _triton_obstacle(dtype: torch.dtype, head_dim: int) -> str:
         from .triton_attention import HEAD_DIMS
     except ImportError as error:
         return f"the package triton cannot be imported ({error})"
-    return "" if head_dim in HEAD_DIMS else f"its kernels are written for head dimensions {', '.join(map(str, HEAD_DIMS))}, and it is {head_dim}"
+    return (
+        ""
+        if head_dim in HEAD_DIMS
+        else f"its kernels are written for head dimensions {', '.join(map(str, HEAD_DIMS))}, and it is {head_dim}"
+    )
 
 
 def _flex_obstacle(dtype: torch.dtype, head_dim: int) -> str:
@@ -48,15 +54,27 @@ def _flex_obstacle(dtype: torch.dtype, head_dim: int) -> str:
     return "" if head_dim >= 16 else f"FlexAttention needs a head dimension of at least 16, and it is {head_dim}"
 
 
-def obstacle(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None = None, deterministic: bool = False) -> str:
+def obstacle(
+    backend: str,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    capability: tuple[int, int] | None = None,
+    deterministic: bool = False,
+) -> str:
     """Why a backend cannot train on this kind of device, or an empty string.
 
-    device_type: as in `torch.device.type`.  capability: CUDA compute capability, None for this machine's.  deterministic: as in `attention.attend`.
+    device_type: as in `torch.device.type`.  capability: CUDA compute capability, None for this machine's.
+    deterministic: as in `attention.attend`.
     """
     if backend in ("reference", "ranged"):
         return ""
     if device_type != "cuda":
-        return f"it has no backward on {device_type}" if backend == "flex" else f"it runs on CUDA only, and this is {device_type}"
+        return (
+            f"it has no backward on {device_type}"
+            if backend == "flex"
+            else f"it runs on CUDA only, and this is {device_type}"
+        )
     if backend == "flex":
         return _flex_obstacle(dtype, head_dim)
     if backend == "triton":
@@ -67,18 +85,29 @@ def obstacle(backend: str, device_type: str, dtype: torch.dtype, head_dim: int, 
 
 
 def candidates(
-    backend: str, device_type: str, dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None = None, deterministic: bool = False
+    backend: str,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    capability: tuple[int, int] | None = None,
+    deterministic: bool = False,
 ) -> list[tuple[str, str]]:
     """Backends to try in order, each with the reason in words; the last always runs.
 
-    backend: a name of `BACKENDS`, which comes first then, or `auto`.  Raises ValueError for an unknown name, and for a named backend that cannot train here.
+    backend: a name of `BACKENDS`, which comes first then, or `auto`.  Raises ValueError for an unknown name, and for a
+    named backend that cannot train here.
     """
     if backend not in (*BACKENDS, "auto"):
         raise UserError(f"attention.backend is {backend!r}, but it must be one of {', '.join(('auto', *BACKENDS))}")
     order = ORDER[device_type]
-    missing = {name: obstacle(name, device_type, dtype, head_dim, capability, deterministic) for name in {*order, backend} - {"auto"}}
+    missing = {
+        name: obstacle(name, device_type, dtype, head_dim, capability, deterministic)
+        for name in {*order, backend} - {"auto"}
+    }
     if missing.get(backend):
-        raise UserError(f"attention.backend is {backend!r}, but {missing[backend]}: use attention.backend=auto or ranged")
+        raise UserError(
+            f"attention.backend is {backend!r}, but {missing[backend]}: use attention.backend=auto or ranged"
+        )
     passed = "; ".join(f"not {name}: {missing[name]}" for name in order if missing[name])
     first = f"the first that can run on {device_type}" + (f"; {passed}" if passed else "")
     listed = [(name, first) for name in order if not missing[name] and name != backend]
@@ -101,9 +130,10 @@ def choose(
 ) -> tuple[str, str]:
     """The backend that will run, after it was compared with `reference` here, and why.
 
-    queries_per_key: query heads of one key-value head.  worst: the largest outcome of all ranks, a collective, so that all of them take the same backend.
-    A backend that fails to import, compile or start on any rank is passed over with a warning.  One that gives other numbers than `reference` on any rank
-    raises WrongHere there and ValueError elsewhere: nobody should train on a device or with a compiler that does that.
+    queries_per_key: query heads of one key-value head.  worst: the largest outcome of all ranks, a collective, so that
+    all of them take the same backend. A backend that fails to import, compile or start on any rank is passed over with
+    a warning.  One that gives other numbers than `reference` on any rank raises WrongHere there and ValueError
+    elsewhere: nobody should train on a device or with a compiler that does that.
     """
     listed = candidates(backend, device.type, dtype, head_dim, deterministic=deterministic)
     for number, (name, reason) in enumerate(listed):
@@ -112,19 +142,31 @@ def choose(
         if agreed == _WRONG:
             if outcome == _WRONG:
                 raise WrongHere(message)
-            raise UserError(f"attention backend {name} differs from reference on the device of another rank, which says by how much")
+            raise UserError(
+                f"attention backend {name} differs from reference on the device of another rank, which says by how much"
+            )
         if agreed == _RIGHT:
             return name, reason
         following = f"; trying {listed[number + 1][0]}" if number + 1 < len(listed) else ""
-        log.warning("attention backend %s does not work here: %s%s", name, message or "another rank could not start it", following)
+        log.warning(
+            "attention backend %s does not work here: %s%s",
+            name,
+            message or "another rank could not start it",
+            following,
+        )
         listed[number + 1 :] = [(later, f"{name} did not work") for later, _ in listed[number + 1 :]]
-    raise UserError(f"no attention backend works on {device}: tried {', '.join(name for name, _ in listed)}; the warnings above say why")
+    raise UserError(
+        f"no attention backend works on {device}: tried {', '.join(name for name, _ in listed)}; the warnings "
+        "above say why"
+    )
 
 
 _RIGHT, _BROKEN, _WRONG = 0, 1, 2
 
 
-def _try(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, queries_per_key: int, deterministic: bool) -> tuple[int, str]:
+def _try(
+    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, queries_per_key: int, deterministic: bool
+) -> tuple[int, str]:
     """(outcome, what went wrong in one line)."""
     try:
         problem = verify.problem(name, device, dtype, head_dim, queries_per_key, deterministic)

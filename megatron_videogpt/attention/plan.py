@@ -1,9 +1,10 @@
 """Covering an interval mask with few rectangles of (query rows x keys), each one dense attention call.
 
-Rows with equal intervals form a group.  Neighbouring groups share a call when the pairs computed in vain cost less than a call of their own: a hint
-token's single row joins its frame, small frames join one another, packed samples stay apart.  The best cut of the groups into chunks is found
-by dynamic programming over a cost in units of one (row, key) pair.  Before that, groups whose rows attend the same long history are stacked: one tall
-rectangle covers what all of them attend, because kernels are slow where few rows meet many keys, and the chunks cover the rest.
+Rows with equal intervals form a group.  Neighbouring groups share a call when the pairs computed in vain cost less than
+a call of their own: a hint token's single row joins its frame, small frames join one another, packed samples stay
+apart.  The best cut of the groups into chunks is found by dynamic programming over a cost in units of one (row, key)
+pair.  Before that, groups whose rows attend the same long history are stacked: one tall rectangle covers what all of
+them attend, because kernels are slow where few rows meet many keys, and the chunks cover the rest.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import torch
 from torch import Tensor
 
 MASKED_OUT = -1e30
-"""Added to scores that do not attend.  Finite: a row that sees nothing of one rectangle must still get numbers that merging can weigh with zero."""
+"""Added to scores that do not attend.  Finite: a row that sees nothing of one rectangle must still get numbers that
+merging can weigh with zero.
+"""
 
 _WIDTH = 96
 """Most groups in a chunk."""
 
 _TALL, _MEDIUM = 768, 192
-"""Rows from which on torch's CPU kernels work on 256 and on 64 rows at once (below: 32), and so read the keys less often."""
+"""Rows from which on torch's CPU kernels work on 256 and on 64 rows at once (below: 32), and so read the keys less
+often.
+"""
 
 _KEYS = 2048
 """Most keys of a rectangle without a mask: they, the values and the gradients of both stay in a core's cache."""
@@ -36,7 +41,8 @@ _BEYOND = np.iinfo(np.int32).max
 class Costs(NamedTuple):
     """What a call costs, in units of computing one (row, key) pair of all heads, forward and backward.
 
-    call: fixed part.  key: reading one key and value and adding to their gradients.  mask: share added to a pair by a mask.
+    call: fixed part.  key: reading one key and value and adding to their gradients.  mask: share added to a pair by a
+    mask.
     """
 
     call: float
@@ -48,7 +54,8 @@ class Costs(NamedTuple):
 class Rectangle:
     """Query rows ``[row0, row1)`` against keys ``[key0, key1)``.
 
-    mask: float32 ``[rows, keys]`` to add to the scores, or None if every pair attends.  first: no earlier rectangle wrote these rows.
+    mask: float32 ``[rows, keys]`` to add to the scores, or None if every pair attends.  first: no earlier rectangle
+    wrote these rows.
     """
 
     row0: int
@@ -60,7 +67,9 @@ class Rectangle:
 
 
 class _Side(NamedTuple):
-    """One interval of several chunks at once: hull ``[low, high)`` of all rows' intervals and core ``[start, stop)`` that all rows share."""
+    """One interval of several chunks at once: hull ``[low, high)`` of all rows' intervals and core ``[start, stop)``
+    that all rows share.
+    """
 
     low: np.ndarray
     high: np.ndarray
@@ -69,7 +78,12 @@ class _Side(NamedTuple):
 
     def join(self, other: _Side) -> _Side:
         """The same for chunks that are extended by others."""
-        return _Side(np.minimum(self.low, other.low), np.maximum(self.high, other.high), np.maximum(self.start, other.start), np.minimum(self.stop, other.stop))
+        return _Side(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            np.maximum(self.start, other.start),
+            np.minimum(self.stop, other.stop),
+        )
 
     def cut(self, rows: slice) -> _Side:
         """Some of the chunks."""
@@ -77,7 +91,9 @@ class _Side(NamedTuple):
 
 
 def _effort(rows: np.ndarray) -> np.ndarray:
-    """Time of one pair in rectangles of so many rows, relative to tall ones (measured with heads of 96: docs/benchmarks.md)."""
+    """Time of one pair in rectangles of so many rows, relative to tall ones (measured with heads of 96:
+    docs/benchmarks.md).
+    """
     return np.where(rows >= _TALL, 1.0, np.where(rows >= _MEDIUM, 1.17, 1.4))
 
 
@@ -102,9 +118,15 @@ def _side_costs(side: _Side, rows: np.ndarray, costs: Costs) -> tuple[np.ndarray
 
 
 def _joint_costs(a: _Side, b: _Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
-    """Cost of covering both intervals, and the gap between them, in one masked call; infinite where there is only one."""
+    """Cost of covering both intervals, and the gap between them, in one masked call; infinite where there
+    is only one.
+    """
     keys = np.maximum(a.high, b.high) - np.minimum(a.low, b.low)
-    return np.where((a.high > a.low) & (b.high > b.low), costs.call + keys * (costs.key + rows * _effort(rows) * (1 + costs.mask)), np.inf)
+    return np.where(
+        (a.high > a.low) & (b.high > b.low),
+        costs.call + keys * (costs.key + rows * _effort(rows) * (1 + costs.mask)),
+        np.inf,
+    )
 
 
 def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[tuple[int, int]], float]:
@@ -118,13 +140,16 @@ def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[
     price, alone = np.full((count + 1, min(_WIDTH, count)), np.inf), np.zeros(count + 1)
     for width in range(1, price.shape[1] + 1):
         if width > 1:
-            wide_a, wide_b = (wide.cut(slice(0, -1)).join(one.cut(slice(width - 1, None))) for wide, one in ((wide_a, a), (wide_b, b)))
+            wide_a, wide_b = (
+                wide.cut(slice(0, -1)).join(one.cut(slice(width - 1, None))) for wide, one in ((wide_a, a), (wide_b, b))
+            )
         rows = starts[width:] - starts[: count + 1 - width]
         apart = _side_costs(wide_a, rows, costs)[0] + _side_costs(wide_b, rows, costs)[0]
         price[width:, width - 1] = np.minimum(apart, _joint_costs(wide_a, wide_b, rows, costs))
         if width == 1:
             alone[1:] = np.cumsum(price[1:, 0])
-        # Waste grows faster with the width than calls are saved: once no chunk beats its own groups one by one, wider ones will not.
+        # Waste grows faster with the width than calls are saved: once no chunk beats its own groups one by one, wider
+        # ones will not.
         elif (price[width:, width - 1] > alone[width:] - alone[:-width]).all():
             break
     best, widths = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
@@ -141,7 +166,9 @@ def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[
 
 
 class _Stack(NamedTuple):
-    """Groups ``[first, end)`` whose rows all attend the keys ``[key0, key1)``, which one tall rectangle covers; none where these are equal."""
+    """Groups ``[first, end)`` whose rows all attend the keys ``[key0, key1)``, which one tall rectangle covers; none
+    where these are equal.
+    """
 
     first: int
     end: int
@@ -158,7 +185,9 @@ def _without(intervals: np.ndarray, key1: int) -> np.ndarray:
 
 
 def _tall(starts: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cuts the groups where the first intervals start elsewhere or stop getting longer, and what lies between into parts of `_TALL` rows or more."""
+    """Cuts the groups where the first intervals start elsewhere or stop getting longer, and what lies between into
+    parts of `_TALL` rows or more.
+    """
     start, stop = groups[:, 0], groups[:, 1]
     other = (start[1:] != start[:-1]) | (stop[1:] < stop[:-1]) | (stop[:-1] <= start[:-1])
     edges = [0, *(1 + np.flatnonzero(other)), len(groups)]
@@ -170,7 +199,9 @@ def _tall(starts: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _stacks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Stack]:
-    """All groups in order: stacks where a shared history makes the plan cheaper, and between them the longest runs of groups without."""
+    """All groups in order: stacks where a shared history makes the plan cheaper, and between them the longest runs of
+    groups without.
+    """
     stacks: list[_Stack] = []
     for first, end in _tall(starts, groups):
         own, edges = groups[first:end], starts[first : end + 1]
@@ -206,17 +237,29 @@ def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
 
 
 def _rectangles(own: np.ndarray, row0: int, costs: Costs, first: bool) -> list[Rectangle]:
-    """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with.  own: intervals of its rows, of which the first is `row0`."""
+    """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with.  own: intervals of its rows, of
+    which the first is `row0`.
+    """
     sides = [_side(own[:, i], own[:, i + 1]) for i in (0, 2)]
-    a, b = (_Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)) for s in sides)
+    a, b = (
+        _Side(
+            s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)
+        )
+        for s in sides
+    )
     rows = np.array([len(own)])
     (cost_a, cut_a), (cost_b, cut_b) = _side_costs(a, rows, costs), _side_costs(b, rows, costs)
     if _joint_costs(a, b, rows, costs)[0] <= cost_a[0] + cost_b[0]:
         parts = [(own, int(min(a.low[0], b.low[0])), int(max(a.high[0], b.high[0])))]
     else:
-        parts = [(own[:, :2], *keys) for keys in _ranges(a, bool(cut_a[0]))] + [(own[:, 2:], *keys) for keys in _ranges(b, bool(cut_b[0]))]
+        parts = [(own[:, :2], *keys) for keys in _ranges(a, bool(cut_a[0]))] + [
+            (own[:, 2:], *keys) for keys in _ranges(b, bool(cut_b[0]))
+        ]
     row1 = row0 + len(own)
-    return [Rectangle(row0, row1, k0, k1, _mask(part, k0, k1), first and number == 0) for number, (part, k0, k1) in enumerate(parts)]
+    return [
+        Rectangle(row0, row1, k0, k1, _mask(part, k0, k1), first and number == 0)
+        for number, (part, k0, k1) in enumerate(parts)
+    ]
 
 
 def _cut(box: Rectangle) -> list[Rectangle]:
@@ -224,7 +267,10 @@ def _cut(box: Rectangle) -> list[Rectangle]:
     keys = box.key1 - box.key0
     parts = 1 if box.mask is not None else -(-keys // _KEYS)
     edges = [box.key0 + keys * number // parts for number in range(parts + 1)]
-    return [replace(box, key0=edges[number], key1=edges[number + 1], first=box.first and number == 0) for number in range(parts)]
+    return [
+        replace(box, key0=edges[number], key1=edges[number + 1], first=box.first and number == 0)
+        for number in range(parts)
+    ]
 
 
 @lru_cache(maxsize=8)
@@ -237,7 +283,10 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
         edges, alone = starts[stack.first : stack.end + 1], stack.key0 == stack.key1
         if not alone:
             boxes.append(Rectangle(int(edges[0]), int(edges[-1]), stack.key0, stack.key1, None, True))
-        own, rows = (x if alone else _without(x, stack.key1) for x in (groups[stack.first : stack.end], intervals[edges[0] : edges[-1]]))
+        own, rows = (
+            x if alone else _without(x, stack.key1)
+            for x in (groups[stack.first : stack.end], intervals[edges[0] : edges[-1]])
+        )
         for first, end in _chunks(edges, own, costs)[0]:
             row0, row1 = int(edges[first]), int(edges[end])
             boxes += _rectangles(rows[row0 - edges[0] : row1 - edges[0]], row0, costs, alone)
@@ -247,6 +296,7 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
 def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
     """Rectangles (masks on the CPU) that together cover every attended pair exactly once, and no other.
 
-    intervals: int32 ``[Lq, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks for the same ones.
+    intervals: int32 ``[Lq, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks
+    for the same ones.
     """
     return _plan(intervals.detach().to("cpu", torch.int32).contiguous().numpy().tobytes(), costs)

@@ -1,7 +1,8 @@
 """Attention as dense calls on the rectangles of the mask: the CPU default, portable to every device.
 
-Saves q, k, v, the output and the log-sum-exp of the scores, nothing that grows with ``L * L``.  Rectangles of the same rows are merged by their
-log-sum-exp; the backward of each needs only the final output and log-sum-exp of its rows, as in FlashAttention (Dao et al. 2022, section 3).
+Saves q, k, v, the output and the log-sum-exp of the scores, nothing that grows with ``L * L``.  Rectangles of the same
+rows are merged by their log-sum-exp; the backward of each needs only the final output and log-sum-exp of its rows, as
+in FlashAttention (Dao et al. 2022, section 3).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from .plan import Costs, Rectangle, plan
 
-# Fitted on one core of an AMD EPYC (Zen 4, about 80 GFLOP/s) at the shapes of docs/benchmarks.md; the optimum is flat (a factor of 2 costs 3%).
-# A call, forward and backward, takes as long as _CALL_FLOPS operations; a key and its gradients as much memory time as _KEY_ROWS pairs; a mask 6% more.
+# Fitted on one core of an AMD EPYC (Zen 4, about 80 GFLOP/s) at the shapes of docs/benchmarks.md; the optimum is flat
+# (a factor of 2 costs 3%). A call, forward and backward, takes as long as _CALL_FLOPS operations; a key and its
+# gradients as much memory time as _KEY_ROWS pairs; a mask 6% more.
 _CALL_FLOPS = 1.6e7
 # Threads wait for each other at every call; fitted with two of them (docs/benchmarks.md).
 _SHARED_CALL_FLOPS = 4 * _CALL_FLOPS
@@ -57,10 +59,14 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     return scores if mask is None else scores + mask
 
 
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, ...]:
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, ...]:
     """Gradients for q, k, v of one rectangle, from the output and log-sum-exp of the *whole* rows."""
     if _fused(q):
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale
+        )
     grad_q, grad_k, grad_v, start = [], torch.zeros_like(k, dtype=lse.dtype), torch.zeros_like(v, dtype=lse.dtype), 0
     for rows, part in _slices(q, k, mask):
         here = slice(start, start + rows.shape[2])
@@ -85,7 +91,9 @@ class _Ranged(torch.autograd.Function):
         queries, keys, values, outputs = _heads(q), _heads(_repeat(k, q)), _heads(_repeat(v, q)), _heads(out)
         for box in rectangles:
             rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
-            part, part_lse = _forward(queries[:, :, rows], keys[:, :, columns], values[:, :, columns], _mask(box, q), scale)
+            part, part_lse = _forward(
+                queries[:, :, rows], keys[:, :, columns], values[:, :, columns], _mask(box, q), scale
+            )
             old, old_lse = outputs[:, :, rows], lse[:, :, rows]
             if box.first:
                 old.copy_(part)
@@ -108,7 +116,14 @@ class _Ranged(torch.autograd.Function):
         grad, outputs, queries, keys, values = (_heads(x) for x in (grads[0].contiguous(), out, *wide))
         for box in ctx.rectangles:
             rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
-            inputs = (grad[:, :, rows], queries[:, :, rows], keys[:, :, columns], values[:, :, columns], outputs[:, :, rows], lse[:, :, rows])
+            inputs = (
+                grad[:, :, rows],
+                queries[:, :, rows],
+                keys[:, :, columns],
+                values[:, :, columns],
+                outputs[:, :, rows],
+                lse[:, :, rows],
+            )
             parts = _backward(*inputs, _mask(box, q), ctx.scale)
             grad_q[:, :, rows].add_(parts[0])
             grad_k[:, :, columns].add_(parts[1])
@@ -131,8 +146,12 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
-    """Interval attention on any device; shapes as in `attention.attend`.  Rectangles are added in a fixed order, `deterministic` or not."""
+    """Interval attention on any device; shapes as in `attention.attend`.  Rectangles are added in a fixed order,
+    `deterministic` or not.
+    """
     pair_flops = 14 * q.shape[1] * q.shape[2]
     call_flops = _CALL_FLOPS if torch.get_num_threads() == 1 else _SHARED_CALL_FLOPS
     costs = Costs(call=call_flops / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
-    return _Ranged.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale)
+    return _Ranged.apply(
+        *(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale
+    )

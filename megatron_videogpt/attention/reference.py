@@ -11,8 +11,9 @@ from ..sequence.intervals import dense_mask
 def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
     """softmax(scale * q k^T, where the intervals allow) v, in float32 (float64 for float64 inputs).
 
-    q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` with Hkv dividing H, intervals int32 ``[Lq, 4]`` -> ``[Lq, H, d]`` in q's dtype.
-    Memory grows with ``H * Lq * Lk``.  It is as deterministic as torch's matrix products, whatever `deterministic` says.
+    q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` with Hkv dividing H, intervals int32 ``[Lq, 4]`` -> ``[Lq, H, d]`` in q's
+    dtype. Memory grows with ``H * Lq * Lk``.  It is as deterministic as torch's matrix products, whatever
+    `deterministic` says.
     """
     exact = torch.promote_types(q.dtype, torch.float32)
     heads = q.shape[1] // k.shape[1]

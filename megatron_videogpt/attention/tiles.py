@@ -1,4 +1,5 @@
-"""Which tiles of a mask attend, in part or in full: what block-sparse kernels walk.  Computed from the intervals by arithmetic, never from a dense mask.
+"""Which tiles of a mask attend, in part or in full: what block-sparse kernels walk.  Computed from the intervals by
+arithmetic, never from a dense mask.
 
 Work and memory grow with rows + tiles, everything happens on the intervals' device, and the host waits for nothing.
 """
@@ -19,8 +20,8 @@ _built: dict[tuple[Hashable, ...], tuple[StorageWeakRef, int, Any]] = {}
 class TileLists(NamedTuple):
     """For each of R tiles of one side, the tiles of the other side that it attends; int32, on the intervals' device.
 
-    partial_count ``[R]``, partial ``[R, C]``: tiles in which some pairs attend, ascending; the first `partial_count` entries of a row count, the others
-    are 0.  full_count, full: the same for tiles in which all pairs attend.
+    partial_count ``[R]``, partial ``[R, C]``: tiles in which some pairs attend, ascending; the first `partial_count`
+    entries of a row count, the others are 0.  full_count, full: the same for tiles in which all pairs attend.
     """
 
     partial_count: Tensor
@@ -30,30 +31,41 @@ class TileLists(NamedTuple):
 
 
 def _joined(intervals: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Both intervals of every row as int64 (start, stop), adjacent ones joined into the first: a tile across their seam can be full."""
+    """Both intervals of every row as int64 (start, stop), adjacent ones joined into the first: a tile across their seam
+    can be full.
+    """
     a0, a1, b0, b1 = intervals.long().unbind(1)
     both = (a1 > a0) & (b1 > b0)
     after, before = both & (a1 == b0), both & (b1 == a0)
     seam = after | before
-    return [(torch.where(before, b0, a0), torch.where(after, b1, a1)), (torch.where(seam, 0, b0), torch.where(seam, 0, b1))]
+    return [
+        (torch.where(before, b0, a0), torch.where(after, b1, a1)),
+        (torch.where(seam, 0, b0), torch.where(seam, 0, b1)),
+    ]
 
 
 def _covered(spans: list[tuple[Tensor, Tensor]], row_tiles: Tensor, shape: tuple[int, int]) -> Tensor:
-    """How many spans ``[first, last)`` of tiles cover each tile: int32 ``[R, C]``, from the differences at their ends."""
+    """How many spans ``[first, last)`` of tiles cover each tile: int32 ``[R, C]``, from the differences
+    at their ends.
+    """
     steps = torch.zeros(shape[0], shape[1] + 1, dtype=torch.int32, device=row_tiles.device)
     for first, last in spans:
         valid = (last > first).to(torch.int32)
         base = row_tiles * (shape[1] + 1)
         # Integer sums are exact in any order, so that the device may add in any.
-        steps.view(-1).index_add_(0, base + first.clamp(max=shape[1]), valid).index_add_(0, base + last.clamp(max=shape[1]), -valid)
+        steps.view(-1).index_add_(0, base + first.clamp(max=shape[1]), valid).index_add_(
+            0, base + last.clamp(max=shape[1]), -valid
+        )
     return steps.cumsum(1, dtype=torch.int32)[:, :-1]
 
 
 def tiles(intervals: Tensor, row_tile: int, key_tile: int, keys: int | None = None) -> tuple[Tensor, Tensor]:
-    """Which tiles attend in part and which in full: two bool ``[ceil(rows / row_tile), ceil(keys / key_tile)]``, never both true.
+    """Which tiles attend in part and which in full: two bool ``[ceil(rows / row_tile), ceil(keys / key_tile)]``, never
+    both true.
 
-    intervals: int32 ``[rows, 4]``; keys: how many there are, None for as many as rows.  A last tile of fewer than `row_tile` rows is full when its rows
-    attend all its keys; a last tile of fewer than `key_tile` keys is never full, because kernels read beyond its end.
+    intervals: int32 ``[rows, 4]``; keys: how many there are, None for as many as rows.  A last tile of fewer than
+    `row_tile` rows is full when its rows attend all its keys; a last tile of fewer than `key_tile` keys is never full,
+    because kernels read beyond its end.
     """
     rows = intervals.shape[0]
     shape = (-(-rows // row_tile), -(-(rows if keys is None else keys) // key_tile))
@@ -63,7 +75,10 @@ def tiles(intervals: Tensor, row_tile: int, key_tile: int, keys: int | None = No
     if rows % row_tile:
         present[-1].fill_(rows % row_tile)
     empty = [stop <= start for start, stop in pairs]
-    touching = [(torch.where(none, 0, start // key_tile), torch.where(none, 0, (stop + key_tile - 1) // key_tile)) for (start, stop), none in zip(pairs, empty)]
+    touching = [
+        (torch.where(none, 0, start // key_tile), torch.where(none, 0, (stop + key_tile - 1) // key_tile))
+        for (start, stop), none in zip(pairs, empty)
+    ]
     inside = [((start + key_tile - 1) // key_tile, stop // key_tile) for start, stop in pairs]
     full = _covered(inside, row_tiles, shape) == present
     return (_covered(touching, row_tiles, shape) > 0) & ~full, full
@@ -89,11 +104,13 @@ def tile_lists(intervals: Tensor, row_tile: int, key_tile: int, keys: int | None
 def memoised(intervals: Tensor, what: Hashable, build: Callable[[], Any]) -> Any:
     """`build()`, kept for as long as the intervals' memory lives unchanged; what: names what is built.
 
-    Keyed by the storage and not the tensor object: activation recomputation detaches its arguments, which makes new objects of the same memory.
+    Keyed by the storage and not the tensor object: activation recomputation detaches its arguments, which makes new
+    objects of the same memory.
     """
     storage = intervals.untyped_storage()
     key = (storage._cdata, intervals.storage_offset(), intervals.shape, intervals.stride(), what)
-    # The weak reference keeps the storage's address from being given to another one, so that an entry cannot be taken for a later tensor's.
+    # The weak reference keeps the storage's address from being given to another one, so that an entry cannot be taken
+    # for a later tensor's.
     reference, version, value = _built.get(key, (None, -1, None))
     if reference is None or reference.expired() or version != intervals._version:
         for old in [old for old, entry in _built.items() if entry[0].expired()]:

@@ -1,10 +1,13 @@
-"""Forward kernel of interval attention in Triton, and what the backward kernels (`triton_backward_kernels`) share with it.
+"""Forward kernel of interval attention in Triton, and what the backward kernels (`triton_backward_kernels`) share with
+it.
 
-FlashAttention-2 (Dao 2023) over tile lists: a program walks the tiles that its own tile attends in full without any mask code, then those that it attends
-in part.  A head dimension that is no power of two is two chunks of FIRST + SECOND columns (96 as 64 + 32); SECOND is 0 where one chunk does, and the
-second chunk's variables then stand unused.  Softmax is in base 2.
+FlashAttention-2 (Dao 2023) over tile lists: a program walks the tiles that its own tile attends in full without any
+mask code, then those that it attends in part.  A head dimension that is no power of two is two chunks of FIRST + SECOND
+columns (96 as 64 + 32); SECOND is 0 where one chunk does, and the second chunk's variables then stand unused.  Softmax
+is in base 2.
 
-Walks: order ``[R]`` gives the tile of each program, counts ``[R, 2]`` and lists ``[R, 2, width]`` the tiles of the other side, full ones first.
+Walks: order ``[R]`` gives the tile of each program, counts ``[R, 2]`` and lists ``[R, 2, width]`` the tiles of the
+other side, full ones first.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ PARTIAL = tl.constexpr(1)
 
 
 @triton.jit
-def load_rows(base, start, stride, limit, ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BOUNDED: tl.constexpr):
+def load_rows(
+    base, start, stride, limit, ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BOUNDED: tl.constexpr
+):
     """ROWS rows from `start` as two chunks of columns; BOUNDED: rows from `limit` on are zero."""
     row = tl.arange(0, ROWS)
     # Tiles may start beyond 2^31 numbers; within a tile 32 bits do.
@@ -75,10 +80,13 @@ def sees(key, a0, a1, b0, b1):
 
 @triton.jit
 def _forward_walk(
-    acc0, acc1, top, total, q0, q1, k, v, intervals, counts, lists, tile, rows, keys, width, stride_k, stride_v, log_scale,
+    acc0, acc1, top, total, q0, q1, k, v, intervals, counts, lists, tile, rows, keys, width, stride_k, stride_v,
+    log_scale,
     ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the full or the partial tiles of keys: (unscaled output in two chunks, largest score, sum of weights)."""
+    """Online softmax over the full or the partial tiles of keys: (unscaled output in two chunks, largest score, sum of
+    weights).
+    """
     row = tile * ROW_TILE + tl.arange(0, ROW_TILE)
     column = tl.arange(0, KEY_TILE)
     if KIND == PARTIAL:
@@ -94,7 +102,9 @@ def _forward_walk(
         v0, v1 = load_rows(v, start, stride_v, keys, KEY_TILE, FIRST, SECOND, KIND == PARTIAL)
         score = inner_products(tl.zeros([ROW_TILE, KEY_TILE], tl.float32), q0, q1, k0, k1, SECOND)
         if KIND == PARTIAL:
-            score = tl.where(sees(start + column[None, :], a0[:, None], a1[:, None], b0[:, None], b1[:, None]), score, float("-inf"))
+            score = tl.where(
+                sees(start + column[None, :], a0[:, None], a1[:, None], b0[:, None], b1[:, None]), score, float("-inf")
+            )
         # `top` starts finite, so that a row that sees no key of this tile has weights exp2(-inf) = 0.
         higher = tl.maximum(top, tl.max(score, 1) * log_scale)
         weight = tl.exp2(score * log_scale - higher[:, None])
@@ -114,7 +124,8 @@ def forward_kernel(
     stride_q, stride_q_head, stride_k, stride_k_head, stride_v, stride_v_head, stride_out, stride_out_head,
     GROUP: tl.constexpr, ROW_TILE: tl.constexpr, KEY_TILE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query heads, tiles of rows).  Writes out in q's dtype and lse ``[H, rows]`` float32, the log2 of the sum of 2^score.
+    """Grid (query heads, tiles of rows).  Writes out in q's dtype and lse ``[H, rows]`` float32, the log2 of the sum of
+    2^score.
 
     GROUP: query heads that share a key-value head.  scale: positive.
     """
@@ -133,11 +144,13 @@ def forward_kernel(
     top = tl.full([ROW_TILE], -1e30, tl.float32)
     total = tl.zeros([ROW_TILE], tl.float32)
     acc0, acc1, top, total = _forward_walk(
-        acc0, acc1, top, total, q0, q1, k, v, intervals, counts, lists, tile, rows, keys, width, stride_k, stride_v, log_scale,
+        acc0, acc1, top, total, q0, q1, k, v, intervals, counts, lists, tile, rows, keys, width, stride_k, stride_v,
+        log_scale,
         ROW_TILE, KEY_TILE, FIRST, SECOND, FULL,
     )  # fmt: skip
     acc0, acc1, top, total = _forward_walk(
-        acc0, acc1, top, total, q0, q1, k, v, intervals, counts, lists, tile, rows, keys, width, stride_k, stride_v, log_scale,
+        acc0, acc1, top, total, q0, q1, k, v, intervals, counts, lists, tile, rows, keys, width, stride_k, stride_v,
+        log_scale,
         ROW_TILE, KEY_TILE, FIRST, SECOND, PARTIAL,
     )  # fmt: skip
     # Rows from `rows` on have no key; they are computed and not written.

@@ -1,4 +1,6 @@
-"""Is a backend right on this device?  A small mask that crosses tile edges, forward and gradients, against `reference` in float64."""
+"""Is a backend right on this device?  A small mask that crosses tile edges, forward and gradients, against `reference`
+in float64.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from . import attend
 from .rounding import allowances
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""Errors that are always allowed, as a fraction of the largest value: kernels may multiply float32 as products of several shorter numbers."""
+"""Errors that are always allowed, as a fraction of the largest value: kernels may multiply float32 as products of
+several shorter numbers.
+"""
 
 _ROWS = {"flash": 192, "flex": 128}
 """Rows of the largest tiles where they are more than 64."""
@@ -23,15 +27,18 @@ NAMES = ("output", "gradient of q", "gradient of k", "gradient of v")
 
 
 class Errors(NamedTuple):
-    """Largest errors of output and gradients of q, k, v, as fractions of each tensor's largest exact value; with what is allowed."""
+    """Largest errors of output and gradients of q, k, v, as fractions of each tensor's largest exact value; with what
+    is allowed.
+    """
 
     found: list[float]
     allowed: list[float]
 
 
 def mask(backend: str) -> Tensor:
-    """Two packed samples and padding, about 900 to 1,600 rows, with tiles of every kind for the backend's kernels: full, partial, empty, and frames,
-    clips and samples that end inside a tile."""
+    """Two packed samples and padding, about 900 to 1,600 rows, with tiles of every kind for the backend's kernels:
+    full, partial, empty, and frames, clips and samples that end inside a tile.
+    """
     last = -(-2 * _ROWS.get(backend, 64) // 50)
     samples = [layout(training_shape(clips, grid)) for clips, grid in (((1, 5, last), (6, 8)), ((2, 1, 1), (5, 7)))]
     return pack(samples, 443).intervals
@@ -57,20 +64,26 @@ def _sdpa(intervals: Tensor, keys: int, scale: float) -> object:
 
 def _distance(actual: list[Tensor], exact: list[Tensor]) -> list[float]:
     """Not a number counts as infinite."""
-    errors = [float((a.detach().cpu().double() - e).abs().max() / e.abs().max().clamp(min=0.1)) for a, e in zip(actual, exact)]
+    errors = [
+        float((a.detach().cpu().double() - e).abs().max() / e.abs().max().clamp(min=0.1)) for a, e in zip(actual, exact)
+    ]
     return [error if error == error else float("inf") for error in errors]
 
 
 def errors(backend: str, inputs: list[Tensor], intervals: Tensor, deterministic: bool = False) -> Errors:
-    """A backend's errors and what they may be: the largest of `ALLOWED`, of what rounding explains on any processor (`rounding.allowances`), and of twice the
-    errors of torch's attention on the same numbers here, beside the rounding of the result.
+    """A backend's errors and what they may be: the largest of `ALLOWED`, of what rounding explains on any processor
+    (`rounding.allowances`), and of twice the errors of torch's attention on the same numbers here, beside the rounding
+    of the result.
 
-    inputs: q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` and a gradient of the output, on the device and in the precision to try.  intervals ``[Lq, 4]``.
+    inputs: q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` and a gradient of the output, on the device and in the precision
+    to try.  intervals ``[Lq, 4]``.
     """
     scale, keys, dtype = inputs[0].shape[-1] ** -0.5, inputs[1].shape[0], inputs[0].dtype
     doubles, table = [x.detach().cpu().double() for x in inputs], intervals.cpu()
     exact = _results(lambda q, k, v: attend("reference", q, k, v, table, scale), doubles)
-    found = _distance(_results(lambda q, k, v: attend(backend, q, k, v, intervals, scale, deterministic), inputs), exact)
+    found = _distance(
+        _results(lambda q, k, v: attend(backend, q, k, v, intervals, scale, deterministic), inputs), exact
+    )
     rounding = _distance(_results(_sdpa(intervals, keys, scale), inputs), exact)
     allowed = [max(ALLOWED.get(dtype, 0.0), 2 * error + torch.finfo(dtype).eps / 2) for error in rounding]
     if any(error > most for error, most in zip(found, allowed)):
@@ -79,8 +92,17 @@ def errors(backend: str, inputs: list[Tensor], intervals: Tensor, deterministic:
     return Errors(found, allowed)
 
 
-def problem(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, queries_per_key: int = 1, deterministic: bool = False) -> str:
-    """One line that says what is wrong with a backend here, or an empty string.  Raises whatever the backend does when it cannot run."""
+def problem(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    queries_per_key: int = 1,
+    deterministic: bool = False,
+) -> str:
+    """One line that says what is wrong with a backend here, or an empty string.  Raises whatever the backend does when
+    it cannot run.
+    """
     noise, intervals = torch.Generator().manual_seed(0), mask(backend)
     heads = (2 * queries_per_key, 2, 2, 2 * queries_per_key)
     inputs = [torch.randn(len(intervals), count, head_dim, generator=noise).to(device, dtype) for count in heads]
@@ -89,6 +111,8 @@ def problem(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
     if not wrong:
         return ""
     return (
-        f"attention backend {backend} differs from reference on {device} in {dtype} with head dimension {head_dim}: {', '.join(wrong)}; "
-        f"its kernels are wrong here, do not train with them: set attention.backend to another one, and please report this line"
+        f"attention backend {backend} differs from reference on {device} in {dtype} with head dimension "
+        f"{head_dim}: {', '.join(wrong)}; "
+        "its kernels are wrong here, do not train with them: set attention.backend to another one, and "
+        "please report this line"
     )

@@ -1,4 +1,6 @@
-"""Exponential moving average of the weights: float32, sharded like the optimizer's state, in the checkpoint beside it."""
+"""Exponential moving average of the weights: float32, sharded like the optimizer's state, in the
+checkpoint beside it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ PREFIX = "ema"
 class Average:
     """``average = decay * average + (1 - decay) * weights`` after every update, starting from the weights.
 
-    chunks: the model chunks of this rank (without their wrapping); the weights are the optimizer's float32 main parameters.
+    chunks: the model chunks of this rank (without their wrapping); the weights are the optimizer's float32 main
+    parameters.
     """
 
     def __init__(self, chunks: Sequence[nn.Module], optimizer: Any, decay: float) -> None:
@@ -44,11 +47,16 @@ class Average:
     def _places(self) -> dict[nn.Parameter, tuple[Tensor, int, int]]:
         """Model parameter -> (this rank's shard of its average, start and end in the flattened parameter)."""
         number = {id(main): shard for main, shard in zip(self._main(), self.shards)}
-        return {parameter: (number[id(main)], start, end) for parameter, main, start, end in compat.main_shards(self.optimizer)}
+        return {
+            parameter: (number[id(main)], start, end)
+            for parameter, main, start, end in compat.main_shards(self.optimizer)
+        }
 
     @torch.no_grad()
     def sharded(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """The average as entries of a checkpoint.  weights: `load.sharded_weights` of the same chunks; a collective over data parallel ranks."""
+        """The average as entries of a checkpoint.  weights: `load.sharded_weights` of the same chunks; a collective
+        over data parallel ranks.
+        """
         places, group = self._places(), parallel_state.get_data_parallel_group(with_context_parallel=True)
 
         def whole(parameter: nn.Parameter) -> Tensor:
@@ -79,7 +87,10 @@ def average_template(chunks: Sequence[nn.Module], weights: dict[str, Any]) -> di
 
 def _entries(chunks: Sequence[nn.Module], weights: dict[str, Any], value: Any) -> dict[str, Any]:
     return {
-        place: {name: make_sharded_optimizer_tensor(weights[place][name], value(parameter), PREFIX) for name, parameter in chunk.named_parameters()}
+        place: {
+            name: make_sharded_optimizer_tensor(weights[place][name], value(parameter), PREFIX)
+            for name, parameter in chunk.named_parameters()
+        }
         for place, chunk in zip(weights, chunks)
     }
 

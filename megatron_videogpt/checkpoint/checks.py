@@ -1,4 +1,6 @@
-"""What must fit before a run starts from a checkpoint: model, steps, codec, seed, data.  Each is one line, the same on every rank."""
+"""What must fit before a run starts from a checkpoint: model, steps, codec, seed, data.  Each is one line, the same on
+every rank.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ DECIDING = tuple(
 """Options of the data section that decide which sample has which number, and what it is."""
 
 
-WITHOUT_SHAPE = set("position_table_size norm_epsilon rope_theta rope_scaling max_position_embeddings original_max_position_embeddings init_std".split())
+WITHOUT_SHAPE = set(
+    "position_table_size norm_epsilon rope_theta rope_scaling max_position_embeddings "
+    "original_max_position_embeddings init_std".split()
+)
 """Options of the model section that no weight's shape follows from: the position table is computed from its size."""
 
 
@@ -32,7 +37,10 @@ def check_same_model(saved: Saved, config: Config) -> None:
     if saved.config.train.precision != config.train.precision:
         differences.append(f"train.precision is {saved.config.train.precision} there and {config.train.precision} here")
     if differences:
-        raise RunError(f"{saved.path} is a checkpoint of another model: {'; '.join(differences)}; use its config.toml, or another train.output")
+        raise RunError(
+            f"{saved.path} is a checkpoint of another model: {'; '.join(differences)}; use its config.toml, "
+            "or another train.output"
+        )
 
 
 def check_same_shapes(saved: Saved, config: Config) -> None:
@@ -42,16 +50,27 @@ def check_same_shapes(saved: Saved, config: Config) -> None:
     """
     differences = _differences(saved, config, WITHOUT_SHAPE)
     if differences:
-        raise RunError(f"train.init_from = {saved.run}: weights of other shapes: {'; '.join(differences)}; use the [model] section of its config.toml")
-    others = _differences(saved, config, {f.name for f in dataclasses.fields(ModelConfig)} - WITHOUT_SHAPE | {"init_std"})
+        raise RunError(
+            f"train.init_from = {saved.run}: weights of other shapes: {'; '.join(differences)}; use the "
+            "[model] section of its config.toml"
+        )
+    others = _differences(
+        saved, config, {f.name for f in dataclasses.fields(ModelConfig)} - WITHOUT_SHAPE | {"init_std"}
+    )
     if others and is_rank_zero():
         log.warning("train.init_from = %s: %s; the weights start with what is here", saved.run, "; ".join(others))
 
 
 def _differences(saved: Saved, config: Config, ignored: set[str]) -> list[str]:
     # 0 key/value heads stands for as many as there are query heads.
-    there, here = (dataclasses.replace(model, num_query_groups=model.kv_heads) for model in (saved.config.model, config.model))
-    names = [f.name for f in dataclasses.fields(there) if f.name not in ignored and getattr(there, f.name) != getattr(here, f.name)]
+    there, here = (
+        dataclasses.replace(model, num_query_groups=model.kv_heads) for model in (saved.config.model, config.model)
+    )
+    names = [
+        f.name
+        for f in dataclasses.fields(there)
+        if f.name not in ignored and getattr(there, f.name) != getattr(here, f.name)
+    ]
     return [f"model.{name} is {getattr(there, name)} there and {getattr(here, name)} here" for name in names]
 
 
@@ -60,26 +79,32 @@ def check_steps(saved: Saved, config: Config) -> None:
     step = saved.state["step"]
     if step > config.train.steps:
         raise RunError(
-            f"train.steps = {config.train.steps}: {saved.path} is at step {step} already; nothing to do. Use train.steps={step} or more, "
+            f"train.steps = {config.train.steps}: {saved.path} is at step {step} already; nothing to do. Use "
+            f"train.steps={step} or more, "
             f"or start another run from its weights (train.init_from={saved.run} and another train.output)"
         )
 
 
 def check_same_codec(saved: Saved, codec: Codec, group: Any = None) -> None:
-    """Raise RunError when a checkpoint's model was trained on the latents of another codec: its predictions would decode to noise.
+    """Raise RunError when a checkpoint's model was trained on the latents of another codec: its predictions would
+    decode to noise.
 
     One that was converted without its VAE does not say.  A collective: every rank has built a codec of its own.
     """
     fingerprint = saved.state["codec"]
     other = (
-        f"{saved.path} was trained with another {codec.name} codec (fingerprint {fingerprint[:12]}, this one has {codec.fingerprint[:12]}); "
-        "use the codec it was trained with (codec.path, or the release of this package), or train anew in another train.output"
+        f"{saved.path} was trained with another {codec.name} codec (fingerprint {fingerprint[:12]}, this one "
+        f"has {codec.fingerprint[:12]}); "
+        "use the codec it was trained with (codec.path, or the release of this package), or train anew in "
+        "another train.output"
     )
     raise_together(other if fingerprint and fingerprint != codec.fingerprint else "", group, "comparing codecs")
 
 
 def check_resumable(saved: Saved) -> None:
-    """Raise RunError for a checkpoint of weights alone, which `tools/convert_checkpoint.py` makes: there is no optimizer to go on with."""
+    """Raise RunError for a checkpoint of weights alone, which `tools/convert_checkpoint.py` makes: there is no
+    optimizer to go on with.
+    """
     if saved.state.get("weights_only"):
         raise RunError(
             f"{saved.path} holds weights without an optimizer, so training cannot go on in that folder; "
@@ -88,17 +113,22 @@ def check_resumable(saved: Saved) -> None:
 
 
 def check_same_seed(saved: Saved, config: Config) -> None:
-    """Raise RunError when a run would go on with other random numbers: all of them come from the seed and the count of consumed samples."""
+    """Raise RunError when a run would go on with other random numbers: all of them come from the seed and the count of
+    consumed samples.
+    """
     seed = saved.state["seed"]
     if seed != config.train.seed:
         raise RunError(
-            f"train.seed = {config.train.seed}: {saved.path} was saved with seed {seed}, which decides the order of its data; "
-            f"use train.seed={seed}, or start another run from its weights (train.init_from={saved.run} and another train.output)"
+            f"train.seed = {config.train.seed}: {saved.path} was saved with seed {seed}, which decides the "
+            "order of its data; "
+            f"use train.seed={seed}, or start another run from its weights (train.init_from={saved.run} and "
+            "another train.output)"
         )
 
 
 def check_same_data(saved: Saved, config: Config, data: dict[str, Any]) -> None:
-    """Raise RunError when a run would go on with other samples than it was saved with (`run.State.data`); only warn with `data.allow_changed`.
+    """Raise RunError when a run would go on with other samples than it was saved with (`run.State.data`); only warn
+    with `data.allow_changed`.
 
     Checkpoints of earlier releases do not say.
     """
@@ -107,12 +137,19 @@ def check_same_data(saved: Saved, config: Config, data: dict[str, Any]) -> None:
         return
     before = saved.config.data
     options = [name for name in DECIDING if getattr(before, name) != getattr(config.data, name)]
-    changes = [f"data.{name} is {getattr(before, name)} there and {getattr(config.data, name)} here" for name in options]
+    changes = [
+        f"data.{name} is {getattr(before, name)} there and {getattr(config.data, name)} here" for name in options
+    ]
     prints = f"fingerprint {fingerprint[:12]} there, {data['fingerprint'][:12]} here"
-    what = f"since it was saved, {'; '.join(changes) or 'the data set has changed: its files, or how they are cut into samples'} ({prints})"
+    what = (
+        "since it was saved, "
+        f"{'; '.join(changes) or 'the data set has changed: its files, or how they are cut into samples'} "
+        f"({prints})"
+    )
     if not config.data.allow_changed:
         raise RunError(
-            f"{saved.path}: {what}: samples would come twice or not at all; use the data and options of its config.toml, start another run from its weights "
+            f"{saved.path}: {what}: samples would come twice or not at all; use the data and options of its "
+            "config.toml, start another run from its weights "
             f"(train.init_from={saved.run} and another train.output), or go on regardless with data.allow_changed=true"
         )
     if is_rank_zero():
@@ -122,4 +159,7 @@ def check_same_data(saved: Saved, config: Config, data: dict[str, Any]) -> None:
 def check_average(saved: Saved) -> None:
     """Raise RunError for a checkpoint without a moving average of the weights."""
     if not saved.state["ema"]:
-        raise RunError(f"{saved.path} has no moving average of the weights; train with optimizer.ema_decay (for example 0.9999), or use the weights themselves")
+        raise RunError(
+            f"{saved.path} has no moving average of the weights; train with optimizer.ema_decay (for example "
+            "0.9999), or use the weights themselves"
+        )

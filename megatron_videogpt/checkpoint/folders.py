@@ -1,8 +1,10 @@
-"""A run's folder of checkpoints, and how one takes its place in it.  Imports neither torch nor megatron-core: launch scripts ask before a device is there.
+"""A run's folder of checkpoints, and how one takes its place in it.  Imports neither torch nor megatron-core: launch
+scripts ask before a device is there.
 
-Beside complete checkpoints, ``step_00001000``, there may be ones that are being written (``.partial``), that a newer one of the same step is just replacing
-(``.replaced``: it counts until the newer one has its name) and that are being removed (``.removed-1a2b3c4d``).  A process may be killed between any two
-calls to the system: what is complete under a name that counts is whole, and was on the disk before it got that name.
+Beside complete checkpoints, ``step_00001000``, there may be ones that are being written (``.partial``), that a newer
+one of the same step is just replacing (``.replaced``: it counts until the newer one has its name) and that are being
+removed (``.removed-1a2b3c4d``).  A process may be killed between any two calls to the system: what is complete under a
+name that counts is whole, and was on the disk before it got that name.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def step_of(path: Path) -> int:
 
 
 def _entries(run: Path) -> list[tuple[Path, str]]:
-    """Folders beside each other under our own names, each with what is behind the step (nothing for one that is complete)."""
+    """Folders beside each other under our own names, each with what is behind the step (nothing for one that is
+    complete).
+    """
     try:
         names = os.listdir(checkpoint_root(run))
     except (FileNotFoundError, NotADirectoryError):
@@ -64,7 +68,8 @@ def complete_folders(run: Path) -> list[Path]:
     """A run's complete checkpoints, oldest first."""
     steps = sorted({step_of(path) for path, rest in _entries(run) if rest in ("", REPLACED)})
     finals = [checkpoint_root(run) / checkpoint_name(step) for step in steps]
-    # One may be replaced between two looks: the second name has it while the first does not, and afterwards the first again.
+    # One may be replaced between two looks: the second name has it while the first does not, and afterwards the first
+    # again.
     places = [(final, final.with_name(final.name + REPLACED), final) for final in finals]
     return [path for path in (next(filter(_whole, three), None) for three in places) if path is not None]
 
@@ -80,7 +85,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a written checkpoint its name once all of it is on the disk, in place of an older one of that step if there is one.
+    """Give a written checkpoint its name once all of it is on the disk, in place of an older one of that step if there
+    is one.
 
     OSError: the older one still counts.
     """
@@ -103,7 +109,9 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint's folder, out of sight first: half of one must not pass for a checkpoint.  OSError where it cannot be renamed."""
+    """Remove a checkpoint's folder, out of sight first: half of one must not pass for a checkpoint.  OSError where it
+    cannot be renamed.
+    """
     if os.path.lexists(path):
         hidden = path.with_name(f"{checkpoint_name(step_of(path))}{REMOVED}{os.urandom(4).hex()}")
         os.replace(path, hidden)
@@ -111,7 +119,9 @@ def remove(path: Path) -> None:
 
 
 def prune(run: Path, keep: int, keep_every: int) -> None:
-    """Drop all but the newest `keep` checkpoints (0 keeps all) and those of steps that are multiples of `keep_every` (0 for none)."""
+    """Drop all but the newest `keep` checkpoints (0 keeps all) and those of steps that are multiples of `keep_every` (0
+    for none).
+    """
     for path in complete_folders(run)[:-keep] if keep else []:
         if not (keep_every and step_of(path) % keep_every == 0):
             remove(path)

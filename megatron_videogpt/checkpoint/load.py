@@ -1,4 +1,5 @@
-"""Checkpoints into a model and an optimizer, with megatron-core's `dist_checkpointing`: any layout saves, any layout loads.
+"""Checkpoints into a model and an optimizer, with megatron-core's `dist_checkpointing`: any layout saves, any layout
+loads.
 
 megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Face folders are for exchange.
 """
@@ -33,7 +34,9 @@ def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False)
     use_average(chunks, dist_checkpointing.load({"ema": average_template(chunks, weights)}, str(path))["ema"])
 
 
-def load_checkpoint(saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, average: Average | None) -> dict[str, Any]:
+def load_checkpoint(
+    saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, average: Average | None
+) -> dict[str, Any]:
     """Restore a run from a checkpoint of any layout; returns its state.
 
     Where the checkpoint has no average of the weights but the run keeps one, it starts from the loaded weights.
@@ -42,7 +45,10 @@ def load_checkpoint(saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, a
     # The template needs moments to describe, and a fresh torch Adam has none.
     compat.seed_optimizer_state(optimizer)
     weights = sharded_weights(chunks)
-    sharded = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, is_loading=True, metadata=compat.OPTIMIZER_FORMAT)}
+    sharded = {
+        "model": weights,
+        "optimizer": optimizer.sharded_state_dict(weights, is_loading=True, metadata=compat.OPTIMIZER_FORMAT),
+    }
     if average is not None and state["ema"]:
         sharded["ema"] = average_template(chunks, weights)
     loaded = dist_checkpointing.load(sharded, str(saved.path))

@@ -28,22 +28,43 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0
 
 FAILURES = (Exception, CheckpointException)
-"""megatron-core wraps whatever went wrong on any rank (a full disk, a lost mount) in exceptions of several kinds, one of them no Exception."""
+"""megatron-core wraps whatever went wrong on any rank (a full disk, a lost mount) in exceptions of several kinds, one
+of them no Exception.
+"""
 
 
 class Saver:
     """Saves one run.  All methods are collective.
 
-    chunks: the model chunks of this rank (without their wrapping); average: of the weights, or None; codec: its fingerprint; group: of all ranks, for small
-    messages.  Raises RunError on every rank where `checkpoint.async_save` asks for what the installed megatron-core cannot do.
+    chunks: the model chunks of this rank (without their wrapping); average: of the weights, or None; codec: its
+    fingerprint; group: of all ranks, for small messages.  Raises RunError on every rank where `checkpoint.async_save`
+    asks for what the installed megatron-core cannot do.
     """
 
-    def __init__(self, config: Config, chunks: Sequence[nn.Module], optimizer: Any, average: Average | None, codec: str, group: Any = None) -> None:
-        self.config, self.chunks, self.optimizer, self.average, self.codec, self.group = config, chunks, optimizer, average, codec, group
+    def __init__(
+        self,
+        config: Config,
+        chunks: Sequence[nn.Module],
+        optimizer: Any,
+        average: Average | None,
+        codec: str,
+        group: Any = None,
+    ) -> None:
+        self.config, self.chunks, self.optimizer, self.average, self.codec, self.group = (
+            config,
+            chunks,
+            optimizer,
+            average,
+            codec,
+            group,
+        )
         self.run = Path(config.train.output)
         obstacle = compat_saving.background_obstacle() if config.checkpoint.async_save else ""
         if obstacle:
-            obstacle = f"checkpoint.async_save = true: the installed megatron-core cannot save in the background ({obstacle}); use checkpoint.async_save=false"
+            obstacle = (
+                "checkpoint.async_save = true: the installed megatron-core cannot save in the background "
+                f"({obstacle}); use checkpoint.async_save=false"
+            )
         raise_together(obstacle, group, "looking for background saves")
         self.queue: Any = compat_saving.background_calls() if config.checkpoint.async_save else None
         self.writing: tuple[dict[str, Any], Any] | None = None
@@ -51,11 +72,13 @@ class Saver:
             remove_leftovers(self.run)
 
     def save(self, state: dict[str, Any], must: bool, again: bool = False) -> Path | None:
-        """Write a checkpoint of step ``state["step"]``; returns its folder, or None when it is still being written or could not be.
+        """Write a checkpoint of step ``state["step"]``; returns its folder, or None when it is still being written or
+        could not be.
 
-        A failed attempt leaves what was there before and is repeated `checkpoint.retries` times.  After that, a RunError on every rank if `must`,
-        else a warning.  Background saves (`checkpoint.async_save`) are for periodic ones: `must` writes in the foreground, and so does `again`,
-        after a background save that failed, and so do repetitions.
+        A failed attempt leaves what was there before and is repeated `checkpoint.retries` times.  After that, a
+        RunError on every rank if `must`, else a warning.  Background saves (`checkpoint.async_save`) are for periodic
+        ones: `must` writes in the foreground, and so does `again`, after a background save that failed, and so do
+        repetitions.
         """
         self.finish()
         state = {**state, "codec": self.codec, "seed": self.config.train.seed, "ema": self.average is not None}
@@ -70,7 +93,9 @@ class Saver:
         return None
 
     def poll(self) -> bool:
-        """Complete a background save that all ranks have written; returns at once while one is still writing, and True when one failed."""
+        """Complete a background save that all ranks have written; returns at once while one is still writing, and True
+        when one failed.
+        """
         return self._complete(wait=False)
 
     def finish(self) -> bool:
@@ -81,7 +106,9 @@ class Saver:
         return checkpoint_root(self.run) / checkpoint_name(state["step"])
 
     def _agree(self, action: Callable[[], Any], everywhere: bool = True) -> str:
-        """Why `action` failed on some rank (only rank 0 does it unless `everywhere`), the same on every rank; a collective."""
+        """Why `action` failed on some rank (only rank 0 does it unless `everywhere`), the same on every rank; a
+        collective.
+        """
         error = ""
         if everywhere or is_rank_zero():
             try:
@@ -101,7 +128,10 @@ class Saver:
     def _contents(self) -> dict[str, Any]:
         weights = sharded_weights(self.chunks)
         with compat.packed_buckets(self.optimizer):
-            contents = {"model": weights, "optimizer": self.optimizer.sharded_state_dict(weights, metadata=compat.OPTIMIZER_FORMAT)}
+            contents = {
+                "model": weights,
+                "optimizer": self.optimizer.sharded_state_dict(weights, metadata=compat.OPTIMIZER_FORMAT),
+            }
         if self.average is not None:
             contents["ema"] = self.average.sharded(weights)
         return contents
@@ -111,7 +141,9 @@ class Saver:
         request: list[Any] = []
         error = self._agree(lambda: self._prepare(state), everywhere=False)
         if not error:
-            error = self._agree(lambda: request.append(compat_saving.plan_save(self._contents(), str(partial_of(self._folder(state))))))
+            error = self._agree(
+                lambda: request.append(compat_saving.plan_save(self._contents(), str(partial_of(self._folder(state)))))
+            )
         return (request[0] if request else None), error
 
     def _write(self, state: dict[str, Any]) -> str:
@@ -142,7 +174,9 @@ class Saver:
         return bool(error)
 
     def _publish(self, state: dict[str, Any], request: Any, error: str) -> str:
-        """Make a written checkpoint complete and drop old ones, or remove what is left of a failed one; returns the error that stands."""
+        """Make a written checkpoint complete and drop old ones, or remove what is left of a failed one; returns the
+        error that stands.
+        """
         for finish in request.finalize_fns if request is not None else ():
             error = error or self._agree(finish)
         error = error or self._agree(lambda: self._complete_folder(state), everywhere=False)
@@ -178,16 +212,24 @@ class Saver:
         root, before = checkpoint_root(self.run), newest_folder(self.run)
         left = f"the newest complete one is {'still ' + before.name if before else 'none yet'}"
         try:
-            free = f"{shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**20:.1f} MiB"
+            free = (
+                f"{shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**20:.1f} "
+                "MiB"
+            )
         except OSError:
             free = "an unknown number of MiB"
         space = f"{free} of disk space are free and about {self._bytes_needed() / 2**20:.1f} are needed"
         return f"checkpoint of step {state['step']} could not be saved to {root}: {error}; {left}; {space}"
 
     def _bytes_needed(self) -> int:
-        """Rough size of a checkpoint: fp32 main parameters, two moments and the average, and the parameters themselves."""
+        """Rough size of a checkpoint: fp32 main parameters, two moments and the average, and
+        the parameters themselves.
+        """
         states = 12 + 4 * (self.average is not None)
-        return sum(p.numel() * (states + p.element_size()) for chunk in self.chunks for p in chunk.parameters()) * self.config.parallel.model_size
+        return (
+            sum(p.numel() * (states + p.element_size()) for chunk in self.chunks for p in chunk.parameters())
+            * self.config.parallel.model_size
+        )
 
 
 def _root_cause(problem: BaseException) -> str:

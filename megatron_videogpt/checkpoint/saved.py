@@ -1,8 +1,9 @@
 """Which checkpoints a run has, and which of them is meant: rank 0 decides, for all.
 
-A run's folder holds ``checkpoints/step_00001000/``, complete ones only: a checkpoint is written as ``.partial`` and renamed when all of it is on
-the disk, and a run resumes from the newest.  Beside the tensors (weights, optimizer, average of the weights) each has `config.toml` and
-`state.json` (step, consumed samples, pending statistics, seed, fingerprints of codec and data; `weights_only` where there is no optimizer).
+A run's folder holds ``checkpoints/step_00001000/``, complete ones only: a checkpoint is written as ``.partial`` and
+renamed when all of it is on the disk, and a run resumes from the newest.  Beside the tensors (weights, optimizer,
+average of the weights) each has `config.toml` and `state.json` (step, consumed samples, pending statistics, seed,
+fingerprints of codec and data; `weights_only` where there is no optimizer).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ LOOK_AGAIN = (0.0, 0.5, 1.0, 2.0, 3.0, 3.5)
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint as rank 0 read it: its folder, what `state.json` holds, and the resolved configuration it was saved with."""
+    """A complete checkpoint as rank 0 read it: its folder, what `state.json` holds, and the resolved configuration it
+    was saved with.
+    """
 
     path: Path
     state: dict[str, Any]
@@ -40,7 +43,8 @@ class Saved:
 
 
 def find_checkpoint(run: Path, step: int | None = None, group: Any = None) -> Saved:
-    """A run's checkpoint at `step`, or its newest: the one that rank 0 finds; a collective of all ranks (of `group`, if the default one is slow).
+    """A run's checkpoint at `step`, or its newest: the one that rank 0 finds; a collective of all ranks (of `group`, if
+    the default one is slow).
 
     Raises RunError in one line when there is none, and where some ranks do not see it.
     """
@@ -52,7 +56,9 @@ def find_checkpoint(run: Path, step: int | None = None, group: Any = None) -> Sa
         wanted = max(have, default=None) if step is None else step
         if wanted not in have:
             names = ", ".join(path.name for path in have.values()) or "none"
-            raise RunError(f"{run}: no complete checkpoint{'' if step is None else f' of step {step}'}; it has: {names}")
+            raise RunError(
+                f"{run}: no complete checkpoint{'' if step is None else f' of step {step}'}; it has: {names}"
+            )
         return have[wanted]
 
     found = _agreed(choose, group)
@@ -85,11 +91,15 @@ def _read(path: Path) -> Saved:
         return Saved(path, read_state(path), load_config(path / "config.toml"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path}: is damaged ({reason}); move that folder away to go on from the checkpoint before it") from error
+        raise RunError(
+            f"{path}: is damaged ({reason}); move that folder away to go on from the checkpoint before it"
+        ) from error
 
 
 def _unseen(path: Path, files: list[str]) -> str:
-    """What is wrong where a folder does not come to hold `files` here: shared file systems keep old listings for a while."""
+    """What is wrong where a folder does not come to hold `files` here: shared file systems keep old listings for a
+    while.
+    """
     gone = set(files)
     for pause in LOOK_AGAIN:
         time.sleep(pause)
@@ -97,4 +107,7 @@ def _unseen(path: Path, files: list[str]) -> str:
             gone = set(files) - set(os.listdir(path))
         if not gone:
             return ""
-    return f"{path}: {len(gone)} of its {len(files)} files are not seen there; every node needs the same train.output and train.init_from"
+    return (
+        f"{path}: {len(gone)} of its {len(files)} files are not seen there; every node needs the same "
+        "train.output and train.init_from"
+    )

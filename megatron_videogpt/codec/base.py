@@ -28,7 +28,9 @@ class Codec(Protocol):
         ...
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """float [F, 3, H, W] in [-1, 1] -> mean and log-variance (None: deterministic), float32 [f, channels, h, w] on the codec's device."""
+        """float [F, 3, H, W] in [-1, 1] -> mean and log-variance (None: deterministic), float32 [f, channels, h, w] on
+        the codec's device.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -48,7 +50,10 @@ def batched(run: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, li
 
 def check_video(video: Tensor, stride: int) -> None:
     if video.ndim != 4 or video.shape[1] != 3 or video.shape[2] % stride or video.shape[3] % stride or not len(video):
-        raise UserError(f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set data.size_multiple to suit")
+        raise UserError(
+            f"encode: expected [F, 3, H, W] with H and W multiples of {stride}, got {list(video.shape)}; set "
+            "data.size_multiple to suit"
+        )
 
 
 def fingerprint_of(description: str, files: list[Path]) -> str:

@@ -1,4 +1,6 @@
-"""diffusers' VAEs as codecs: from local folders only and from safetensors only; nothing is downloaded and no pickle is read."""
+"""diffusers' VAEs as codecs: from local folders only and from safetensors only; nothing is downloaded and no pickle is
+read.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class KLCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec.decode`."""
         raw = latents / self.scaling + self.shift
-        return batched(lambda z: self.model.decode(z).sample, raw, self.batch_size, next(self.model.parameters())).clamp(-1, 1)
+        return batched(
+            lambda z: self.model.decode(z).sample, raw, self.batch_size, next(self.model.parameters())
+        ).clamp(-1, 1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KLCodec:
         """See `Codec.to`."""
@@ -60,7 +64,8 @@ class KLCodec:
 class WanCodec:
     """diffusers' AutoencoderKLWan: 1 + 4n frames to 1 + n latent frames, (z - latents_mean) / latents_std per channel.
 
-    The model is causal in time and walks over its frames itself, so a video is one call whatever ``codec.batch_size`` is.
+    The model is causal in time and walks over its frames itself, so a video is one call whatever ``codec.batch_size``
+    is.
     """
 
     name = "autoencoder_kl_wan"
@@ -72,7 +77,10 @@ class WanCodec:
         self.temporal_stride = self.geometry.temporal_stride
         for key in ("latents_mean", "latents_std"):
             if len(settings.get(key) or ()) != self.channels:
-                raise UserError(f"codec.path={config.path}: config.json needs {key} with {self.channels} values (one a latent channel)")
+                raise UserError(
+                    f"codec.path={config.path}: config.json needs {key} with {self.channels} values (one a "
+                    "latent channel)"
+                )
         self.mean = torch.tensor(settings["latents_mean"]).view(-1, 1, 1)
         self.std = torch.tensor(settings["latents_std"]).view(-1, 1, 1)
 
@@ -110,7 +118,10 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
     folder = Path(config.path)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"codec.path={config.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never loaded, so convert them first")
+        raise UserError(
+            f"codec.path={config.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never "
+            "loaded, so convert them first"
+        )
     try:
         import diffusers
     except ImportError as error:
@@ -118,10 +129,18 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
     try:
         kind = getattr(diffusers, DIFFUSERS_CLASSES[config.name])
         # diffusers fills missing weights with random numbers and only warns, hence the loading report.
-        model, report = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False)
+        model, report = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} ({one_line(error)})") from error
+        raise UserError(
+            f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} "
+            f"({one_line(error)})"
+        ) from error
     if report["missing_keys"]:
-        raise UserError(f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
+        raise UserError(
+            f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, "
+            f"{sorted(report['missing_keys'])[0]} for one"
+        )
     description = {key: value for key, value in settings.items() if not key.startswith("_")}
     return model.eval().requires_grad_(False), fingerprint_of(json.dumps(description, sort_keys=True), weights)

@@ -13,7 +13,8 @@ class CodecConfig:
 
     name: str = option(
         "tiny",
-        "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan (diffusers AutoencoderKLWan)",
+        "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan "
+        "(diffusers AutoencoderKLWan)",
         choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"),
     )
     path: str = option("", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny")

@@ -18,7 +18,11 @@ def check_codec(report: Report) -> None:
     codec = report.config.codec
     report.check_range("at least 1", lambda v: v >= 1, "codec.batch_size")
     if report.sound("codec.path") and codec.name != "tiny" and not codec.path:
-        report.add("codec.path", f"name a local folder when codec.name is {codec.name}", 'give the VAE\'s folder, or use codec.name="tiny"')
+        report.add(
+            "codec.path",
+            f"name a local folder when codec.name is {codec.name}",
+            'give the VAE\'s folder, or use codec.name="tiny"',
+        )
     _check_frames(report)
 
 
@@ -38,12 +42,19 @@ def _check_frames(report: Report) -> None:
     if data.source == "physics":
         name, unit, why = "data.physics.size", math.lcm(16, cell), " and of 16"
     if report.sound(name) and value_of(config, name) % unit:
-        must = f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size {config.model.patch_size} = {cell}{why}"
+        must = (
+            f"be a multiple of the codec's stride {codec.spatial_stride} * model.patch_size "
+            f"{config.model.patch_size} = {cell}{why}"
+        )
         report.add(name, must, f"use {value_of(config, name) + -value_of(config, name) % unit}")
     source = "data.physics.size" if data.source == "physics" else "data.longest_side"
     if report.sound(source, "model.position_table_size") and side // cell > config.model.position_table_size:
         table = f"model.position_table_size = {config.model.position_table_size}"
-        report.add(source, f"give at most {table} patches of {cell} pixels", f"use at most {cell * config.model.position_table_size}, or a larger table")
+        report.add(
+            source,
+            f"give at most {table} patches of {cell} pixels",
+            f"use at most {cell * config.model.position_table_size}, or a larger table",
+        )
 
 
 for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan"):

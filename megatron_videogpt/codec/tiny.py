@@ -28,7 +28,9 @@ class TinyCodec:
             self.model = TinyAutoencoder(shape).eval().requires_grad_(False)
             self.model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"tiny codec: {weights} or its .json is missing or damaged ({one_line(error)}); reinstall the package") from error
+            raise UserError(
+                f"tiny codec: {weights} or its .json is missing or damaged ({one_line(error)}); reinstall the package"
+            ) from error
         self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
         self.fingerprint = fingerprint_of(json.dumps(shape.to_dict(), sort_keys=True), [weights])
         self.batch_size = batch_size

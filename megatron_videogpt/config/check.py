@@ -1,4 +1,6 @@
-"""Rules on values and between options.  Each problem is one line: option, value, constraint, fix; all are reported together."""
+"""Rules on values and between options.  Each problem is one line: option, value, constraint, fix; all are reported
+together.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ RANGES: tuple[Rule, ...] = (
 
 
 def check_config(config: Config, world_size: int | None) -> None:
-    """Raise `ConfigError` with every broken rule.  world_size: processes of the run; None leaves out the rules that need it."""
+    """Raise `ConfigError` with every broken rule.  world_size: processes of the run; None leaves out the rules that
+    need it.
+    """
     problems = find_problems(config, world_size)
     if problems:
         raise ConfigError(problems)
@@ -86,7 +90,9 @@ def _check_values(report: Report) -> None:
     """Each option on its own: known names and ranges."""
     for option in options(of=report.config):
         value = value_of(report.config, option.name)
-        unknown = [v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices]
+        unknown = [
+            v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices
+        ]
         if unknown:
             report.add(option.name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known")
         if value == () and option.default:
@@ -109,17 +115,32 @@ def _check_model(report: Report) -> None:
     step = math.lcm(4, 2 * model.num_attention_heads)
     if report.sound(width, heads) and model.hidden_size % step:
         near = max(step, model.hidden_size // step * step)
-        must = f"be a multiple of {step}: of 4 (2-D sin-cos table) and of 2 * {heads} (RoPE rotates pairs of a head's channels)"
+        must = (
+            f"be a multiple of {step}: of 4 (2-D sin-cos table) and of 2 * {heads} (RoPE rotates pairs of a "
+            "head's channels)"
+        )
         report.add(width, must, f"use {near}, or another {heads}")
         report.broken.add(width)
     if report.sound(heads, "model.num_query_groups") and model.num_attention_heads % model.kv_heads:
-        report.add("model.num_query_groups", f"divide {heads} = {model.num_attention_heads}", f"use 0 or one of {_divisors(model.num_attention_heads)}")
+        report.add(
+            "model.num_query_groups",
+            f"divide {heads} = {model.num_attention_heads}",
+            f"use 0 or one of {_divisors(model.num_attention_heads)}",
+        )
         report.broken.add("model.num_query_groups")
     if model.rope_scaling and report.sound("model.rope_scaling"):
         _check_rope_scaling(report)
     largest, original = model.max_position_embeddings, model.original_max_position_embeddings
-    if model.rope_scaling and report.sound("model.max_position_embeddings", "model.original_max_position_embeddings") and largest < original:
-        report.add("model.max_position_embeddings", f"be at least model.original_max_position_embeddings = {original}", f"use {original} or more")
+    if (
+        model.rope_scaling
+        and report.sound("model.max_position_embeddings", "model.original_max_position_embeddings")
+        and largest < original
+    ):
+        report.add(
+            "model.max_position_embeddings",
+            f"be at least model.original_max_position_embeddings = {original}",
+            f"use {original} or more",
+        )
 
 
 def _check_rope_scaling(report: Report) -> None:
@@ -128,16 +149,27 @@ def _check_rope_scaling(report: Report) -> None:
     if unknown:
         report.add(name, "have the entries type, long_factor and short_factor only", f"remove {', '.join(unknown)}")
     if model.rope_scaling.get("type") not in ("longrope", "su"):
-        report.add(name, 'have type="longrope" (or "su", its older name)', f"it has type={show(model.rope_scaling.get('type', ''))}")
+        report.add(
+            name,
+            'have type="longrope" (or "su", its older name)',
+            f"it has type={show(model.rope_scaling.get('type', ''))}",
+        )
     if not report.sound("model.hidden_size", "model.num_attention_heads"):
         return
     half = model.head_dim // 2
     for key in ("long_factor", "short_factor"):
         factors = model.rope_scaling.get(key)
         entries = factors if isinstance(factors, (list, tuple)) else ()
-        if len(entries) != half or not all(isinstance(f, (int, float)) and not isinstance(f, bool) and f > 0 for f in entries):
+        if len(entries) != half or not all(
+            isinstance(f, (int, float)) and not isinstance(f, bool) and f > 0 for f in entries
+        ):
             must = f"have {half} positive numbers in {key} (half of a head's channels)"
-            report.add(name, must, f"it has {len(entries)} entries there: copy the list of a Phi-3 config with this head size, or use {{}} for plain RoPE")
+            report.add(
+                name,
+                must,
+                f"it has {len(entries)} entries there: copy the list of a Phi-3 config with this head size, "
+                f"or use {{}} for plain RoPE",
+            )
 
 
 def _check_parallel(report: Report, world_size: int | None) -> None:
@@ -146,11 +178,23 @@ def _check_parallel(report: Report, world_size: int | None) -> None:
     _check_heads(report)
     _check_stages(report)
     if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
-        report.add("parallel.sequence", "be false without tensor parallelism", "use parallel.sequence=false, or parallel.tensor=2 or more")
+        report.add(
+            "parallel.sequence",
+            "be false without tensor parallelism",
+            "use parallel.sequence=false, or parallel.tensor=2 or more",
+        )
     if layout.overlap_param_gather and not layout.overlap_grad_reduce:
-        report.add("parallel.overlap_param_gather", "be false without parallel.overlap_grad_reduce", "turn both off, or both on")
+        report.add(
+            "parallel.overlap_param_gather",
+            "be false without parallel.overlap_grad_reduce",
+            "turn both off, or both on",
+        )
     if layout.recompute_layers and layout.recompute not in ("mlp", "full"):
-        report.add("parallel.recompute_layers", f"be 0 with parallel.recompute={layout.recompute}", "use parallel.recompute=mlp or full to count layers")
+        report.add(
+            "parallel.recompute_layers",
+            f"be 0 with parallel.recompute={layout.recompute}",
+            "use parallel.recompute=mlp or full to count layers",
+        )
     if world_size is not None and report.sound(tensor, context, pipeline):
         _check_world(report, world_size)
 
@@ -169,28 +213,55 @@ def _check_heads(report: Report) -> None:
         return
     groups = model.kv_heads
     if report.sound("model.num_query_groups") and groups % layout.tensor and layout.tensor % groups:
-        report.add(tensor, f"divide model.num_query_groups = {groups} or be a multiple of it", f"use one of {_divisors(groups)}")
+        report.add(
+            tensor,
+            f"divide model.num_query_groups = {groups} or be a multiple of it",
+            f"use one of {_divisors(groups)}",
+        )
     if model.num_attention_heads % (layout.tensor * layout.context):
-        must = f"with parallel.tensor = {layout.tensor} divide {heads} = {model.num_attention_heads} (Ulysses exchanges whole heads)"
+        must = (
+            f"with parallel.tensor = {layout.tensor} divide {heads} = {model.num_attention_heads} (Ulysses "
+            "exchanges whole heads)"
+        )
         report.add(context, must, f"use one of {_divisors(model.num_attention_heads // layout.tensor)}")
         report.broken.add(context)
 
 
 def _check_stages(report: Report) -> None:
     """The decoder's cut into pipeline stages."""
-    config, layers, pipeline, chunks = report.config, "model.num_layers", "parallel.pipeline", "parallel.virtual_pipeline"
+    config, layers, pipeline, chunks = (
+        report.config,
+        "model.num_layers",
+        "parallel.pipeline",
+        "parallel.virtual_pipeline",
+    )
     layout, given = config.parallel, config.parallel.pipeline_layers
     if not report.sound(layers, pipeline, chunks, "parallel.pipeline_layers"):
         return
     if layout.virtual_pipeline > 1 and layout.pipeline == 1:
-        report.add(chunks, "be 1 without pipeline parallelism", "use parallel.pipeline=2 or more, or parallel.virtual_pipeline=1")
+        report.add(
+            chunks,
+            "be 1 without pipeline parallelism",
+            "use parallel.pipeline=2 or more, or parallel.virtual_pipeline=1",
+        )
     elif layout.stages > config.model.num_layers:
-        parts = f"{layers} = {config.model.num_layers} into {pipeline} {layout.pipeline} * {chunks} {layout.virtual_pipeline} = {layout.stages} stages"
-        report.add(pipeline, f"leave every stage a layer, but it cuts {parts}", f"use fewer: at most {config.model.num_layers} stages")
+        parts = (
+            f"{layers} = {config.model.num_layers} into {pipeline} {layout.pipeline} * {chunks} "
+            f"{layout.virtual_pipeline} = {layout.stages} stages"
+        )
+        report.add(
+            pipeline,
+            f"leave every stage a layer, but it cuts {parts}",
+            f"use fewer: at most {config.model.num_layers} stages",
+        )
         report.broken.add(pipeline)
     if given and (len(given) != layout.stages or sum(given) != config.model.num_layers):
-        must = f"have {layout.stages} numbers ({pipeline} * {chunks}) that add up to {layers} = {config.model.num_layers}"
-        report.add("parallel.pipeline_layers", must, f"it has {len(given)} with the sum {sum(given)}; [] spreads the layers")
+        must = (
+            f"have {layout.stages} numbers ({pipeline} * {chunks}) that add up to {layers} = {config.model.num_layers}"
+        )
+        report.add(
+            "parallel.pipeline_layers", must, f"it has {len(given)} with the sum {sum(given)}; [] spreads the layers"
+        )
 
 
 def _check_world(report: Report, world_size: int) -> None:
@@ -207,26 +278,37 @@ def _check_world(report: Report, world_size: int) -> None:
     if not report.sound(batch, micro) or config.data.pack_tokens:
         return
     replicas = dp_size(config, world_size)
-    step, parts = replicas * config.train.micro_batch_size, f"{replicas} data parallel ranks * {micro} {config.train.micro_batch_size}"
+    step, parts = (
+        replicas * config.train.micro_batch_size,
+        f"{replicas} data parallel ranks * {micro} {config.train.micro_batch_size}",
+    )
     if layout.virtual_pipeline > 1:
         # The interleaved schedule works through its micro-batches in groups of one per pipeline rank.
         step, parts = step * layout.pipeline, f"{parts} * parallel.pipeline {layout.pipeline} (interleaved schedule)"
     if config.train.global_batch_size % step:
         near = max(step, config.train.global_batch_size // step * step)
-        report.add(batch, f"be a multiple of {parts} = {step}", f"use {near}, another {micro} or another number of processes")
+        report.add(
+            batch, f"be a multiple of {parts} = {step}", f"use {near}, another {micro} or another number of processes"
+        )
 
 
 def _check_guidance(report: Report) -> None:
     pairs, name = report.config.sample.guidance_schedule, "sample.guidance_schedule"
     starts = [start for start, _ in pairs]
-    if report.sound(name) and (starts != sorted(set(starts)) or not all(0 <= start < 1 and scale >= 0 for start, scale in pairs)):
+    if report.sound(name) and (
+        starts != sorted(set(starts)) or not all(0 <= start < 1 and scale >= 0 for start, scale in pairs)
+    ):
         must = "have pairs [t, scale] with t from 0 to below 1 in ascending order and scales of at least 0"
         report.add(name, must, "use for example [[0.2, 5.0], [0.8, 1.0]]")
 
 
 def _check_rest(report: Report) -> None:
     config = report.config
-    if report.sound("optimizer.lr", "optimizer.min_lr") and config.optimizer.schedule == "cosine" and config.optimizer.min_lr > config.optimizer.lr:
+    if (
+        report.sound("optimizer.lr", "optimizer.min_lr")
+        and config.optimizer.schedule == "cosine"
+        and config.optimizer.min_lr > config.optimizer.lr
+    ):
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
     if report.sound("sample.window", "sample.clips") and config.sample.window <= max(config.sample.clips):
         longest = max(config.sample.clips)
@@ -234,10 +316,22 @@ def _check_rest(report: Report) -> None:
         report.add("sample.window", must, f"use {longest + 1} or more, or shorter clips")
     _check_guidance(report)
     if config.attention.backend in ("flash", "triton", "flex") and config.train.platform in ("cpu", "npu"):
-        report.add("attention.backend", f"not be {config.attention.backend} on train.platform={config.train.platform} (CUDA only)", "use auto or ranged")
+        report.add(
+            "attention.backend",
+            f"not be {config.attention.backend} on train.platform={config.train.platform} (CUDA only)",
+            "use auto or ranged",
+        )
     if config.attention.backend == "flash" and config.attention.deterministic:
-        report.add("attention.deterministic", "be false with attention.backend = flash, which adds gradients in no fixed order", "use attention.backend=triton")
+        report.add(
+            "attention.deterministic",
+            "be false with attention.backend = flash, which adds gradients in no fixed order",
+            "use attention.backend=triton",
+        )
     if not config.train.output:
         report.add("train.output", "name the folder of the run", "use for example runs/first")
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:
-        report.add("logging.wandb", "be false where Weights & Biases is not installed", "pip install wandb, or use logging.wandb=false")
+        report.add(
+            "logging.wandb",
+            "be false where Weights & Biases is not installed",
+            "pip install wandb, or use logging.wandb=false",
+        )

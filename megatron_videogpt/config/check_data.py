@@ -13,16 +13,34 @@ from .schema import Config
 
 
 def missing_paths(config: Config) -> list[str]:
-    """Folders that a run of this configuration reads and that are not there, one line each; remote ones are not looked for."""
-    wanted = [("train.init_from", config.train.init_from, "a checkpoint folder, for example an earlier stage's train.output")]
+    """Folders that a run of this configuration reads and that are not there, one line each; remote ones are not looked
+    for.
+    """
+    wanted = [
+        ("train.init_from", config.train.init_from, "a checkpoint folder, for example an earlier stage's train.output")
+    ]
     if config.data.source != "physics":
-        what = "a folder with video files" if config.data.source == "videos" else "a folder with shards (tools/prepare_videos.py makes them)"
+        what = (
+            "a folder with video files"
+            if config.data.source == "videos"
+            else "a folder with shards (tools/prepare_videos.py makes them)"
+        )
         wanted.append(("data.path", config.data.path, what))
         wanted += [("data.mixture", path, what) for path in config.data.mixture]
     if config.codec.name != "tiny":
-        wanted.append(("codec.path", config.codec.path, 'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"'))
+        wanted.append(
+            (
+                "codec.path",
+                config.codec.path,
+                'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"',
+            )
+        )
     local = [entry for entry in wanted if entry[1] and "://" not in entry[1] and "{" not in entry[1]]
-    gone = [entry for entry in local if not (Path(entry[1]).is_dir() or (entry[1].endswith(".tar") and Path(entry[1]).is_file()))]
+    gone = [
+        entry
+        for entry in local
+        if not (Path(entry[1]).is_dir() or (entry[1].endswith(".tar") and Path(entry[1]).is_file()))
+    ]
     return [f"{name} = {show(path)}: there is no such folder; give {expected}" for name, path, expected in gone]
 
 
@@ -33,9 +51,15 @@ def check_data(report: Report, world_size: int | None) -> None:
         if report.sound(name) and low > high:
             report.add(name, "have its smaller entry first", f"use [{high}, {low}]")
     if report.sound("data.frames", "data.clips") and data.clips[1] > data.frames:
-        report.add("data.clips", f"fit data.frames = {data.frames}", f"use at most {data.frames} clips (every clip has at least one frame)")
+        report.add(
+            "data.clips",
+            f"fit data.frames = {data.frames}",
+            f"use at most {data.frames} clips (every clip has at least one frame)",
+        )
     if report.sound("data.frames", "data.min_frames") and data.min_frames > data.frames:
-        report.add("data.min_frames", f"not exceed data.frames = {data.frames}", "use 0 for samples of data.frames frames only")
+        report.add(
+            "data.min_frames", f"not exceed data.frames = {data.frames}", "use 0 for samples of data.frames frames only"
+        )
     if report.sound("data.source"):
         _check_source(report)
     _check_rows(report, world_size)
@@ -51,20 +75,28 @@ def _check_source(report: Report) -> None:
         _check_paths(report)
     least = math.ceil(data.size_multiple * data.max_aspect)
     if report.sound("data.longest_side", "data.size_multiple", "data.max_aspect") and data.longest_side < least:
-        must = f"be at least data.size_multiple * data.max_aspect = {least} (so that the shorter side is not cropped away)"
+        must = (
+            f"be at least data.size_multiple * data.max_aspect = {least} (so that the shorter side is not cropped away)"
+        )
         report.add("data.longest_side", must, f"use {least} or more, or a smaller data.max_aspect")
     elif report.sound("data.longest_side", "data.size_multiple") and data.longest_side % data.size_multiple:
         near = data.longest_side + -data.longest_side % data.size_multiple
         report.add("data.longest_side", f"be a multiple of data.size_multiple = {data.size_multiple}", f"use {near}")
     if data.decoder != "pyav" and importlib.util.find_spec("torchcodec") is None:
-        report.add("data.decoder", "be pyav where torchcodec is not installed", "pip install torchcodec (it needs FFmpeg's shared libraries), or use pyav")
+        report.add(
+            "data.decoder",
+            "be pyav where torchcodec is not installed",
+            "pip install torchcodec (it needs FFmpeg's shared libraries), or use pyav",
+        )
 
 
 def _check_paths(report: Report) -> None:
     data = report.config.data
     if not data.path and not data.mixture:
         what = "the folder with your videos" if data.source == "videos" else "the folder or URL of your shards"
-        report.add("data.path", f"name a folder when data.source is {data.source}", f"give {what}, or use data.source=physics")
+        report.add(
+            "data.path", f"name a folder when data.source is {data.source}", f"give {what}, or use data.source=physics"
+        )
     if data.path and data.mixture:
         report.add("data.path", 'be "" with data.mixture', "name every data set in one of the two")
     for path, weight in data.mixture.items():
@@ -73,15 +105,26 @@ def _check_paths(report: Report) -> None:
 
 
 def _check_rows(report: Report, world_size: int | None) -> None:
-    """What goes into a row, and the batch against the data parallel ranks (rows of a fixed number of samples are a rule of the layout: `check`)."""
+    """What goes into a row, and the batch against the data parallel ranks (rows of a fixed number of samples are a rule
+    of the layout: `check`).
+    """
     config, data = report.config, report.config.data
     if report.sound("data.cost") and data.cost[1] and not data.cost[0]:
         report.add("data.cost", "have a first number above 0, or be [0, 0]", "use what tools/fit_cost.py prints")
-    if not report.sound("data.pack_tokens", "train.micro_batch_size", "train.global_batch_size") or not data.pack_tokens:
+    if (
+        not report.sound("data.pack_tokens", "train.micro_batch_size", "train.global_batch_size")
+        or not data.pack_tokens
+    ):
         return
     if config.train.micro_batch_size != 1:
-        report.add("train.micro_batch_size", "be 1 with data.pack_tokens, which fills rows by tokens", "use 1, or data.pack_tokens=0")
+        report.add(
+            "train.micro_batch_size",
+            "be 1 with data.pack_tokens, which fills rows by tokens",
+            "use 1, or data.pack_tokens=0",
+        )
     if world_size is not None and report.sound("parallel.tensor", "parallel.context", "parallel.pipeline"):
         replicas = max(1, dp_size(config, world_size))
         if config.train.global_batch_size < replicas:
-            report.add("train.global_batch_size", f"be at least the {replicas} data parallel ranks", f"use {replicas} or more")
+            report.add(
+                "train.global_batch_size", f"be at least the {replicas} data parallel ranks", f"use {replicas} or more"
+            )

@@ -15,8 +15,9 @@ def dp_size(config: Config, world_size: int) -> int:
 def stage_layers(config: Config) -> tuple[int, ...]:
     """Decoder layers of each pipeline stage, PP x VPP numbers in order: stage ``vpp_rank * PP + pp_rank``.
 
-    `parallel.pipeline_layers` where it is given.  Otherwise an even spread, in which the layers that are left over go to the middle stages, the later
-    ones first: the first and last stage carry the embedding and the head, and earlier ranks hold more micro-batches in flight.
+    `parallel.pipeline_layers` where it is given.  Otherwise an even spread, in which the layers that are left over go
+    to the middle stages, the later ones first: the first and last stage carry the embedding and the head, and earlier
+    ranks hold more micro-batches in flight.
     """
     layout = config.parallel
     if layout.pipeline_layers:
@@ -27,7 +28,9 @@ def stage_layers(config: Config) -> tuple[int, ...]:
 
 
 def recomputed_layers(layout: ParallelConfig, layers: Sequence[int]) -> tuple[int, ...]:
-    """Of each model chunk of a pipeline rank with these decoder layers, how many `parallel.recompute_layers` names: earlier chunks first."""
+    """Of each model chunk of a pipeline rank with these decoder layers, how many `parallel.recompute_layers` names:
+    earlier chunks first.
+    """
     if layout.recompute not in ("mlp", "full"):
         return (0,) * len(layers)
     left = layout.recompute_layers or sum(layers)
@@ -39,7 +42,8 @@ def recomputed_layers(layout: ParallelConfig, layers: Sequence[int]) -> tuple[in
 
 
 def scores_rows_only(layout: ParallelConfig) -> bool:
-    """Whether the last layer drops, once it has keys and values of all rows, the rows whose output nobody reads (`model/self_attention.py`).
+    """Whether the last layer drops, once it has keys and values of all rows, the rows whose output nobody reads
+    (`model/self_attention.py`).
 
     Shards of a row would come out of unequal length.
     """

@@ -1,7 +1,8 @@
 """TOML files and `section.option=value` overrides -> `Config`, and back.
 
-A file may start from another one: ``base = "other.toml"`` (relative to the file).  Sections merge option by option; an option that is itself a
-table (`model.rope_scaling`) is replaced whole.  Every mistake of a file and its overrides is reported in one `ConfigError`.
+A file may start from another one: ``base = "other.toml"`` (relative to the file).  Sections merge option by option; an
+option that is itself a table (`model.rope_scaling`) is replaced whole.  Every mistake of a file and its overrides is
+reported in one `ConfigError`.
 """
 
 from __future__ import annotations
@@ -61,12 +62,19 @@ def options(section: type = Config, prefix: str = "", of: Config | None = None) 
 
     of: the configuration whose codec and objective are meant; None for the default ones.
     """
-    kinds = {item.name: _type_of(item, section, None if of is None or prefix else vars(getattr(of, item.name)).get("name")) for item in fields(section)}
+    kinds = {
+        item.name: _type_of(item, section, None if of is None or prefix else vars(getattr(of, item.name)).get("name"))
+        for item in fields(section)
+    }
     for item in sorted(fields(section), key=lambda item: is_dataclass(kinds[item.name])):
         if is_dataclass(kinds[item.name]):
             yield from options(kinds[item.name], f"{prefix}{item.name}.", of)
         else:
-            known = sections.names(prefix[:-1]) if item.name == "name" and prefix[:-1] in sections.KINDS else item.metadata["choices"]
+            known = (
+                sections.names(prefix[:-1])
+                if item.name == "name" and prefix[:-1] in sections.KINDS
+                else item.metadata["choices"]
+            )
             yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
 
 
@@ -77,7 +85,9 @@ def _type_of(item: Field, section: type, name: Any = None) -> Any:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file, apply `overrides` in order.  Raises `ConfigError` with all problems of both; rules that span options: `config.check`."""
+    """Read a TOML file, apply `overrides` in order.  Raises `ConfigError` with all problems of both; rules that span
+    options: `config.check`.
+    """
     config, problems, _ = read_config(path, overrides)
     if problems:
         raise ConfigError(problems)
@@ -85,7 +95,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str], set[str]]:
-    """As `load_config`, but returns what could be read (defaults elsewhere), the problems, and the names of the options they concern.
+    """As `load_config`, but returns what could be read (defaults elsewhere), the problems, and the names of the options
+    they concern.
 
     Raises `ConfigError` only for files that cannot be read at all, where looking at options would be guesswork.
     """
@@ -110,7 +121,9 @@ def config_from_dict(values: dict[str, Any]) -> Config:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["train.steps=5", "data.physics.size=64"]`` -> nested dict.  Values are TOML; what is not TOML is taken as text.  Raises `ConfigError`."""
+    """``["train.steps=5", "data.physics.size=64"]`` -> nested dict.  Values are TOML; what is not TOML is taken as
+    text.  Raises `ConfigError`.
+    """
     pairs, problems = _split_overrides(overrides)
     if problems:
         raise ConfigError(problems)
@@ -126,7 +139,9 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, Any]], l
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or "." not in name or not all(name.split(".")):
-            problems.append(f"{text!r}: an override must look like section.option=value; write for example train.steps=500")
+            problems.append(
+                f"{text!r}: an override must look like section.option=value; write for example train.steps=500"
+            )
         else:
             pairs.append((name, _parse_value(value.strip())))
     return pairs, problems
@@ -153,12 +168,17 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list
     """A file's values over those of its bases, and what was wrong with the files themselves."""
     resolved = path.resolve()
     if resolved in seen:
-        return {}, [f'{path}: base = "..." must not lead back to the same file; the chain is {" -> ".join(p.name for p in (*seen, resolved))}: remove one base']
+        return {}, [
+            f'{path}: base = "..." must not lead back to the same file; the chain is '
+            f"{' -> '.join(p.name for p in (*seen, resolved))}: remove one base"
+        ]
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         used_by = f' (the base of {seen[-1]}; "base" is relative to that file)' if seen else ""
-        return {}, [f"{path}: there is no such configuration file{used_by}; check the path, examples are in examples/videogpt/"]
+        return {}, [
+            f"{path}: there is no such configuration file{used_by}; check the path, examples are in examples/videogpt/"
+        ]
     except (OSError, UnicodeDecodeError) as error:
         return {}, [f"{path}: cannot be read as a text file ({error}); give the path of a .toml file"]
     except tomllib.TOMLDecodeError as error:
@@ -187,20 +207,29 @@ def _build(section: Any, values: dict[str, Any], prefix: str, problems: list[str
     known: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        kind = None if key not in items else _type_of(items[key], section, value.get("name") if isinstance(value, dict) else None)
+        kind = (
+            None
+            if key not in items
+            else _type_of(items[key], section, value.get("name") if isinstance(value, dict) else None)
+        )
         if kind is None:
             problems.append(_unknown(name, value))
         elif is_dataclass(kind):
             if isinstance(value, dict):
                 known[key] = _build(kind, value, f"{name}.", problems, broken)
             else:
-                problems.append(f"{name} = {show(value)}: must be a section with options; write [{name}] and the options below it")
+                problems.append(
+                    f"{name} = {show(value)}: must be a section with options; write [{name}] and the options below it"
+                )
         else:
             try:
                 known[key] = _convert(value, kind)
             except _Wrong as wrong:
                 example = to_toml(default_of(items[key]))
-                problems.append(f"{name} = {show(value)}: must be {wrong}; write for example {name}={example} ({items[key].metadata['help']})")
+                problems.append(
+                    f"{name} = {show(value)}: must be {wrong}; write for example {name}={example} "
+                    f"({items[key].metadata['help']})"
+                )
                 broken.add(name)
     return section(**known)
 
@@ -235,12 +264,18 @@ def _unknown(name: str, value: Any) -> str:
     if isinstance(value, dict):
         sections = sorted({option.name.rpartition(".")[0] for option in options()})
         close = difflib.get_close_matches(name, sections, n=1)
-        return f"[{name}]: there is no such section; " + (f"did you mean [{close[0]}]?" if close else f"the sections are {', '.join(sections)}")
+        return f"[{name}]: there is no such section; " + (
+            f"did you mean [{close[0]}]?" if close else f"the sections are {', '.join(sections)}"
+        )
     names = [option.name for option in options()]
     section, _, leaf = name.rpartition(".")
     siblings = {known.rpartition(".")[2]: known for known in names if known.rpartition(".")[0] == section}
     close = [known for known in names if known.rpartition(".")[2] == leaf]
-    close = close or [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=1)] or difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    close = (
+        close
+        or [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=1)]
+        or difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    )
     if close:
         hint = f"did you mean {' or '.join(close)}?"
     elif siblings:
@@ -265,7 +300,14 @@ def to_toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(to_toml(entry) for entry in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key if re.fullmatch(BARE_KEY, key) else _quote(key)} = {to_toml(entry)}" for key, entry in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{key if re.fullmatch(BARE_KEY, key) else _quote(key)} = {to_toml(entry)}"
+                for key, entry in value.items()
+            )
+            + "}"
+        )
     return _quote(str(value))
 
 

@@ -1,8 +1,8 @@
 """Every option of the trainer, as frozen dataclasses: one class per TOML section.
 
-Field metadata carries the help text (``help``) that `--help`, the documentation and error messages share.
-Derived values are properties, never stored.  Rules that span options live in `config/check.py`.  The sections of codec and objective
-belong to those who bring one: `config/sections.py`.
+Field metadata carries the help text (``help``) that `--help`, the documentation and error messages share. Derived
+values are properties, never stored.  Rules that span options live in `config/check.py`.  The sections of codec and
+objective belong to those who bring one: `config/sections.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class ModelConfig:
     position_table_size: int = option(192, "side S of the 2-D position table: the most patches per side of a frame")
     norm_epsilon: float = option(1e-5, "epsilon of RMSNorm")
     rope_theta: float = option(10000.0, "RoPE base")
-    rope_scaling: dict = option({}, 'long RoPE: {type="longrope", long_factor=[...], short_factor=[...]} as in a Phi-3 config; {} for none')
+    rope_scaling: dict = option(
+        {}, 'long RoPE: {type="longrope", long_factor=[...], short_factor=[...]} as in a Phi-3 config; {} for none'
+    )
     max_position_embeddings: int = option(4096, "as in a Phi-3 config; only long RoPE reads it")
     original_max_position_embeddings: int = option(4096, "as in a Phi-3 config; only long RoPE reads it")
     init_std: float = option(0.02, "standard deviation of initial backbone, embedding and time-network weights")
@@ -50,7 +52,11 @@ class PhysicsConfig:
     """The built-in generator of deterministic rigid-body scenes."""
 
     scenes: tuple[str, ...] = option(SCENES, "scene kinds, drawn uniformly", choices=SCENES)
-    difficulty: int = option(0, "0: fixed palette, one or two bodies, plain background; 1: more bodies, free colours; 2: also textures and free gravity")
+    difficulty: int = option(
+        0,
+        "0: fixed palette, one or two bodies, plain background; 1: more bodies, free colours; 2: also "
+        "textures and free gravity",
+    )
     size: int = option(64, "side of the square frames in pixels; a multiple of 16")
     fps: float = option(24.0, "rendered frames per second of simulated time")
     epoch_scenes: int = option(4096, "scenes per epoch; every epoch draws new ones")
@@ -62,48 +68,84 @@ class DataConfig:
 
     source: str = option(
         "physics",
-        "physics (built-in generator), videos (a folder of files that PyAV reads) or shards (WebDataset tar files of videos or of latents)",
+        "physics (built-in generator), videos (a folder of files that PyAV reads) or shards (WebDataset tar "
+        "files of videos or of latents)",
         choices=("physics", "videos", "shards"),
     )
     path: str = option(
-        "", "videos: folder, searched recursively; shards: folder or fsspec URL (s3://bucket/panda, a braced list shard-{000000..000127}.tar, ...)"
+        "",
+        "videos: folder, searched recursively; shards: folder or fsspec URL (s3://bucket/panda, a braced "
+        "list shard-{000000..000127}.tar, ...)",
     )
-    mixture: dict = option({}, 'several data sets instead of one data.path, with their weights: {"/data/ucf101"=0.2, "s3://bucket/panda"=0.8}')
+    mixture: dict = option(
+        {},
+        'several data sets instead of one data.path, with their weights: {"/data/ucf101"=0.2, "s3://bucket/panda"=0.8}',
+    )
     frames: int = option(16, "frames N per sample")
-    min_frames: int = option(0, "shorter videos give samples of as many frames as they have, but not fewer than this; 0: every sample has data.frames")
-    frame_interval: tuple[int, int] = option((4, 4), "smallest and largest step between used frames, drawn uniformly (a short video limits the largest)")
-    clips: tuple[int, int] = option((16, 16), "smallest and largest number of clips K per sample, drawn uniformly; K-1 distinct cut points, uniform")
+    min_frames: int = option(
+        0,
+        "shorter videos give samples of as many frames as they have, but not fewer than this; 0: every "
+        "sample has data.frames",
+    )
+    frame_interval: tuple[int, int] = option(
+        (4, 4), "smallest and largest step between used frames, drawn uniformly (a short video limits the largest)"
+    )
+    clips: tuple[int, int] = option(
+        (16, 16), "smallest and largest number of clips K per sample, drawn uniformly; K-1 distinct cut points, uniform"
+    )
     longest_side: int = option(320, "longer side of a frame after resizing, in pixels")
     size_multiple: int = option(16, "both sides are cropped (centred) to multiples of this")
     min_side: int = option(128, "videos with a shorter side below this are skipped")
     max_aspect: float = option(4.0, "videos with an aspect ratio above this are skipped")
-    validation_fraction: float = option(0.05, "share of the videos (chosen by a hash of the name, at least one) held out for validation")
-    pack_tokens: int = option(
-        0, "token budget of a row: rows are filled with whole samples and dealt to ranks by cost; 0 puts train.micro_batch_size samples in each, in order"
+    validation_fraction: float = option(
+        0.05, "share of the videos (chosen by a hash of the name, at least one) held out for validation"
     )
-    row_lengths: int = option(64, "distinct row lengths with data.pack_tokens: its multiples of 1/64, for example, to which rows are padded")
-    cost: tuple[float, float] = option((0.0, 0.0), "seconds per token and per attended pair, by which rows are dealt (tools/fit_cost.py); [0, 0] counts FLOPs")
+    pack_tokens: int = option(
+        0,
+        "token budget of a row: rows are filled with whole samples and dealt to ranks by cost; 0 puts "
+        "train.micro_batch_size samples in each, in order",
+    )
+    row_lengths: int = option(
+        64, "distinct row lengths with data.pack_tokens: its multiples of 1/64, for example, to which rows are padded"
+    )
+    cost: tuple[float, float] = option(
+        (0.0, 0.0),
+        "seconds per token and per attended pair, by which rows are dealt (tools/fit_cost.py); [0, 0] counts FLOPs",
+    )
     cost_buckets: int = option(
-        0, "batches of samples of similar cost: so many batches at a time are sorted by cost, cut, and shuffled; 0 keeps the random order (see docs/data.md)"
+        0,
+        "batches of samples of similar cost: so many batches at a time are sorted by cost, cut, and "
+        "shuffled; 0 keeps the random order (see docs/data.md)",
     )
     workers: int = option(2, "reader processes per data parallel rank; 0 reads in the training process")
     prefetch: int = option(2, "steps that are read ahead")
-    worker_timeout: float = option(120.0, "seconds after which a reader that is stuck on one sample is replaced, and the sample rejected")
+    worker_timeout: float = option(
+        120.0, "seconds after which a reader that is stuck on one sample is replaced, and the sample rejected"
+    )
     decoder: str = option(
         "pyav",
-        "pyav, or torchcodec where it is installed; torchcodec-cuda decodes on the GPU (its colours may differ by a level or two)",
+        "pyav, or torchcodec where it is installed; torchcodec-cuda decodes on the GPU (its colours may "
+        "differ by a level or two)",
         choices=("pyav", "torchcodec", "torchcodec-cuda"),
     )
     decode_threads: int = option(1, "threads of one decoder; more than 1 helps when there are fewer readers than cores")
     cache: str = option(
-        "", "folder that keeps what was read from remote storage, and indexes of data sets that cannot be written to; empty: ~/.cache/megatron_videogpt"
+        "",
+        "folder that keeps what was read from remote storage, and indexes of data sets that cannot be "
+        "written to; empty: ~/.cache/megatron_videogpt",
     )
     cache_gb: float = option(20.0, "limit of that folder in 10^9 bytes; the longest unused go first")
     max_bad_fraction: float = option(0.05, "stop when more than this share of the last 1000 samples could not be read")
     max_video_mb: float = option(4096.0, "larger videos are rejected unread (10^6 bytes)")
     max_video_frames: int = option(1_000_000, "longer videos are rejected")
-    max_megapixels: float = option(36.0, "videos with larger pictures are rejected before a picture is decoded (10^6 pixels; 8K has 33)")
-    allow_changed: bool = option(False, "resume although the data set or what samples are made of has changed since; samples may then come twice or not at all")
+    max_megapixels: float = option(
+        36.0, "videos with larger pictures are rejected before a picture is decoded (10^6 pixels; 8K has 33)"
+    )
+    allow_changed: bool = option(
+        False,
+        "resume although the data set or what samples are made of has changed since; samples may then come "
+        "twice or not at all",
+    )
     physics: PhysicsConfig = field(default_factory=PhysicsConfig, metadata={"help": "the built-in generator"})
 
 
@@ -113,12 +155,15 @@ class AttentionConfig:
 
     backend: str = option(
         "auto",
-        "flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), ranged (portable, CPU default), reference (dense oracle) or "
+        "flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), ranged (portable, CPU "
+        "default), reference (dense oracle) or "
         "auto (the first of the first four that works here, checked at start-up)",
         choices=("auto", "flash", "triton", "flex", "ranged", "reference"),
     )
     deterministic: bool = option(
-        False, "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton takes a pass of its own for it"
+        False,
+        "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton "
+        "takes a pass of its own for it",
     )
 
 
@@ -128,21 +173,38 @@ class ParallelConfig:
 
     tensor: int = option(1, "tensor parallel size (TP)")
     sequence: bool = option(False, "sequence parallelism within the tensor parallel group (SP)")
-    context: int = option(1, "context parallel size (CP, Ulysses): tokens are split, heads are exchanged for attention; TP x CP divides the query heads")
+    context: int = option(
+        1,
+        "context parallel size (CP, Ulysses): tokens are split, heads are exchanged for attention; TP x CP "
+        "divides the query heads",
+    )
     pipeline: int = option(1, "pipeline parallel size (PP)")
     virtual_pipeline: int = option(1, "model chunks per pipeline rank (VPP); above 1 runs the interleaved schedule")
-    pipeline_layers: tuple[int, ...] = option((), "decoder layers of each stage, pipeline x virtual_pipeline numbers in order; [] spreads them, ends lighter")
+    pipeline_layers: tuple[int, ...] = option(
+        (), "decoder layers of each stage, pipeline x virtual_pipeline numbers in order; [] spreads them, ends lighter"
+    )
     recompute: str = option(
         "none",
-        "activations computed again in the backward pass: none, selective (norms and SwiGLU products), mlp (selective, and whole feed-forwards), "
+        "activations computed again in the backward pass: none, selective (norms and SwiGLU products), mlp "
+        "(selective, and whole feed-forwards), "
         "full (whole layers) or auto (the least of these that fits the memory, by the estimator)",
         choices=("none", "selective", "mlp", "full", "auto"),
     )
-    recompute_layers: int = option(0, "layers of each pipeline rank whose feed-forward (mlp) or all (full) is recomputed; 0 means every layer")
-    memory_gb: float = option(0.0, "memory of one device in GB (10^9 bytes) that recompute=auto may fill; 0 asks the device")
-    overlap_grad_reduce: bool = option(True, "reduce gradients over data parallel ranks while the backward pass goes on")
-    overlap_param_gather: bool = option(True, "gather updated parameters while the next forward pass goes on; needs overlap_grad_reduce")
-    bucket_size: int = option(0, "parameters that are reduced and gathered together; 0 leaves it to megatron-core (40 million or more)")
+    recompute_layers: int = option(
+        0, "layers of each pipeline rank whose feed-forward (mlp) or all (full) is recomputed; 0 means every layer"
+    )
+    memory_gb: float = option(
+        0.0, "memory of one device in GB (10^9 bytes) that recompute=auto may fill; 0 asks the device"
+    )
+    overlap_grad_reduce: bool = option(
+        True, "reduce gradients over data parallel ranks while the backward pass goes on"
+    )
+    overlap_param_gather: bool = option(
+        True, "gather updated parameters while the next forward pass goes on; needs overlap_grad_reduce"
+    )
+    bucket_size: int = option(
+        0, "parameters that are reduced and gathered together; 0 leaves it to megatron-core (40 million or more)"
+    )
 
     @property
     def model_size(self) -> int:
@@ -173,16 +235,23 @@ class OptimizerConfig:
     weight_decay: float = option(0.1, "decoupled weight decay, of what optimizer.decay says")
     decay: str = option(
         "matrices",
-        "what weight decay acts on: matrices (weights of linear layers and patch projections, hint tokens; norms and biases are exempt) or all (every "
+        "what weight decay acts on: matrices (weights of linear layers and patch projections, hint tokens; "
+        "norms and biases are exempt) or all (every "
         "parameter, as the published Video-GPT code has it)",
         choices=("matrices", "all"),
     )
     clip_grad: float = option(1.0, "largest gradient norm; 0 turns clipping off")
-    ema_decay: float = option(0.0, "decay per step of an exponential moving average of the weights, for example 0.9999; 0 keeps none")
-    spike_factor: float = option(
-        0.0, "skip a step whose gradient norm is above this multiple of the median of the last 50 taken steps; 0 skips only what is not finite"
+    ema_decay: float = option(
+        0.0, "decay per step of an exponential moving average of the weights, for example 0.9999; 0 keeps none"
     )
-    max_skipped: int = option(10, "stop the run after this many skipped steps in a row; those of which no sample could be read do not count")
+    spike_factor: float = option(
+        0.0,
+        "skip a step whose gradient norm is above this multiple of the median of the last 50 taken steps; 0 "
+        "skips only what is not finite",
+    )
+    max_skipped: int = option(
+        10, "stop the run after this many skipped steps in a row; those of which no sample could be read do not count"
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +266,11 @@ class TrainConfig:
     precision: str = option("bf16", "bf16 (with fp32 main parameters) or fp32", choices=("bf16", "fp32"))
     platform: str = option("auto", "auto, cpu, cuda or npu", choices=("auto", "cpu", "cuda", "npu"))
     threads: int = option(0, "CPU threads per process; 0 shares the machine's cores among its processes")
-    gc_every: int = option(50, "steps between collections of Python's garbage, at the same steps on all ranks; 0 leaves it to Python, at any time")
+    gc_every: int = option(
+        50,
+        "steps between collections of Python's garbage, at the same steps on all ranks; 0 leaves it to "
+        "Python, at any time",
+    )
     timeout_minutes: float = option(30.0, "limit of one collective operation before the run is stopped")
     init_from: str = option("", "checkpoint folder whose weights (only) start this run")
 
@@ -210,7 +283,9 @@ class CheckpointConfig:
     keep: int = option(2, "newest checkpoints kept; 0 keeps all")
     keep_every: int = option(0, "also keep every checkpoint whose step is a multiple of this; 0 for none")
     async_save: bool = option(False, "write periodic checkpoints in the background while training goes on")
-    retries: int = option(1, "further attempts at a periodic save that failed, before a warning and going on without it")
+    retries: int = option(
+        1, "further attempts at a periodic save that failed, before a warning and going on without it"
+    )
 
 
 @dataclass(frozen=True)
@@ -220,7 +295,9 @@ class EvalConfig:
     every: int = option(1000, "steps between validations; 0 turns them off")
     samples: int = option(64, "held-out samples per validation loss")
     predict_every: int = option(0, "steps between predicted videos; 0 only at the end of the run")
-    final_scenes: int = option(0, "held-out samples for the pixel error against 'repeat the last frame' after the last step; 0 turns it off")
+    final_scenes: int = option(
+        0, "held-out samples for the pixel error against 'repeat the last frame' after the last step; 0 turns it off"
+    )
 
 
 @dataclass(frozen=True)
@@ -233,13 +310,27 @@ class SampleConfig:
     steps: int = option(50, "Euler steps per clip")
     guidance: float = option(3.0, "history-conditioned classifier-free guidance; 1 turns it off")
     guidance_schedule: tuple[tuple[float, float], ...] = option(
-        (), "other scales from noise level t on (0 noise, 1 data): [[0.2, 5.0], [0.8, 1.0]] guides by 5 from t = 0.2 and not at all from 0.8; [] for one scale"
+        (),
+        "other scales from noise level t on (0 noise, 1 data): [[0.2, 5.0], [0.8, 1.0]] guides by 5 from t = "
+        "0.2 and not at all from 0.8; [] for one scale",
     )
     history_noise: float = option(0.0, "noise mixed into the history from the second clip on, in [0, 1)")
     time_shift: float = option(1.0, "time shifting factor of the noise levels; 1 leaves them even")
-    cache: bool = option(True, "keep keys and values of the history; false computes them again at every step (the same result, several times slower)")
-    cache_dtype: str = option("auto", "dtype of the cache: auto (that of the weights), fp32, bf16 or fp16", choices=("auto", "fp32", "bf16", "fp16"))
-    cache_offload: bool = option(False, "keep the cache in host memory and bring one layer at a time to the device: slower, for windows that do not fit")
+    cache: bool = option(
+        True,
+        "keep keys and values of the history; false computes them again at every step (the same result, "
+        "several times slower)",
+    )
+    cache_dtype: str = option(
+        "auto",
+        "dtype of the cache: auto (that of the weights), fp32, bf16 or fp16",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    cache_offload: bool = option(
+        False,
+        "keep the cache in host memory and bring one layer at a time to the device: slower, for windows that "
+        "do not fit",
+    )
 
 
 @dataclass(frozen=True)
@@ -251,7 +342,9 @@ class LoggingConfig:
     tensorboard: bool = option(True, "write TensorBoard events")
     wandb: bool = option(False, "log to Weights & Biases (needs the wandb extra)")
     wandb_project: str = option("megatron_videogpt", "Weights & Biases project")
-    peak_tflops: float = option(0.0, "peak TFLOP/s of one device for MFU; 0 uses the built-in table where the device is known")
+    peak_tflops: float = option(
+        0.0, "peak TFLOP/s of one device for MFU; 0 uses the built-in table where the device is known"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Sections of a configuration that others own: the options and rules of a codec, or of an objective, under its name.
 
-A module that brings one enters it here when it is imported (`megatron_videogpt/__init__.py` imports those of this package), so that this folder knows none.
+A module that brings one enters it here when it is imported (`megatron_videogpt/__init__.py` imports those of this
+package), so that this folder knows none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ KINDS = ("codec", "objective")
 
 @dataclass(frozen=True)
 class Section:
-    """options: a frozen dataclass with `option`s, `name` among them; rules: adds to a `problems.Report` what is wrong with them."""
+    """options: a frozen dataclass with `option`s, `name` among them; rules: adds to a `problems.Report` what is wrong
+    with them.
+    """
 
     options: type
     rules: Callable[[Any], None]
@@ -25,7 +28,9 @@ _entered: dict[str, dict[str, Section]] = {kind: {} for kind in KINDS}
 
 
 def enter(kind: str, name: str, options: type, rules: Callable[[Any], None]) -> None:
-    """Make a codec or an objective known; the first of a kind is the default.  Raises ValueError where another has its name."""
+    """Make a codec or an objective known; the first of a kind is the default.  Raises ValueError where another has its
+    name.
+    """
     known = _entered[kind].setdefault(name, Section(options, rules))
     if known.options is not options:
         raise ValueError(f"{kind} {name!r} is entered twice: {known.options.__module__} and {options.__module__}")
@@ -48,7 +53,9 @@ def section(kind: str) -> Any:
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its help text and the names it may take (each element, for a list); lists and dicts of TOML become tuples and fresh dicts."""
+    """A dataclass field with its help text and the names it may take (each element, for a list); lists and dicts of
+    TOML become tuples and fresh dicts.
+    """
     metadata = {"help": help, "choices": choices}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)

@@ -96,7 +96,8 @@ def _table(config: Config) -> str:
         f"| {option.name} | `{show(value_of(config, option.name))}` |"
         for option in options()
         if option.name.split(".")[0] in SECTIONS
-        and option.name not in ("codec.path", "data.path", "data.mixture", "data.cache", "train.output", "train.init_from")
+        and option.name
+        not in ("codec.path", "data.path", "data.mixture", "data.cache", "train.output", "train.init_from")
         and (option.name.startswith("model.") or value_of(config, option.name) != value_of(default, option.name))
     ]
     return "\n".join(rows)

@@ -26,16 +26,21 @@ NO_TOKENIZER = (*CARRIED_STARTS, "generation_config.json", "extra.json")
 class Export:
     """What a checkpoint gives, opened; nothing is written yet.
 
-    average: the moving average of the weights; dtype: what floating-point tensors are cast to, None keeps what they have.
-    Raises ValueError in one line when there is no such checkpoint.
+    average: the moving average of the weights; dtype: what floating-point tensors are cast to, None keeps what they
+    have. Raises ValueError in one line when there is no such checkpoint.
     """
 
-    def __init__(self, run: Path, step: int | None = None, average: bool = False, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, run: Path, step: int | None = None, average: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
         saved = find_checkpoint(run, step)
         self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
         self.config: Config = saved.config
         if average and not saved.state["ema"]:
-            raise UserError(f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take --weights trained")
+            raise UserError(
+                f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take "
+                "--weights trained"
+            )
         self.weights = Weights(self.path, self.config.model, average)
         self.side = Side(run) if (run / NAME).is_dir() else None
         # Weights that were trained on are kept as exactly as they were trained; others go back to what they came as.
@@ -90,7 +95,9 @@ class Export:
         def read() -> Tensor:
             axis = position_axis(size, width)
             # The column's half comes first.
-            return torch.cat([axis[None].expand(size, -1, -1), axis[:, None].expand(-1, size, -1)], dim=-1).reshape(1, size * size, width)
+            return torch.cat([axis[None].expand(size, -1, -1), axis[:, None].expand(-1, size, -1)], dim=-1).reshape(
+                1, size * size, width
+            )
 
         return Entry(POSITION_TABLE, (1, size * size, width), torch.float32, read)
 

@@ -1,7 +1,9 @@
-"""A Hugging Face checkpoint folder, opened without trusting it and read one tensor at a time; and writing tensors as safetensors in shards.
+"""A Hugging Face checkpoint folder, opened without trusting it and read one tensor at a time; and writing tensors as
+safetensors in shards.
 
-Nothing is ever unpickled: weights come from safetensors alone.  Links (the Hugging Face cache is made of them) may lead to files of the same folder or of
-its cache's `blobs`; weights, which people keep on other disks, may be links to any regular file.
+Nothing is ever unpickled: weights come from safetensors alone.  Links (the Hugging Face cache is made of them) may lead
+to files of the same folder or of its cache's `blobs`; weights, which people keep on other disks, may be links to any
+regular file.
 """
 
 from __future__ import annotations
@@ -30,7 +32,15 @@ CONFIG_BYTES = 4 * 2**20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CARRIED_NAMES = (
     *TOKENIZER_FILES,
-    *("tokenizer.model", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *(
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    ),
     *("chat_template.json", "chat_template.jinja", "generation_config.json", "extra.json"),
 )
 CARRIED_STARTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
@@ -41,7 +51,9 @@ CARRIED_BYTES = 4 * 2**30
 
 
 class Folder:
-    """A checkpoint folder in the Hugging Face layout (reference README section 7).  Opening raises ValueError, one line, for anything broken or malicious."""
+    """A checkpoint folder in the Hugging Face layout (reference README section 7).  Opening raises ValueError, one
+    line, for anything broken or malicious.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -49,7 +61,9 @@ class Folder:
             raise UserError(f"{self.path}: no such folder; expected a checkpoint folder with config.json and {WEIGHTS}")
         resolved = self.path.resolve()
         # .../models--OWNER--NAME/snapshots/REVISION keeps its files in models--OWNER--NAME/blobs.
-        self._homes = (resolved, resolved.parent.parent / "blobs") if resolved.parent.name == "snapshots" else (resolved,)
+        self._homes = (
+            (resolved, resolved.parent.parent / "blobs") if resolved.parent.name == "snapshots" else (resolved,)
+        )
         self.config: dict[str, Any] = read_object(self.path / "config.json", self._homes, CONFIG_BYTES)
         self._tensors = self._open_shards()
 
@@ -61,13 +75,20 @@ class Folder:
         for name in names:
             for key, place in read_header(self.path / name).items():
                 if key in tensors:
-                    raise UserError(f"{self.path}: tensor {show(key)} is in {tensors[key].path.name} and in {name}; remove the file that does not belong here")
+                    raise UserError(
+                        f"{self.path}: tensor {show(key)} is in {tensors[key].path.name} and in {name}; "
+                        "remove the file that does not belong here"
+                    )
                 if weight_map is not None and weight_map.get(key) != name:
-                    raise UserError(f"{index}: tensor {show(key)} is in {name}, the index names {show(weight_map.get(key))}")
+                    raise UserError(
+                        f"{index}: tensor {show(key)} is in {name}, the index names {show(weight_map.get(key))}"
+                    )
                 tensors[key] = place
         for key in weight_map or ():
             if key not in tensors:
-                raise UserError(f"{index}: names tensor {show(key)} in {(weight_map or {})[key]}, which does not hold it")
+                raise UserError(
+                    f"{index}: names tensor {show(key)} in {(weight_map or {})[key]}, which does not hold it"
+                )
         return tensors
 
     def _weight_map(self, index: Path) -> dict[str, str]:
@@ -75,10 +96,21 @@ class Folder:
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index}: expected weight_map, from tensors to the names of files")
         for key, name in weight_map.items():
-            if not isinstance(name, str) or len(name) > 255 or not PLAIN_NAME.fullmatch(name) or not name.endswith(".safetensors"):
-                raise UserError(f"{index}: tensor {show(key)} is said to be in {show(name)}; expected the plain name of a .safetensors file of this folder")
+            if (
+                not isinstance(name, str)
+                or len(name) > 255
+                or not PLAIN_NAME.fullmatch(name)
+                or not name.endswith(".safetensors")
+            ):
+                raise UserError(
+                    f"{index}: tensor {show(key)} is said to be in {show(name)}; expected the plain name of a "
+                    ".safetensors file of this folder"
+                )
         if WEIGHTS not in weight_map.values() and os.path.lexists(self.path / WEIGHTS):
-            raise UserError(f"{self.path}: holds {WEIGHTS} and an index that does not name it; remove the one that does not belong here")
+            raise UserError(
+                f"{self.path}: holds {WEIGHTS} and an index that does not name it; remove the one that does "
+                "not belong here"
+            )
         return weight_map
 
     def _loose_shards(self) -> list[str]:
@@ -86,20 +118,31 @@ class Folder:
         names = [name for name in present if name.endswith(".safetensors")]
         for name in names:
             if not PLAIN_NAME.fullmatch(name):
-                raise UserError(f"{self.path}: a file is named {show(name)}; rename it with letters, digits, dots and dashes")
+                raise UserError(
+                    f"{self.path}: a file is named {show(name)}; rename it with letters, digits, dots and dashes"
+                )
         if not names:
             pickles = [name for name in present if name.endswith(PICKLES)]
             if pickles:
-                how = "convert them where you trust their origin: load with transformers, save_pretrained(folder, safe_serialization=True)"
-                raise UserError(
-                    f"{self.path}: weights only as pickles ({show(pickles[0])}), which can run code and are never opened; get the safetensors, or {how}"
+                how = (
+                    "convert them where you trust their origin: load with transformers, save_pretrained(folder, "
+                    "safe_serialization=True)"
                 )
-            raise UserError(f"{self.path}: no *.safetensors file; expected a checkpoint folder with config.json and {WEIGHTS}")
+                raise UserError(
+                    f"{self.path}: weights only as pickles ({show(pickles[0])}), which can run code and are "
+                    f"never opened; get the safetensors, or {how}"
+                )
+            raise UserError(
+                f"{self.path}: no *.safetensors file; expected a checkpoint folder with config.json and {WEIGHTS}"
+            )
         return names
 
     def _place(self, key: str) -> Stored:
         if key not in self._tensors:
-            held = f"it holds {len(self._tensors)} tensors, such as {', '.join(show(name) for name in list(self._tensors)[:3])}"
+            held = (
+                f"it holds {len(self._tensors)} tensors, such as "
+                f"{', '.join(show(name) for name in list(self._tensors)[:3])}"
+            )
             raise UserError(f"{self.path}: tensor {key} is missing from the checkpoint; {held}")
         return self._tensors[key]
 
@@ -129,27 +172,44 @@ class Folder:
         tables = [self.shape(key)[0] for key in TEXT_TABLES if key in self._tensors and self.shape(key)]
         stated = self.config.get("vocab_size")
         vocabulary = tables[0] if tables else stated if type(stated) is int and stated > 0 else None
-        files = [(name, self.read_json(name)) for name in (*TOKENIZER_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES))]
-        return find_hint_ids(self.config, [(name, content) for name, content in files if content is not None], vocabulary, self.path)
+        files = [
+            (name, self.read_json(name))
+            for name in (*TOKENIZER_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES))
+        ]
+        return find_hint_ids(
+            self.config, [(name, content) for name, content in files if content is not None], vocabulary, self.path
+        )
 
     def hint_ids(self) -> tuple[int, int, int] | None:
-        """Rows of `<|diffusion|>`, `<img>`, `</img>` in the text table, or None where nothing names them.  ValueError for contradictions and impossible ids."""
+        """Rows of `<|diffusion|>`, `<img>`, `</img>` in the text table, or None where nothing names them.  ValueError
+        for contradictions and impossible ids.
+        """
         return self._hint_ids
 
     def carried(self) -> list[Path]:
         """Files, relative to the folder, that travel along with converted weights: tokenizer, VAE, licences.
 
-        No code, no pickles, no hidden files.  ValueError for a link that leads out of the folder and its cache (copying it would give away a file of yours),
-        for a link to a folder, and for more than `CARRIED_FILES` files or `CARRIED_BYTES` bytes.
+        No code, no pickles, no hidden files.  ValueError for a link that leads out of the folder and its cache (copying
+        it would give away a file of yours), for a link to a folder, and for more than `CARRIED_FILES` files or
+        `CARRIED_BYTES` bytes.
         """
-        found = [Path(name) for name in sorted(os.listdir(self.path)) if name in CARRIED_NAMES or (name.startswith(CARRIED_STARTS) and _carriable(name))]
+        found = [
+            Path(name)
+            for name in sorted(os.listdir(self.path))
+            if name in CARRIED_NAMES or (name.startswith(CARRIED_STARTS) and _carriable(name))
+        ]
         for part in CARRIED_FOLDERS:
             found += self._walk(Path(part))
         if len(found) > CARRIED_FILES:
-            raise UserError(f"{self.path}: more than {CARRIED_FILES} files in {' and '.join(CARRIED_FOLDERS)}; remove what does not belong there")
+            raise UserError(
+                f"{self.path}: more than {CARRIED_FILES} files in {' and '.join(CARRIED_FOLDERS)}; remove "
+                "what does not belong there"
+            )
         size = sum(real_file(self.path / name, self._homes).stat().st_size for name in found)
         if size > CARRIED_BYTES:
-            raise UserError(f"{self.path}: its tokenizer and VAE files take {size} bytes; at most {CARRIED_BYTES} travel along")
+            raise UserError(
+                f"{self.path}: its tokenizer and VAE files take {size} bytes; at most {CARRIED_BYTES} travel along"
+            )
         return found
 
     def _walk(self, part: Path) -> list[Path]:
@@ -166,14 +226,20 @@ class Folder:
                 if name.startswith("."):
                     continue
                 if not PLAIN_NAME.fullmatch(name):
-                    raise UserError(f"{self.path / folder}: a file is named {show(name)}; rename it with letters, digits, dots and dashes")
+                    raise UserError(
+                        f"{self.path / folder}: a file is named {show(name)}; rename it with letters, digits, "
+                        "dots and dashes"
+                    )
                 inner = self.path / folder / name
                 if inner.is_dir():
                     waiting.append(folder / name)
                 elif _carriable(name):
                     found.append(folder / name)
                 if len(found) + len(waiting) > CARRIED_FILES:
-                    raise UserError(f"{self.path / part}: more than {CARRIED_FILES} files and folders; remove what does not belong there")
+                    raise UserError(
+                        f"{self.path / part}: more than {CARRIED_FILES} files and folders; remove what does "
+                        "not belong there"
+                    )
         return found
 
 
@@ -196,20 +262,28 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(folder: Path, entries: Sequence[Entry], max_bytes: int, progress: Callable[[int], None] | None = None) -> list[Path]:
+def write_tensors(
+    folder: Path, entries: Sequence[Entry], max_bytes: int, progress: Callable[[int], None] | None = None
+) -> list[Path]:
     """Write tensors as safetensors, in memory for one of them, and return the files.
 
-    Files are filled in the entries' order up to ``max_bytes`` of tensors (one tensor may exceed it), named as transformers names them; several get an index.
-    ``progress`` is called after each tensor with its bytes.  On an error (a full disk, say) what was written is removed; an existing file is an error.
+    Files are filled in the entries' order up to ``max_bytes`` of tensors (one tensor may exceed it), named as
+    transformers names them; several get an index. ``progress`` is called after each tensor with its bytes.  On an error
+    (a full disk, say) what was written is removed; an existing file is an error.
     """
-    assert len({entry.key for entry in entries}) == len(entries) and all(entry.dtype in DTYPES.values() for entry in entries)
+    assert len({entry.key for entry in entries}) == len(entries) and all(
+        entry.dtype in DTYPES.values() for entry in entries
+    )
     groups: list[list[Entry]] = [[]]
     for entry in entries:
         if groups[-1] and sum(item.size for item in groups[-1]) + entry.size > max_bytes:
             groups.append([])
         groups[-1].append(entry)
     one = len(groups) == 1
-    paths = [folder / (WEIGHTS if one else f"model-{number:05d}-of-{len(groups):05d}.safetensors") for number in range(1, len(groups) + 1)]
+    paths = [
+        folder / (WEIGHTS if one else f"model-{number:05d}-of-{len(groups):05d}.safetensors")
+        for number in range(1, len(groups) + 1)
+    ]
     written: list[Path] = []
     try:
         for path, group in zip(paths, groups):
@@ -237,14 +311,20 @@ def _write_file(file: Any, entries: Sequence[Entry], progress: Callable[[int], N
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in ordered:
-        header[entry.key] = {"dtype": names[entry.dtype], "shape": list(entry.shape), "data_offsets": [end, end + entry.size]}
+        header[entry.key] = {
+            "dtype": names[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + entry.size],
+        }
         end += entry.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for entry in ordered:
         value = entry.read()
-        assert tuple(value.shape) == tuple(entry.shape) and value.dtype == entry.dtype, f"{entry.key}: {tuple(value.shape)} {value.dtype}, announced {entry}"
+        assert tuple(value.shape) == tuple(entry.shape) and value.dtype == entry.dtype, (
+            f"{entry.key}: {tuple(value.shape)} {value.dtype}, announced {entry}"
+        )
         file.write(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         if progress is not None:
             progress(entry.size)

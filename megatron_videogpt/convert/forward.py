@@ -1,7 +1,8 @@
-"""One prediction of a run's megatron-core model and of the stand-alone model of a folder, on the same random input, to be compared.
+"""One prediction of a run's megatron-core model and of the stand-alone model of a folder, on the same random input, to
+be compared.
 
-Both compute in float32, which holds bf16 weights exactly: in bf16, roundings alone set two sound models apart, by 4% of the largest value with 8 layers
-of spread weights and by 26% with 32.
+Both compute in float32, which holds bf16 weights exactly: in bf16, roundings alone set two sound models apart, by 4% of
+the largest value with 8 layers of spread weights and by 26% with 32.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ CLIPS, GRID = (2, 1, 2), (2, 3)
 
 
 def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents ``[N, C, h, w]``, clean ones ``[M, C, h, w]`` and timesteps ``[N]`` of `CLIPS` in the training layout."""
+    """Noisy latents ``[N, C, h, w]``, clean ones ``[M, C, h, w]`` and timesteps ``[N]`` of `CLIPS` in the training
+    layout.
+    """
     draws = torch.Generator().manual_seed(seed)
     size = channels, GRID[0] * model.patch_size, GRID[1] * model.patch_size
     count = sum(CLIPS)
@@ -71,8 +74,12 @@ def of_folder(folder: Path, hint_ids: tuple[int, int, int]) -> Tensor:
 
 
 def relative_error(ours: Tensor, other: Tensor) -> float:
-    """Largest deviation as a fraction of the largest value; ValueError for predictions that are all zero, which say nothing."""
+    """Largest deviation as a fraction of the largest value; ValueError for predictions that are all zero, which say
+    nothing.
+    """
     largest = float(other.abs().max())
     if not largest > 0:
-        raise UserError("--verify: the model predicts nothing but zeros, as one that was never trained does; leave out --verify")
+        raise UserError(
+            "--verify: the model predicts nothing but zeros, as one that was never trained does; leave out --verify"
+        )
     return float((ours - other).abs().max()) / largest

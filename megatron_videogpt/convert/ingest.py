@@ -1,4 +1,5 @@
-"""A Hugging Face folder as a training run: its weights as a megatron-core checkpoint of a chosen layout, everything else beside them.
+"""A Hugging Face folder as a training run: its weights as a megatron-core checkpoint of a chosen layout, everything
+else beside them.
 
 Folders in the released layout, and stock Phi-3 ones, whose backbone is taken while the video parts start afresh.
 """
@@ -35,7 +36,9 @@ else:
 UNUSED = (EMBED_TOKENS, POSITION_TABLE, "lm_head.weight")
 """Keys that folders have and the model has no parameter for: they travel along."""
 STOCK = ("llm.", "model.")
-"""Prefix of the backbone's keys in the released layout, and in a stock Phi-3 folder, which has nothing else of the model."""
+"""Prefix of the backbone's keys in the released layout, and in a stock Phi-3 folder, which has nothing else of the
+model.
+"""
 STOCK_HINT_IDS = (32011, 32012, 32013)
 """Rows of stock Phi-3-mini's text table that its tokenizer leaves free (reference README section 11)."""
 STOCK_CHANNELS, STOCK_PATCH, STOCK_TABLE = 4, 2, 192
@@ -50,7 +53,9 @@ TRAINING = "videogpt_config.toml"
 def is_stock(folder: Folder) -> bool:
     """Whether a folder holds a stock Phi-3 model, by its keys."""
     keys = folder.keys()
-    return not any(key.startswith((STOCK[0], "x_embedder.")) for key in keys) and any(key.startswith(f"{STOCK[1]}layers.") for key in keys)
+    return not any(key.startswith((STOCK[0], "x_embedder.")) for key in keys) and any(
+        key.startswith(f"{STOCK[1]}layers.") for key in keys
+    )
 
 
 def folder_key(key: str, stock: bool) -> str | None:
@@ -61,9 +66,11 @@ def folder_key(key: str, stock: bool) -> str | None:
 
 
 def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: bool) -> list[str]:
-    """Hold a folder's tensors against a model; returns the released keys of those that have no parameter, the text table among them.
+    """Hold a folder's tensors against a model; returns the released keys of those that have no parameter, the text
+    table among them.
 
-    ValueError that lists what is missing, what has another shape or type, and, unless `allow_extra`, what is there beside it (the first 20 of all).
+    ValueError that lists what is missing, what has another shape or type, and, unless `allow_extra`, what is there
+    beside it (the first 20 of all).
     """
     stock, held = is_stock(folder), set(folder.keys())
     problems, known = [], set()
@@ -83,14 +90,20 @@ def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: b
         elif folder.dtype(key) not in (torch.float32, torch.bfloat16, torch.float16):
             problems.append(f"{key} is {folder.dtype(key)} and not float32, bfloat16 or float16")
     if POSITION_TABLE in held and folder.shape(POSITION_TABLE) != (1, model.position_table_size**2, model.hidden_size):
-        problems.append(f"{POSITION_TABLE} has shape {list(folder.shape(POSITION_TABLE))} and not {[1, model.position_table_size**2, model.hidden_size]}")
+        problems.append(
+            f"{POSITION_TABLE} has shape {list(folder.shape(POSITION_TABLE))} and not "
+            f"{[1, model.position_table_size**2, model.hidden_size]}"
+        )
     unused = [key for key in UNUSED if folder_key(key, stock) in held]
     extra = sorted(held - known - {folder_key(key, stock) for key in UNUSED})
     if not allow_extra:
         problems += [f"{key} belongs to nothing (--allow-extra carries it along)" for key in extra]
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(f"{folder.path}: {len(problems)} tensors do not fit the model of its config.json: {'; '.join(problems[:SHOWN])}{more}")
+        raise UserError(
+            f"{folder.path}: {len(problems)} tensors do not fit the model of its config.json: "
+            f"{'; '.join(problems[:SHOWN])}{more}"
+        )
     return unused + extra
 
 
@@ -98,8 +111,8 @@ def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: b
 class Source:
     """A folder as what fills a model.
 
-    places: the folder's key of every tensor that is taken, by its released key; side: those without a parameter; stock: a Phi-3 folder;
-    dtype: what tensors are cast to, None keeps each one's own.
+    places: the folder's key of every tensor that is taken, by its released key; side: those without a parameter; stock:
+    a Phi-3 folder; dtype: what tensors are cast to, None keeps each one's own.
     """
 
     folder: Folder
@@ -112,7 +125,9 @@ class Source:
     dtype: torch.dtype | None
 
     def stored(self, key: str) -> torch.dtype:
-        """The dtype a released tensor keeps: the folder's, or the one asked for; what starts afresh has the checkpoint's."""
+        """The dtype a released tensor keeps: the folder's, or the one asked for; what starts afresh has the
+        checkpoint's.
+        """
         if key not in self.places:
             return self.checkpoint_dtype
         own = self.folder.dtype(self.places[key])
@@ -126,7 +141,9 @@ class Source:
         return torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
 
     def tensor(self, entry: Parameter) -> Tensor:
-        """A parameter in released layout and kept dtype; of the text table the three hint rows.  A stock folder's video parts start afresh."""
+        """A parameter in released layout and kept dtype; of the text table the three hint rows.  A stock folder's video
+        parts start afresh.
+        """
         if entry.hf not in self.places or (self.stock and entry.hf == EMBED_TOKENS):
             return initial(entry, self.model, self.channels, SEED).to(self.stored(entry.hf))
         value = self.folder.tensor(self.places[entry.hf])
@@ -137,14 +154,18 @@ class Source:
 
         def entry(key: str) -> Entry:
             place = self.places[key]
-            return Entry(key, self.folder.shape(place), self.stored(key), lambda: self.folder.tensor(place).to(self.stored(key)))
+            return Entry(
+                key, self.folder.shape(place), self.stored(key), lambda: self.folder.tensor(place).to(self.stored(key))
+            )
 
         return [entry(key) for key in self.side]
 
     def bytes(self) -> tuple[int, int]:
         """Of the parameters, and of the tensors that travel along."""
         shapes = ((entry.hf, hf_shape(entry, self.model, self.channels)) for entry in parameters(self.model))
-        return sum(math.prod(shape) * self.stored(key).itemsize for key, shape in shapes), sum(entry.size for entry in self.side_entries())
+        return sum(math.prod(shape) * self.stored(key).itemsize for key, shape in shapes), sum(
+            entry.size for entry in self.side_entries()
+        )
 
     def dtypes(self) -> dict[str, str]:
         """Names of all released tensors' dtypes, for `released.json`."""
@@ -152,7 +173,9 @@ class Source:
         return {key: str(self.stored(key)).removeprefix("torch.") for key in keys}
 
 
-def open_source(folder: Folder, codec: CodecConfig, hint_ids: tuple[int, ...] | None, dtype: torch.dtype | None, allow_extra: bool) -> Source:
+def open_source(
+    folder: Folder, codec: CodecConfig, hint_ids: tuple[int, ...] | None, dtype: torch.dtype | None, allow_extra: bool
+) -> Source:
     """Everything about a folder that has to be right before work starts; ValueError in one line."""
     stock = is_stock(folder)
     known = codec.name == "tiny" or bool(codec.path)
@@ -163,12 +186,17 @@ def open_source(folder: Folder, codec: CodecConfig, hint_ids: tuple[int, ...] | 
         model, channels = sizes_of(folder)
         theirs = codec_geometry(codec).channels if known else channels
         if theirs != channels:
-            raise UserError(f"{folder.path}: a model of {channels} latent channels, but its codec {codec.name} has {theirs}; give the right one with --vae")
+            raise UserError(
+                f"{folder.path}: a model of {channels} latent channels, but its codec {codec.name} has "
+                f"{theirs}; give the right one with --vae"
+            )
     side = check_keys(folder, model, channels, allow_extra)
     table = folder_key(EMBED_TOKENS, stock)
     assert table is not None
     ids = find_hints(folder, hint_ids, stock, folder.shape(table)[0])
-    taken = {entry.hf: folder_key(entry.hf, stock) for entry in parameters(model)} | {key: folder_key(key, stock) if key in UNUSED else key for key in side}
+    taken = {entry.hf: folder_key(entry.hf, stock) for entry in parameters(model)} | {
+        key: folder_key(key, stock) if key in UNUSED else key for key in side
+    }
     places = {key: place for key, place in taken.items() if place is not None}
     return Source(folder, model, channels, ids, places, tuple(side), stock, dtype)
 
@@ -177,7 +205,10 @@ def find_hints(folder: Folder, asked: tuple[int, ...] | None, stock: bool, vocab
     """Rows of the hint tokens: those asked for, those the folder names, or free ones of a stock tokenizer."""
     if asked is not None:
         if len(set(asked)) != 3 or not all(0 <= number < vocabulary for number in asked):
-            raise UserError(f"--hint-ids {','.join(map(str, asked))}: expected three different rows of the text table, 0 to {vocabulary - 1}")
+            raise UserError(
+                f"--hint-ids {','.join(map(str, asked))}: expected three different rows of the text table, 0 "
+                f"to {vocabulary - 1}"
+            )
         return asked[0], asked[1], asked[2]
     found = folder.hint_ids()
     if found is None and stock:
@@ -185,16 +216,25 @@ def find_hints(folder: Folder, asked: tuple[int, ...] | None, stock: bool, vocab
         if taken and max(STOCK_HINT_IDS) < vocabulary and not taken & set(STOCK_HINT_IDS):
             return STOCK_HINT_IDS
     if found is None:
-        free = f" and rows {', '.join(map(str, STOCK_HINT_IDS))} of the text table are not known to be free" if stock else ""
+        free = (
+            f" and rows {', '.join(map(str, STOCK_HINT_IDS))} of the text table are not known to be free"
+            if stock
+            else ""
+        )
         raise UserError(
-            f"{folder.path}: neither its tokenizer nor its config.json names <|diffusion|>, <img> and </img>{free}; give their ids: --hint-ids a,b,c"
+            f"{folder.path}: neither its tokenizer nor its config.json names <|diffusion|>, <img> and "
+            f"</img>{free}; give their ids: --hint-ids a,b,c"
         )
     return found
 
 
 def _tokens(folder: Folder) -> set[int]:
     """Ids that a folder's tokenizer uses; empty where it has no tokenizer.json, which alone lists all of them."""
-    present = [path for path in folder.carried() if path.name in TOKENIZER_FILES and path.parent in (Path("."), Path("tokenizer"))]
+    present = [
+        path
+        for path in folder.carried()
+        if path.name in TOKENIZER_FILES and path.parent in (Path("."), Path("tokenizer"))
+    ]
     taken: set[int] = set()
     if not any(path.name == "tokenizer.json" for path in present):
         return taken
@@ -205,14 +245,24 @@ def _tokens(folder: Folder) -> set[int]:
         for numbers in (content, vocabulary if isinstance(vocabulary, dict) else {}):
             taken |= {number for number in numbers.values() if type(number) is int}
         added = content.get("added_tokens")
-        taken |= {token["id"] for token in (added if isinstance(added, list) else []) if isinstance(token, dict) and type(token.get("id")) is int}
+        taken |= {
+            token["id"]
+            for token in (added if isinstance(added, list) else [])
+            if isinstance(token, dict) and type(token.get("id")) is int
+        }
         decoder = content.get("added_tokens_decoder")
-        taken |= {int(number) for number in (decoder if isinstance(decoder, dict) else {}) if re.fullmatch("[0-9]{1,9}", number)}
+        taken |= {
+            int(number)
+            for number in (decoder if isinstance(decoder, dict) else {})
+            if re.fullmatch("[0-9]{1,9}", number)
+        }
     return taken
 
 
 def codec_of(vae: Path | None, name: str = "") -> CodecConfig:
-    """The codec section for a VAE folder of the kinds that exported folders hold; without one, of a codec that is not known yet (an empty path)."""
+    """The codec section for a VAE folder of the kinds that exported folders hold; without one, of a codec that is not
+    known yet (an empty path).
+    """
     if vae is None:
         return CodecConfig(name=name or "autoencoder_kl")
     kind = read_object(vae / "config.json").get("_class_name")
@@ -233,7 +283,9 @@ def _check_tiny(vae: Path) -> None:
     held = read_header(theirs)
     same = held.keys() == ours.keys() and all(_same(held[key], ours[key]) for key in ours)
     if not same:
-        raise UserError(f"{theirs}: another tiny codec than this release's; use the release of this package that wrote it")
+        raise UserError(
+            f"{theirs}: another tiny codec than this release's; use the release of this package that wrote it"
+        )
 
 
 def _same(one: Stored, other: Stored) -> bool:
@@ -241,8 +293,9 @@ def _same(one: Stored, other: Stored) -> bool:
 
 
 def folder_config(folder: Path, codec: CodecConfig | None = None) -> Config:
-    """The whole configuration for a folder: the one it was trained with where it says (`videogpt_config.toml`), defaults elsewhere, with the model of
-    config.json and the codec of vae/."""
+    """The whole configuration for a folder: the one it was trained with where it says (`videogpt_config.toml`),
+    defaults elsewhere, with the model of config.json and the codec of vae/.
+    """
     opened = Folder(folder)
     config = training_config(opened)
     vae = folder / "vae"
@@ -253,7 +306,9 @@ def folder_config(folder: Path, codec: CodecConfig | None = None) -> Config:
         model, _ = sizes_of(opened)
     # Heads in one group each is what 0 stands for.
     groups = 0 if model.num_query_groups == model.num_attention_heads else model.num_query_groups
-    return replace(config, model=replace(model, num_query_groups=groups), codec=replace(found, batch_size=config.codec.batch_size))
+    return replace(
+        config, model=replace(model, num_query_groups=groups), codec=replace(found, batch_size=config.codec.batch_size)
+    )
 
 
 def training_config(folder: Folder) -> Config:
@@ -269,6 +324,13 @@ def training_config(folder: Folder) -> Config:
 
 
 def without_paths(config: Config) -> Config:
-    """A configuration that names no file or folder: a published one tells nothing about its author's machine, and a foreign one points to nothing on ours."""
+    """A configuration that names no file or folder: a published one tells nothing about its author's machine, and a
+    foreign one points to nothing on ours.
+    """
     train = replace(config.train, output=TrainConfig().output, init_from="")
-    return replace(config, data=replace(config.data, path="", mixture={}, cache=""), codec=replace(config.codec, path=""), train=train)
+    return replace(
+        config,
+        data=replace(config.data, path="", mixture={}, cache=""),
+        codec=replace(config.codec, path=""),
+        train=train,
+    )

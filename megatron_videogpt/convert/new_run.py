@@ -1,4 +1,6 @@
-"""Writing a run's folder from what `ingest` opened: a checkpoint of weights alone, in a chosen layout, and what travels along."""
+"""Writing a run's folder from what `ingest` opened: a checkpoint of weights alone, in a chosen layout, and what travels
+along.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def run_config(source: Source, codec: CodecConfig, output: Path, tensor: int, pi
 def write_checkpoint(source: Source, config: Config, path: Path, progress: Progress) -> None:
     """Save this process's share of the weights; a collective over exactly the processes of the layout.
 
-    Parameters are read one at a time, and none is held twice: tensors that own their memory are not copied on the way to the disk.
+    Parameters are read one at a time, and none is held twice: tensors that own their memory are not copied on the way
+    to the disk.
     """
     rank, stage = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
     weights: dict[str, Any] = {}
@@ -74,7 +77,9 @@ def finish(source: Source, config: Config, partial: Path, vae: Path | None, prog
 
     Raises ValueError where what lies on the disk is not what the folder holds.
     """
-    files = [(source.folder.path / name, name) for name in source.folder.carried() if vae is None or name.parts[0] != "vae"]
+    files = [
+        (source.folder.path / name, name) for name in source.folder.carried() if vae is None or name.parts[0] != "vae"
+    ]
     if vae is not None:
         files += [(path, Path("vae") / path.name) for path in [vae / "config.json", *sorted(vae.glob("*.safetensors"))]]
     facts = {
@@ -88,11 +93,21 @@ def finish(source: Source, config: Config, partial: Path, vae: Path | None, prog
     known = config.codec.name == "tiny" or bool(config.codec.path)
     fingerprint = build_codec(config.codec).fingerprint if known else ""
     if config.codec.path:
-        config = replace(config, codec=replace(config.codec, path=str(Path(config.train.output).resolve() / NAME / "files" / "vae")))
+        config = replace(
+            config, codec=replace(config.codec, path=str(Path(config.train.output).resolve() / NAME / "files" / "vae"))
+        )
     path = checkpoint_of(partial)
     for target in (partial, path):
         (target / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
-    state = {"step": 0, "consumed": 0, "updates": 0, "codec": fingerprint, "seed": config.train.seed, "ema": False, "weights_only": True}
+    state = {
+        "step": 0,
+        "consumed": 0,
+        "updates": 0,
+        "codec": fingerprint,
+        "seed": config.train.seed,
+        "ema": False,
+        "weights_only": True,
+    }
     (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
     _check_written(source, partial, progress)
 
@@ -120,5 +135,9 @@ def _check_written(source: Source, run: Path, progress: Progress) -> None:
 
 
 def _compare(what: str, written: Tensor, given: Tensor) -> None:
-    if written.dtype != given.dtype or written.shape != given.shape or not torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (written, given))):
+    if (
+        written.dtype != given.dtype
+        or written.shape != given.shape
+        or not torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (written, given)))
+    ):
         raise UserError(f"{what} is not what was written; is the disk sound? convert again")

@@ -1,4 +1,6 @@
-"""The model of a checkpoint folder in the released layout: Phi-3 style `config.json` and safetensors (reference README sections 1 and 7)."""
+"""The model of a checkpoint folder in the released layout: Phi-3 style `config.json` and safetensors (reference README
+sections 1 and 7).
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ MOST = {
 def read_model_config(folder: Path) -> tuple[ModelConfig, int]:
     """(model, latent channels) of a released folder.
 
-    What `config.json` has no field for comes from `extra.json` or from the tensors' shapes; where several give it, they have to agree.
-    ValueError, one line, for values and shapes that cannot belong to a model.
+    What `config.json` has no field for comes from `extra.json` or from the tensors' shapes; where several give it, they
+    have to agree. ValueError, one line, for values and shapes that cannot belong to a model.
     """
     return model_of(Folder(folder))
 
@@ -47,26 +49,45 @@ def model_of(folder: Folder) -> tuple[ModelConfig, int]:
 
 
 def sizes_of(folder: Folder) -> tuple[ModelConfig, int]:
-    """`model_of` before all tensors are held against it: `ingest.check_keys` lists those that do not fit together with those that are missing."""
+    """`model_of` before all tensors are held against it: `ingest.check_keys` lists those that do not fit together with
+    those that are missing.
+    """
     extra = folder.read_json("extra.json") or {}
     patches = folder.shape("x_embedder.proj.weight")
     if len(patches) != 4 or patches[2] != patches[3] or 0 in patches:
-        raise UserError(f"{folder.path}: x_embedder.proj.weight has shape {list(patches)}; expected [hidden size, channels, patch, patch]")
+        raise UserError(
+            f"{folder.path}: x_embedder.proj.weight has shape {list(patches)}; expected [hidden size, "
+            "channels, patch, patch]"
+        )
     channels = _agreed(folder, extra, "in_channels", patches[1])
-    model = backbone(folder.config, f"{folder.path}/config.json", _agreed(folder, extra, "patch_size", patches[2]), _table_side(folder, extra))
+    model = backbone(
+        folder.config,
+        f"{folder.path}/config.json",
+        _agreed(folder, extra, "patch_size", patches[2]),
+        _table_side(folder, extra),
+    )
     return model, channels
 
 
 def _agreed(folder: Folder, extra: dict[str, Any], field: str, measured: int | None) -> int:
     """A number that config.json, extra.json and the tensors may each give."""
-    sources = [(name, values[field]) for name, values in (("config.json", folder.config), ("extra.json", extra)) if values.get(field) is not None]
+    sources = [
+        (name, values[field])
+        for name, values in (("config.json", folder.config), ("extra.json", extra))
+        if values.get(field) is not None
+    ]
     sources = [(name, _natural(value, f"{folder.path}/{name}", field)) for name, value in sources]
     if measured is not None:
         sources.append(("its tensors", _natural(measured, str(folder.path), field)))
     if not sources:
-        raise UserError(f"{folder.path}/config.json: field {field!r} is missing, and no tensor {POSITION_TABLE} gives it")
+        raise UserError(
+            f"{folder.path}/config.json: field {field!r} is missing, and no tensor {POSITION_TABLE} gives it"
+        )
     if len({value for _, value in sources}) > 1:
-        raise UserError(f"{folder.path}: {field} is {', '.join(f'{value} in {name}' for name, value in sources)}; expected one value")
+        raise UserError(
+            f"{folder.path}: {field} is {', '.join(f'{value} in {name}' for name, value in sources)}; "
+            "expected one value"
+        )
     return sources[0][1]
 
 
@@ -76,7 +97,10 @@ def _table_side(folder: Folder, extra: dict[str, Any]) -> int:
         shape = folder.shape(POSITION_TABLE)
         measured = math.isqrt(shape[1]) if len(shape) == 3 else 0
         if len(shape) != 3 or shape[0] != 1 or measured**2 != shape[1] or not measured:
-            raise UserError(f"{folder.path}: {POSITION_TABLE} has shape {list(shape)}; expected [1, S*S, hidden size], a square table")
+            raise UserError(
+                f"{folder.path}: {POSITION_TABLE} has shape {list(shape)}; expected [1, S*S, hidden size], a "
+                "square table"
+            )
     return _agreed(folder, extra, "pos_embed_max_size", measured)
 
 
@@ -87,7 +111,14 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
     rope = config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{where}: rope_parameters is {show(rope)}; expected an object")
-    config = {**config, **{key: rope[key] for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings") if key in rope}}
+    config = {
+        **config,
+        **{
+            key: rope[key]
+            for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+            if key in rope
+        },
+    }
 
     def natural(field: str, default: str | None = None) -> int:
         value = config.get(field)
@@ -97,10 +128,19 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
             raise UserError(f"{where}: field {field!r} is missing; expected a Phi-3 configuration")
         return _natural(value, where, field)
 
-    width, heads, groups = natural("hidden_size"), natural("num_attention_heads"), natural("num_key_value_heads", "num_attention_heads")
+    width, heads, groups = (
+        natural("hidden_size"),
+        natural("num_attention_heads"),
+        natural("num_key_value_heads", "num_attention_heads"),
+    )
     if width % (2 * heads) or width % 4 or heads % groups:
-        need = "a hidden size that is a multiple of 4 and of twice the heads, and heads that are a multiple of key/value heads"
-        raise UserError(f"{where}: hidden_size {width}, num_attention_heads {heads}, num_key_value_heads {groups}; expected {need}")
+        need = (
+            "a hidden size that is a multiple of 4 and of twice the heads, and heads that are a multiple of "
+            "key/value heads"
+        )
+        raise UserError(
+            f"{where}: hidden_size {width}, num_attention_heads {heads}, num_key_value_heads {groups}; expected {need}"
+        )
     for field, expected in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0), ("head_dim", width // heads)):
         if config.get(field) not in (None, expected):
             raise UserError(f"{where}: {field} is {show(config[field])}; only {expected} is supported here")
@@ -131,7 +171,9 @@ def _rope_scaling(scaling: Any, where: str, half: int) -> dict[str, Any]:
         factors = scaling.get(key)
         if not isinstance(factors, list) or len(factors) != half:
             count = f"{len(factors)} entries" if isinstance(factors, list) else "no list"
-            raise UserError(f"{where}: rope_scaling.{key} has {count}; expected {half} factors, half of a head's channels")
+            raise UserError(
+                f"{where}: rope_scaling.{key} has {count}; expected {half} factors, half of a head's channels"
+            )
         for factor in factors:
             _number(factor, where, f"rope_scaling.{key}", 1e9)
     return {"type": "longrope", "long_factor": scaling["long_factor"], "short_factor": scaling["short_factor"]}
@@ -150,11 +192,15 @@ def _number(value: Any, where: str, field: str, most: float) -> float:
 
 
 def _check_shapes(folder: Folder, model: ModelConfig, channels: int) -> None:
-    """Configuration and tensors have to be of one model; keys that are missing are a question for whoever reads them."""
+    """Configuration and tensors have to be of one model; keys that are missing are a question for
+    whoever reads them.
+    """
     held = set(folder.keys())
     layers = {key.split(".")[2] for key in held if key.startswith("llm.layers.")}
     if layers and layers != {str(layer) for layer in range(model.num_layers)}:
-        raise UserError(f"{folder.path}: tensors for {len(layers)} layers, and config.json has num_hidden_layers {model.num_layers}")
+        raise UserError(
+            f"{folder.path}: tensors for {len(layers)} layers, and config.json has num_hidden_layers {model.num_layers}"
+        )
     wrong = []
     for entry in parameters(model):
         expected = hf_shape(entry, model, channels)
@@ -171,7 +217,9 @@ def _check_shapes(folder: Folder, model: ModelConfig, channels: int) -> None:
 
 
 def tensor_source(folder: Path, hint_ids: tuple[int, int, int]) -> Callable[[Parameter], Tensor]:
-    """What `model.init.load_released` asks for: the released tensor of a table entry; of the text table the rows of `<|diffusion|>`, `<img>`, `</img>`."""
+    """What `model.init.load_released` asks for: the released tensor of a table entry; of the text table the rows of
+    `<|diffusion|>`, `<img>`, `</img>`.
+    """
     tensors = Folder(folder)
 
     def tensor_of(entry: Parameter) -> Tensor:
@@ -181,7 +229,10 @@ def tensor_source(folder: Path, hint_ids: tuple[int, int, int]) -> Callable[[Par
         if entry.hf != EMBED_TOKENS:
             return value
         if max(hint_ids) >= len(value):
-            raise UserError(f"{folder}: {EMBED_TOKENS} has {len(value)} rows, and the hint tokens have ids {', '.join(map(str, hint_ids))}")
+            raise UserError(
+                f"{folder}: {EMBED_TOKENS} has {len(value)} rows, and the hint tokens have ids "
+                f"{', '.join(map(str, hint_ids))}"
+            )
         return value[list(hint_ids)]
 
     return tensor_of

@@ -1,6 +1,8 @@
-"""Single tensors of megatron-core checkpoints by the table's entries: read from any layout, or described for saving in one.
+"""Single tensors of megatron-core checkpoints by the table's entries: read from any layout, or described for saving in
+one.
 
-Layers lie stacked under one key, along a leading axis; no model is built, so that only the tensors asked for are in memory.
+Layers lie stacked under one key, along a leading axis; no model is built, so that only the tensors asked for are in
+memory.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from ..model.parameters import Parameter, hf_shape, parameters
 from ..model.tensors import to_hf
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
-"""Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty here)."""
+"""Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty
+here).
+"""
 
 
 def _stacked(name: str) -> tuple[str, int | None]:
@@ -32,7 +36,8 @@ def _stacked(name: str) -> tuple[str, int | None]:
 
 
 class Weights:
-    """The weights of a checkpoint, or their moving average, one tensor at a time; one process, in the process groups of `platforms.world`.
+    """The weights of a checkpoint, or their moving average, one tensor at a time; one process, in the process groups of
+    `platforms.world`.
 
     Raises ValueError when one of the model's is missing or has another shape.
     """
@@ -40,14 +45,19 @@ class Weights:
     def __init__(self, path: Path, model: ModelConfig, average: bool = False) -> None:
         self.path, self.model, self.prefix = path, model, f"{PREFIX}." if average else ""
         self.held = dist_checkpointing.load_tensors_metadata(str(path))
-        patch = self._described(next(entry for entry in parameters(model) if entry.name == "embedding.noisy_patch.weight"))
+        patch = self._described(
+            next(entry for entry in parameters(model) if entry.name == "embedding.noisy_patch.weight")
+        )
         self.channels = patch.global_shape[1] // model.patch_size**2
         for entry in parameters(model):
             described = self._described(entry)
             count = described.global_shape[0] if _stacked(entry.name)[1] is not None else 0
             wanted = _full_shape(entry, model, self.channels)
             if described.global_shape != ((count, *wanted) if count else wanted) or count not in (0, model.num_layers):
-                raise UserError(f"{path}: {entry.name} has shape {described.global_shape} there, which does not fit the model of its config.toml")
+                raise UserError(
+                    f"{path}: {entry.name} has shape {described.global_shape} there, which does not fit the "
+                    "model of its config.toml"
+                )
 
     def _described(self, entry: Parameter) -> ShardedTensor:
         key = self.prefix + _stacked(entry.name)[0]
@@ -69,7 +79,8 @@ class Weights:
         described = self._described(entry)
         shape = described.global_shape if layer is None else (1, *described.global_shape[1:])
         place = [] if layer is None else [(0, layer, self.model.num_layers)]
-        # A prepended axis, as the model's own layers have, would mean that all layers are asked for when there is one process.
+        # A prepended axis, as the model's own layers have, would mean that all layers are asked for when there is one
+        # process.
         wanted = ShardedTensor.from_rank_offsets(self.prefix + key, torch.empty(shape, dtype=described.dtype), *place)
         loaded = dist_checkpointing.load({"tensor": wanted}, str(self.path), validate_access_integrity=False)["tensor"]
         return to_hf(entry, loaded if layer is None else loaded[0], self.model)
@@ -104,7 +115,9 @@ def described(entry: Parameter, part: Tensor, config: Config, rank: int) -> list
 
     def of(tensor: Tensor, number: int, count: int) -> ShardedTensor:
         cut = [] if split is None else [(split + stacked, number, count)]
-        return ShardedTensor.from_rank_offsets(key, tensor, *place, *cut, replica_id=replica, prepend_axis_num=int(stacked))
+        return ShardedTensor.from_rank_offsets(
+            key, tensor, *place, *cut, replica_id=replica, prepend_axis_num=int(stacked)
+        )
 
     if entry.rule.form == "gate_up":
         gate, up = part.chunk(2)

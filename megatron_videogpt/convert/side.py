@@ -1,7 +1,9 @@
-"""What travels along with a run that came from a Hugging Face folder: ``RUN/released/``, so that nothing of the folder is lost on its way back.
+"""What travels along with a run that came from a Hugging Face folder: ``RUN/released/``, so that nothing of the folder
+is lost on its way back.
 
-`released.json` has the original config.json, the ids of the hint tokens, the dtype of every tensor, the folder's format and licence; `side.safetensors` the
-tensors that the model has no parameter for (the whole text table, the position table, ...); `files/` tokenizer, VAE and licence files.
+`released.json` has the original config.json, the ids of the hint tokens, the dtype of every tensor, the folder's format
+and licence; `side.safetensors` the tensors that the model has no parameter for (the whole text table, the position
+table, ...); `files/` tokenizer, VAE and licence files.
 """
 
 from __future__ import annotations
@@ -51,7 +53,13 @@ class Side:
         return sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
 
 
-def write_side(run: Path, facts: dict[str, Any], tensors: Sequence[Entry], files: Sequence[tuple[Path, Path]], progress: Callable[[int], None]) -> None:
+def write_side(
+    run: Path,
+    facts: dict[str, Any],
+    tensors: Sequence[Entry],
+    files: Sequence[tuple[Path, Path]],
+    progress: Callable[[int], None],
+) -> None:
     """Make ``run/released/``.  files: (from, place below ``files/``)."""
     folder = run / NAME
     folder.mkdir(parents=True)

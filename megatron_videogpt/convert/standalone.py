@@ -1,4 +1,6 @@
-"""The parts of an exported Hugging Face folder that do not depend on weights: its Python files, `config.json`, `model_index.json` and the VAE."""
+"""The parts of an exported Hugging Face folder that do not depend on weights: its Python files, `config.json`,
+`model_index.json` and the VAE.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,20 @@ def write_code(folder: Path, tiny_codec: bool) -> None:
 
 
 def hub_config(
-    model: ModelConfig, channels: int, hint_ids: tuple[int, int, int], vocab_size: int, original: dict[str, Any] | None, longest_side: int | None = None
+    model: ModelConfig,
+    channels: int,
+    hint_ids: tuple[int, int, int],
+    vocab_size: int,
+    original: dict[str, Any] | None,
+    longest_side: int | None = None,
 ) -> dict[str, Any]:
     """`config.json` of an exported folder.
 
     Args:
         model, channels: sizes of the model, and its latent channels.
         hint_ids: rows of `<|diffusion|>`, `<img>`, `</img>` in the exported text table of `vocab_size` rows.
-        original: fields of the folder that the weights once came from: all of them survive, and only what they lack is added.
+        original: fields of the folder that the weights once came from: all of them survive, and only what they lack is
+            added.
         longest_side: pixels that the pipeline resizes the longer side of a picture to; None leaves its own default.
     """
     fields: dict[str, Any] = {
@@ -77,7 +85,8 @@ def hub_config(
 
 
 def write_vae(folder: Path, codec: CodecConfig) -> None:
-    """Write `folder/vae`: the tiny codec, or a copy of the codec's diffusers folder (its settings and safetensors, nothing else).
+    """Write `folder/vae`: the tiny codec, or a copy of the codec's diffusers folder (its settings and safetensors,
+    nothing else).
 
     Raises:
         ValueError: the codec's folder is not usable, as `codec.build.build_codec` says.
@@ -91,9 +100,16 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
         shutil.copyfile(geometry.TINY_WEIGHTS, target / VAE_WEIGHTS)
         return
     source = Path(codec.path)
-    files = [source / "config.json", *sorted(source.glob("*.safetensors")), *sorted(source.glob("*.safetensors.index.json"))]
+    files = [
+        source / "config.json",
+        *sorted(source.glob("*.safetensors")),
+        *sorted(source.glob("*.safetensors.index.json")),
+    ]
     if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(f"codec.path={codec.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never copied, so convert them first")
+        raise UserError(
+            f"codec.path={codec.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never "
+            "copied, so convert them first"
+        )
     target.mkdir(exist_ok=True)
     for path in files:
         shutil.copyfile(path, target / path.name)

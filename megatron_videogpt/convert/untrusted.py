@@ -1,4 +1,6 @@
-"""Files that somebody else made: regular files only, bounded JSON, and safetensors headers checked in full before a byte of a tensor is read."""
+"""Files that somebody else made: regular files only, bounded JSON, and safetensors headers checked in full before a
+byte of a tensor is read.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The safetensors types that are read and written; a model's own parameters are floating point (`Folder.tensor` gives whatever is stored)."""
+"""The safetensors types that are read and written; a model's own parameters are floating point (`Folder.tensor` gives
+whatever is stored).
+"""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]*")
 """File names that are neither hidden nor able to leave a folder or to confuse a terminal."""
 JSON_BYTES = 64 * 2**20
@@ -54,7 +58,9 @@ def show(value: object) -> str:
 
 
 def real_file(path: Path, homes: tuple[Path, ...] = ()) -> Path:
-    """The regular file behind a path; with ``homes`` (resolved folders) it has to lie in one of them.  ValueError otherwise: one line."""
+    """The regular file behind a path; with ``homes`` (resolved folders) it has to lie in one of them.  ValueError
+    otherwise: one line.
+    """
     try:
         target = path.resolve(strict=True)
         mode = os.stat(target).st_mode
@@ -66,7 +72,10 @@ def real_file(path: Path, homes: tuple[Path, ...] = ()) -> Path:
     if not stat.S_ISREG(mode):
         raise UserError(f"{path}: not a regular file; expected a file, or a link to one")
     if homes and not any(target.is_relative_to(home) for home in homes):
-        raise UserError(f"{path}: a link that leads out of the checkpoint folder, to {show(str(target))}; put the file itself in its place if you trust it")
+        raise UserError(
+            f"{path}: a link that leads out of the checkpoint folder, to {show(str(target))}; put the file "
+            "itself in its place if you trust it"
+        )
     return target
 
 
@@ -86,7 +95,9 @@ def _finite(text: str) -> float:
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object from UTF-8 bytes; ValueError in one line for anything else, for NaN and infinities, and for nesting beyond Python's limit."""
+    """A JSON object from UTF-8 bytes; ValueError in one line for anything else, for NaN and infinities, and for nesting
+    beyond Python's limit.
+    """
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
@@ -131,24 +142,31 @@ def read_tensor(place: Stored) -> Tensor:
 def read_header(path: Path) -> dict[str, Stored]:
     """Key -> place of every tensor of a safetensors file.
 
-    ValueError, one line with the file's name, unless the header is sound: sizes follow from shapes and types, and the tensors fill the file without gap
-    or overlap.
+    ValueError, one line with the file's name, unless the header is sound: sizes follow from shapes and types, and the
+    tensors fill the file without gap or overlap.
     """
     with open_file(real_file(path), path) as file:
         total, head = os.fstat(file.fileno()).st_size, file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if length < 2 or length > HEADER_BYTES:
             what = f"a header of {length} bytes" if length >= 0 else f"{total} bytes in all"
-            raise UserError(f"{path}: not a safetensors file, or a damaged one ({what}; at most {HEADER_BYTES} are accepted)")
+            raise UserError(
+                f"{path}: not a safetensors file, or a damaged one ({what}; at most {HEADER_BYTES} are accepted)"
+            )
         if 8 + length > total:
-            raise UserError(f"{path}: truncated: {total} bytes, and its header alone takes {8 + length}; download it again")
+            raise UserError(
+                f"{path}: truncated: {total} bytes, and its header alone takes {8 + length}; download it again"
+            )
         header = parse_object(file.read(length), f"{path}, header")
     header.pop("__metadata__", None)
     tensors = {key: _stored(path, key, entry, 8 + length) for key, entry in header.items()}
     end = 8 + length
     for key, place in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
         if place.start != end:
-            raise UserError(f"{path}: tensor {show(key)} starts at byte {place.start} where {end} is due: overlapping or missing data")
+            raise UserError(
+                f"{path}: tensor {show(key)} starts at byte {place.start} where {end} is due: overlapping or "
+                "missing data"
+            )
         end += place.size
     if end != total:
         what = "truncated; download it again" if end > total else "it holds data that no tensor names"
@@ -168,7 +186,10 @@ def _stored(path: Path, key: str, entry: Any, data: int) -> Stored:
     if math.prod(n or 1 for n in shape) >= 2**60:
         raise UserError(f"{path}: tensor {show(key)} has shape {show(shape)}; expected fewer than 2^60 numbers")
     if offsets[1] - offsets[0] != size:
-        raise UserError(f"{path}: tensor {show(key)} {kind} {show(shape)} takes {show(size)} bytes, its offsets {show(offsets)} give another number")
+        raise UserError(
+            f"{path}: tensor {show(key)} {kind} {show(shape)} takes {show(size)} bytes, its offsets "
+            f"{show(offsets)} give another number"
+        )
     return Stored(path, DTYPES[kind], tuple(shape), data + offsets[0], size)
 
 

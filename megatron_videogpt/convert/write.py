@@ -1,4 +1,6 @@
-"""A run's checkpoint as a Hugging Face folder in the released layout, complete: weights, configuration, code, VAE, tokenizer and model card."""
+"""A run's checkpoint as a Hugging Face folder in the released layout, complete: weights, configuration, code, VAE,
+tokenizer and model card.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,19 @@ from .untrusted import read_object
 
 
 def write_folder(
-    export: Export, folder: Path, max_bytes: int, vae: Path | None, tokenizer: Path | None, license: str | None, progress: Callable[[int], None]
+    export: Export,
+    folder: Path,
+    max_bytes: int,
+    vae: Path | None,
+    tokenizer: Path | None,
+    license: str | None,
+    progress: Callable[[int], None],
 ) -> list[Path]:
-    """Write a new folder, read every tensor back, and return the files of weights.  ValueError where one is not what was written.
+    """Write a new folder, read every tensor back, and return the files of weights.  ValueError where one is not what
+    was written.
 
-    vae, tokenizer: folders that take the place of what the run brings along; license: None takes that of the folder the run came from.
+    vae, tokenizer: folders that take the place of what the run brings along; license: None takes that of the folder the
+    run came from.
     """
     digests: dict[str, str] = {}
 
@@ -48,7 +58,9 @@ def write_folder(
     original, longest = (side.facts["config"] if side else None), (None if export.untouched else frame_side(config))
     facts = hub_config(config.model, export.weights.channels, export.hint_ids, export.vocabulary, original, longest)
     if not (export.untouched and export.wanted is None):
-        facts["torch_dtype"] = facts["dtype"] = str(export.wanted or export.weights.dtype(next(parameters(config.model)))).removeprefix("torch.")
+        facts["torch_dtype"] = facts["dtype"] = str(
+            export.wanted or export.weights.dtype(next(parameters(config.model)))
+        ).removeprefix("torch.")
     write_json(folder / "config.json", facts)
     vae_config = folder / "vae" / "config.json"
     write_code(folder, vae_config.is_file() and CODECS.get(read_object(vae_config).get("_class_name", "")) == "tiny")
@@ -81,14 +93,24 @@ def _write_files(export: Export, folder: Path, vae: Path | None, tokenizer: Path
 
 def digest(tensor: Tensor) -> str:
     """Checksum of a tensor's bytes."""
-    return hashlib.blake2b(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()), digest_size=16
+    ).hexdigest()
 
 
-def _check_written(folder: Path, entries: list[Entry], digests: dict[str, str], progress: Callable[[int], None]) -> None:
+def _check_written(
+    folder: Path, entries: list[Entry], digests: dict[str, str], progress: Callable[[int], None]
+) -> None:
     found = Folder(folder)
     if sorted(found.keys()) != sorted(digests):
-        raise UserError(f"{folder}: the tensors on the disk are not those that were written; is the disk sound? convert again")
+        raise UserError(
+            f"{folder}: the tensors on the disk are not those that were written; is the disk sound? convert again"
+        )
     for entry in entries:
-        if (found.shape(entry.key), found.dtype(entry.key)) != (entry.shape, entry.dtype) or digest(found.tensor(entry.key)) != digests[entry.key]:
-            raise UserError(f"{folder}: tensor {entry.key} on the disk is not what was written; is the disk sound? convert again")
+        if (found.shape(entry.key), found.dtype(entry.key)) != (entry.shape, entry.dtype) or digest(
+            found.tensor(entry.key)
+        ) != digests[entry.key]:
+            raise UserError(
+                f"{folder}: tensor {entry.key} on the disk is not what was written; is the disk sound? convert again"
+            )
         progress(entry.size)

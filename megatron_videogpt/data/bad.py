@@ -53,8 +53,8 @@ class BadVideo(BadInput):
 class Rejections:
     """What one reader rejected.
 
-    counts: by kind; file: gets a JSON line {"name", "kind", "reason"} for each name that is not in it yet (None: only the log); limit: largest share of
-    the last 1000 samples.
+    counts: by kind; file: gets a JSON line {"name", "kind", "reason"} for each name that is not in it yet (None: only
+    the log); limit: largest share of the last 1000 samples.
     """
 
     def __init__(self, limit: float, file: Path | None = None) -> None:
@@ -92,7 +92,8 @@ class Rejections:
             return
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
         raise UserError(
-            f"{bad} of the last {len(self._recent)} samples could not be read, over data.max_bad_fraction={self._limit:g} of {WINDOW}; "
+            f"{bad} of the last {len(self._recent)} samples could not be read, over "
+            f"data.max_bad_fraction={self._limit:g} of {WINDOW}; "
             f"since the start: {kinds}; the last one: {self._last}"
         )
 

@@ -32,7 +32,9 @@ class Job(Protocol):
         ...
 
     def read(self) -> Sample:
-        """The sample: ``pixels`` uint8 [F, h, w, 3] and an empty ``mean``, or latents (float32 arrays) and no pixels; BadVideo when it cannot be read."""
+        """The sample: ``pixels`` uint8 [F, h, w, 3] and an empty ``mean``, or latents (float32 arrays) and no pixels;
+        BadVideo when it cannot be read.
+        """
         ...
 
 
@@ -43,7 +45,9 @@ def read_job(job: Job) -> Sample:
 
 @dataclass(frozen=True)
 class Reading:
-    """How videos are decoded: longest side and multiple of the sides in pixels, limits, threads of a decoder, its name."""
+    """How videos are decoded: longest side and multiple of the sides in pixels, limits, threads of a
+    decoder, its name.
+    """
 
     longest_side: int
     size_multiple: int
@@ -72,7 +76,9 @@ class PhysicsJob:
     def read(self) -> Sample:
         """pixels uint8 [F, size, size, 3]."""
         plan = self.plan
-        return _sample(plan, self.label, render_scene(self.config, derived_key(plan.key, "scene"), len(plan.frames), plan.interval))
+        return _sample(
+            plan, self.label, render_scene(self.config, derived_key(plan.key, "scene"), len(plan.frames), plan.interval)
+        )
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,18 @@ class MemberJob:
         """pixels uint8 [F, h, w, 3], resized and cropped."""
         name = label_of(self.url, self.key)
         if self.size > self.reading.limits.bytes:
-            raise BadVideo(name, f"{self.size} bytes, over the limit of {self.reading.limits.bytes} (data.max_video_mb)", "too_large")
-        return _sample(self.plan, self.label, _decode(Blob(name, read_member(self.cache, self.url, self.key, self.offset, self.size)), self.plan, self.reading))
+            raise BadVideo(
+                name,
+                f"{self.size} bytes, over the limit of {self.reading.limits.bytes} (data.max_video_mb)",
+                "too_large",
+            )
+        return _sample(
+            self.plan,
+            self.label,
+            _decode(
+                Blob(name, read_member(self.cache, self.url, self.key, self.offset, self.size)), self.plan, self.reading
+            ),
+        )
 
 
 def read_member(cache: Cache, url: str, key: str, offset: int, size: int) -> bytes:
@@ -140,7 +156,9 @@ def _decode(video: str | Blob, plan: SamplePlan, how: Reading) -> np.ndarray:
         # The row of this sample is laid out by the size that the index gives; metadata that others wrote may be wrong.
         real, promised = (f"{width}x{height}" for height, width in (pixels.shape[1:3], plan.size))
         name = video if isinstance(video, str) else video.name
-        raise BadVideo(name, f"frames of {real} pixels after resizing, but its metadata promised {promised}", "metadata")
+        raise BadVideo(
+            name, f"frames of {real} pixels after resizing, but its metadata promised {promised}", "metadata"
+        )
     return pixels
 
 

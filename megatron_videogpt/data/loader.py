@@ -1,4 +1,6 @@
-"""Whole steps of packed rows, by sample number: sample g is the same whatever the ranks, row packing, micro-batch sizes or reader processes."""
+"""Whole steps of packed rows, by sample number: sample g is the same whatever the ranks, row packing, micro-batch sizes
+or reader processes.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,15 @@ class Batch:
 class Loader:
     """Iterator over the steps of one data parallel rank: all rows of its part of a global batch.  Never ends.
 
-    State is the number of consumed samples and nothing else: the plan of every step follows from it (`packing.StepPlanner`), on every rank alike.
+    State is the number of consumed samples and nothing else: the plan of every step follows from it
+    (`packing.StepPlanner`), on every rank alike.
 
-    A sample that cannot be read is counted and named by ``rejections``, and a blank of its shape holds its place, which the objective does not score.
-    So no other sample depends on what could be read.
+    A sample that cannot be read is counted and named by ``rejections``, and a blank of its shape holds its place, which
+    the objective does not score. So no other sample depends on what could be read.
 
     Args:
-        source, codec: from `open_source` and `build_codec`; a codec on an accelerator encodes in this process, one on the CPU in the readers.
+        source, codec: from `open_source` and `build_codec`; a codec on an accelerator encodes in this process, one on
+            the CPU in the readers.
         config: of the run.
         work: of the objective's samples.
         dp_rank, dp_size: this data parallel rank and how many there are.
@@ -79,7 +83,10 @@ class Loader:
     def __next__(self) -> list[Batch]:
         while len(self._ahead) <= self._config.data.prefetch:
             self._ahead.append(self._start())
-        step = [Batch([self._sample(plan) for plan in plans] or [self._filler()], length) for plans, length in self._ahead.popleft()]
+        step = [
+            Batch([self._sample(plan) for plan in plans] or [self._filler()], length)
+            for plans, length in self._ahead.popleft()
+        ]
         self.rejections.check()
         self.consumed += self._config.train.global_batch_size
         return step
@@ -118,7 +125,9 @@ def blank(key: int, name: str, shape: tuple[int, ...], clips: tuple[int, ...], n
 
 
 class Reading:
-    """Samples of a split from plans: read by processes, encoded there by a codec on the CPU, and here by one on an accelerator."""
+    """Samples of a split from plans: read by processes, encoded there by a codec on the CPU, and here by one on an
+    accelerator.
+    """
 
     def __init__(self, split: Any, codec: Codec, config: Config, keep_pixels: bool) -> None:
         self.split, self.codec, self.keep_pixels = split, codec, keep_pixels
@@ -140,10 +149,14 @@ class Reading:
         """The sample, once it was started; BadVideo when it cannot be read, or is not what the index promised."""
         sample = self.pool.wait(plan.number)
         sample = encode(sample, self.codec, self.keep_pixels) if self.here else sample
-        mean, logvar = (None if part is None else torch.from_numpy(np.asarray(part)) for part in (sample.mean, sample.logvar))
+        mean, logvar = (
+            None if part is None else torch.from_numpy(np.asarray(part)) for part in (sample.mean, sample.logvar)
+        )
         assert mean is not None
         if tuple(mean.shape) != self.shape(plan):
-            message = f"gives latents {list(mean.shape)}, but by the index {list(self.shape(plan))}; build the index again"
+            message = (
+                f"gives latents {list(mean.shape)}, but by the index {list(self.shape(plan))}; build the index again"
+            )
             raise BadVideo(sample.name, message, "metadata")
         return replace(sample, mean=mean, logvar=logvar, number=plan.number)
 
@@ -212,7 +225,8 @@ def readable(config: Config, count: int, read: Callable[[list[int]], dict[int, B
 
     Where fewer are held out, the same videos come again, at other places in them.
 
-    read: given all numbers, reads what is missing and says what cannot be read; called again with others in their places.
+    read: given all numbers, reads what is missing and says what cannot be read; called again with others in their
+    places.
 
     Raises:
         UserError: more than data.max_bad_fraction of them (and more than one) could not be read.
@@ -229,4 +243,6 @@ def readable(config: Config, count: int, read: Callable[[list[int]], dict[int, B
         failed |= found.keys()
         if len(failed) > max(1, config.data.max_bad_fraction * count):
             last = found[max(found)]
-            raise UserError(f"{len(failed)} of {numbers[-1] + 1} validation samples could not be read; the last: {last}") from last
+            raise UserError(
+                f"{len(failed)} of {numbers[-1] + 1} validation samples could not be read; the last: {last}"
+            ) from last

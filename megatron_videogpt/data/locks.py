@@ -48,7 +48,12 @@ def locked(path: Path, seconds: float, doing: str) -> Iterator[None]:
             # Another user's file can be locked and not written.
             with contextlib.suppress(OSError):
                 os.ftruncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+                os.pwrite(
+                    file,
+                    f"process {os.getpid()} on {socket.gethostname()} since "
+                    f"{time.strftime('%Y-%m-%d %H:%M:%S')}".encode(),
+                    0,
+                )
         yield
     finally:
         # Closing gives it back; the file stays, since one that is removed could be held twice.
@@ -74,14 +79,22 @@ def _acquire(file: int, path: Path, seconds: float, doing: str) -> bool:
             return True
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-                log.warning("%s: this file system has no locks (%s): other processes may be %s at the same time", path, error.strerror, doing)
+                log.warning(
+                    "%s: this file system has no locks (%s): other processes may be %s at the same time",
+                    path,
+                    error.strerror,
+                    doing,
+                )
                 return False
             if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
                 raise
         waited = time.monotonic() - begin
         if waited >= seconds:
             long = f", for more than {seconds:.0f} s" if seconds else ""
-            raise UserError(f"{path}: locked by {_holder(file)}, which is {doing}{long}; wait until it has ended, or remove this file if it is not alive")
+            raise UserError(
+                f"{path}: locked by {_holder(file)}, which is {doing}{long}; wait until it has ended, or "
+                "remove this file if it is not alive"
+            )
         if waited >= TELL and not told:
             told = True
             log.warning("waiting for %s, which is %s (lock %s), up to %.0f s", _holder(file), doing, path, seconds)

@@ -1,6 +1,8 @@
-"""Which sample comes when: permutations, mixtures and buckets of similar cost, each a closed form of the sample's number.
+"""Which sample comes when: permutations, mixtures and buckets of similar cost, each a closed form of the sample's
+number.
 
-Nothing here depends on a random generator whose stream may change between versions: all randomness is splitmix64 of a key and a counter.
+Nothing here depends on a random generator whose stream may change between versions: all randomness is splitmix64 of a
+key and a counter.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from ..errors import UserError
 
 ROUNDS = 6  # of the Feistel network
 LONGEST_PATTERN = 4096  # positions of a mixture's pattern: weights are met to 1/4096 or better
-SHORT = 1024  # lists up to this long are sorted by random numbers: a Feistel network of so few bits favours some of their orders
+# lists up to this long are sorted by random numbers: a Feistel network of so few bits favours some of their orders
+SHORT = 1024
 GOLDEN = 0x9E3779B97F4A7C15
 
 
 def splitmix64(values: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers.  uint64 of any shape, unchanged -> uint64."""
+    """The output function of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers.  uint64 of any
+    shape, unchanged -> uint64.
+    """
     z = values + np.uint64(GOLDEN)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
@@ -29,10 +34,11 @@ def splitmix64(values: np.ndarray) -> np.ndarray:
 
 
 def permute(indices: np.ndarray | Sequence[int], length: int, key: int) -> np.ndarray:
-    """Where a permutation of 0..length-1 sends these indices: int64, same shape.  Memory and time do not depend on ``length``.
+    """Where a permutation of 0..length-1 sends these indices: int64, same shape.  Memory and time do not depend on
+    ``length``.
 
-    Short lists are sorted by random numbers.  Others go through a Feistel network over the smallest even number of bits that holds ``length``; what lands
-    outside goes through it again (cycle walking), at most four times on average.
+    Short lists are sorted by random numbers.  Others go through a Feistel network over the smallest even number of bits
+    that holds ``length``; what lands outside goes through it again (cycle walking), at most four times on average.
 
     Args:
         indices: integers in 0..length-1.
@@ -67,13 +73,16 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarra
 
 
 def mixture_pattern(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A repeating pattern of data set numbers with shares ``weights``, evenly spread: after any n positions each set has come n * share times, to within one.
+    """A repeating pattern of data set numbers with shares ``weights``, evenly spread: after any n positions each set
+    has come n * share times, to within one.
 
-    Sample g of the mixture is sample ``(g // L) * counts[d] + before[g % L]`` of data set ``d = pattern[g % L]``, L the length of the pattern: the shortest
-    that meets every weight to 1/10000 of itself, else 4096 (where every set comes at least once).
+    Sample g of the mixture is sample ``(g // L) * counts[d] + before[g % L]`` of data set ``d = pattern[g % L]``, L the
+    length of the pattern: the shortest that meets every weight to 1/10000 of itself, else 4096 (where every set comes
+    at least once).
 
     Returns:
-        (pattern, counts, before): int64 [L] data set numbers, [D] how often each comes in the pattern, [L] how often position's own set came before.
+        (pattern, counts, before): int64 [L] data set numbers, [D] how often each comes in the pattern, [L] how often
+        position's own set came before.
 
     Raises:
         ValueError: no weights, or one that is not above 0.
@@ -81,13 +90,16 @@ def mixture_pattern(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray, n
     if not weights or not all(0 < weight < float("inf") for weight in weights):
         raise UserError(f"data.mixture with weights {list(weights)}: each must be a number above 0")
     if len(weights) > LONGEST_PATTERN:
-        raise UserError(f"data.mixture of {len(weights)} data sets: must be at most {LONGEST_PATTERN}; join some of them")
+        raise UserError(
+            f"data.mixture of {len(weights)} data sets: must be at most {LONGEST_PATTERN}; join some of them"
+        )
     counts = _pattern_counts(np.array(weights, dtype=np.float64) / sum(weights))
     length = int(counts.sum())
     pattern, before = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64)
     given = np.zeros_like(counts)
     for position in range(length):
-        # Of the sets whose next turn has come (or the total would run ahead of its share), the one whose turn ends first: exact in integers.
+        # Of the sets whose next turn has come (or the total would run ahead of its share), the one whose turn ends
+        # first: exact in integers.
         due = np.flatnonzero(given * length < (position + 1) * counts)
         chosen = due[np.argmin(-(-(given[due] + 1) * length // counts[due]))]
         pattern[position], before[position] = chosen, given[chosen]
@@ -109,10 +121,12 @@ def _pattern_counts(shares: np.ndarray) -> np.ndarray:
 
 
 def bucketed(costs: np.ndarray, batch: int, key: int) -> np.ndarray:
-    """The order of one window of samples with `data.cost_buckets`: sorted by cost, cut into batches of ``batch``, and the batches shuffled.
+    """The order of one window of samples with `data.cost_buckets`: sorted by cost, cut into batches of ``batch``, and
+    the batches shuffled.
 
-    This changes the distribution of batches: the samples of a batch are no longer independent draws, they cost about the same (so they have about the
-    same length), and the noise of the gradient goes with the length.  Each sample still comes exactly once, within its window.
+    This changes the distribution of batches: the samples of a batch are no longer independent draws, they cost about
+    the same (so they have about the same length), and the noise of the gradient goes with the length.  Each sample
+    still comes exactly once, within its window.
 
     Args:
         costs: int64 [W * batch], of the samples of the window by number.

@@ -1,6 +1,8 @@
-"""Whole steps from sample numbers: which samples form a step, which rank and row each goes to, and how long the rows are.
+"""Whole steps from sample numbers: which samples form a step, which rank and row each goes to, and how long the rows
+are.
 
-A pure function of (split, seed, configuration, consumed samples, data parallel size): every rank computes the same plan from the index alone.
+A pure function of (split, seed, configuration, consumed samples, data parallel size): every rank computes the same plan
+from the index alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from .order import bucketed
 from .plans import Plans, sample_key
 from .splits import Split
 
-REFERENCE = (100_000, 2_500_000_000)  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
+REFERENCE = (
+    100_000,
+    2_500_000_000,
+)  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
 EXCHANGES = 4  # per rank, at most, to improve a dealing
 CLOSE = 0.0005  # a dealing whose largest share is so close to the mean is not improved further
 SMALLEST_BLANK = 3  # tokens of one frame of one patch, which the loader puts into an empty row
@@ -53,7 +58,9 @@ class SampleWork(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a rank: positions of its samples in the step's plans (none: a blank), and its length in tokens with padding."""
+    """One row of a rank: positions of its samples in the step's plans (none: a blank), and its length in tokens with
+    padding.
+    """
 
     samples: tuple[int, ...]
     length: int
@@ -70,12 +77,14 @@ class StepPlan:
 class StepPlanner:
     """Plans the steps of a run.
 
-    With `data.pack_tokens` = 0 a step's samples go to the ranks in equal shares, in order, and `train.micro_batch_size` of them form a row, padded to a
-    multiple of `parallel.row_multiple`.  Otherwise they are dealt by cost (`deal`, `fill_rows`): each rank gets about the same cost in the same number
-    of rows, each of at most `data.pack_tokens` tokens and padded to one of at most `data.row_lengths` lengths.  No sample is left out.
+    With `data.pack_tokens` = 0 a step's samples go to the ranks in equal shares, in order, and `train.micro_batch_size`
+    of them form a row, padded to a multiple of `parallel.row_multiple`.  Otherwise they are dealt by cost (`deal`,
+    `fill_rows`): each rank gets about the same cost in the same number of rows, each of at most `data.pack_tokens`
+    tokens and padded to one of at most `data.row_lengths` lengths.  No sample is left out.
 
-    `data.cost_buckets` = W makes batches of samples of similar cost, for which the samples of W steps are looked at together (see `order.bucketed` for
-    what that does to their distribution): window w holds the samples w * W * B .. (w + 1) * W * B - 1 in another order, B = `train.global_batch_size`.
+    `data.cost_buckets` = W makes batches of samples of similar cost, for which the samples of W steps are looked at
+    together (see `order.bucketed` for what that does to their distribution): window w holds the samples w * W * B .. (w
+    + 1) * W * B - 1 in another order, B = `train.global_batch_size`.
 
     Args:
         split: numbered samples.
@@ -95,11 +104,17 @@ class StepPlanner:
         _check(split, config, work, dp_size)
         layout, data = config.parallel, config.data
         self._row_step = layout.pipeline if layout.virtual_pipeline > 1 else 1
-        self.ladder = row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple) if data.pack_tokens else np.zeros(0, np.int64)
+        self.ladder = (
+            row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple)
+            if data.pack_tokens
+            else np.zeros(0, np.int64)
+        )
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of all that decides which sample comes when: the split's, the seed and, with cost buckets, their windows and costs."""
+        """sha256, hexadecimal, of all that decides which sample comes when: the split's, the seed and, with cost
+        buckets, their windows and costs.
+        """
         windows = (self.config.data.cost_buckets, self.config.train.global_batch_size, self.work.cell, *self.weights)
         parts = (self.split.fingerprint, self.seed, *(windows if self.config.data.cost_buckets else ()))
         return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
@@ -111,20 +126,34 @@ class StepPlanner:
         if not self.config.data.pack_tokens:
             return StepPlan(plans, self._in_order(tokens))
         costs = sample_costs(tokens, self.work.pairs(plans), self.weights)
-        shares = fill_rows(deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step)
+        shares = fill_rows(
+            deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step
+        )
         sums = [[sum(tokens[row]) if row else SMALLEST_BLANK for row in rows] for rows in shares]
         lengths = self.ladder[np.searchsorted(self.ladder, sums)]
-        return StepPlan(plans, tuple(tuple(Row(tuple(row), int(length)) for row, length in zip(rows, own)) for rows, own in zip(shares, lengths)))
+        return StepPlan(
+            plans,
+            tuple(
+                tuple(Row(tuple(row), int(length)) for row, length in zip(rows, own))
+                for rows, own in zip(shares, lengths)
+            ),
+        )
 
     def plans(self, consumed: int) -> Plans:
         """The samples of the step after ``consumed`` samples."""
-        batch, window = self.config.train.global_batch_size, self.config.train.global_batch_size * self.config.data.cost_buckets
+        batch, window = (
+            self.config.train.global_batch_size,
+            self.config.train.global_batch_size * self.config.data.cost_buckets,
+        )
         if not window:
             return self.split.plans(self.seed, np.arange(consumed, consumed + batch))
         # A step crosses a window's edge when an earlier part of the run had another batch size.
         first, last = consumed // window, (consumed + batch - 1) // window
         parts = [
-            self._window(number).take(np.arange(max(consumed, number * window), min(consumed + batch, (number + 1) * window)) - number * window)
+            self._window(number).take(
+                np.arange(max(consumed, number * window), min(consumed + batch, (number + 1) * window))
+                - number * window
+            )
             for number in range(first, last + 1)
         ]
         return parts[0] if len(parts) == 1 else Plans.concatenate(parts)
@@ -145,7 +174,10 @@ class StepPlanner:
         size, multiple = self.config.train.micro_batch_size, self.config.parallel.row_multiple
         lengths = -(-tokens.reshape(self.dp_size, -1, size).sum(axis=2) // multiple) * multiple
         positions = np.arange(len(tokens)).reshape(self.dp_size, -1, size)
-        return tuple(tuple(Row(tuple(samples), length) for samples, length in zip(rows, own)) for rows, own in zip(positions.tolist(), lengths.tolist()))
+        return tuple(
+            tuple(Row(tuple(samples), length) for samples, length in zip(rows, own))
+            for rows, own in zip(positions.tolist(), lengths.tolist())
+        )
 
 
 def _check(split: Split, config: Config, work: SampleWork, dp_size: int) -> None:
@@ -153,11 +185,16 @@ def _check(split: Split, config: Config, work: SampleWork, dp_size: int) -> None
     if not budget:
         if batch < 1 or micro < 1 or batch % (micro * dp_size):
             replicas = f"train.micro_batch_size={micro} times {dp_size} data parallel ranks"
-            raise UserError(f"train.global_batch_size={batch}: must be a multiple of {replicas}; or set data.pack_tokens")
+            raise UserError(
+                f"train.global_batch_size={batch}: must be a multiple of {replicas}; or set data.pack_tokens"
+            )
         return
     longest = split.largest_tokens(work.longest)
     if longest > budget:
-        raise UserError(f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at least that, or fewer data.frames")
+        raise UserError(
+            f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at "
+            "least that, or fewer data.frames"
+        )
 
 
 def cost_weights(config: Config, work: SampleWork) -> tuple[float, float]:
@@ -173,9 +210,11 @@ def sample_costs(tokens: np.ndarray, pairs: np.ndarray, weights: tuple[float, fl
 
 
 def row_ladder(budget: int, count: int, multiple: int) -> np.ndarray:
-    """int64, ascending: at most ``count`` row lengths, the multiples of budget / count, each rounded up to a multiple of ``multiple``.
+    """int64, ascending: at most ``count`` row lengths, the multiples of budget / count, each rounded up to a multiple
+    of ``multiple``.
 
-    Even steps, because rows are nearly full: half a step is 0.8 % of a full row with 64 lengths.  Steps that grow with the length would waste more there.
+    Even steps, because rows are nearly full: half a step is 0.8 % of a full row with 64 lengths.  Steps that grow with
+    the length would waste more there.
     """
     steps = -(-np.arange(1, count + 1, dtype=np.int64) * budget // count)
     lengths = np.unique(-(-steps // multiple) * multiple)
@@ -185,7 +224,8 @@ def row_ladder(budget: int, count: int, multiple: int) -> np.ndarray:
 def deal(costs: np.ndarray, ranks: int) -> list[list[int]]:
     """Sample numbers 0..n-1 of each rank, such that the largest sum of costs is small.
 
-    The largest sample first, each to the rank with least so far (LPT); then samples move or change places between the fullest and the emptiest rank.
+    The largest sample first, each to the rank with least so far (LPT); then samples move or change places between the
+    fullest and the emptiest rank.
     """
     groups: list[list[int]] = [[] for _ in range(ranks)]
     heap = [(0, rank) for rank in range(ranks)]
@@ -210,7 +250,11 @@ def _exchange(groups: list[list[int]], loads: np.ndarray, costs: list[int]) -> N
         if loads[full] <= enough:
             return
         # Of all differences that a move (against nothing: -1) or an exchange makes, the one nearest to half the gap.
-        gains = ((costs[give] - (costs[take] if take >= 0 else 0), give, take) for give in groups[full] for take in (-1, *groups[empty]))
+        gains = (
+            (costs[give] - (costs[take] if take >= 0 else 0), give, take)
+            for give in groups[full]
+            for take in (-1, *groups[empty])
+        )
         gain, give, take = min(gains, key=lambda item: (abs(2 * item[0] - gap), item[1], item[2]))
         if not 0 < gain < gap:
             return
@@ -223,15 +267,22 @@ def _exchange(groups: list[list[int]], loads: np.ndarray, costs: list[int]) -> N
         loads[empty] += gain
 
 
-def fill_rows(groups: list[list[int]], tokens: list[int], costs: list[int], budget: int, row_step: int = 1) -> list[list[list[int]]]:
-    """Rows of each rank: the same number for all, the fewest that first-fit finds for the rank that needs most, a multiple of ``row_step``.
+def fill_rows(
+    groups: list[list[int]], tokens: list[int], costs: list[int], budget: int, row_step: int = 1
+) -> list[list[list[int]]]:
+    """Rows of each rank: the same number for all, the fewest that first-fit finds for the rank that needs most, a
+    multiple of ``row_step``.
 
-    Inside a rank the rows are balanced by cost, as stages of a pipeline wait for the longest; the costliest row comes first, samples of a row in order.
+    Inside a rank the rows are balanced by cost, as stages of a pipeline wait for the longest; the costliest row comes
+    first, samples of a row in order.
     """
     tight = [_first_fit(group, tokens, budget) for group in groups]
     count = -(-max(1, *map(len, tight)) // row_step) * row_step
     chosen = (_balanced(group, tokens, costs, budget, count) or fitted for group, fitted in zip(groups, tight))
-    return [[sorted(row) for row in sorted(rows, key=lambda row: -sum(costs[i] for i in row))] + [[]] * (count - len(rows)) for rows in chosen]
+    return [
+        [sorted(row) for row in sorted(rows, key=lambda row: -sum(costs[i] for i in row))] + [[]] * (count - len(rows))
+        for rows in chosen
+    ]
 
 
 def _first_fit(group: list[int], tokens: list[int], budget: int) -> list[list[int]]:

@@ -53,8 +53,9 @@ class SamplePlan:
 class Plans:
     """Plans of n samples, as arrays; ``plans[i]`` is the `SamplePlan` of one.
 
-    number, key, dataset, item: int64 [n], as in `SamplePlan`; start, interval: int64 [n], first video frame and step; count: int64 [n], latent frames;
-    cuts: bool [n, N - 1], whether a clip ends after latent frame j; height, width: int64 [n] in pixels; stride: int64 [n], video frames per latent frame.
+    number, key, dataset, item: int64 [n], as in `SamplePlan`; start, interval: int64 [n], first video frame and step;
+    count: int64 [n], latent frames; cuts: bool [n, N - 1], whether a clip ends after latent frame j; height, width:
+    int64 [n] in pixels; stride: int64 [n], video frames per latent frame.
     """
 
     number: np.ndarray
@@ -77,9 +78,19 @@ class Plans:
         places = [0, *(np.flatnonzero(self.cuts[position]) + 1).tolist(), count]
         frames = range(first, first + step * (1 + int(self.stride[position]) * (count - 1)), step)
         number, key, dataset, item, height, width = (
-            int(values[position]) for values in (self.number, self.key, self.dataset, self.item, self.height, self.width)
+            int(values[position])
+            for values in (self.number, self.key, self.dataset, self.item, self.height, self.width)
         )
-        return SamplePlan(number, key, dataset, item, tuple(frames), step, tuple(b - a for a, b in zip(places, places[1:])), (height, width))
+        return SamplePlan(
+            number,
+            key,
+            dataset,
+            item,
+            tuple(frames),
+            step,
+            tuple(b - a for a, b in zip(places, places[1:])),
+            (height, width),
+        )
 
     def take(self, positions: np.ndarray | Sequence[int]) -> Plans:
         """The plans at these positions, in their order."""
@@ -132,9 +143,9 @@ def plan_samples(
 ) -> Plans:
     """Draw interval, start and clip lengths of n samples (reference README, section 11).
 
-    Interval uniform on lo..min(hi, what the video allows), start uniform, number of clips K uniform on lo..min(hi, frames), then K-1 distinct cut points,
-    uniform.  Uniform on 0..m-1 means to within a share m / 2**32.  A video too short for `data.frames` at the smallest interval gives as many frames as
-    it has there, if `data.min_frames` allows.
+    Interval uniform on lo..min(hi, what the video allows), start uniform, number of clips K uniform on lo..min(hi,
+    frames), then K-1 distinct cut points, uniform.  Uniform on 0..m-1 means to within a share m / 2**32.  A video too
+    short for `data.frames` at the smallest interval gives as many frames as it has there, if `data.min_frames` allows.
 
     Args:
         config: frames, min_frames, frame_interval and clips.
@@ -156,7 +167,9 @@ def plan_samples(
         room = np.array(available, dtype=np.int64)
         counts = np.minimum(config.frames, (room - 1) // (low * temporal_stride) + 1)
         if n and room.min() < shortest_video(config, temporal_stride):
-            raise ValueError(f"too short: {room.min()} frames, a sample needs {shortest_video(config, temporal_stride)}")
+            raise ValueError(
+                f"too short: {room.min()} frames, a sample needs {shortest_video(config, temporal_stride)}"
+            )
         highest = np.minimum(high, (room - 1) // np.maximum(1, temporal_stride * (counts - 1)))
         highest = np.where(counts > 1, highest, high)
     intervals = _uniform(seeds, INTERVAL, np.int64(low), highest)
@@ -167,7 +180,9 @@ def plan_samples(
     passed = (np.broadcast_to(np.array(values, dtype=np.int64), (n,)) for values in (numbers, datasets, items, *sizes))
     number, dataset, item, height, width = passed
     stride = np.full(n, temporal_stride, dtype=np.int64)
-    return Plans(number, np.array(keys, dtype=np.int64), dataset, item, starts, intervals, counts, cuts, height, width, stride)
+    return Plans(
+        number, np.array(keys, dtype=np.int64), dataset, item, starts, intervals, counts, cuts, height, width, stride
+    )
 
 
 def _draw(seeds: np.ndarray, counter: int | np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The other side of `workers.Pool`: the life of a reader process, and the files in memory through which tasks and results travel."""
+"""The other side of `workers.Pool`: the life of a reader process, and the files in memory through which tasks and
+results travel.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def _portable(error: Exception) -> tuple[Exception, str]:
 
 
 def new_slot() -> int:
-    """A file descriptor of an empty file in memory (where the system has none, of a nameless one in the temporary folder)."""
+    """A file descriptor of an empty file in memory (where the system has none, of a nameless one in the temporary
+    folder).
+    """
     if hasattr(os, "memfd_create"):
         return os.memfd_create("megatron_videogpt")
     with tempfile.TemporaryFile() as file:
@@ -115,7 +119,9 @@ def _read(memory: int, place: int, size: int) -> memoryview:
 
 @contextlib.contextmanager
 def children_ignore_signals() -> Iterator[None]:
-    """Processes started meanwhile ignore `STOP_SIGNALS`, the fork server too: torchrun and Slurm signal a whole session, and the trainer still needs them."""
+    """Processes started meanwhile ignore `STOP_SIGNALS`, the fork server too: torchrun and Slurm signal a whole
+    session, and the trainer still needs them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,8 @@
-"""Bytes of local files and of any fsspec URL (s3://, gs://, https://, ...); what came from far is kept in a folder within a size limit.
+"""Bytes of local files and of any fsspec URL (s3://, gs://, https://, ...); what came from far is kept in a folder
+within a size limit.
 
-Servers and keys come from where fsspec looks for them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ... or fsspec's own configuration.
+Servers and keys come from where fsspec looks for them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ... or fsspec's own
+configuration.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 class Cache:
     """Keeps what was read from remote storage.  Several processes may use the same folder.
 
-    folder: for members of shards (``members``), and for indexes; limit: bytes of ``members``, where the longest unused go first.
+    folder: for members of shards (``members``), and for indexes; limit: bytes of ``members``, where the longest unused
+    go first.
     """
 
     folder: str | os.PathLike[str]
@@ -50,26 +53,36 @@ class Cache:
         """A part of a file.
 
         Raises:
-            BadVideo: kind "missing": not there, forbidden, or no answer after three attempts; "truncated": the file ends before that.
+            BadVideo: kind "missing": not there, forbidden, or no answer after three attempts; "truncated": the file
+                ends before that.
         """
         if is_local(url):
             return _checked(url, offset, size, _read_local(url, offset, size))
         place = self._place(f"{url}\0{offset}\0{size}")
         data = _read_kept(place)
         if data is None or len(data) != size:
-            data = _checked(url, offset, size, attempt(url, lambda: filesystem(url)[0].cat_file(filesystem(url)[1], start=offset, end=offset + size)))
+            data = _checked(
+                url,
+                offset,
+                size,
+                attempt(url, lambda: filesystem(url)[0].cat_file(filesystem(url)[1], start=offset, end=offset + size)),
+            )
             self._keep(place, data)
         return data
 
     def fetch(self, url: str) -> Path:
-        """A whole small file as a local one; a remote one is fetched again when it has changed.  BadVideo as for `read`."""
+        """A whole small file as a local one; a remote one is fetched again when it has changed.  BadVideo as for
+        `read`.
+        """
         if is_local(url):
             path = local_path(url)
             if not path.is_file():
                 raise BadVideo(url, "no such file", "missing")
             return path
         info = attempt(url, lambda: filesystem(url)[0].info(filesystem(url)[1]))
-        version = "\0".join(str(info.get(name)) for name in ("size", "ETag", "etag", "LastModified", "mtime", "md5Hash"))
+        version = "\0".join(
+            str(info.get(name)) for name in ("size", "ETag", "etag", "LastModified", "mtime", "md5Hash")
+        )
         place = self._place(f"{url}\0{version}")
         if _read_kept(place, 1) is None:
             self._write(place, attempt(url, lambda: filesystem(url)[0].cat_file(filesystem(url)[1])))
@@ -90,7 +103,9 @@ class Cache:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
+            raise UserError(
+                f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can"
+            ) from error
         partial, members = partial_name(place), Path(self.folder) / "members"
         with locked(members / "lock", LOCK_SECONDS, "writing into this cache"):
             total = _number(members / "total") + len(data)
@@ -110,7 +125,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: {' '.join(str(error).split())} (for s3:// pip install s3fs, for gs:// gcsfs)") from error
+        raise UserError(
+            f"{url}: {' '.join(str(error).split())} (for s3:// pip install s3fs, for gs:// gcsfs)"
+        ) from error
 
 
 def attempt(url: str, action: Callable[[], Result]) -> Result:
@@ -119,13 +136,19 @@ def attempt(url: str, action: Callable[[], Result]) -> Result:
         try:
             return action()
         except (FileNotFoundError, PermissionError) as error:
-            raise BadVideo(url, f"{'no such file or bucket' if isinstance(error, FileNotFoundError) else 'access denied'} ({error})", "missing") from error
+            raise BadVideo(
+                url,
+                f"{'no such file or bucket' if isinstance(error, FileNotFoundError) else 'access denied'} ({error})",
+                "missing",
+            ) from error
         except UserError:
             raise
         except Exception as error:  # every kind of storage has its own exceptions
             if pause is None:
                 reason = f"no answer after {len(PAUSES) + 1} attempts: {type(error).__name__}: {error}"
-                raise BadVideo(url, f"{reason[:300]} (are address and keys right, e.g. AWS_ENDPOINT_URL?)", "missing") from error
+                raise BadVideo(
+                    url, f"{reason[:300]} (are address and keys right, e.g. AWS_ENDPOINT_URL?)", "missing"
+                ) from error
             time.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -185,7 +208,9 @@ def _read_kept(place: Path, limit: int = -1) -> bytes | None:
 
 
 def _make_room(members: Path, limit: int) -> int:
-    """Remove the longest unused files until a tenth below the limit; the bytes that are left.  For the holder of the lock."""
+    """Remove the longest unused files until a tenth below the limit; the bytes that are left.  For the holder of the
+    lock.
+    """
     found = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in members.glob("??/*")]
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):

@@ -1,7 +1,7 @@
 """Numbered samples of one data set, of the physics generator, or of a mixture.
 
-A split maps global sample numbers to plans, vectorised and from the index alone (the same on every rank), and a plan to the job
-that reads it.  Number g is sample ``g % len`` of epoch ``g // len``.
+A split maps global sample numbers to plans, vectorised and from the index alone (the same on every rank), and a plan to
+the job that reads it.  Number g is sample ``g % len`` of epoch ``g // len``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ BLOCK = 1 << 20  # entries looked at together: bounds the memory that 70 million
 
 
 Longest = Callable[[np.ndarray, tuple[np.ndarray, np.ndarray]], np.ndarray]
-"""`longest(frames, (heights, widths))`: most tokens of a sample of so many frames of that size in pixels; int64 [n] all."""
+"""`longest(frames, (heights, widths))`: most tokens of a sample of so many frames of that size in pixels; int64 [n]
+all.
+"""
 
 
 class Split(Protocol):
@@ -38,7 +40,9 @@ class Split(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of the data and of every option that decides what the samples are; not of where the data lies."""
+        """sha256, hexadecimal, of the data and of every option that decides what the samples are; not of where the data
+        lies.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -97,7 +101,13 @@ class PhysicsSplit:
     def fingerprint(self) -> str:
         """See `Split`."""
         physics = self.config.physics
-        data = {"scenes": physics.scenes, "difficulty": physics.difficulty, "size": physics.size, "fps": physics.fps, "epoch_scenes": physics.epoch_scenes}
+        data = {
+            "scenes": physics.scenes,
+            "difficulty": physics.difficulty,
+            "size": physics.size,
+            "fps": physics.fps,
+            "epoch_scenes": physics.epoch_scenes,
+        }
         return _digest({"name": self.name, "physics": data, **_drawing(self.config, self.temporal_stride)})
 
     def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
@@ -105,7 +115,9 @@ class PhysicsSplit:
         given = np.asarray(numbers, np.int64)
         epochs, places = np.divmod(given, len(self))
         side = self.config.physics.size
-        return plan_samples(self.config, self.temporal_stride, _keys(seed, epochs, places, self.name), given, 0, -1, None, (side, side))
+        return plan_samples(
+            self.config, self.temporal_stride, _keys(seed, epochs, places, self.name), given, 0, -1, None, (side, side)
+        )
 
     def job(self, plan: SamplePlan) -> Job:
         """See `Split`."""
@@ -140,8 +152,20 @@ class VideoSplit:
     def fingerprint(self) -> str:
         """See `Split`."""
         options = ("min_side", "max_aspect", "longest_side", "size_multiple", "validation_fraction")
-        description = {"name": self.name, "dataset": self.dataset, "data": self.collection.fingerprint, "videos": len(self.items), "samples": len(self)}
-        return _digest({**description, **_drawing(self.config, self.temporal_stride), **{name: getattr(self.config, name) for name in options}})
+        description = {
+            "name": self.name,
+            "dataset": self.dataset,
+            "data": self.collection.fingerprint,
+            "videos": len(self.items),
+            "samples": len(self),
+        }
+        return _digest(
+            {
+                **description,
+                **_drawing(self.config, self.temporal_stride),
+                **{name: getattr(self.config, name) for name in options},
+            }
+        )
 
     def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
         """See `Split`."""
@@ -156,7 +180,9 @@ class VideoSplit:
         found = self.collection.entries[self.items[items]]
         sizes = resized_sizes(found["width"], found["height"], self.config.longest_side, self.config.size_multiple)
         keys = _keys(seed, epochs, places, split)
-        return plan_samples(self.config, self.temporal_stride, keys, given, self.dataset, items, self._available(found), sizes)
+        return plan_samples(
+            self.config, self.temporal_stride, keys, given, self.dataset, items, self._available(found), sizes
+        )
 
     def job(self, plan: SamplePlan) -> Job:
         """See `Split`."""
@@ -178,7 +204,9 @@ class VideoSplit:
     def _ends(self) -> np.ndarray:
         """Cumulative visits: video i has the samples _ends[i-1] .. _ends[i]-1 of an unpermuted epoch."""
         span = video_span(1 + self.temporal_stride * (self.config.frames - 1), self.config.frame_interval[0])
-        return np.cumsum(np.concatenate([np.maximum(1, self._available(block) // span) for block in self._blocks()]), dtype=np.int64)
+        return np.cumsum(
+            np.concatenate([np.maximum(1, self._available(block) // span) for block in self._blocks()]), dtype=np.int64
+        )
 
     def _blocks(self) -> Iterator[np.ndarray]:
         return (self.collection.entries[self.items[i : i + BLOCK]] for i in range(0, len(self.items), BLOCK))
@@ -192,7 +220,8 @@ class VideoSplit:
 class Mixture:
     """Several data sets, each with its own epochs; a repeating pattern says which one the next sample is from.
 
-    splits: `VideoSplit`s whose ``dataset`` is their place here; weights: above 0.  ``len``: samples until the last data set has given an epoch.
+    splits: `VideoSplit`s whose ``dataset`` is their place here; weights: above 0.  ``len``: samples until the last data
+    set has given an epoch.
     """
 
     name: str
@@ -207,7 +236,13 @@ class Mixture:
     def fingerprint(self) -> str:
         """See `Split`."""
         total = sum(self.weights)
-        return _digest({"mixture": [(split.fingerprint, round(weight / total, 12)) for split, weight in zip(self.splits, self.weights)]})
+        return _digest(
+            {
+                "mixture": [
+                    (split.fingerprint, round(weight / total, 12)) for split, weight in zip(self.splits, self.weights)
+                ]
+            }
+        )
 
     def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
         """See `Split`."""
@@ -217,7 +252,9 @@ class Mixture:
         datasets = pattern[places]
         own = cycles * counts[datasets] + before[places]
         groups = [np.flatnonzero(datasets == i) for i in range(len(self.splits))]
-        plans = Plans.concatenate([split.plans(seed, own[group]) for split, group in zip(self.splits, groups) if len(group)])
+        plans = Plans.concatenate(
+            [split.plans(seed, own[group]) for split, group in zip(self.splits, groups) if len(group)]
+        )
         return replace(plans.take(np.argsort(np.concatenate(groups), kind="stable")), number=given)
 
     def job(self, plan: SamplePlan) -> Job:
@@ -233,16 +270,26 @@ class Mixture:
         return mixture_pattern(self.weights)
 
 
-def resized_sizes(width: np.ndarray, height: np.ndarray, longest_side: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """(heights, widths), int64 [n] each, that `decode.resized_shape` gives for each video; 0 where a side would be empty."""
+def resized_sizes(
+    width: np.ndarray, height: np.ndarray, longest_side: int, multiple: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(heights, widths), int64 [n] each, that `decode.resized_shape` gives for each video; 0 where a side would be
+    empty.
+    """
     scale = longest_side / np.maximum(1, np.maximum(width, height))
-    return np.rint(height * scale).astype(np.int64) // multiple * multiple, np.rint(width * scale).astype(np.int64) // multiple * multiple
+    return np.rint(height * scale).astype(np.int64) // multiple * multiple, np.rint(width * scale).astype(
+        np.int64
+    ) // multiple * multiple
 
 
 def _drawing(config: DataConfig, temporal_stride: int) -> dict[str, Any]:
     """What decides how a sample is drawn from a video."""
     options = ("frames", "min_frames", "frame_interval", "clips")
-    return {"sampling": SAMPLING, "temporal_stride": temporal_stride, **{name: getattr(config, name) for name in options}}
+    return {
+        "sampling": SAMPLING,
+        "temporal_stride": temporal_stride,
+        **{name: getattr(config, name) for name in options},
+    }
 
 
 def _keys(seed: int, epochs: np.ndarray, places: np.ndarray, split: str) -> np.ndarray:

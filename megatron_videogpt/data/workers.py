@@ -1,7 +1,9 @@
-"""Reader processes: tasks go out and results come back by number, and a process that is stuck or dies costs its one task.
+"""Reader processes: tasks go out and results come back by number, and a process that is stuck or dies costs its one
+task.
 
-Tasks and results travel in files that live in memory (memfd) and are shared by file descriptor, two for each process: neither the size of /dev/shm nor
-the buffer of a pipe limits them, and no process is held up by one that does not listen.
+Tasks and results travel in files that live in memory (memfd) and are shared by file descriptor, two for each process:
+neither the size of /dev/shm nor the buffer of a pipe limits them, and no process is held up by one that does not
+listen.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ class Pool:
     """
 
     def __init__(
-        self, run: Callable[[Any], Any], workers: int, timeout: float, label: Callable[[Any], str] = str, start: Callable[[], None] | None = None
+        self,
+        run: Callable[[Any], Any],
+        workers: int,
+        timeout: float,
+        label: Callable[[Any], str] = str,
+        start: Callable[[], None] | None = None,
     ) -> None:
         self._run = run
         self._here: dict[int, Any] | None = None if workers else {}
@@ -54,7 +61,8 @@ class Pool:
         with children_ignore_signals():
             self._group.workers = [self._group.start_worker() for _ in range(workers)]
         self._group.thread.start()
-        # multiprocessing's own finalizer, because it comes before multiprocessing joins its processes when the program ends.
+        # multiprocessing's own finalizer, because it comes before multiprocessing joins its processes when the program
+        # ends.
         self._end = util.Finalize(self, self._group.close, exitpriority=100)
 
     def submit(self, number: int, task: Any) -> None:
@@ -68,7 +76,8 @@ class Pool:
         """The result of a submitted task, once.
 
         Raises:
-            BadVideo: raised by the task, or of kind "stalled" or "crashed" when its process did not finish in time or died.
+            BadVideo: raised by the task, or of kind "stalled" or "crashed" when its process did not finish in time or
+                died.
             Exception: whatever else the task raised; RuntimeError when processes cannot be started.
         """
         if self._here is not None:
@@ -88,7 +97,9 @@ class Pool:
 
 @dataclass(eq=False)
 class _Worker:
-    """A process.  slots: its shared files; tasks: (number, task, slot), the first one in work since `since`; ready: whether it has started."""
+    """A process.  slots: its shared files; tasks: (number, task, slot), the first one in work since `since`; ready:
+    whether it has started.
+    """
 
     process: Any
     pipe: Any
@@ -115,7 +126,9 @@ class _WorkerGroup:
 
     def __init__(self, payload: bytes, timeout: float, label: Callable[[Any], str]) -> None:
         self.payload, self.timeout, self.label = payload, timeout, label
-        self.context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit locks of communication and OpenMP threads
+        self.context = multiprocessing.get_context(
+            "forkserver"
+        )  # a fork of this process would inherit locks of communication and OpenMP threads
         self.context.set_forkserver_preload(["megatron_videogpt.data.loader"])
         self.workers: list[_Worker] = []
         self.failed = 0
@@ -155,7 +168,9 @@ class _WorkerGroup:
         try:
             while not self.closing:
                 self.assign_tasks()
-                for ready in connection.wait([self.wake_receiver, *(worker.pipe for worker in self.workers)], self.next_deadline()):
+                for ready in connection.wait(
+                    [self.wake_receiver, *(worker.pipe for worker in self.workers)], self.next_deadline()
+                ):
                     if ready is self.wake_receiver:
                         self.wake_receiver.recv_bytes()
                         continue
@@ -169,7 +184,9 @@ class _WorkerGroup:
     def assign_tasks(self) -> None:
         """Give waiting tasks to the processes with the fewest."""
         while True:
-            worker = min((worker for worker in self.workers if worker.free), key=lambda worker: len(worker.tasks), default=None)
+            worker = min(
+                (worker for worker in self.workers if worker.free), key=lambda worker: len(worker.tasks), default=None
+            )
             with self.changed:
                 if worker is None or not self.queue:
                     return
@@ -240,7 +257,11 @@ class _WorkerGroup:
             worker.process.kill()
         worker.process.join(PATIENCE)
         pid, code = worker.process.pid, worker.process.exitcode
-        end = f"did not finish in {seconds:.0f} s" if kind == "stalled" else f"ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
+        end = (
+            f"did not finish in {seconds:.0f} s"
+            if kind == "stalled"
+            else f"ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
+        )
         if not worker.ready:
             self.failed += 1
             if self.failed >= ATTEMPTS:

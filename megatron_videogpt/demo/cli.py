@@ -35,13 +35,27 @@ LARGEST_PORT = 65535
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options and help."""
-    parser.description, parser.epilog, parser.formatter_class = DESCRIPTION, EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN", help="folder of a training run (its train.output), or a Hugging Face folder")
-    parser.add_argument("--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)")
+    parser.description, parser.epilog, parser.formatter_class = (
+        DESCRIPTION,
+        EXAMPLES,
+        argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="RUN",
+        help="folder of a training run (its train.output), or a Hugging Face folder",
+    )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)"
+    )
     weights = "trained, or average: their moving average, which a run keeps with optimizer.ema_decay (default: trained)"
     parser.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (default: 7860)")
-    host = "address that the page listens on (default: 127.0.0.1, this machine alone; 0.0.0.0 lets in whoever reaches it)"
+    host = (
+        "address that the page listens on (default: 127.0.0.1, this machine alone; 0.0.0.0 lets in whoever reaches it)"
+    )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
 
 
@@ -57,8 +71,14 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.checkpoint, args.step, args.weights == "average")
     signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="megatron_videogpt_demo_") as folder:
-        # Before Gradio is imported, which reads them then: uploads go into our folder, and nothing is reported to anybody.
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", HF_HUB_DISABLE_TELEMETRY="1")
+        # Before Gradio is imported, which reads them then: uploads go into our folder, and nothing is reported to
+        # anybody.
+        os.environ.update(
+            GRADIO_TEMP_DIR=folder,
+            GRADIO_ANALYTICS_ENABLED="False",
+            GRADIO_RUN_HISTORY="False",
+            HF_HUB_DISABLE_TELEMETRY="1",
+        )
         from .page import build, launch
 
         page = build(model, args.checkpoint, Path(folder))
@@ -88,4 +108,7 @@ def _check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another --port or --host") from error
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another "
+            "--port or --host"
+        ) from error

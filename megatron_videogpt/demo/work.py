@@ -1,4 +1,6 @@
-"""One continuation for the page, without anything of the page: bounds on what may be asked for, the files, and a line about them."""
+"""One continuation for the page, without anything of the page: bounds on what may be asked for, the files, and a line
+about them.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,20 @@ from ..sample.options import SETTINGS, resolve
 from ..sample.output import Output
 from ..sample.prompts import Prompt, Source, read_prompt
 
-MOST_CLIPS, MOST_FRAMES, MOST_STEPS = 30, 480, 200  # clips, new latent frames of all clips together, denoising steps per clip
+MOST_CLIPS, MOST_FRAMES, MOST_STEPS = (
+    30,
+    480,
+    200,
+)  # clips, new latent frames of all clips together, denoising steps per clip
 GUIDANCE = (1.0, 10.0)
 LARGEST_MB = 200  # of an uploaded file, in 10^6 bytes
 LONGEST = 100_000  # frames of an uploaded video
 LARGEST_NUMBER = 2**31 - 1  # of seeds and scenes
 
-OPTIONS = {"a smaller --history or --interval": "fewer frames given, or a smaller N for every N-th frame", "--history": "frames given:"}
+OPTIONS = {
+    "a smaller --history or --interval": "fewer frames given, or a smaller N for every N-th frame",
+    "--history": "frames given:",
+}
 """How the page names what messages call by the command's options."""
 
 Tell = Callable[[float, str], None]
@@ -37,7 +46,8 @@ class Request:
     Attributes:
         path: the uploaded video or image, or None for the scene (kind, number) of the physics generator.
         clips: how many new clips, of `frames` latent frames each.
-        given: latent frames given, from the video's start; 0 gives those before the last ones, which serve as ground truth.
+        given: latent frames given, from the video's start; 0 gives those before the last ones, which serve as ground
+            truth.
         interval: use every so many-th frame.
     """
 
@@ -85,16 +95,29 @@ def continue_one(model: Model, request: Request, folder: Path, tell: Tell) -> Re
         for clips in continue_row(model, model.denoiser(settings), history, settings, seed, watch):
             output.append(clips[0])
         seconds = time.perf_counter() - started
-        output.finish({"input": prompt.name, "settings": {**asdict(settings), "given": len(prompt.condition), "interval": interval, "seed": seed}})
-    text = f"{len(prompt.condition)} frames given, {output.count} generated in {seconds:.1f} s ({output.count / seconds:.2f} frames/s)\n{output.describe()}"
+        output.finish(
+            {
+                "input": prompt.name,
+                "settings": {**asdict(settings), "given": len(prompt.condition), "interval": interval, "seed": seed},
+            }
+        )
+    text = (
+        f"{len(prompt.condition)} frames given, {output.count} generated in {seconds:.1f} s "
+        f"({output.count / seconds:.2f} frames/s)\n{output.describe()}"
+    )
     return Result(output.paths["mp4"], output.paths["png"], text)
 
 
 def _settings(config: Config, request: Request) -> tuple[SampleConfig, int | None, int, int]:
     """The model's settings with the page's on top, frames given, interval and seed."""
-    clips, frames = _whole("clips", request.clips, 1, MOST_CLIPS), _whole("frames per clip", request.frames, 1, most_frames(config))
+    clips, frames = (
+        _whole("clips", request.clips, 1, MOST_CLIPS),
+        _whole("frames per clip", request.frames, 1, most_frames(config)),
+    )
     if clips * frames > MOST_FRAMES:
-        raise UserError(f"{clips} clips of {frames} frames: at most {MOST_FRAMES} frames at a time; choose fewer or shorter clips")
+        raise UserError(
+            f"{clips} clips of {frames} frames: at most {MOST_FRAMES} frames at a time; choose fewer or shorter clips"
+        )
     low, high = GUIDANCE
     if request.guidance is None or not low <= request.guidance <= high:
         raise UserError(f"guidance = {_shown(request.guidance)}: expected a number from {low:g} to {high:g}")
@@ -128,7 +151,9 @@ def _shown(value: float | None) -> str:
 def _read(model: Model, request: Request, settings: SampleConfig, given: int | None, interval: int) -> Prompt:
     """The prompt, within limits that are narrower than those of training data."""
     data = model.config.data
-    data = replace(data, max_video_mb=min(data.max_video_mb, LARGEST_MB), max_video_frames=min(data.max_video_frames, LONGEST))
+    data = replace(
+        data, max_video_mb=min(data.max_video_mb, LARGEST_MB), max_video_frames=min(data.max_video_frames, LONGEST)
+    )
     config = replace(model.config, data=data, sample=settings)
     if request.path is None:
         kind, number = request.scene

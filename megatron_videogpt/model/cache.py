@@ -1,8 +1,9 @@
 """Keys and values of clean history, kept from one pass of the model to the next.
 
-Every layer has a buffer of keys and one of values.  Their rows are first the regions of the videos, one after another, each for a history's tokens in
-storage order, and then scratch for what is computed and not kept: noisy tokens and padding.  A pass says where each of its tokens belongs, so that
-storing twice does no harm, and its intervals count in rows of the buffers: every attention backend takes fewer queries than keys.
+Every layer has a buffer of keys and one of values.  Their rows are first the regions of the videos, one after another,
+each for a history's tokens in storage order, and then scratch for what is computed and not kept: noisy tokens and
+padding.  A pass says where each of its tokens belongs, so that storing twice does no harm, and its intervals count in
+rows of the buffers: every attention backend takes fewer queries than keys.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """The buffers ``[rows, key-value heads of this rank, d]`` of this rank's layers; allocated when a layer first stores, zeros.
+    """The buffers ``[rows, key-value heads of this rank, d]`` of this rank's layers; allocated when a layer first
+    stores, zeros.
 
-    dtype: of the buffers, None for that of the keys.  offload: buffers in host memory (pinned for CUDA), of which one layer at a time is on the device.
-    With either, buffers have no scratch: a layer attends a copy that has, and what a pass computes is rounded for later passes only.
+    dtype: of the buffers, None for that of the keys.  offload: buffers in host memory (pinned for CUDA), of which one
+    layer at a time is on the device. With either, buffers have no scratch: a layer attends a copy that has, and what a
+    pass computes is rounded for later passes only.
     """
 
     def __init__(self, dtype: torch.dtype | None = None, offload: bool = False) -> None:
@@ -33,7 +36,8 @@ class KeyValueCache:
         return sum(buffer.numel() * buffer.element_size() for pair in self.layers.values() for buffer in pair)
 
     def arrange(self, kept: int, scratch: int, moves: Sequence[tuple[int, int, int]]) -> None:
-        """Make room for `kept` rows of history and `scratch` others; rows that stay valid are copied to where they belong now.
+        """Make room for `kept` rows of history and `scratch` others; rows that stay valid are copied to where they
+        belong now.
 
         moves: (first row until now, first row from now on, count), of everything that is still needed.
         """
@@ -55,7 +59,9 @@ class KeyValueCache:
         return buffer
 
     def store(self, layer: int, keys: Tensor, values: Tensor, row: Row) -> tuple[Tensor, Tensor]:
-        """Keep what a layer computed for the tokens of a pass ``[L, heads, d]`` -> all keys and values that its intervals count in ``[rows, heads, d]``."""
+        """Keep what a layer computed for the tokens of a pass ``[L, heads, d]`` -> all keys and values that its
+        intervals count in ``[rows, heads, d]``.
+        """
         if layer not in self.layers:
             self.layers[layer] = self._buffer(keys), self._buffer(values)
         held = self.layers[layer]
@@ -81,8 +87,8 @@ class KeyValueCache:
 class Row(NamedTuple):
     """How a packed row of L tokens meets the buffers of a cache.
 
-    places: int64 ``[L]``, a row of the buffers for each token; kept: rows of the regions; rows: those and the scratch that this pass fills;
-    lasting: leading tokens of the row that belong to the history, the others are scratch.
+    places: int64 ``[L]``, a row of the buffers for each token; kept: rows of the regions; rows: those and the scratch
+    that this pass fills; lasting: leading tokens of the row that belong to the history, the others are scratch.
     """
 
     cache: KeyValueCache
@@ -114,8 +120,12 @@ def regions_of(frames: Sequence[int], blocks: Sequence[int]) -> list[Region]:
     return regions
 
 
-def portions(spans: Sequence[tuple[int, int]], blocks: Sequence[int], most_tokens: int) -> list[list[tuple[int, int, int]]]:
-    """Frames ``[first, end)`` per video -> passes of (video, first, end), in order, of at most `most_tokens` tokens or a single frame."""
+def portions(
+    spans: Sequence[tuple[int, int]], blocks: Sequence[int], most_tokens: int
+) -> list[list[tuple[int, int, int]]]:
+    """Frames ``[first, end)`` per video -> passes of (video, first, end), in order, of at most `most_tokens` tokens or
+    a single frame.
+    """
     passes: list[list[tuple[int, int, int]]] = []
     room = 0
     for video, ((first, end), block) in enumerate(zip(spans, blocks)):

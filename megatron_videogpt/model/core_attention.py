@@ -15,7 +15,9 @@ from ..attention import attend
 from .cache import Row
 
 Store = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
-"""Keys and values of the tokens of a row ``[L, heads, d]`` -> those that its intervals count in ``[rows, heads, d]``."""
+"""Keys and values of the tokens of a row ``[L, heads, d]`` -> those that its intervals count in
+``[rows, heads, d]``.
+"""
 
 
 class _Exchange(torch.autograd.Function):
@@ -36,7 +38,9 @@ class _Exchange(torch.autograd.Function):
 
 
 def to_heads(x: Tensor, group: Any) -> Tensor:
-    """A shard of the tokens with all heads ``[L/cp, H, d]`` -> all tokens with a share of the heads ``[L, H/cp, d]`` (Ulysses, Jacobs et al. 2023)."""
+    """A shard of the tokens with all heads ``[L/cp, H, d]`` -> all tokens with a share of the heads ``[L, H/cp, d]``
+    (Ulysses, Jacobs et al. 2023).
+    """
     tokens, heads, width = x.shape
     size = group.size()
     parts = x.view(tokens, size, heads // size, width).transpose(0, 1)
@@ -44,7 +48,9 @@ def to_heads(x: Tensor, group: Any) -> Tensor:
 
 
 def to_tokens(x: Tensor, group: Any) -> Tensor:
-    """All tokens with a share of the heads ``[L, H/cp, d]`` -> a shard of the tokens with all heads ``[L/cp, H, d]``; the inverse of `to_heads`."""
+    """All tokens with a share of the heads ``[L, H/cp, d]`` -> a shard of the tokens with all heads ``[L/cp, H, d]``;
+    the inverse of `to_heads`.
+    """
     tokens, heads, width = x.shape
     size = group.size()
     parts = _Exchange.apply(group, x.reshape(size, tokens // size, heads, width))
@@ -52,12 +58,22 @@ def to_tokens(x: Tensor, group: Any) -> Tensor:
 
 
 def exchange_attention(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, group: Any, deterministic: bool = False, store: Store | None = None
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Tensor,
+    scale: float,
+    group: Any,
+    deterministic: bool = False,
+    store: Store | None = None,
 ) -> Tensor:
-    """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``, whole intervals ``[L, 4]``.
+    """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``,
+    whole intervals ``[L, 4]``.
 
-    Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these are repeated first, as few
-    times as it takes, so that every rank keeps the heads its queries read.  store: puts this rank's heads of all tokens into a cache.
+    Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these
+    are repeated first, as few times as it takes, so that every rank keeps the heads its queries read.  store: puts this
+    rank's heads of all tokens into a cache.
     """
     size = group.size()
     repeats = math.lcm(k.shape[1], size) // k.shape[1]
@@ -74,7 +90,8 @@ def exchange_attention(
 
 
 class IntervalAttention(MegatronModule):
-    """Drop-in for `DotProductAttention`; megatron-core's `attention_mask` argument carries int32 intervals ``[L, 4]`` of the whole row.
+    """Drop-in for `DotProductAttention`; megatron-core's `attention_mask` argument carries int32 intervals ``[L, 4]``
+    of the whole row.
 
     The configuration's `interval_backend` names the kernel.
     """
@@ -99,11 +116,20 @@ class IntervalAttention(MegatronModule):
         # Counted over the whole model, chunks of an interleaved pipeline included.
         self.layer_number = layer_number
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, cached: Row | None = None, **unused: Any) -> Tensor:
-        """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel heads -> ``[l, 1, H*d]``.
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        cached: Row | None = None,
+        **unused: Any,
+    ) -> Tensor:
+        """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel
+        heads -> ``[l, 1, H*d]``.
 
-        Without context parallelism there may be fewer queries than keys; intervals are the queries' then.  cached: where keys and values are kept;
-        the intervals count in the rows of its buffers.
+        Without context parallelism there may be fewer queries than keys; intervals are the queries' then.  cached:
+        where keys and values are kept; the intervals count in the rows of its buffers.
         """
         q, k, v = (x[:, 0] for x in (query, key, value))
         store = None if cached is None else partial(cached.cache.store, self.layer_number, row=cached)
@@ -112,5 +138,7 @@ class IntervalAttention(MegatronModule):
                 k, v = store(k, v)
             out = attend(self.backend, q, k, v, attention_mask, self.scale, self.deterministic)
         else:
-            out = exchange_attention(self.backend, q, k, v, attention_mask, self.scale, self.context_group, self.deterministic, store)
+            out = exchange_attention(
+                self.backend, q, k, v, attention_mask, self.scale, self.context_group, self.deterministic, store
+            )
         return out.reshape(out.shape[0], 1, -1)

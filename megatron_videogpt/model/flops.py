@@ -22,19 +22,38 @@ def component_parameters(model: ModelConfig, channels: int) -> dict[str, int]:
 
 
 def component_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: embedding.noisy_patch, ..., decoder.layers, decoder.final_layernorm, head.linear, ..."""
+    """The part of the model that a parameter belongs to: embedding.noisy_patch, ..., decoder.layers,
+    decoder.final_layernorm, head.linear, ...
+    """
     return ".".join(name.split(".")[:2])
 
 
 def sharded_parameters(model: ModelConfig, channels: int, tensor: int) -> tuple[int, int, int]:
     """Parameters on one of `tensor` ranks of: a layer, what comes before the layers, what comes after them."""
-    return _shapes(model.hidden_size, model.ffn_hidden_size, model.num_attention_heads, model.num_query_groups, model.patch_size, channels, tensor)
+    return _shapes(
+        model.hidden_size,
+        model.ffn_hidden_size,
+        model.num_attention_heads,
+        model.num_query_groups,
+        model.patch_size,
+        channels,
+        tensor,
+    )
 
 
 # A planner asks for the same few shapes thousands of times.
 @lru_cache(maxsize=256)
-def _shapes(width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int) -> tuple[int, int, int]:
-    model = ModelConfig(num_layers=1, hidden_size=width, ffn_hidden_size=inner, num_attention_heads=heads, num_query_groups=groups, patch_size=patch)
+def _shapes(
+    width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int
+) -> tuple[int, int, int]:
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=width,
+        ffn_hidden_size=inner,
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        patch_size=patch,
+    )
     layer = first = last = 0
     for parameter in parameters(model):
         count = math.prod(hf_shape(parameter, model, channels)) // (tensor if parameter.rule.split is not None else 1)
@@ -55,8 +74,8 @@ def layer_parameters(model: ModelConfig, channels: int) -> int:
 def linear_flops(model: ModelConfig, channels: int, tokens: float) -> float:
     """FLOPs of one forward and backward pass through weights: 6 per weight and token.
 
-    Every token counts the decoder, one patch projection and, as every other token is noisy, half of the output projection; the networks that
-    run once per frame are left out (together under 1 %).
+    Every token counts the decoder, one patch projection and, as every other token is noisy, half of the output
+    projection; the networks that run once per frame are left out (together under 1 %).
     """
     patch = model.patch_size**2 * channels
     ends = (patch + 1) * model.hidden_size + (model.hidden_size + 1) * patch / 2
@@ -64,21 +83,33 @@ def linear_flops(model: ModelConfig, channels: int, tokens: float) -> float:
 
 
 def attention_flops(model: ModelConfig, pairs: float) -> float:
-    """FLOPs of one forward and backward pass through attention: 12 per attended pair, channel and layer; pairs that the mask rules out do not count."""
+    """FLOPs of one forward and backward pass through attention: 12 per attended pair, channel and layer; pairs that the
+    mask rules out do not count.
+    """
     return 12 * pairs * model.num_attention_heads * model.head_dim * model.num_layers
 
 
 def unscored_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
-    """FLOPs of one forward and backward pass that the last layer does not need on `tokens` rows which no head reads: of these rows, which attend `pairs`
-    pairs, only keys and values matter."""
+    """FLOPs of one forward and backward pass that the last layer does not need on `tokens` rows which no head reads: of
+    these rows, which attend `pairs` pairs, only keys and values matter.
+    """
     keys_values = model.hidden_size * (1 + 2 * model.kv_heads * model.head_dim)
-    return 6 * (layer_parameters(model, channels) - keys_values) * tokens + attention_flops(model, pairs) / model.num_layers
+    return (
+        6 * (layer_parameters(model, channels) - keys_values) * tokens
+        + attention_flops(model, pairs) / model.num_layers
+    )
 
 
-def training_flops(model: ModelConfig, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)) -> float:
-    """Model FLOPs of one forward and backward pass: `linear_flops` and `attention_flops`, less `unscored_flops` of the (tokens, pairs) of rows that no head
-    reads, where they are known.
+def training_flops(
+    model: ModelConfig, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)
+) -> float:
+    """Model FLOPs of one forward and backward pass: `linear_flops` and `attention_flops`, less `unscored_flops` of the
+    (tokens, pairs) of rows that no head reads, where they are known.
 
     Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
     """
-    return linear_flops(model, channels, tokens) + attention_flops(model, pairs) - unscored_flops(model, channels, *unscored)
+    return (
+        linear_flops(model, channels, tokens)
+        + attention_flops(model, pairs)
+        - unscored_flops(model, channels, *unscored)
+    )

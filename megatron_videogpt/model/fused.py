@@ -1,6 +1,8 @@
-"""RMSNorm, SwiGLU and rotary positions as autograd functions that keep as little as they can: their inputs, and of RMSNorm one number a row.
+"""RMSNorm, SwiGLU and rotary positions as autograd functions that keep as little as they can: their inputs, and of
+RMSNorm one number a row.
 
-The arithmetic is Triton's on CUDA (`fused_triton`) and torch's elsewhere (`fused_torch`); what is kept for the backward pass is the same.
+The arithmetic is Triton's on CUDA (`fused_triton`) and torch's elsewhere (`fused_torch`); what is kept for the backward
+pass is the same.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class _SwiGLU(torch.autograd.Function):
 
 class _SplitRotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None, kernels: str) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None, kernels: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(angles, rows, place)
         ctx.kernels = kernels
         return _module(kernels).split_rotary(joint, angles, rows, place)
@@ -78,11 +82,18 @@ class _SplitRotary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         angles, rows, place = ctx.saved_tensors
-        return _module(ctx.kernels).split_rotary_backward(tuple(x.contiguous() for x in grads), angles, rows, place), None, None, None, None
+        return (
+            _module(ctx.kernels).split_rotary_backward(tuple(x.contiguous() for x in grads), angles, rows, place),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, kernels: str) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps)`` with float32 statistics, rounded to x's dtype, times weight ``[D]``; x ``[..., D]``.
+    """``x / sqrt(mean(x^2) + eps)`` with float32 statistics, rounded to x's dtype, times weight ``[D]``; x ``[...,
+    D]``.
 
     Keeps x and one float32 number a row.  The weight's gradient is summed in a fixed order.
     """
@@ -94,12 +105,15 @@ def swiglu(x: Tensor, kernels: str) -> Tensor:
     return _SwiGLU.apply(x, kernels)
 
 
-def split_rotary(joint: Tensor, angles: Tensor, kernels: str, rows: Tensor | None = None, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def split_rotary(
+    joint: Tensor, angles: Tensor, kernels: str, rows: Tensor | None = None, place: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of a joint projection, queries and keys turned by their rotary angles (half-split form).
 
-    joint ``[L, G, H/G + 2, d]``, contiguous but for the rows: in each group the queries, the key and the value; angles: float32 ``[L, d]``, both halves
-    alike.  Returns contiguous q ``[L, H, d]``, k and v ``[L, G, d]`` and keeps the angles alone, so that the joint projection can go.  rows: int64 ``[n]``,
-    if only their queries are wanted (q is ``[n, H, d]``); place: int32 ``[L]``, the inverse of rows, -1 for the others.
+    joint ``[L, G, H/G + 2, d]``, contiguous but for the rows: in each group the queries, the key and the value; angles:
+    float32 ``[L, d]``, both halves alike.  Returns contiguous q ``[L, H, d]``, k and v ``[L, G, d]`` and keeps the
+    angles alone, so that the joint projection can go.  rows: int64 ``[n]``, if only their queries are wanted (q is
+    ``[n, H, d]``); place: int32 ``[L]``, the inverse of rows, -1 for the others.
     """
     assert joint[0].is_contiguous() and angles.stride(-1) == 1 and (rows is None) == (place is None)
     return _SplitRotary.apply(joint, angles, rows, place, kernels)

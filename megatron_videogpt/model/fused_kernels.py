@@ -1,8 +1,9 @@
-"""Triton kernels of RMSNorm, SwiGLU and of cutting a joint projection into rotated queries, keys and values; `fused_triton` launches them.
+"""Triton kernels of RMSNorm, SwiGLU and of cutting a joint projection into rotated queries, keys and values;
+`fused_triton` launches them.
 
-All arithmetic is float32, whatever the tensors are.  A program works on one row, so no argument depends on how many rows there are (but the backward
-of RMSNorm's, which does not specialise on it): nothing is compiled again for another row length.  Offsets of rows are int64: a row of 131,072 tokens
-with 16,384 channels does not fit 32 bits.
+All arithmetic is float32, whatever the tensors are.  A program works on one row, so no argument depends on how many
+rows there are (but the backward of RMSNorm's, which does not specialise on it): nothing is compiled again for another
+row length.  Offsets of rows are int64: a row of 131,072 tokens with 16,384 channels does not fit 32 bits.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ def rms_norm_kernel(x, weight, y, rstd, x_stride, eps, WIDTH: tl.constexpr, BLOC
     tl.store(rstd + row, scale)
     # Rounded before the weight, as the plain path does.
     normed = (values * scale).to(y.dtype.element_ty).to(tl.float32)
-    tl.store(y + row * WIDTH + columns, normed * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32), mask=inside)
+    tl.store(
+        y + row * WIDTH + columns,
+        normed * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32),
+        mask=inside,
+    )
 
 
 @triton.jit(do_not_specialize=["rows"])
-def rms_norm_backward_kernel(grad, x, weight, rstd, grad_x, partial, rows, grad_stride, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Gradient of x, and of the weight over the rows ``p, p + P, ...`` of program p of P: partial ``[P, WIDTH]`` float32."""
+def rms_norm_backward_kernel(
+    grad, x, weight, rstd, grad_x, partial, rows, grad_stride, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Gradient of x, and of the weight over the rows ``p, p + P, ...`` of program p of P: partial ``[P, WIDTH]``
+    float32.
+    """
     first, step = tl.program_id(0), tl.num_programs(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -48,7 +57,9 @@ def rms_norm_backward_kernel(grad, x, weight, rstd, grad_x, partial, rows, grad_
 
 @triton.jit
 def swiglu_kernel(x, y, x_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """x ``[rows, 2 * WIDTH]`` -> y ``[rows, WIDTH]``, silu of the first half times the second; one program a row and block of columns."""
+    """x ``[rows, 2 * WIDTH]`` -> y ``[rows, WIDTH]``, silu of the first half times the second; one program a row and
+    block of columns.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH
@@ -78,15 +89,28 @@ def _turn(left, right, cos, sin):
 
 
 @triton.jit
-def _heads(first, GROUPS: tl.constexpr, SLOTS: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr):
-    """Of a block of heads in the joint projection, each group's queries, then its key, then its value: (which are queries, keys, values, where they
-    lie in the joint projection, among queries, among keys or values), as columns; the last four of the left half."""
+def _heads(
+    first,
+    GROUPS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+):
+    """Of a block of heads in the joint projection, each group's queries, then its key, then its value: (which are
+    queries, keys, values, where they lie in the joint projection, among queries, among keys or values), as columns; the
+    last four of the left half.
+    """
     head = first + tl.arange(0, HEADS_BLOCK)[:, None]
     column = tl.arange(0, HALF_BLOCK)[None, :]
     group, slot = head // SLOTS, head % SLOTS
     inside = (head < GROUPS * SLOTS) & (column < HALF)
     query, key, value = inside & (slot < SLOTS - 2), inside & (slot == SLOTS - 2), inside & (slot == SLOTS - 1)
-    joint, own, shared = head * 2 * HALF + column, (group * (SLOTS - 2) + slot) * 2 * HALF + column, group * 2 * HALF + column
+    joint, own, shared = (
+        head * 2 * HALF + column,
+        (group * (SLOTS - 2) + slot) * 2 * HALF + column,
+        group * 2 * HALF + column,
+    )
     return query, key, value, joint, own, shared
 
 
@@ -107,7 +131,9 @@ def split_rotary_kernel(
     HEADS_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
 ):
-    """joint ``[rows, GROUPS * SLOTS * 2 * HALF]`` -> rotated q and k, and v; with CHOSEN, q holds only rows with place >= 0, there.  One program a row."""
+    """joint ``[rows, GROUPS * SLOTS * 2 * HALF]`` -> rotated q and k, and v; with CHOSEN, q holds only rows with place
+    >= 0, there.  One program a row.
+    """
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(place + row).to(tl.int64) if CHOSEN else row
     column = tl.arange(0, HALF_BLOCK)
@@ -146,7 +172,9 @@ def split_rotary_backward_kernel(
     HEADS_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
 ):
-    """The transpose of `split_rotary_kernel`: the joint gradient of a row, rotated back; queries that were not chosen get zeros."""
+    """The transpose of `split_rotary_kernel`: the joint gradient of a row, rotated back; queries that were not chosen
+    get zeros.
+    """
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(place + row).to(tl.int64) if CHOSEN else row
     column = tl.arange(0, HALF_BLOCK)

@@ -1,4 +1,5 @@
-"""RMSNorm, SwiGLU and the cut of a joint projection into rotated queries, keys and values, forward and backward, in plain torch for any device.
+"""RMSNorm, SwiGLU and the cut of a joint projection into rotated queries, keys and values, forward and backward, in
+plain torch for any device.
 
 Tensors are ``[rows, ...]`` with contiguous rows.  `fused_triton` has the same functions for CUDA.
 """
@@ -15,7 +16,9 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x ``[rows, D]``, weight ``[D]`` -> (``x / rms(x)`` rounded to x's dtype, times weight; the reciprocal of rms(x) ``[rows]``, at least float32)."""
+    """x ``[rows, D]``, weight ``[D]`` -> (``x / rms(x)`` rounded to x's dtype, times weight; the reciprocal of rms(x)
+    ``[rows]``, at least float32).
+    """
     exact = x.to(_exact(x.dtype))
     rstd = torch.rsqrt(exact.square().mean(-1) + eps)
     return (exact * rstd[:, None]).to(x.dtype) * weight, rstd
@@ -49,7 +52,9 @@ def swiglu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, angles: Tensor, sign: int) -> Tensor:
-    """x ``[rows, ..., d]`` rotated by sign * angles ``[rows, d]`` in half-split form: channel i and i + d/2 are a pair."""
+    """x ``[rows, ..., d]`` rotated by sign * angles ``[rows, d]`` in half-split form: channel i and i + d/2
+    are a pair.
+    """
     exact = _exact(x.dtype)
     half = x.shape[-1] // 2
     angle = angles[:, :half].to(exact).reshape(len(x), *[1] * (x.dim() - 2), half)
@@ -58,18 +63,27 @@ def _turned(x: Tensor, angles: Tensor, sign: int) -> Tensor:
     return torch.cat([(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)], dim=-1)
 
 
-def split_rotary(joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Joint projection ``[L, G, H/G + 2, d]``, in each group the queries, the key and the value, and angles ``[L, d]`` -> rotated q ``[L, H, d]``,
-    rotated k and v ``[L, G, d]``, all contiguous.
+def split_rotary(
+    joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Joint projection ``[L, G, H/G + 2, d]``, in each group the queries, the key and the value, and angles ``[L, d]``
+    -> rotated q ``[L, H, d]``, rotated k and v ``[L, G, d]``, all contiguous.
 
-    rows: int64 ``[n]``, the only rows whose queries are wanted, q is then ``[n, H, d]``; place: int32 ``[L]``, where in it each row is, or -1.
+    rows: int64 ``[n]``, the only rows whose queries are wanted, q is then ``[n, H, d]``; place: int32 ``[L]``, where in
+    it each row is, or -1.
     """
     queries, turns = (joint, angles) if rows is None else (joint.index_select(0, rows), angles.index_select(0, rows))
     q = _turned(queries[:, :, :-2], turns, 1)
-    return q.flatten(1, 2), _turned(joint[:, :, -2], angles, 1), joint[:, :, -1].clone(memory_format=torch.contiguous_format)
+    return (
+        q.flatten(1, 2),
+        _turned(joint[:, :, -2], angles, 1),
+        joint[:, :, -1].clone(memory_format=torch.contiguous_format),
+    )
 
 
-def split_rotary_backward(grads: tuple[Tensor, Tensor, Tensor], angles: Tensor, rows: Tensor | None, place: Tensor | None) -> Tensor:
+def split_rotary_backward(
+    grads: tuple[Tensor, Tensor, Tensor], angles: Tensor, rows: Tensor | None, place: Tensor | None
+) -> Tensor:
     """Gradient of the joint projection from those of q, k and v; queries that were not wanted get zeros."""
     grad_q, grad_k, grad_v = grads
     tokens, groups, width = grad_k.shape
@@ -78,7 +92,9 @@ def split_rotary_backward(grads: tuple[Tensor, Tensor, Tensor], angles: Tensor, 
         joint[:, :, :-2] = _turned(grad_q.unflatten(1, (groups, -1)), angles, -1)
     else:
         joint[:, :, :-2] = 0
-        joint[:, :, :-2].index_copy_(0, rows, _turned(grad_q.unflatten(1, (groups, -1)), angles.index_select(0, rows), -1))
+        joint[:, :, :-2].index_copy_(
+            0, rows, _turned(grad_q.unflatten(1, (groups, -1)), angles.index_select(0, rows), -1)
+        )
     joint[:, :, -2] = _turned(grad_k, angles, -1)
     joint[:, :, -1] = grad_v
     return joint

@@ -24,7 +24,9 @@ def _global_name(name: str, layers: nn.ModuleList) -> str:
 
 
 def named(model: nn.Module, config: ModelConfig) -> Iterator[tuple[Parameter, nn.Parameter]]:
-    """(table entry, parameter) of everything this rank holds; raises an AssertionError for a parameter the table does not know."""
+    """(table entry, parameter) of everything this rank holds; raises an AssertionError for a parameter the table does
+    not know.
+    """
     table = {entry.name: entry for entry in parameters(config)}
     for name, parameter in model.named_parameters():
         name = _global_name(name, model.decoder.layers)
@@ -33,22 +35,29 @@ def named(model: nn.Module, config: ModelConfig) -> Iterator[tuple[Parameter, nn
 
 
 def mark_shards(model: nn.Module, config: ModelConfig) -> None:
-    """Tell megatron-core which parameters are sharded over the tensor parallel group, for the gradient norm; its layers do so only
-    when they also initialise."""
+    """Tell megatron-core which parameters are sharded over the tensor parallel group, for the gradient norm; its layers
+    do so only when they also initialise.
+    """
     for entry, parameter in named(model, config):
         if entry.rule.split is not None and not hasattr(parameter, "tensor_model_parallel"):
-            tensor_parallel.set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=entry.rule.split, stride=1)
+            tensor_parallel.set_tensor_model_parallel_attributes(
+                parameter, is_parallel=True, dim=entry.rule.split, stride=1
+            )
 
 
 @torch.no_grad()
 def load_released(model: nn.Module, config: ModelConfig, tensor_of: Callable[[Parameter], Tensor]) -> None:
-    """Fill this rank's parameters with `tensor_of(entry)`, a full tensor in released layout.  Raises ValueError on a wrong shape."""
+    """Fill this rank's parameters with `tensor_of(entry)`, a full tensor in released layout.  Raises ValueError on a
+    wrong shape.
+    """
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     for entry, parameter in named(model, config):
         value = shard(entry, from_hf(entry, tensor_of(entry), config), rank, size)
         if value.shape != parameter.shape:
             held, wanted = tuple(value.shape), tuple(parameter.shape)
-            raise UserError(f"{entry.hf}: shape {held} on this rank, but the model's is {wanted}; is it a checkpoint of this model?")
+            raise UserError(
+                f"{entry.hf}: shape {held} on this rank, but the model's is {wanted}; is it a checkpoint of this model?"
+            )
         parameter.copy_(value)
 
 
@@ -57,9 +66,16 @@ def initialise(model: nn.Module, config: ModelConfig, channels: int, seed: int) 
     load_released(model, config, lambda entry: initial(entry, config, channels, seed))
 
 
-def gather_released(model: nn.Module, config: ModelConfig, value: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
-    """`value(parameter)` (its weight, its gradient) of all parameters this pipeline stage holds, in released layout, on every tensor parallel rank."""
-    group, size = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_tensor_model_parallel_world_size()
+def gather_released(
+    model: nn.Module, config: ModelConfig, value: Callable[[nn.Parameter], Tensor]
+) -> dict[str, Tensor]:
+    """`value(parameter)` (its weight, its gradient) of all parameters this pipeline stage holds, in released layout, on
+    every tensor parallel rank.
+    """
+    group, size = (
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
     full = {}
     for entry, parameter in named(model, config):
         part = value(parameter).detach().contiguous()

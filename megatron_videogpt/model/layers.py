@@ -1,6 +1,8 @@
-"""The decoder as a megatron-core spec: Transformer Engine's layers on CUDA where it is installed, the local ones otherwise.
+"""The decoder as a megatron-core spec: Transformer Engine's layers on CUDA where it is installed, the local ones
+otherwise.
 
-The former were written against the TESpecProvider of megatron-core 0.16.1, whose three calls used here 0.19.2 has too; they have not been executed yet.
+The former were written against the TESpecProvider of megatron-core 0.16.1, whose three calls used here 0.19.2 has too;
+they have not been executed yet.
 """
 
 from __future__ import annotations
@@ -42,13 +44,16 @@ def describe_kernels(platform: str) -> str:
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with float32 statistics; unlike megatron-core's `WrappedTorchNorm` it works under sequence parallelism, where the weight's
-    gradient is partial and the mark makes megatron-core sum it over the tensor parallel group."""
+    """RMSNorm with float32 statistics; unlike megatron-core's `WrappedTorchNorm` it works under sequence parallelism,
+    where the weight's gradient is partial and the mark makes megatron-core sum it over the tensor parallel group.
+    """
 
     def __init__(self, config: VideoGPTConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> None:
         super().__init__()
         self.eps, self.kernels = eps, config.kernels
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.weight = nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
+        )
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +93,9 @@ def _stage_table(config: Config) -> list[list[str]] | None:
 
 
 def transformer_config(config: Config, platform: str, backend: str, stage: int = 0) -> VideoGPTConfig:
-    """megatron-core's configuration of one chunk of our decoder.  stage: of `stage_layers`, chunk * PP + pipeline rank."""
+    """megatron-core's configuration of one chunk of our decoder.  stage: of `stage_layers`, chunk * PP
+    + pipeline rank.
+    """
     model, parallel = config.model, config.parallel
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     layers, interleaved = stage_layers(config), parallel.virtual_pipeline > 1
@@ -156,11 +163,15 @@ def _provider(platform: str) -> BackendSpecProvider:
 
 
 def _layer_spec(config: VideoGPTConfig, norm: Any, last: bool) -> ModuleSpec:
-    """One pre-norm Phi-3 layer with interval attention.  last: the model's last one, which computes scored rows only when it is told which."""
+    """One pre-norm Phi-3 layer with interval attention.  last: the model's last one, which computes scored rows only
+    when it is told which.
+    """
     attention = ModuleSpec(
         module=RotaryAttention,
         params={"attn_mask_type": AttnMaskType.arbitrary, "last": last},
-        submodules=SelfAttentionSubmodules(linear_qkv=config.column_linear, core_attention=IntervalAttention, linear_proj=config.row_linear),
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=config.column_linear, core_attention=IntervalAttention, linear_proj=config.row_linear
+        ),
     )
     return ModuleSpec(
         module=TransformerLayer,
@@ -175,11 +186,16 @@ def _layer_spec(config: VideoGPTConfig, norm: Any, last: bool) -> ModuleSpec:
     )
 
 
-def decoder_spec(config: VideoGPTConfig, platform: str, last: bool, chunk: int | None = None) -> TransformerBlockSubmodules:
-    """The layers of one chunk.  Norms are never fused into the linear layers, so that parameter names are the same with and without Transformer Engine.
+def decoder_spec(
+    config: VideoGPTConfig, platform: str, last: bool, chunk: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of one chunk.  Norms are never fused into the linear layers, so that parameter names are the same with
+    and without Transformer Engine.
 
     last: whether the chunk ends with the model's last layer; chunk: virtual stage of this rank, None without.
     """
     norm = _provider(platform).layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
     count = get_num_layers_to_build(config, chunk)
-    return TransformerBlockSubmodules(layer_specs=[_layer_spec(config, norm, last and n == count - 1) for n in range(count)], layer_norm=norm)
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(config, norm, last and n == count - 1) for n in range(count)], layer_norm=norm
+    )

@@ -1,7 +1,8 @@
-"""One table of parameters: released (Phi-3 style) key, our name, how the two relate, how tensor parallelism shards it, how it starts.
+"""One table of parameters: released (Phi-3 style) key, our name, how the two relate, how tensor parallelism shards it,
+how it starts.
 
-Initialisation, loading, saving and parity checks all read this table (tests/golden/README.md, section 7), and `check` counts parameters
-with it: no PyTorch here, `tensors` does with tensors what the rules say.
+Initialisation, loading, saving and parity checks all read this table (tests/golden/README.md, section 7), and `check`
+counts parameters with it: no PyTorch here, `tensors` does with tensors what the rules say.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ POSITION_TABLE = "pos_embed"
 
 @dataclass(frozen=True)
 class Rule:
-    """hf: released key; name: our key; form: plain, patch, hint, qkv or gate_up; split: TP dimension (None: replicated); init: see `initial`.
+    """hf: released key; name: our key; form: plain, patch, hint, qkv or gate_up; split: TP dimension (None:
+    replicated); init: see `initial`.
 
     ``{l}`` stands for the layer, counted over the whole model.
     """
@@ -43,7 +45,12 @@ RULES: tuple[Rule, ...] = (
     *_linear("time_token.mlp.2", "embedding.time_token.mlp.2", "normal"),
     Rule(EMBED_TOKENS, "embedding.hint", form="hint"),
     Rule("llm.layers.{l}.input_layernorm.weight", "decoder.layers.{l}.input_layernorm.weight", init="ones"),
-    Rule("llm.layers.{l}.self_attn.qkv_proj.weight", "decoder.layers.{l}.self_attention.linear_qkv.weight", form="qkv", split=0),
+    Rule(
+        "llm.layers.{l}.self_attn.qkv_proj.weight",
+        "decoder.layers.{l}.self_attention.linear_qkv.weight",
+        form="qkv",
+        split=0,
+    ),
     Rule("llm.layers.{l}.self_attn.o_proj.weight", "decoder.layers.{l}.self_attention.linear_proj.weight", split=1),
     Rule("llm.layers.{l}.post_attention_layernorm.weight", "decoder.layers.{l}.pre_mlp_layernorm.weight", init="ones"),
     Rule("llm.layers.{l}.mlp.gate_up_proj.weight", "decoder.layers.{l}.mlp.linear_fc1.weight", form="gate_up", split=0),

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
-    """``[F, C, h, w]`` -> ``[F*P, p*p*C]``: patches row by row, inside a patch row, column, channel (channel fastest)."""
+    """``[F, C, h, w]`` -> ``[F*P, p*p*C]``: patches row by row, inside a patch row, column,
+    channel (channel fastest).
+    """
     frames, channels, height, width = latents.shape
     grid = latents.reshape(frames, channels, height // patch, patch, width // patch, patch)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(-1, patch * patch * channels)
@@ -26,7 +28,9 @@ def grid_of(latents: Tensor, patch: int) -> tuple[int, int]:
 
 
 def table_places(frames: int, grid: tuple[int, int], side: int) -> Tensor:
-    """(row, column) in the ``side x side`` position table of every patch of `frames` frames ``[F*P, 2]``: the centred crop."""
+    """(row, column) in the ``side x side`` position table of every patch of `frames` frames ``[F*P, 2]``: the centred
+    crop.
+    """
     rows, columns = grid
     top, left = (side - rows) // 2, (side - columns) // 2
     places = torch.cartesian_prod(torch.arange(top, top + rows), torch.arange(left, left + columns))
@@ -34,7 +38,9 @@ def table_places(frames: int, grid: tuple[int, int], side: int) -> Tensor:
 
 
 def position_axis(side: int, width: int) -> Tensor:
-    """One axis of the fixed 2-D table: ``[S, D/2]`` float32, sines then cosines of ``i / (S/64)`` at D/4 frequencies."""
+    """One axis of the fixed 2-D table: ``[S, D/2]`` float32, sines then cosines of ``i / (S/64)``
+    at D/4 frequencies.
+    """
     quarter = width // 4
     omega = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     # Rounded to float32 first, because released checkpoints carry a table made that way.

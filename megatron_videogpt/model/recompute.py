@@ -15,7 +15,9 @@ from .fused import swiglu
 
 
 def megatron_options(policy: str, count: int) -> dict[str, Any]:
-    """megatron-core's options for a chunk of which `count` leading layers recompute; its `layernorm` module drops the outputs of the norms."""
+    """megatron-core's options for a chunk of which `count` leading layers recompute; its `layernorm` module drops the
+    outputs of the norms.
+    """
     if policy == "full" and count:
         return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": count}
     if policy in ("selective", "mlp"):
@@ -27,8 +29,8 @@ def megatron_options(policy: str, count: int) -> dict[str, Any]:
 class GatedMLP(MLP):
     """megatron-core's SwiGLU feed-forward with recomputation.
 
-    The configuration's `recompute_activation` drops the product that enters the second linear layer; in the first `recompute_mlp` layers of a
-    chunk only the input is kept.
+    The configuration's `recompute_activation` drops the product that enters the second linear layer; in the first
+    `recompute_mlp` layers of a chunk only the input is kept.
     """
 
     def __init__(self, config: Any, **unused: Any) -> None:

@@ -10,11 +10,15 @@ from torch import Tensor
 from ..config.schema import ModelConfig
 
 ROPE_LENGTH = 5000
-"""The sequence length that the released model always names to its rotary code, which chooses long or short factors by it."""
+"""The sequence length that the released model always names to its rotary code, which chooses long or short factors by
+it.
+"""
 
 
 def inverse_frequencies(model: ModelConfig) -> Tensor:
-    """``[d/2]`` float32 frequencies; with long RoPE one set of factors holds for every length, as in the released model."""
+    """``[d/2]`` float32 frequencies; with long RoPE one set of factors holds for every length, as in the released
+    model.
+    """
     dim = model.head_dim
     plain = 1.0 / model.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
     if not model.rope_scaling:
@@ -25,7 +29,9 @@ def inverse_frequencies(model: ModelConfig) -> Tensor:
 
 
 def attention_factor(model: ModelConfig) -> float:
-    """What long RoPE multiplies cosines and sines by.  It multiplies queries and keys alike, so the softmax scale takes its square instead."""
+    """What long RoPE multiplies cosines and sines by.  It multiplies queries and keys alike, so the softmax scale takes
+    its square instead.
+    """
     ratio = model.max_position_embeddings / model.original_max_position_embeddings
     if not model.rope_scaling or ratio <= 1.0:
         return 1.0

@@ -1,4 +1,6 @@
-"""Self-attention around the interval mask: joint projection, rotary positions, and the last layer's that computes scored rows only."""
+"""Self-attention around the interval mask: joint projection, rotary positions, and the last layer's that computes
+scored rows only.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ Output = tuple[Tensor, "Tensor | None"]
 class ScoredRows(NamedTuple):
     """The rows of a packed row of L tokens that reach the head.
 
-    rows: int64 ``[n]``, ascending; place: int32 ``[L]``, where in them each row is, or -1; intervals: int32 ``[n, 4]``, theirs.
+    rows: int64 ``[n]``, ascending; place: int32 ``[L]``, where in them each row is, or -1; intervals: int32 ``[n, 4]``,
+    theirs.
     """
 
     rows: Tensor
@@ -34,7 +37,8 @@ def scored_rows(rows: Tensor, intervals: Tensor) -> ScoredRows:
 
 
 class RotaryAttention(SelfAttention):
-    """megatron-core's self-attention with one pass that cuts the joint projection and turns queries and keys, so that the joint one is not kept.
+    """megatron-core's self-attention with one pass that cuts the joint projection and turns queries and keys, so that
+    the joint one is not kept.
 
     last: of the model's last layer, which computes only the rows that it is told of.
     """
@@ -43,18 +47,26 @@ class RotaryAttention(SelfAttention):
         # By name: MindSpeed, which wraps this call, looks for it there.
         super().__init__(config=config, **kwargs)
         self.last = last
-        # With fewer key-value heads than tensor parallel ranks, several ranks share one and each takes its part of the queries that read it.
+        # With fewer key-value heads than tensor parallel ranks, several ranks share one and each takes its part of the
+        # queries that read it.
         sharing = self.world_size // min(config.num_query_groups, self.world_size)
         self.own_queries = self.num_attention_heads_per_partition // sharing
         self.first_query = self.tp_group.rank() % sharing * self.own_queries
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor, rotary_pos_emb: Tensor, packed_seq_params: ScoredRows | Row | None = None, **unused: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        rotary_pos_emb: Tensor,
+        packed_seq_params: ScoredRows | Row | None = None,
+        **unused: Any,
     ) -> Output:
-        """hidden ``[l, 1, D]``, intervals int32 ``[L, 4]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no bias).
+        """hidden ``[l, 1, D]``, intervals int32 ``[L, 4]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no
+        bias).
 
-        The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`), where there is a `ScoredRows`;
-        megatron-core passes that through untouched, as it does packed sequences' lengths, and a cache's `Row` as well, which is for all layers.
+        The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`),
+        where there is a `ScoredRows`; megatron-core passes that through untouched, as it does packed sequences'
+        lengths, and a cache's `Row` as well, which is for all layers.
         """
         cached = packed_seq_params if isinstance(packed_seq_params, Row) else None
         chosen = packed_seq_params if self.last and isinstance(packed_seq_params, ScoredRows) else None
@@ -72,7 +84,9 @@ class RotaryAttention(SelfAttention):
 
 
 def add_to_scored(training: bool, fused: bool) -> Callable[[Output, Tensor, float], Tensor]:
-    """For the last layer in place of megatron-core's bias, dropout and addition: adds to the residual's rows that were scored, and drops the others."""
+    """For the last layer in place of megatron-core's bias, dropout and addition: adds to the residual's rows that were
+    scored, and drops the others.
+    """
 
     def add(output: Output, residual: Tensor, dropout: float) -> Tensor:
         """(``[n, 1, D]``, row numbers or None) and residual ``[L, 1, D]`` -> ``[n, 1, D]``."""

@@ -1,4 +1,6 @@
-"""Tensors of one parameter as `parameters` has them: released layout, our layout, tensor parallel shards, start values.  Pure torch: no megatron-core here."""
+"""Tensors of one parameter as `parameters` has them: released layout, our layout, tensor parallel shards, start values.
+Pure torch: no megatron-core here.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def to_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
 
 
 def shard(parameter: Parameter, tensor: Tensor, rank: int, size: int) -> Tensor:
-    """The part of our full tensor that tensor parallel rank `rank` of `size` holds (gate and up are split apart first)."""
+    """The part of our full tensor that tensor parallel rank `rank` of `size` holds (gate and up are
+    split apart first).
+    """
     split = parameter.rule.split
     if split is None or size == 1:
         return tensor
@@ -64,8 +68,9 @@ def unshard(parameter: Parameter, parts: list[Tensor]) -> Tensor:
 
 
 def initial(parameter: Parameter, model: ModelConfig, channels: int, seed: int) -> Tensor:
-    """The released-layout float32 tensor a run from scratch starts with (reference README section 7), drawn from (seed, key) alone,
-    so that it does not depend on the parallel layout."""
+    """The released-layout float32 tensor a run from scratch starts with (reference README section 7), drawn from (seed,
+    key) alone, so that it does not depend on the parallel layout.
+    """
     shape, init = hf_shape(parameter, model, channels), parameter.rule.init
     if init in ("zeros", "ones"):
         return torch.full(shape, float(init == "ones"))

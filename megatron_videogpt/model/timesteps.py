@@ -12,7 +12,9 @@ FREQUENCIES = 256
 
 
 def timestep_embedding(t: Tensor) -> Tensor:
-    """Timesteps ``[F]`` in [0, 1] -> ``[F, 256]`` float32: cosines, then sines, at 128 frequencies from 1 down to 1/10000."""
+    """Timesteps ``[F]`` in [0, 1] -> ``[F, 256]`` float32: cosines, then sines, at 128 frequencies from 1 down to
+    1/10000.
+    """
     half = FREQUENCIES // 2
     frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t.float()[:, None] * frequency
@@ -24,7 +26,11 @@ class TimestepNetwork(nn.Module):
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width, dtype=dtype, device=device), nn.SiLU(), nn.Linear(width, width, dtype=dtype, device=device))
+        self.mlp = nn.Sequential(
+            nn.Linear(FREQUENCIES, width, dtype=dtype, device=device),
+            nn.SiLU(),
+            nn.Linear(width, width, dtype=dtype, device=device),
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         """``[F]`` -> ``[F, D]`` in the parameters' dtype."""

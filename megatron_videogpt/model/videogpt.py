@@ -30,7 +30,8 @@ End = Callable[[ModelConfig, int, torch.dtype, torch.device], nn.Module]
 class Ends(NamedTuple):
     """What an objective puts around the decoder.
 
-    embedding: packed row or shard -> hidden states ``[l, 1, D]``; head: hidden states, the row, and whether only the rows that it reads are there -> output.
+    embedding: packed row or shard -> hidden states ``[l, 1, D]``; head: hidden states, the row, and whether only the
+    rows that it reads are there -> output.
     """
 
     embedding: End
@@ -40,11 +41,14 @@ class Ends(NamedTuple):
 class VideoGPT(MegatronModule):
     """One pipeline stage of the model, or one chunk of it in an interleaved pipeline.
 
-    The first stage embeds a packed row, the last one computes what the objective scores.  channels: latent channels of the codec; backend: attention
-    backend, resolved; ends: of the objective; chunk: which virtual stage of this pipeline rank.
+    The first stage embeds a packed row, the last one computes what the objective scores.  channels: latent channels of
+    the codec; backend: attention backend, resolved; ends: of the objective; chunk: which virtual stage of this pipeline
+    rank.
     """
 
-    def __init__(self, config: Config, channels: int, platform: Platform, backend: str, ends: Ends, chunk: int = 0) -> None:
+    def __init__(
+        self, config: Config, channels: int, platform: Platform, backend: str, ends: Ends, chunk: int = 0
+    ) -> None:
         layout = config.parallel
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
@@ -79,11 +83,11 @@ class VideoGPT(MegatronModule):
         self.decoder.set_input_tensor(tensors[0] if isinstance(tensors, list) else tensors)
 
     def forward(self, inputs: Inputs, cached: Row | None = None) -> Tensor:
-        """This context parallel rank's shard of a packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on the last stage, hidden
-        states elsewhere.
+        """This context parallel rank's shard of a packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on
+        the last stage, hidden states elsewhere.
 
-        The shard's length must be a multiple of the tensor parallel size under sequence parallelism.  cached: where the whole row's keys and values are
-        kept, when sampling; the intervals count in the rows of its buffers then.
+        The shard's length must be a multiple of the tensor parallel size under sequence parallelism.  cached: where the
+        whole row's keys and values are kept, when sampling; the intervals count in the rows of its buffers then.
         """
         hidden: Any = None
         if self.pre_process:
@@ -93,7 +97,8 @@ class VideoGPT(MegatronModule):
         chosen: ScoredRows | None = None
         if self.scored_only and torch.is_grad_enabled():
             chosen = scored_rows(inputs.noisy_rows, inputs.intervals)
-        # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at nothing in it itself.
+        # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at
+        # nothing in it itself.
         packed: Any = chosen if cached is None else cached
         turns = angles(inputs.positions, self.frequencies)
         hidden = self.decoder(hidden, attention_mask=inputs.intervals, rotary_pos_emb=turns, packed_seq_params=packed)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ..model.videogpt import VideoGPT
 
 OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
-    "next_clip_diffusion": lambda config: NextClipDiffusion(config.model.patch_size, config.model.position_table_size, config.objective.clean_retention),
+    "next_clip_diffusion": lambda config: NextClipDiffusion(
+        config.model.patch_size, config.model.position_table_size, config.objective.clean_retention
+    ),
 }
 
 
@@ -34,7 +36,8 @@ def sample_work(config: Config, codec: Geometry) -> SampleWork:
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:
     """One chunk of this pipeline rank's stage of the network that the objective trains.  Parameters have no values yet.
 
-    channels: latent channels of the codec; backend: attention backend, resolved; chunk: which virtual stage of this rank.
+    channels: latent channels of the codec; backend: attention backend, resolved; chunk: which virtual stage of this
+    rank.
     """
     # megatron-core looks for its device as it is imported, and objectives are looked at without one, too.
     from ..model.videogpt import VideoGPT

@@ -25,7 +25,9 @@ def uniform(key: int, purpose: str, count: int) -> Tensor:
 
 
 def mix(data: Tensor, noise: Tensor, retention: Tensor) -> Tensor:
-    """``t*x1 + (1-t)*x0`` with one t per frame: data, noise ``[F, C, h, w]``, retention ``[F]`` (reference README section 8)."""
+    """``t*x1 + (1-t)*x0`` with one t per frame: data, noise ``[F, C, h, w]``, retention ``[F]`` (reference README
+    section 8).
+    """
     t = retention.reshape(-1, 1, 1, 1)
     return t * data + (1 - t) * noise
 

@@ -1,4 +1,6 @@
-"""How good a planned step is: padding, row lengths, and the imbalance that every rank waits for; naive dealing to compare with."""
+"""How good a planned step is: padding, row lengths, and the imbalance that every rank waits for; naive dealing to
+compare with.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ from ..data.plans import Plans
 class DealingStatistics:
     """Several steps of one dealing.  Lists have one entry a step.
 
-    tokens, padded: in all rows, without and with padding; lengths: distinct row lengths of all steps; rows: of each rank; imbalance: largest over mean cost
-    of a rank, padding included; row_imbalance: the same of the rows of a rank, mean over ranks; bound: what no dealing of these samples can fall below (the
-    costliest sample over that mean, or 1); seconds: of planning, of this thread.
+    tokens, padded: in all rows, without and with padding; lengths: distinct row lengths of all steps; rows: of each
+    rank; imbalance: largest over mean cost of a rank, padding included; row_imbalance: the same of the rows of a rank,
+    mean over ranks; bound: what no dealing of these samples can fall below (the costliest sample over that mean, or 1);
+    seconds: of planning, of this thread.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -38,7 +41,12 @@ class DealingStatistics:
     def add(self, step: StepPlan, work: SampleWork, weights: tuple[float, float], seconds: float = 0.0) -> None:
         """Add a step.  work: of its samples; weights: cost of a token and of an attended pair."""
         tokens, pairs = work.tokens(step.plans), work.pairs(step.plans)
-        costs = np.array([[weights[0] * row.length + weights[1] * pairs[list(row.samples)].sum() for row in rows] for rows in step.rows])
+        costs = np.array(
+            [
+                [weights[0] * row.length + weights[1] * pairs[list(row.samples)].sum() for row in rows]
+                for rows in step.rows
+            ]
+        )
         sums = costs.sum(axis=1)
         alone = weights[0] * tokens + weights[1] * pairs
         self.tokens.append(int(tokens.sum()))
@@ -52,8 +60,9 @@ class DealingStatistics:
 
 
 def in_order(plans: Plans, tokens: np.ndarray, ranks: int, budget: int, ladder: np.ndarray) -> StepPlan:
-    """Naive dealing of the same samples: equal numbers of consecutive samples to consecutive ranks, filled into rows in order, each opened when the one
-    before is full.  ladder: row lengths, ascending."""
+    """Naive dealing of the same samples: equal numbers of consecutive samples to consecutive ranks, filled into rows in
+    order, each opened when the one before is full.  ladder: row lengths, ascending.
+    """
     shares = []
     for share in np.array_split(np.arange(len(plans)), ranks):
         rows: list[list[int]] = [[]]
@@ -65,7 +74,9 @@ def in_order(plans: Plans, tokens: np.ndarray, ranks: int, budget: int, ladder: 
     count = max(map(len, shares))
     shares = [[*rows, *([[]] * (count - len(rows)))] for rows in shares]
     lengths = [[int(ladder[np.searchsorted(ladder, sum(tokens[row]))]) for row in rows] for rows in shares]
-    return StepPlan(plans, tuple(tuple(Row(tuple(row), length) for row, length in zip(*pair)) for pair in zip(shares, lengths)))
+    return StepPlan(
+        plans, tuple(tuple(Row(tuple(row), length) for row, length in zip(*pair)) for pair in zip(shares, lengths))
+    )
 
 
 def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[DealingStatistics, DealingStatistics]:
@@ -73,7 +84,9 @@ def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[DealingStatisti
     config, work, weights = planner.config, planner.work, planner.weights
     batch, budget = config.train.global_batch_size, config.data.pack_tokens
     # Naive dealing does not sort samples into buckets either.
-    plain = StepPlanner(planner.split, planner.seed, replace(config, data=replace(config.data, cost_buckets=0)), work, planner.dp_size)
+    plain = StepPlanner(
+        planner.split, planner.seed, replace(config, data=replace(config.data, cost_buckets=0)), work, planner.dp_size
+    )
     configured, naive = DealingStatistics(), DealingStatistics()
     for number in steps:
         began = time.thread_time()
@@ -81,5 +94,9 @@ def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[DealingStatisti
         configured.add(step, work, weights, time.thread_time() - began)
         plans = plain.plans(number * batch)
         tokens = work.tokens(plans)
-        naive.add(in_order(plans, tokens, planner.dp_size, budget, planner.ladder) if budget else plain.step(number * batch), work, weights)
+        naive.add(
+            in_order(plans, tokens, planner.dp_size, budget, planner.ladder) if budget else plain.step(number * batch),
+            work,
+            weights,
+        )
     return configured, naive

@@ -1,4 +1,6 @@
-"""What `python -m megatron_videogpt check FILE.toml --data` prints: videos, sequences, rows and balance of the data that a run would read."""
+"""What `python -m megatron_videogpt check FILE.toml --data` prints: videos, sequences, rows and balance of the data
+that a run would read.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ MUCH = 0.03  # padding or imbalance from which advice is given
 
 
 def print_data_report(config: Config, world_size: int, console: Console | None = None, steps: int = STEPS) -> None:
-    """Open the configured data and print tables about it and about the first `steps` steps of a run of `world_size` processes; no picture is read.
+    """Open the configured data and print tables about it and about the first `steps` steps of a run of `world_size`
+    processes; no picture is read.
 
     Raises:
         ValueError: one line: no data there, or a batch or row that it does not fit.
@@ -50,7 +53,12 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
         console.print(_rejected_table(source.left_out))
     console.print(_sequences_table(plans, planner.work))
     console.print(_rows_table(config, configured, naive, ranks))
-    console.print(f"advice: {advice(config, configured, source.train.largest_tokens(planner.work.longest))}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"advice: {advice(config, configured, source.train.largest_tokens(planner.work.longest))}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _videos_table(config: Config, source: Source) -> Table:
@@ -61,9 +69,13 @@ def _videos_table(config: Config, source: Source) -> Table:
     if len(names) > 1:
         table.add_row("share of the samples", *(f"{weight / sum(weights):.1%}" for weight in weights))
     for title, splits in (("videos", parts), ("  held out for validation", held_out)):
-        table.add_row(title, *(f"{len(part.items):,}" if isinstance(part, VideoSplit) else "generated" for part in splits))
+        table.add_row(
+            title, *(f"{len(part.items):,}" if isinstance(part, VideoSplit) else "generated" for part in splits)
+        )
     table.add_row("samples of an epoch", *(f"{len(part):,}" for part in parts))
-    for title, *values in zip(("seconds, mean", "  median", "  95 %", "  longest"), *(durations(part) for part in parts)):
+    for title, *values in zip(
+        ("seconds, mean", "  median", "  95 %", "  longest"), *(durations(part) for part in parts)
+    ):
         table.add_row(title, *(f"{value:.1f}" for value in values))
     return table
 
@@ -96,20 +108,31 @@ def _sequences_table(plans: Plans, work: SampleWork) -> Table:
     table = table_of(f"Sequences, {len(plans):,} samples", "", "mean", "median", "95 %", "most")
     clips = plans.cuts.sum(axis=1) + 1
     for name, values in (("frames", plans.count), ("clips", clips), ("frame interval", plans.interval)):
-        table.add_row(name, f"{values.mean():.1f}", *(f"{value:.0f}" for value in (*np.quantile(values, [0.5, 0.95]), values.max())))
+        table.add_row(
+            name,
+            f"{values.mean():.1f}",
+            *(f"{value:.0f}" for value in (*np.quantile(values, [0.5, 0.95]), values.max())),
+        )
     for name, values in (("tokens", work.tokens(plans)), ("attended pairs", work.pairs(plans))):
-        table.add_row(name, *(f"{value:,.0f}" for value in (values.mean(), *np.quantile(values, [0.5, 0.95]), values.max())))
+        table.add_row(
+            name, *(f"{value:,.0f}" for value in (values.mean(), *np.quantile(values, [0.5, 0.95]), values.max()))
+        )
     sizes = Counter(zip(plans.width.tolist(), plans.height.tolist())).most_common()
     shown = [f"{width}x{height} {count / len(plans):.1%}" for (width, height), count in sizes[:SHOWN]]
     rest = sum(count for _, count in sizes[SHOWN:])
-    table.caption = f"frames after resizing: {', '.join(shown)}" + (f", {len(sizes) - SHOWN} others {rest / len(plans):.1%}" if rest else "")
+    table.caption = f"frames after resizing: {', '.join(shown)}" + (
+        f", {len(sizes) - SHOWN} others {rest / len(plans):.1%}" if rest else ""
+    )
     return table
 
 
 def _rows_table(config: Config, configured: DealingStatistics, naive: DealingStatistics, ranks: int) -> Table:
     batch, budget = config.train.global_batch_size, config.data.pack_tokens
     kind = f"rows of at most {budget:,} tokens" if budget else f"{config.train.micro_batch_size} samples a row"
-    title = f"Rows of {len(configured.rows)} steps: {batch} samples on {ranks} data parallel rank{'s' * (ranks > 1)}, {kind}"
+    title = (
+        f"Rows of {len(configured.rows)} steps: {batch} samples on {ranks} data parallel rank{'s' * (ranks > 1)}, "
+        f"{kind}"
+    )
     buckets = f", {config.data.cost_buckets} buckets" if config.data.cost_buckets else ""
     table = table_of(title, "", f"this run: {'by cost' if budget else 'in order'}{buckets}", "naive: in order")
     both = (configured, naive)
@@ -118,12 +141,18 @@ def _rows_table(config: Config, configured: DealingStatistics, naive: DealingSta
     table.add_row("distinct row lengths", *(f"{len(dealt.lengths):,}" for dealt in both))
     table.add_row("padding", *(f"{dealt.padding:.2%}" for dealt in both))
     table.add_section()
-    table.add_row("cost imbalance, max/mean rank", *(f"{statistics.mean(dealt.imbalance):.3f}" for dealt in both), style="bold")
+    table.add_row(
+        "cost imbalance, max/mean rank", *(f"{statistics.mean(dealt.imbalance):.3f}" for dealt in both), style="bold"
+    )
     table.add_row("  in the worst step", *(f"{max(dealt.imbalance):.3f}" for dealt in both))
     table.add_row("  lower bound (the costliest sample)", *(f"{statistics.mean(dealt.bound):.3f}" for dealt in both))
     table.add_row("max/mean row of a rank", *(f"{statistics.mean(dealt.row_imbalance):.3f}" for dealt in both))
     table.add_row("planning a step", f"{1e3 * statistics.mean(configured.seconds):.1f} ms", "")
-    a_b = f"data.cost=[{config.data.cost[0]:g}, {config.data.cost[1]:g}]" if any(config.data.cost) else "FLOPs (data.cost: tools/fit_cost.py)"
+    a_b = (
+        f"data.cost=[{config.data.cost[0]:g}, {config.data.cost[1]:g}]"
+        if any(config.data.cost)
+        else "FLOPs (data.cost: tools/fit_cost.py)"
+    )
     table.caption = f"cost: {a_b}, padding included"
     return table
 
@@ -139,14 +168,26 @@ def advice(config: Config, dealt: DealingStatistics, longest: int) -> str:
     imbalance, bound = statistics.mean(dealt.imbalance), statistics.mean(dealt.bound)
     lines = []
     if data.pack_tokens and dealt.padding > MUCH:
-        lines.append(f"padding {dealt.padding:.1%}: use data.row_lengths={2 * data.row_lengths} (smaller steps between row lengths)")
+        lines.append(
+            f"padding {dealt.padding:.1%}: use data.row_lengths={2 * data.row_lengths} (smaller steps between "
+            "row lengths)"
+        )
     if imbalance > 1 + MUCH and not data.pack_tokens and imbalance - bound > MUCH:
         budget = longest * config.train.micro_batch_size
-        lines.append(f"imbalance {imbalance:.2f}: deal samples by cost, for example with data.pack_tokens={budget} (rows as long as the longest now)")
+        lines.append(
+            f"imbalance {imbalance:.2f}: deal samples by cost, for example with data.pack_tokens={budget} "
+            "(rows as long as the longest now)"
+        )
     elif bound > 1 + MUCH and imbalance > 1 + MUCH:
         windows = 4 * data.cost_buckets or 16
-        use = f"use data.cost_buckets={windows} (batches of similar cost: docs/data.md) or a larger train.global_batch_size"
+        use = (
+            f"use data.cost_buckets={windows} (batches of similar cost: docs/data.md) or a larger "
+            "train.global_batch_size"
+        )
         lines.append(f"imbalance {imbalance:.2f}, and no dealing is below {bound:.2f}: {use}")
     elif imbalance > 1 + MUCH:
-        lines.append(f"imbalance {imbalance:.2f}: use a larger train.global_batch_size, so that ranks have more samples to balance")
+        lines.append(
+            f"imbalance {imbalance:.2f}: use a larger train.global_batch_size, so that ranks have more "
+            "samples to balance"
+        )
     return "; ".join(lines) or "padding and imbalance are under 3 %, nothing to change"

@@ -1,7 +1,8 @@
-"""Parameters, sequence lengths and FLOPs of a configuration, before anything is built; `memory`, `communication` and `planner` go on from here.
+"""Parameters, sequence lengths and FLOPs of a configuration, before anything is built; `memory`, `communication` and
+`planner` go on from here.
 
-Parameters are counted from the same table that names and initialises them (`model.parameters`), so they are exact.  Sequence lengths, attended
-pairs and FLOPs are exact for given clips, and exact expectations over the random clip split.
+Parameters are counted from the same table that names and initialises them (`model.parameters`), so they are exact.
+Sequence lengths, attended pairs and FLOPs are exact for given clips, and exact expectations over the random clip split.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from ..objective.next_clip.work import Work, expected_work, longest_work, packed
 
 
 def pipeline_parameters(config: Config, channels: int) -> tuple[int, ...]:
-    """Parameters held by each pipeline rank: tensor parallel shards of the layers of its stages, and the embedding or the head at the ends."""
+    """Parameters held by each pipeline rank: tensor parallel shards of the layers of its stages, and the embedding or
+    the head at the ends.
+    """
     model, layout = config.model, config.parallel
     layer, first, last = sharded_parameters(model, channels, layout.tensor)
     counts = [0] * layout.pipeline
@@ -41,10 +44,13 @@ def patches_of(config: Config, frame: tuple[int, int]) -> int:
 
 
 def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work:
-    """The longest micro-batch that a run can meet: `micro_batch_size` samples of the longest split, of `frame` pixels (None: square frames); with
-    `data.pack_tokens` a full row of them."""
+    """The longest micro-batch that a run can meet: `micro_batch_size` samples of the longest split, of `frame` pixels
+    (None: square frames); with `data.pack_tokens` a full row of them.
+    """
     one = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (frame_side(config),) * 2))
-    return packed(one, config.data.pack_tokens / one.tokens if config.data.pack_tokens else config.train.micro_batch_size)
+    return packed(
+        one, config.data.pack_tokens / one.tokens if config.data.pack_tokens else config.train.micro_batch_size
+    )
 
 
 def mean_row(config: Config, world_size: int, work: Work) -> Work:
@@ -55,27 +61,39 @@ def mean_row(config: Config, world_size: int, work: Work) -> Work:
 
 
 def packed_rows(config: Config, world_size: int) -> int:
-    """Micro-batches of one data parallel rank in a step with `data.pack_tokens`, for samples of mean length and typical frames."""
-    layout, tokens = config.parallel, _typical_tokens(config.codec, config.model.patch_size, typical_frame(config), config.data.frames, config.data.clips)
+    """Micro-batches of one data parallel rank in a step with `data.pack_tokens`, for samples of mean length and typical
+    frames.
+    """
+    layout, tokens = (
+        config.parallel,
+        _typical_tokens(
+            config.codec, config.model.patch_size, typical_frame(config), config.data.frames, config.data.clips
+        ),
+    )
     rows = math.ceil(config.train.global_batch_size / dp_size(config, world_size) * tokens / config.data.pack_tokens)
     step = layout.pipeline if layout.virtual_pipeline > 1 else 1
     return math.ceil(rows / step) * step
 
 
 @lru_cache(maxsize=64)
-def _typical_tokens(codec: CodecConfig, patch: int, frame: tuple[int, int], frames: int, clips: tuple[int, int]) -> float:
+def _typical_tokens(
+    codec: CodecConfig, patch: int, frame: tuple[int, int], frames: int, clips: tuple[int, int]
+) -> float:
     cell = expected_geometry(codec).spatial_stride * patch
     return expected_work(frames, clips, (frame[0] // cell) * (frame[1] // cell)).tokens
 
 
-def hardware_flops(config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)) -> float:
-    """FLOPs that devices execute for one forward and backward pass: `training_flops`, what of it the last layer computes in vain, and what activation
-    recomputation repeats.
+def hardware_flops(
+    config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)
+) -> float:
+    """FLOPs that devices execute for one forward and backward pass: `training_flops`, what of it the last layer
+    computes in vain, and what activation recomputation repeats.
 
-    `full` repeats a layer's forward pass with its attention, `mlp` the products of its feed-forward, `selective` nothing that counts.  The scores that
-    attention kernels compute again in their own backward pass do not count: they are part of the algorithm (Dao et al. 2022), not a choice of the run,
-    and utilisation stays comparable with published figures.  Nor do pairs that a kernel computes in vain in tiles that attend in part.
-    Raises ValueError where `parallel.recompute` is still `auto`.
+    `full` repeats a layer's forward pass with its attention, `mlp` the products of its feed-forward, `selective`
+    nothing that counts.  The scores that attention kernels compute again in their own backward pass do not count: they
+    are part of the algorithm (Dao et al. 2022), not a choice of the run, and utilisation stays comparable with
+    published figures.  Nor do pairs that a kernel computes in vain in tiles that attend in part. Raises ValueError
+    where `parallel.recompute` is still `auto`.
     """
     # `memory` builds on this module.
 
@@ -95,8 +113,12 @@ def hardware_flops(config: Config, channels: int, tokens: float, pairs: float, u
     return total
 
 
-def _repeated(config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float]) -> tuple[float, float]:
-    """FLOPs that the backward pass repeats for one layer that recomputes, and how many fewer these are in a last layer that drops its unscored rows."""
+def _repeated(
+    config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float]
+) -> tuple[float, float]:
+    """FLOPs that the backward pass repeats for one layer that recomputes, and how many fewer these are in a last layer
+    that drops its unscored rows.
+    """
     model = config.model
     products = 2 * 3 * model.hidden_size * model.ffn_hidden_size
     if config.parallel.recompute != "full":

@@ -1,8 +1,8 @@
 """Memory of a training rank by component, and the recomputation that makes it fit.
 
-Which tensors a layer keeps for the backward pass is written down here by hand for this project's own layers (`model/layers.py`,
-`model/recompute.py`, `attention/ranged.py`).  Tests compare it with what autograd really saves, and whole runs with measured peaks
-(tools/measure_memory.py); docs/planner.md says what is left out.
+Which tensors a layer keeps for the backward pass is written down here by hand for this project's own layers
+(`model/layers.py`, `model/recompute.py`, `attention/ranged.py`).  Tests compare it with what autograd really saves, and
+whole runs with measured peaks (tools/measure_memory.py); docs/planner.md says what is left out.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ POLICIES = ("none", "selective", "mlp", "full")
 """Recompute policies, least first."""
 
 RESERVE = 0.08
-"""Share of a device's memory that plans leave free: the CUDA context, communication buffers, fragmentation and kernels' workspaces."""
+"""Share of a device's memory that plans leave free: the CUDA context, communication buffers, fragmentation and kernels'
+workspaces.
+"""
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one rank.
 
-    optimizer: Adam's moments and, for bf16, the float32 main parameters; ema: the averaged weights; working: what lives for moments only while the
-    activations are at their fullest (gathered shards, gradients of activations, one weight's gradient, a layer that is computed again);
-    update: what the optimizer step needs for moments, after the activations are gone.
+    optimizer: Adam's moments and, for bf16, the float32 main parameters; ema: the averaged weights; working: what lives
+    for moments only while the activations are at their fullest (gathered shards, gradients of activations, one weight's
+    gradient, a layer that is computed again); update: what the optimizer step needs for moments, after the activations
+    are gone.
     """
 
     parameters: float
@@ -57,9 +60,10 @@ class Memory:
 class LayerBytes:
     """One decoder layer's tensors on one rank, for a whole packed row, in bytes.
 
-    stream: the hidden states that come in; tail: those after attention, fewer in the last layer (`scores_rows_only`); statistics: both norms' numbers per
-    row; attention: queries, keys, values, output and log-sum-exp; inner: F channels of the feed-forward; gathered: the hidden states that sequence
-    parallelism gathers (0 without); backward: attention's float32 sums and copies of gradients; weight: the gradient of the largest weight.
+    stream: the hidden states that come in; tail: those after attention, fewer in the last layer (`scores_rows_only`);
+    statistics: both norms' numbers per row; attention: queries, keys, values, output and log-sum-exp; inner: F channels
+    of the feed-forward; gathered: the hidden states that sequence parallelism gathers (0 without); backward:
+    attention's float32 sums and copies of gradients; weight: the gradient of the largest weight.
     """
 
     stream: float
@@ -72,7 +76,9 @@ class LayerBytes:
     weight: float
 
     def kept(self, policy: str) -> float:
-        """What one layer keeps from its forward to its backward pass, if it is among those that the policy recomputes."""
+        """What one layer keeps from its forward to its backward pass, if it is among those that
+        the policy recomputes.
+        """
         if policy == "full":
             return self.stream
         # Of each norm the input, and without recomputation also the output and a number per row.
@@ -81,8 +87,8 @@ class LayerBytes:
 
     def working(self, policy: str) -> float:
         """What the backward pass of one such layer adds at most, while the layers before it still keep theirs."""
-        # The feed-forward's gradients of the product and of gate and up, beside what is computed again; without recomputation they partly take the place
-        # of what was kept.
+        # The feed-forward's gradients of the product and of gate and up, beside what is computed again; without
+        # recomputation they partly take the place of what was kept.
         feed_forward = {"none": 2, "selective": 4, "mlp": 5, "full": 2}[policy] * self.inner
         attention = self.backward - {"none": 3, "selective": 2, "mlp": 0, "full": 3}[policy] * self.inner
         again = {"none": 0.0, "full": self.kept("none")}.get(policy, self.stream + self.statistics / 2)
@@ -95,12 +101,16 @@ def bytes_per_value(config: Config) -> int:
 
 
 def layer_bytes(config: Config, tokens: float, rows: float | None = None) -> LayerBytes:
-    """`LayerBytes` of a row of `tokens` tokens, context parallel shards not yet cut.  rows: that a last layer computes, None for all."""
+    """`LayerBytes` of a row of `tokens` tokens, context parallel shards not yet cut.  rows: that a last layer computes,
+    None for all.
+    """
     model, layout, width = config.model, config.parallel, bytes_per_value(config)
     shard = tokens / layout.context
     share = 1.0 if rows is None else rows / tokens
     local = shard / (layout.tensor if layout.sequence else 1)
-    heads, groups = (count * model.head_dim / layout.tensor for count in (model.num_attention_heads, exchanged_groups(config)))
+    heads, groups = (
+        count * model.head_dim / layout.tensor for count in (model.num_attention_heads, exchanged_groups(config))
+    )
     # Queries and output; an exchange keeps the output on both sides.
     queries = (2 if layout.context == 1 else 3) * heads
     sums = 4 * model.num_attention_heads / layout.tensor
@@ -120,7 +130,9 @@ def layer_bytes(config: Config, tokens: float, rows: float | None = None) -> Lay
 
 
 def exchanged_groups(config: Config) -> int:
-    """Key/value heads after the repetition that an exchange over context parallel ranks asks for, over all tensor parallel ranks."""
+    """Key/value heads after the repetition that an exchange over context parallel ranks asks for, over all tensor
+    parallel ranks.
+    """
     tensor = config.parallel.tensor
     return tensor * math.lcm(max(1, config.model.kv_heads // tensor), config.parallel.context)
 
@@ -134,14 +146,20 @@ def micro_batches(config: Config, world_size: int) -> int:
 
 @lru_cache(maxsize=4096)
 def in_flight(pipeline: int, chunks: int, rank: int, count: int) -> list[tuple[int, ...]]:
-    """For each moment at which a pipeline rank has most under way: micro-batches of each of its chunks between forward and backward.
+    """For each moment at which a pipeline rank has most under way: micro-batches of each of its chunks between forward
+    and backward.
 
-    One forward, one backward (megatron-core's schedules): a warm-up of forwards, then one backward after each forward.  Of an interleaved schedule
-    every distinct moment is listed, because chunks differ in weight.
+    One forward, one backward (megatron-core's schedules): a warm-up of forwards, then one backward after each forward.
+    Of an interleaved schedule every distinct moment is listed, because chunks differ in weight.
     """
     if chunks == 1:
         return [(min(pipeline - rank, count),)]
-    order = [chunk for start in range(0, count, pipeline) for chunk in range(chunks) for _ in range(min(pipeline, count - start))]
+    order = [
+        chunk
+        for start in range(0, count, pipeline)
+        for chunk in range(chunks)
+        for _ in range(min(pipeline, count - start))
+    ]
     warm = min(len(order), 2 * (pipeline - rank - 1) + (chunks - 1) * pipeline)
     held, moments = [0] * chunks, set()
     # Backward passes visit the chunks in the opposite order.
@@ -154,8 +172,11 @@ def in_flight(pipeline: int, chunks: int, rank: int, count: int) -> list[tuple[i
     return sorted(moments)
 
 
-def stage_activations(config: Config, layer: LayerBytes, last: LayerBytes, rank: int, count: int) -> tuple[float, float]:
-    """(kept, working) bytes of pipeline rank `rank` with `count` micro-batches a step, without the head.  The policy must be resolved.
+def stage_activations(
+    config: Config, layer: LayerBytes, last: LayerBytes, rank: int, count: int
+) -> tuple[float, float]:
+    """(kept, working) bytes of pipeline rank `rank` with `count` micro-batches a step, without the head.  The policy
+    must be resolved.
 
     last: the model's last layer; layer: any other.
     """
@@ -166,12 +187,17 @@ def stage_activations(config: Config, layer: LayerBytes, last: LayerBytes, rank:
     rest = "none" if policy == "full" else "selective" if policy == "mlp" else policy
     has_last = rank == layout.pipeline - 1 and layers[-1] > 0
     of_last = policy if recomputed[-1] == layers[-1] else rest
-    chunks = [again * layer.kept(policy) + (total - again) * layer.kept(rest) for total, again in zip(layers, recomputed)]
+    chunks = [
+        again * layer.kept(policy) + (total - again) * layer.kept(rest) for total, again in zip(layers, recomputed)
+    ]
     if has_last:
         chunks[-1] -= layer.kept(of_last) - last.kept(of_last)
     if layout.pipeline > 1:
         # The schedule holds what a stage sent; what it received its first layer keeps anyway.
-        chunks = [kept + layer.stream * (rank < layout.pipeline - 1 or number < len(layers) - 1) for number, kept in enumerate(chunks)]
+        chunks = [
+            kept + layer.stream * (rank < layout.pipeline - 1 or number < len(layers) - 1)
+            for number, kept in enumerate(chunks)
+        ]
     moments = in_flight(layout.pipeline, layout.virtual_pipeline, rank, count)
     # The last layer of a chunk runs its backward first, when all others still keep theirs; recomputed layers lead.
     whole = any(again == total for total, again in zip(layers, recomputed))
@@ -190,14 +216,17 @@ def head_bytes(config: Config, layer: LayerBytes, work: Work) -> tuple[float, fl
     width = bytes_per_value(config)
     noisy = width * config.model.hidden_size / config.parallel.context * work.noisy * work.patches
     normed = noisy if scores_rows_only(config.parallel) else layer.stream
-    # Input and statistics of the final norm; then of each noisy patch input and result of the layer norm, scale and scaled result.
+    # Input and statistics of the final norm; then of each noisy patch input and result of the layer norm, scale and
+    # scaled result.
     kept = normed * (1 + 4 / width / config.model.hidden_size) + 4 * noisy
     # The head's own backward, then that of the final norm in float32.
     return kept, max(4 * noisy + normed, 16 * normed / width + 2 * normed - 4 * noisy)
 
 
 def pipeline_memory(config: Config, channels: int, world_size: int, work: Work) -> list[Memory]:
-    """Memory of each pipeline rank while it trains micro-batches as large as `work` (a packed row).  `parallel.recompute` must be resolved."""
+    """Memory of each pipeline rank while it trains micro-batches as large as `work` (a packed row).
+    `parallel.recompute` must be resolved.
+    """
     layout, width = config.parallel, bytes_per_value(config)
     layer, count = layer_bytes(config, work.tokens), micro_batches(config, world_size)
     last = layer_bytes(config, work.tokens, work.noisy * work.patches if scores_rows_only(layout) else None)
@@ -233,13 +262,22 @@ def with_policy(config: Config, policy: str, layers: int = 0) -> Config:
 def recomputed_flops(config: Config, channels: int, work: Work) -> dict[str, float]:
     """FLOPs, on all ranks together, that one more layer costs under each policy for a row of this work."""
     model = config.model
-    whole = 2 * layer_parameters(model, channels) * work.tokens + attention_flops(model, work.pairs) / model.num_layers / 3
-    return {"none": 0.0, "selective": 0.0, "mlp": 6 * model.hidden_size * model.ffn_hidden_size * work.tokens, "full": whole}
+    whole = (
+        2 * layer_parameters(model, channels) * work.tokens + attention_flops(model, work.pairs) / model.num_layers / 3
+    )
+    return {
+        "none": 0.0,
+        "selective": 0.0,
+        "mlp": 6 * model.hidden_size * model.ffn_hidden_size * work.tokens,
+        "full": whole,
+    }
 
 
 def recompute_choices(config: Config, channels: int, work: Work) -> list[Config]:
     """Every recompute policy with every number of layers, least FLOPs first."""
-    per_rank = max(sum(stage_layers(config)[rank :: config.parallel.pipeline]) for rank in range(config.parallel.pipeline))
+    per_rank = max(
+        sum(stage_layers(config)[rank :: config.parallel.pipeline]) for rank in range(config.parallel.pipeline)
+    )
     cost = recomputed_flops(config, channels, work)
     counted = [(policy, count) for policy in ("mlp", "full") for count in range(1, per_rank + 1)]
     names = [("none", 0), ("selective", 0), *sorted(counted, key=lambda name: name[1] * cost[name[0]])]
@@ -247,17 +285,22 @@ def recompute_choices(config: Config, channels: int, work: Work) -> list[Config]
 
 
 def least_recompute(config: Config, world_size: int, channels: int, work: Work, memory_bytes: float) -> Config | None:
-    """The configuration with the least recomputation (in FLOPs) whose fullest rank fits `memory_bytes` less `RESERVE`; None if none does."""
+    """The configuration with the least recomputation (in FLOPs) whose fullest rank fits `memory_bytes` less `RESERVE`;
+    None if none does.
+    """
     limit = memory_bytes * (1 - RESERVE)
     choices = recompute_choices(config, channels, work)
     return next((choice for choice in choices if rank_memory(choice, channels, world_size, work).total <= limit), None)
 
 
-def resolve_recompute(config: Config, world_size: int, channels: int, memory_bytes: float, frame: tuple[int, int] | None = None) -> Config:
-    """`parallel.recompute = auto` replaced by the least recomputation that fits `memory_bytes`, for the longest row that the data can give.
+def resolve_recompute(
+    config: Config, world_size: int, channels: int, memory_bytes: float, frame: tuple[int, int] | None = None
+) -> Config:
+    """`parallel.recompute = auto` replaced by the least recomputation that fits `memory_bytes`, for the longest row
+    that the data can give.
 
-    frame: (height, width) in pixels, None for the largest that the data options allow.  Other policies pass through.  Raises ValueError, one line,
-    if even `full` does not fit.
+    frame: (height, width) in pixels, None for the largest that the data options allow.  Other policies pass through.
+    Raises ValueError, one line, if even `full` does not fit.
     """
     if config.parallel.recompute != "auto":
         return config
@@ -266,7 +309,8 @@ def resolve_recompute(config: Config, world_size: int, channels: int, memory_byt
     if chosen is None:
         need = rank_memory(with_policy(config, "full"), channels, world_size, work).total / (1 - RESERVE)
         raise UserError(
-            f"parallel.recompute = auto: rows of {work.tokens:,.0f} tokens need {need / 1e9:.1f} GB even with full recomputation, and a device has "
+            f"parallel.recompute = auto: rows of {work.tokens:,.0f} tokens need {need / 1e9:.1f} GB even with "
+            "full recomputation, and a device has "
             f"{memory_bytes / 1e9:.1f} GB; use more parallel.tensor, parallel.context or parallel.pipeline "
             "(`python -m megatron_videogpt check` proposes layouts)"
         )

@@ -1,6 +1,7 @@
 """Time of a training step, and the layouts that make it short.
 
-Times rest on assumptions that `Device` and `communication.Links` state; they rank layouts, and a run's own `step_time` is the truth.
+Times rest on assumptions that `Device` and `communication.Links` state; they rank layouts, and a run's own `step_time`
+is the truth.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ MFU = 0.4
 
 @dataclass(frozen=True)
 class Device:
-    """What a device is assumed to do: peak FLOP/s, the share of it that matrix products and interval attention reach, and bytes/s from memory."""
+    """What a device is assumed to do: peak FLOP/s, the share of it that matrix products and interval attention reach,
+    and bytes/s from memory.
+    """
 
     peak: float = PEAK_TFLOPS * 1e12
     products: float = 0.65
@@ -46,8 +49,9 @@ def device_of(config: Config) -> Device:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step.  compute: of an even pipeline without bubble, recomputation included; bubble: waiting of the pipeline;
-    communication: what is not hidden."""
+    """Seconds of one optimizer step.  compute: of an even pipeline without bubble, recomputation included; bubble:
+    waiting of the pipeline; communication: what is not hidden.
+    """
 
     compute: float
     bubble: float
@@ -60,16 +64,20 @@ class StepTime:
 
 
 def bubble(times: tuple[float, ...], chunks: int, count: int) -> float:
-    """Waiting of a pipeline relative to its work, when pipeline rank r takes ``times[r]`` for one of `count` micro-batches in `chunks` chunks.
+    """Waiting of a pipeline relative to its work, when pipeline rank r takes ``times[r]`` for one of `count`
+    micro-batches in `chunks` chunks.
 
-    The slowest rank sets the pace, and the others' passes for one micro-batch fill and drain the pipeline: even stages wait (PP-1) / (chunks * count).
+    The slowest rank sets the pace, and the others' passes for one micro-batch fill and drain the pipeline: even stages
+    wait (PP-1) / (chunks * count).
     """
     slowest, once = max(times), sum(times)
     return (count * slowest + (once - slowest) / chunks) / (count * once / len(times)) - 1
 
 
 def rank_seconds(config: Config, channels: int, work: Work, device: Device) -> tuple[float, ...]:
-    """Seconds that each pipeline rank computes for the forward and backward pass of one micro-batch of this mean work, recomputation included."""
+    """Seconds that each pipeline rank computes for the forward and backward pass of one micro-batch of this mean work,
+    recomputation included.
+    """
     model, layout = config.model, config.parallel
     shards = layout.tensor * layout.context
     rate = device.peak * device.products * shards
@@ -77,7 +85,10 @@ def rank_seconds(config: Config, channels: int, work: Work, device: Device) -> t
     pairs = attention_flops(model, work.pairs) / model.num_layers / (device.peak * device.attention * shards)
     layer = layer_bytes(config, work.tokens)
     # Written and read forward, read and written backward: what a layer keeps, and what "selective" computes again.
-    moved, again_moved = 4 * layer.kept("none") / device.memory, 2 * (layer.kept("none") - layer.kept("selective")) / device.memory
+    moved, again_moved = (
+        4 * layer.kept("none") / device.memory,
+        2 * (layer.kept("none") - layer.kept("selective")) / device.memory,
+    )
     feed_forward = 6 * model.hidden_size * model.ffn_hidden_size * work.tokens / rate
     extra = {"mlp": feed_forward + again_moved, "full": (weights + pairs + moved) / 3}.get(layout.recompute, 0.0)
     # The patch projections are small; embedding and head mostly move hidden states.
@@ -86,7 +97,9 @@ def rank_seconds(config: Config, channels: int, work: Work, device: Device) -> t
     for rank in range(layout.pipeline):
         layers = stage_layers(config)[rank :: layout.pipeline]
         again = sum(recomputed_layers(layout, layers))
-        base = sum(layers) * (weights + pairs + moved + (again_moved if layout.recompute in ("selective", "mlp") else 0.0))
+        base = sum(layers) * (
+            weights + pairs + moved + (again_moved if layout.recompute in ("selective", "mlp") else 0.0)
+        )
         seconds.append(base + again * extra + (head if rank in (0, layout.pipeline - 1) else 0.0))
     return tuple(seconds)
 
@@ -94,14 +107,17 @@ def rank_seconds(config: Config, channels: int, work: Work, device: Device) -> t
 def step_time(config: Config, channels: int, world_size: int, work: Work, device: Device) -> StepTime:
     """Time of one step whose samples have this mean work.  `parallel.recompute` must be resolved.
 
-    Exposed are all TP and CP calls, the sends of a pipeline, and of the gradients' and parameters' way over DP what one micro-batch's backward and
-    forward pass cannot hide (all of it where overlap is off).
+    Exposed are all TP and CP calls, the sends of a pipeline, and of the gradients' and parameters' way over DP what one
+    micro-batch's backward and forward pass cannot hide (all of it where overlap is off).
     """
     row = mean_row(config, world_size, work)
     count = micro_batches(config, world_size)
     times = rank_seconds(config, channels, row, device)
     compute = count * sum(times) / len(times)
-    exposed = sum(exposed_seconds(config, item, max(times), device.links) for item in traffic(config, channels, world_size, row, device.links.node))
+    exposed = sum(
+        exposed_seconds(config, item, max(times), device.links)
+        for item in traffic(config, channels, world_size, row, device.links.node)
+    )
     return StepTime(compute, compute * bubble(times, config.parallel.virtual_pipeline, count), exposed)
 
 
@@ -131,16 +147,26 @@ class Plan:
 
 
 def layouts(config: Config, world_size: int, node: int = 8) -> Iterator[Config]:
-    """Layouts of TP (inside a node), SP, CP, PP, VPP and samples per micro-batch on `world_size` devices, without recomputation; a few break a rule."""
+    """Layouts of TP (inside a node), SP, CP, PP, VPP and samples per micro-batch on `world_size` devices, without
+    recomputation; a few break a rule.
+    """
     model = config.model
     for tensor, context in itertools.product((1, 2, 4, 8, 16), _powers(model.num_attention_heads)):
         if tensor > node or world_size % (tensor * context) or model.num_attention_heads % (tensor * context):
             continue
-        for pipeline in [size for size in range(1, model.num_layers + 1) if world_size % (tensor * context * size) == 0]:
+        for pipeline in [
+            size for size in range(1, model.num_layers + 1) if world_size % (tensor * context * size) == 0
+        ]:
             rest = world_size // (tensor * context * pipeline)
             sizes = (1,) if config.data.pack_tokens else sorted({1, 2, 4, 8, config.train.micro_batch_size})
-            packs = [size for size in sizes if config.data.pack_tokens or config.train.global_batch_size % (rest * size) == 0]
-            chunks = [1] if pipeline == 1 else [size for size in (1, 2, 4, 8) if size == 1 or model.num_layers % (pipeline * size) == 0]
+            packs = [
+                size for size in sizes if config.data.pack_tokens or config.train.global_batch_size % (rest * size) == 0
+            ]
+            chunks = (
+                [1]
+                if pipeline == 1
+                else [size for size in (1, 2, 4, 8) if size == 1 or model.num_layers % (pipeline * size) == 0]
+            )
             for sequence, chunk, samples in itertools.product((False, True) if tensor > 1 else (False,), chunks, packs):
                 parallel = replace(
                     config.parallel,
@@ -161,21 +187,38 @@ def _powers(limit: int) -> list[int]:
     return [size for size in range(1, limit + 1) if limit % size == 0]
 
 
-def propose(config: Config, channels: int, world_size: int, work: Work, memory_bytes: float, frame: tuple[int, int] | None = None, most: int = 5) -> list[Plan]:
-    """The `most` layouts with the shortest estimated steps that fit `memory_bytes` less `memory.RESERVE`, best first; of each TP x CP x PP the best only.
+def propose(
+    config: Config,
+    channels: int,
+    world_size: int,
+    work: Work,
+    memory_bytes: float,
+    frame: tuple[int, int] | None = None,
+    most: int = 5,
+) -> list[Plan]:
+    """The `most` layouts with the shortest estimated steps that fit `memory_bytes` less `memory.RESERVE`, best first;
+    of each TP x CP x PP the best only.
 
-    work: the mean over samples, which sets the time; memory is that of the longest row (`frame`: height and width in pixels, None for the largest).
+    work: the mean over samples, which sets the time; memory is that of the longest row (`frame`: height and width in
+    pixels, None for the largest).
     """
     device = device_of(config)
     one = longest_row(replace(config, train=replace(config.train, micro_batch_size=1)), frame)
     # Without recomputation a layout is at its fastest: what is slower then than `most` others need not be looked at.
-    timed = [(step_time(layout, channels, world_size, work, device).total, layout) for layout in layouts(config, world_size, device.links.node)]
+    timed = [
+        (step_time(layout, channels, world_size, work, device).total, layout)
+        for layout in layouts(config, world_size, device.links.node)
+    ]
     best: dict[tuple[int, int, int], Plan] = {}
     for fastest, layout in sorted(timed, key=lambda entry: entry[0]):
         if len(best) >= most and fastest > sorted(plan.time.total for plan in best.values())[most - 1]:
             break
         longest = packed(one, layout.train.micro_batch_size)
-        chosen = None if find_problems(layout, world_size) else least_recompute(layout, world_size, channels, longest, memory_bytes)
+        chosen = (
+            None
+            if find_problems(layout, world_size)
+            else least_recompute(layout, world_size, channels, longest, memory_bytes)
+        )
         if chosen is None:
             continue
         plan = plan_of(chosen, channels, world_size, work, longest, device)
@@ -225,8 +268,16 @@ def speed_of(config: Config, mfu: float | None) -> Speed:
     if mfu is not None:
         return Speed(mfu, mfu * peak, f"as given, {of}")
     path = Path(config.train.output) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if path.is_file() else []
-    measured = [(line["mfu"], line["tflops_per_device"] * 1e12) for line in lines if line.get("mfu") and line.get("tflops_per_device")]
+    lines = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        if path.is_file()
+        else []
+    )
+    measured = [
+        (line["mfu"], line["tflops_per_device"] * 1e12)
+        for line in lines
+        if line.get("mfu") and line.get("tflops_per_device")
+    ]
     if measured:
         mfus, flops = zip(*measured)
         return Speed(statistics.median(mfus), statistics.median(flops), f"measured, the median of {path}")
@@ -235,5 +286,9 @@ def speed_of(config: Config, mfu: float | None) -> Speed:
 
 def run_days(config: Config, channels: int, world_size: int, work: Work, speed: Speed) -> float:
     """Days that `train.steps` take at this speed."""
-    flops = training_flops(config.model, channels, work.tokens, work.pairs) * config.train.global_batch_size * config.train.steps
+    flops = (
+        training_flops(config.model, channels, work.tokens, work.pairs)
+        * config.train.global_batch_size
+        * config.train.steps
+    )
     return flops / (speed.flops * world_size) / 86400

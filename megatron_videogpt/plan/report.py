@@ -1,4 +1,6 @@
-"""What `python -m megatron_videogpt check` prints: model, layout, work, memory, communication and time of a configuration, and better layouts."""
+"""What `python -m megatron_videogpt check` prints: model, layout, work, memory, communication and time of a
+configuration, and better layouts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ MEMORY_GB = 80.0
 
 
 def in_units(value: float, step: int, units: str, suffix: str = "") -> str:
-    """A number with three digits and the unit that keeps it readable: ``in_units(3.7e9, 1000, " kMGT")`` -> "3.70 G"."""
+    """A number with three digits and the unit that keeps it readable: ``in_units(3.7e9, 1000, " kMGT")``
+    -> "3.70 G".
+    """
     for unit in units:
         if abs(value) < step or unit == units[-1]:
             return f"{value:.3g} {unit.strip()}{suffix}".rstrip()
@@ -55,8 +59,9 @@ def print_report(
 ) -> None:
     """Print the tables for a run of `world_size` processes; the configuration must have passed `check_config`.
 
-    memory_gb: of one device, in 10^9 bytes (None: `parallel.memory_gb`, else 80); mfu: assumed share of the peak (None: measured, else assumed);
-    frame: (height, width) in pixels of all frames (None: typical frames for the mean, the largest possible for the longest row).
+    memory_gb: of one device, in 10^9 bytes (None: `parallel.memory_gb`, else 80); mfu: assumed share of the peak (None:
+    measured, else assumed); frame: (height, width) in pixels of all frames (None: typical frames for the mean, the
+    largest possible for the longest row).
     """
     console = console or Console()
     channels = expected_geometry(config.codec).channels
@@ -72,13 +77,17 @@ def print_report(
     if world_size > 1:
         console.print(_traffic_table(resolved, channels, world_size, mean_row(config, world_size, work)))
     console.print(_time_table(resolved, channels, world_size, work, longest, speed_of(config, mfu)))
-    _print_plans(console, propose(config, channels, world_size, work, memory_bytes, frame), memory_bytes, bool(named), longest)
+    _print_plans(
+        console, propose(config, channels, world_size, work, memory_bytes, frame), memory_bytes, bool(named), longest
+    )
     for line in missing_paths(config):
         console.print(f"note, before training: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _resolved(config: Config, world_size: int, channels: int, longest: Work, memory_bytes: float) -> Config:
-    """With `auto` replaced by what a run would choose; by full recomputation where not even that fits, so that the tables show by how much."""
+    """With `auto` replaced by what a run would choose; by full recomputation where not even that fits, so that the
+    tables show by how much.
+    """
     if config.parallel.recompute != "auto":
         return config
     return least_recompute(config, world_size, channels, longest, memory_bytes) or with_policy(config, "full")
@@ -86,7 +95,9 @@ def _resolved(config: Config, world_size: int, channels: int, longest: Work, mem
 
 def table_of(title: str, *columns: str, caption: str = "") -> Table:
     """An empty table; the first column is on the left, the others on the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=caption or None, caption_justify="left"
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     return table
@@ -107,7 +118,11 @@ def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
     table = table_of("Layout", "", "")
     layout, dp = config.parallel, dp_size(config, world_size)
     sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "DP": dp}
-    table.add_row("processes", " x ".join(f"{axis} {count}" for axis, count in sizes.items() if axis != "CP" or count > 1) + f" = {world_size}")
+    table.add_row(
+        "processes",
+        " x ".join(f"{axis} {count}" for axis, count in sizes.items() if axis != "CP" or count > 1)
+        + f" = {world_size}",
+    )
     table.add_row("sequence parallelism", "on" if layout.sequence else "off")
     if layout.pipeline > 1:
         table.add_row("decoder layers by stage", " ".join(map(str, stage_layers(config))))
@@ -124,7 +139,9 @@ def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
 
 def _policy(config: Config) -> str:
     layout = config.parallel
-    return layout.recompute + (f", {layout.recompute_layers} layers of each pipeline rank" if layout.recompute_layers else "")
+    return layout.recompute + (
+        f", {layout.recompute_layers} layers of each pipeline rank" if layout.recompute_layers else ""
+    )
 
 
 def _work_table(config: Config, channels: int, work: Work, frame: tuple[int, int] | None, world_size: int) -> Table:
@@ -141,9 +158,14 @@ def _work_table(config: Config, channels: int, work: Work, frame: tuple[int, int
     table.add_row("tokens per sample", *(f"{item.tokens:,.0f}" for item in both))
     table.add_row("mask density", *(f"{item.pairs / item.tokens**2:.3f}" for item in both))
     table.add_section()
-    table.add_row("model FLOPs per token", *(flops(training_flops(model, channels, item.tokens, item.pairs) / item.tokens) for item in both))
+    table.add_row(
+        "model FLOPs per token",
+        *(flops(training_flops(model, channels, item.tokens, item.pairs) / item.tokens) for item in both),
+    )
     table.add_row("  linear", *(flops(linear_flops(model, channels, item.tokens) / item.tokens) for item in both))
-    table.add_row("  attention, attended pairs only", *(flops(attention_flops(model, item.pairs) / item.tokens) for item in both))
+    table.add_row(
+        "  attention, attended pairs only", *(flops(attention_flops(model, item.pairs) / item.tokens) for item in both)
+    )
     per_sample = [training_flops(model, channels, item.tokens, item.pairs) for item in both]
     batch = config.train.global_batch_size
     table.add_row("model FLOPs per sample", *map(flops, per_sample))
@@ -157,7 +179,9 @@ def _memory_table(config: Config, channels: int, world_size: int, longest: Work)
     """The fullest rank under the configured recomputation, then under every policy for all layers."""
     chosen = _fullest(config, channels, world_size, longest)
     every = [_fullest(with_policy(config, policy), channels, world_size, longest) for policy in POLICIES]
-    title = f"Memory of the fullest rank: this run, and with each recompute policy; rows of {longest.tokens:,.0f} tokens"
+    title = (
+        f"Memory of the fullest rank: this run, and with each recompute policy; rows of {longest.tokens:,.0f} tokens"
+    )
     table = table_of(title, "", "this run", *POLICIES)
     for name in ("parameters", "gradients", "optimizer", "ema", "activations", "working"):
         if name != "ema" or config.optimizer.ema_decay:
@@ -178,10 +202,20 @@ def _traffic_table(config: Config, channels: int, world_size: int, row: Work) ->
     links = Links()
     speeds = f"{links.inside / 1e9:.0f} GB/s inside a node of {links.node} devices, {links.between / 1e9:.0f} GB/s and"
     caption = f"assumed: {speeds} {links.latency_between * 1e6:.0f} us a call between nodes"
-    table = table_of("Communication per step and rank", "axis", "what", "ranks", "calls", "sent", "time", "link", caption=caption)
+    table = table_of(
+        "Communication per step and rank", "axis", "what", "ranks", "calls", "sent", "time", "link", caption=caption
+    )
     for item in traffic(config, channels, world_size, row, links.node):
         link = "inside a node" if item.inside else "between nodes"
-        table.add_row(item.axis, item.what, str(item.group), f"{item.calls:,.0f}", size(item.size), duration(item.seconds(links)), link)
+        table.add_row(
+            item.axis,
+            item.what,
+            str(item.group),
+            f"{item.calls:,.0f}",
+            size(item.size),
+            duration(item.seconds(links)),
+            link,
+        )
     return table
 
 
@@ -191,12 +225,21 @@ def _time_table(config: Config, channels: int, world_size: int, work: Work, long
     time = plan.time
     if config.parallel.pipeline > 1:
         waiting = time.bubble / time.compute
-        table.add_row("pipeline bubble", f"{waiting:.1%} of the work, {waiting / (1 + waiting):.1%} of a step without communication")
-    table.add_row("estimated step", f"{duration(time.total)}: compute {duration(time.compute)}, communication not hidden {duration(time.communication)}")
+        table.add_row(
+            "pipeline bubble",
+            f"{waiting:.1%} of the work, {waiting / (1 + waiting):.1%} of a step without communication",
+        )
+    table.add_row(
+        "estimated step",
+        f"{duration(time.total)}: compute {duration(time.compute)}, communication not hidden "
+        f"{duration(time.communication)}",
+    )
     table.add_row("estimated MFU", f"{plan.mfu:.2f} (a model of kernels and links: docs/planner.md)")
     days, devices = run_days(config, channels, world_size, work, speed), f"{world_size} device{'s' * (world_size > 1)}"
     length = f"{days:.3g} days" if days >= 0.1 else duration(days * 86400)
-    table.add_row(f"{config.train.steps:,} steps", f"{length} on {devices} at MFU {speed.mfu:.2f} ({speed.source})", style="bold")
+    table.add_row(
+        f"{config.train.steps:,} steps", f"{length} on {devices} at MFU {speed.mfu:.2f} ({speed.source})", style="bold"
+    )
     return table
 
 
@@ -204,17 +247,34 @@ def _print_plans(console: Console, plans: list[Plan], memory_bytes: float, named
     """Proposals as a table and as lines to paste, or a line that nothing fits."""
     memory = f"{memory_bytes / 1e9:g} GB" + ("" if named else " (assumed: --memory-gb)")
     if not plans:
-        console.print(f"No layout fits devices of {memory} with rows of {longest.tokens:,.0f} tokens; use more devices or shorter samples.", soft_wrap=True)
+        console.print(
+            f"No layout fits devices of {memory} with rows of {longest.tokens:,.0f} tokens; use more devices "
+            "or shorter samples.",
+            soft_wrap=True,
+        )
         return
     title = f"Fastest layouts that fit {memory} with {RESERVE:.0%} to spare, by estimated step time"
     table = table_of(title, "", "TP", "CP", "PP", "batch", "recompute", "peak", "bubble", "MFU", "step")
-    table.box, table.caption, table.caption_justify = box.SIMPLE_HEAD, "PP: stages x chunks; batch: samples x micro-batches, or packed rows", "left"
+    table.box, table.caption, table.caption_justify = (
+        box.SIMPLE_HEAD,
+        "PP: stages x chunks; batch: samples x micro-batches, or packed rows",
+        "left",
+    )
     for number, plan in enumerate(plans, 1):
         layout, time = plan.config.parallel, plan.time
-        sizes = (f"{layout.tensor}{'+SP' * layout.sequence}", str(layout.context), f"{layout.pipeline}x{layout.virtual_pipeline}")
+        sizes = (
+            f"{layout.tensor}{'+SP' * layout.sequence}",
+            str(layout.context),
+            f"{layout.pipeline}x{layout.virtual_pipeline}",
+        )
         count = micro_batches(plan.config, plan.world_size)
         batch = f"{count} rows" if plan.config.data.pack_tokens else f"{plan.config.train.micro_batch_size}x{count}"
-        costs = (size(plan.memory.total), f"{time.bubble / (time.compute + time.bubble):.0%}", f"{plan.mfu:.2f}", duration(time.total))
+        costs = (
+            size(plan.memory.total),
+            f"{time.bubble / (time.compute + time.bubble):.0%}",
+            f"{plan.mfu:.2f}",
+            duration(time.total),
+        )
         table.add_row(str(number), *sizes, batch, f"{layout.recompute} {layout.recompute_layers or ''}".strip(), *costs)
     console.print(table)
     for number, plan in enumerate(plans, 1):

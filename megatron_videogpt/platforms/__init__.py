@@ -25,9 +25,9 @@ class Platform:
     """What a device kind needs.
 
     backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
-    memory_peak: bytes allocated at most so far on the device (resident set on a CPU); reset_memory_peak: forget it (not on a CPU);
-    memory_total: bytes that this process may fill;
-    own_seconds: a clock that stands still while this rank waits for others, to find slow ones.
+    memory_peak: bytes allocated at most so far on the device (resident set on a CPU); reset_memory_peak: forget it (not
+    on a CPU); memory_total: bytes that this process may fill; own_seconds: a clock that stands still while this rank
+    waits for others, to find slow ones.
     """
 
     name: str
@@ -64,11 +64,16 @@ def activate(name: str = "auto") -> Platform:
     wanted = (_active.name if _active else detect()) if name == "auto" else name
     if _active is not None:
         if _active.name != wanted:
-            raise ValueError(f"train.platform={wanted}: this process already runs on {_active.name}; start a new process")
+            raise ValueError(
+                f"train.platform={wanted}: this process already runs on {_active.name}; start a new process"
+            )
         return _active
     if "megatron.core" in sys.modules:
-        raise ValueError("megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first")
-    # megatron-core and torch.distributed warn at every start and step about each other's deprecated names; nothing a user could change.
+        raise ValueError(
+            "megatron-core was imported before a platform was chosen: call megatron_videogpt.platforms.activate() first"
+        )
+    # megatron-core and torch.distributed warn at every start and step about each other's deprecated names; nothing a
+    # user could change.
     warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.(distributed|optim|utils|autograd)|contextlib")
     _active = importlib.import_module(f"{__name__}.{wanted}").activate(int(os.environ.get("LOCAL_RANK", "0")))
     return _active

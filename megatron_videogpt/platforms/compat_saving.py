@@ -1,8 +1,9 @@
-"""What differs between releases of megatron-core where checkpoints are written, or goes wrong there: tested with 0.16.1 to 0.19.2.
+"""What differs between releases of megatron-core where checkpoints are written, or goes wrong there: tested with 0.16.1
+to 0.19.2.
 
-A save is taken apart here: planned by all ranks together, written by each for itself (now, or by a process in the background), and finished by all, one
-agreed step after another.  megatron-core's own save in one call raises on rank 0 alone when a file that only rank 0 writes does not fit on the disk, while
-the other ranks wait for it in a collective.
+A save is taken apart here: planned by all ranks together, written by each for itself (now, or by a process in the
+background), and finished by all, one agreed step after another.  megatron-core's own save in one call raises on rank 0
+alone when a file that only rank 0 writes does not fit on the disk, while the other ranks wait for it in a collective.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def background_calls() -> Any:
 def plan_save(contents: dict[str, Any], folder: str) -> Any:
     """Plan a checkpoint of `contents` in an existing folder; a collective.
 
-    Returns what `write` (or a queue of background calls) and then the request's `finalize_fns` do, or None where this release can only save all at once and
-    has done so.
+    Returns what `write` (or a queue of background calls) and then the request's `finalize_fns` do, or None where this
+    release can only save all at once and has done so.
     """
     from megatron.core import dist_checkpointing
 
@@ -79,7 +80,9 @@ def write(request: Any) -> None:
 
 
 def abandon(request: Any, calls: Any = None) -> None:
-    """Forget a planned checkpoint that will not be finished: end its background process, and drop the answer that the next one would take for its own."""
+    """Forget a planned checkpoint that will not be finished: end its background process, and drop the answer that the
+    next one would take for its own.
+    """
     for call in list(calls.async_calls) if calls is not None else ():
         call.async_caller.close(abort=True)
     for answers in (value for value in request.async_fn_args if hasattr(value, "get_nowait")):
@@ -103,7 +106,9 @@ def _rank_zero_writers() -> Iterator[tuple[Any, str]]:
 
 @contextlib.contextmanager
 def held_errors() -> Iterator[list[Exception]]:
-    """Inside, what goes wrong where only rank 0 writes is put into the list instead of being raised: rank 0 stays in step with the others' collectives."""
+    """Inside, what goes wrong where only rank 0 writes is put into the list instead of being raised: rank 0 stays in
+    step with the others' collectives.
+    """
     held: list[Exception] = []
 
     def holding(real: Callable[..., Any]) -> Callable[..., Any]:

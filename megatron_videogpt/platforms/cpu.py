@@ -1,6 +1,7 @@
 """CPU over gloo: redirects the `torch.cuda` calls that megatron-core makes unconditionally to the CPU.
 
-The same mechanism as MindSpeed's `transfer_to_npu`, with another target.  What is redirected was found by running megatron-core 0.16.1.
+The same mechanism as MindSpeed's `transfer_to_npu`, with another target.  What is redirected was found by running
+megatron-core 0.16.1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from . import Platform
 
 FACTORIES = (
-    "arange as_tensor empty empty_like empty_strided full full_like linspace ones ones_like rand randint randn randn_like tensor zeros zeros_like".split()
+    "arange as_tensor empty empty_like empty_strided full full_like linspace ones ones_like rand randint randn "
+    "randn_like tensor zeros zeros_like".split()
 )
 
 
@@ -114,7 +116,8 @@ def _redirect_cuda_module() -> None:
         "empty_cache": lambda: None,
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-        # Functions of their own: tables of torch's compiler refuse one object under two names with different rules, as 2.7 has them for manual_seed.
+        # Functions of their own: tables of torch's compiler refuse one object under two names with different rules, as
+        # 2.7 has them for manual_seed.
         "manual_seed": lambda seed: torch.manual_seed(seed),
         "default_generators": [torch.default_generator],
         "_lazy_call": lambda call, **kwargs: call(),
@@ -136,7 +139,8 @@ def _unchanged(function: Any = None, *args: Any, **kwargs: Any) -> Any:
 
 
 def _leave_uncompiled() -> None:
-    """Keep the compiler out: a CPU compiles nothing, and importing torch._dynamo takes a second and 100 MB of every rank.
+    """Keep the compiler out: a CPU compiles nothing, and importing torch._dynamo takes a second and 100 MB of every
+    rank.
 
     megatron-core decorates with `torch.compile`; torch itself imports the compiler only to tell it what not to compile.
     """

@@ -13,7 +13,10 @@ def activate(local_rank: int) -> Platform:
     """Take GPU `local_rank`; raises ValueError when there is none."""
     count = torch.cuda.device_count()
     if local_rank >= count:
-        raise UserError(f"train.platform=cuda: LOCAL_RANK={local_rank} but this machine shows {count} GPUs; start fewer processes or use train.platform=cpu")
+        raise UserError(
+            f"train.platform=cuda: LOCAL_RANK={local_rank} but this machine shows {count} GPUs; start fewer "
+            "processes or use train.platform=cpu"
+        )
     torch.cuda.set_device(local_rank)
     return Platform(
         name="cuda",

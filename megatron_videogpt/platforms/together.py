@@ -105,10 +105,17 @@ def first_error(error: str, group: Any, doing: str) -> str:
 
 
 def raise_together(error: str, group: Any, doing: str) -> None:
-    """Raise RunError on every rank if some rank has an `error`, naming the ranks unless all have the same; a collective."""
+    """Raise RunError on every rank if some rank has an `error`, naming the ranks unless all have the same; a
+    collective.
+    """
     errors = gather_results(lambda: error, group, doing)
-    found = {text: [rank for rank, other in enumerate(errors) if other == text] for text in dict.fromkeys(errors) if text}
-    named = [text if len(ranks) == len(errors) else f"{name_ranks(ranks)} of {len(errors)}: {text}" for text, ranks in found.items()]
+    found = {
+        text: [rank for rank, other in enumerate(errors) if other == text] for text in dict.fromkeys(errors) if text
+    }
+    named = [
+        text if len(ranks) == len(errors) else f"{name_ranks(ranks)} of {len(errors)}: {text}"
+        for text, ranks in found.items()
+    ]
     if named:
         raise RunError("; ".join(named))
 

@@ -47,7 +47,8 @@ def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -
     size, model_size = world_size(), parallel.model_size
     if size % model_size:
         raise RunError(
-            f"{size} processes cannot be split into groups of {model_size} (parallel.tensor={parallel.tensor} x parallel.context={parallel.context} x "
+            f"{size} processes cannot be split into groups of {model_size} (parallel.tensor={parallel.tensor} "
+            f"x parallel.context={parallel.context} x "
             f"parallel.pipeline={parallel.pipeline}); "
             f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
         )
@@ -58,9 +59,13 @@ def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -
             store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
             # torch 2.13's launcher keeps its store over a restart, with the addresses of the processes that are gone.
             store = torch.distributed.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            torch.distributed.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            torch.distributed.init_process_group(
+                platform.backend, store=store, rank=rank, world_size=size, timeout=timeout
+            )
         else:
-            torch.distributed.init_process_group(platform.backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
+            torch.distributed.init_process_group(
+                platform.backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -73,7 +78,9 @@ def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -
 
 
 def patience(timeout_minutes: float) -> int:
-    """Minutes that a collective waits: longer than a phase may last, so that the watchdog of the rank that hangs speaks before those that wait for it."""
+    """Minutes that a collective waits: longer than a phase may last, so that the watchdog of the rank that hangs speaks
+    before those that wait for it.
+    """
     return math.ceil(timeout_minutes) + 1
 
 
@@ -93,10 +100,15 @@ def stop() -> None:
 def leave_layout() -> None:
     """Forget the model parallel groups, so that the same processes can take another layout.
 
-    megatron-core drops its process groups without ending them, and each keeps threads that poll its sockets: after forty layouts more than a thousand.
+    megatron-core drops its process groups without ending them, and each keeps threads that poll its sockets: after
+    forty layouts more than a thousand.
     """
     parallel_state.destroy_model_parallel()
-    for group in [group for group in torch.distributed.distributed_c10d._world.pg_map if group is not torch.distributed.group.WORLD]:
+    for group in [
+        group
+        for group in torch.distributed.distributed_c10d._world.pg_map
+        if group is not torch.distributed.group.WORLD
+    ]:
         torch.distributed.destroy_process_group(group)
     # Models are reference cycles that hold the groups of layouts before.
     gc.collect()

@@ -1,4 +1,6 @@
-"""`python -m megatron_videogpt sample`: continue videos, and show beside them what really happened where the input knows."""
+"""`python -m megatron_videogpt sample`: continue videos, and show beside them what really happened where the input
+knows.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if args.compare and is_first():
         _write_comparison(results, *_metrics(args.output))
     if job.skipped and is_first():
-        print(f"{len(sources) - job.skipped} of {len(sources)} inputs continued, {job.skipped} skipped (named above)", file=sys.stderr)
+        print(
+            f"{len(sources) - job.skipped} of {len(sources)} inputs continued, {job.skipped} skipped (named above)",
+            file=sys.stderr,
+        )
     return 1 if job.skipped else 0
 
 
@@ -47,14 +52,20 @@ def _is_file(output: Path) -> bool:
 
 
 def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Path]]:
-    """What can be told before anything slow starts: the inputs, and by their names where the files of each go, without endings."""
+    """What can be told before anything slow starts: the inputs, and by their names where the files of each go, without
+    endings.
+    """
     output: Path = args.output
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be at least 1")
     if output.suffix.lower() in (EXTENSIONS | IMAGES) - {".mp4"}:
-        raise UserError(f"--output {output}: must end in .mp4 or be a folder; --formats {','.join(FORMATS)} chooses what is written")
+        raise UserError(
+            f"--output {output}: must end in .mp4 or be a folder; --formats {','.join(FORMATS)} chooses what is written"
+        )
     if output.exists() and output.is_dir() == _is_file(output):
-        raise UserError(f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}")
+        raise UserError(
+            f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}"
+        )
     paths = [*args.inputs, *args.video]
     if not paths and not args.scene:
         raise UserError("nothing to continue: give a video, an image, a folder of them, or --scene bounce/3")
@@ -64,7 +75,11 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
     if len(sources) == 1:
         _check_only(sources[0])
     bases = {source.name: output.with_suffix("") if _is_file(output) else output / source.name for source in sources}
-    written = [output_path(base, ending) for base in bases.values() for ending in (*(FORMATS[name] for name in args.formats), REPORT)]
+    written = [
+        output_path(base, ending)
+        for base in bases.values()
+        for ending in (*(FORMATS[name] for name in args.formats), REPORT)
+    ]
     written += _metrics(output) if args.compare else ()
     read = {source.path.resolve() for source in sources if source.path is not None}
     for path in written:
@@ -99,13 +114,18 @@ def _find_lpips() -> Callable | None:
 
 
 def _write_comparison(results: dict[str, dict[str, Any]], facts: Path, picture: Path) -> None:
-    """Metrics and their plot beside the videos, and the mean over all prompts on the terminal; nothing where no prompt had a truth."""
+    """Metrics and their plot beside the videos, and the mean over all prompts on the terminal; nothing where no prompt
+    had a truth.
+    """
     if not results:
         print("no metrics: none of the inputs has a true continuation")
         return
     from .compare import plot
 
-    values = {name: [result["mean"][name] for result in results.values() if result["mean"][name] is not None] for name in ("psnr", "ssim", "lpips")}
+    values = {
+        name: [result["mean"][name] for result in results.values() if result["mean"][name] is not None]
+        for name in ("psnr", "ssim", "lpips")
+    }
     mean = {name: sum(known) / len(known) if known else None for name, known in values.items()}
     facts.write_text(json.dumps({"prompts": results, "mean": mean}, indent=2) + "\n", encoding="utf-8")
     plot(results, picture)

@@ -1,4 +1,6 @@
-"""How near a prediction is to what really happened, frame by frame: PSNR, SSIM, and LPIPS where its weights are on this machine."""
+"""How near a prediction is to what really happened, frame by frame: PSNR, SSIM, and LPIPS where its weights are on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ LPIPS_SIDE = 31  # pixels: in smaller pictures nothing is left after AlexNet's l
 CHUNK = 16  # frames at a time, so that long videos fit into memory
 
 BACKBONE = "alexnet-owt-7be5be79.pth"  # as torchvision names it in torch.hub's folder
-# Stride and padding of AlexNet's convolutions, their place among its `features`, and whether 3x3 pooling with stride 2 comes before.
+# Stride and padding of AlexNet's convolutions, their place among its `features`, and whether 3x3 pooling with stride 2
+# comes before.
 CONVOLUTIONS = ((0, 4, 2, False), (3, 1, 2, True), (6, 1, 1, True), (8, 1, 1, False), (10, 1, 1, False))
 SHAPES = ((64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3))
 # LPIPS was fitted to pictures in [-1, 1] that are shifted and scaled so, per colour (ImageNet's statistics).
@@ -38,20 +41,25 @@ def compare(predicted: np.ndarray, truth: np.ndarray, lpips: Measure | None) -> 
     """Errors of a prediction, ready for JSON.
 
     Args:
-        predicted, truth: uint8 ``[F, H, W, 3]``; where one ends early, only the frames that both have count (at least one).
+        predicted, truth: uint8 ``[F, H, W, 3]``; where one ends early, only the frames that both have count (at least
+            one).
         lpips: from `find_lpips`.
 
     Returns:
-        ``{"frames": compared, "psnr": [...], "ssim": [...], "lpips": [...], "mean": {"psnr": ..., "ssim": ..., "lpips": ...}}``, one number per frame.
-        PSNR (dB) is None for a frame without error, and its mean is over the others.  SSIM (Wang et al. 2004, Gaussian window of sigma 1.5, mirrored
-        edges) is None below 6 pixels a side; LPIPS (Zhang et al. 2018, AlexNet) without weights, and below 31 pixels.
+        ``{"frames": compared, "psnr": [...], "ssim": [...], "lpips": [...], "mean": {"psnr": ..., "ssim": ..., "lpips":
+        ...}}``, one number per frame. PSNR (dB) is None for a frame without error, and its mean is over the others.
+        SSIM (Wang et al. 2004, Gaussian window of sigma 1.5, mirrored edges) is None below 6 pixels a side; LPIPS
+        (Zhang et al. 2018, AlexNet) without weights, and below 31 pixels.
 
     Raises:
         ValueError: sizes differ, or no frame to compare.
     """
     frames = min(len(predicted), len(truth))
     if not frames or predicted.shape[1:] != truth.shape[1:]:
-        raise ValueError(f"compare: frames of shape {predicted.shape} against {truth.shape}: expected at least one frame each, all of one size")
+        raise ValueError(
+            f"compare: frames of shape {predicted.shape} against {truth.shape}: expected at least one frame "
+            "each, all of one size"
+        )
     # Late, because it takes seconds, which only comparisons need.
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -77,7 +85,10 @@ def _per_frame(measure: Measure, predicted: np.ndarray, truth: np.ndarray) -> li
     """The measure of every frame; None where it is infinite."""
     values: list[float] = []
     for start in range(0, len(predicted), CHUNK):
-        pair = (torch.from_numpy(part[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255 for part in (predicted, truth))
+        pair = (
+            torch.from_numpy(part[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
+            for part in (predicted, truth)
+        )
         values += measure(*pair).reshape(-1).tolist()
     return [value if math.isfinite(value) else None for value in values]
 
@@ -90,8 +101,8 @@ def _mean(values: Sequence[float | None] | None) -> float | None:
 def find_lpips() -> tuple[Measure | None, str]:
     """LPIPS with AlexNet, from files that are on this machine already: nothing is downloaded.
 
-    The linear heads come with torchmetrics; AlexNet's convolutions are looked for where torchvision would keep them, in torch.hub's folder
-    (``TORCH_HOME``).  Both are read as plain tensors: no code in them is run.
+    The linear heads come with torchmetrics; AlexNet's convolutions are looked for where torchvision would keep them, in
+    torch.hub's folder (``TORCH_HOME``).  Both are read as plain tensors: no code in them is run.
 
     Returns:
         The function, and "" or why there is none, in one line.
@@ -99,7 +110,10 @@ def find_lpips() -> tuple[Measure | None, str]:
     spec = importlib.util.find_spec("torchmetrics")
     if spec is None or spec.origin is None:
         return None, "no LPIPS: torchmetrics is not installed"
-    backbone, heads = Path(torch.hub.get_dir(), "checkpoints", BACKBONE), Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
+    backbone, heads = (
+        Path(torch.hub.get_dir(), "checkpoints", BACKBONE),
+        Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth",
+    )
     missing = [path for path in (backbone, heads) if not path.is_file()]
     if missing:
         return None, f"no LPIPS: its weights are not on this machine ({missing[0]})"
@@ -114,7 +128,9 @@ def find_lpips() -> tuple[Measure | None, str]:
 
 
 def _tensors(path: Path) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """A function from key and shape to a float32 tensor of a PyTorch file; ValueError when the file is damaged, holds more than tensors, or lacks it."""
+    """A function from key and shape to a float32 tensor of a PyTorch file; ValueError when the file is damaged, holds
+    more than tensors, or lacks it.
+    """
     try:
         # These files exist as pickles only; weights_only refuses whatever in them is not a tensor.
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -133,7 +149,9 @@ def _tensors(path: Path) -> Callable[[str, tuple[int, ...]], Tensor]:
 
 @torch.no_grad()
 def _lpips(convolutions: list[tuple[Tensor, Tensor]], heads: list[Tensor], first: Tensor, second: Tensor) -> Tensor:
-    """Distance of AlexNet's features, normalised over channels, weighted by the heads, averaged over places and summed over its five layers."""
+    """Distance of AlexNet's features, normalised over channels, weighted by the heads, averaged over places and summed
+    over its five layers.
+    """
     total = torch.zeros(len(first))
     pair = _standard(torch.cat([first, second]))
     for (_, stride, padding, pool), (weight, bias), head in zip(CONVOLUTIONS, convolutions, heads):
@@ -155,7 +173,8 @@ def _standard(video: Tensor) -> Tensor:
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Write a PNG of the error over the frame number: a panel per measure that some prompt has, a line per prompt.
 
-    results: what `compare` returned, by the prompt's name (at least one).  A frame without error leaves a gap in the curve of PSNR.
+    results: what `compare` returned, by the prompt's name (at least one).  A frame without error leaves a gap in the
+    curve of PSNR.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -166,7 +185,14 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
     for axes, name in zip(panels, names):
         for place, result in enumerate(results.values()):
             values = np.array([np.nan if value is None else value for value in result[name] or ()], float)
-            axes.plot(range(1, len(values) + 1), values, color=_colour(place, len(results)), marker="o", markersize=3, linewidth=1.4)
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                color=_colour(place, len(results)),
+                marker="o",
+                markersize=3,
+                linewidth=1.4,
+            )
         axes.set(xlabel="predicted frame", title=METRICS[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

@@ -18,24 +18,39 @@ from .settings import keyed_noise, sampling
 
 
 def pixel_frames(codec: Codec, latent_frames: int) -> int:
-    """Video frames that so many latent frames stand for (a temporal stride s joins s frames into one, the very first frame alone)."""
+    """Video frames that so many latent frames stand for (a temporal stride s joins s frames into one, the very first
+    frame alone).
+    """
     return (latent_frames - 1) * codec.temporal_stride + 1 if latent_frames else 0
 
 
 def decode_continuation(codec: Codec, history: Tensor, new: Tensor) -> Tensor:
-    """Frames of the new latents alone: ``[F, 3, H, W]`` in [-1, 1], clamped.  A codec that joins frames in time decodes the history with them."""
+    """Frames of the new latents alone: ``[F, 3, H, W]`` in [-1, 1], clamped.  A codec that joins frames in time decodes
+    the history with them.
+    """
     if codec.temporal_stride == 1:
         return codec.decode(new).clamp(-1, 1)
     video = codec.decode(torch.cat([history, new]))
     return video[pixel_frames(codec, len(history)) :].clamp(-1, 1)
 
 
-def predict(denoiser: Denoiser, samples: Sequence[Sample], given: int, generated: int, settings: SampleConfig, seed: int, batch: int = 8) -> list[Tensor]:
-    """Latents ``[generated, C, h, w]`` that follow the first `given` latent frames of every sample, `batch` samples at a time.
+def predict(
+    denoiser: Denoiser,
+    samples: Sequence[Sample],
+    given: int,
+    generated: int,
+    settings: SampleConfig,
+    seed: int,
+    batch: int = 8,
+) -> list[Tensor]:
+    """Latents ``[generated, C, h, w]`` that follow the first `given` latent frames of every sample, `batch` samples at
+    a time.
 
-    They come in the clips of `settings`, where those add up to `generated`, else as one clip; the window holds everything.
+    They come in the clips of `settings`, where those add up to `generated`, else as one clip; the window holds
+    everything.
 
-    Every rank of a model parallel group must call this with the same samples.  steps, guidance and time_shift come from `settings` too.
+    Every rank of a model parallel group must call this with the same samples.  steps, guidance and time_shift come from
+    `settings` too.
     """
     clips = settings.clips if sum(settings.clips) == generated else (generated,)
     settings = replace(settings, clips=clips, window=given + generated)
@@ -52,7 +67,8 @@ def squared_errors(predicted: Tensor, pixels: np.ndarray | Tensor, first: int) -
 
     Args:
         predicted: ``[F, 3, H, W]`` in [-1, 1].
-        pixels: the true video from its beginning, uint8 ``[N, H, W, 3]``; where it ends early, only the frames it has count.
+        pixels: the true video from its beginning, uint8 ``[N, H, W, 3]``; where it ends early, only the frames it has
+            count.
         first: number of the first predicted frame, at least 1 and below N.
     """
     video = torch.as_tensor(pixels).to(torch.float64) / 255

@@ -29,8 +29,8 @@ Watch = Callable[[float], None]
 class Model:
     """A trained model, ready to sample.
 
-    denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where histories and codec are; step: of the
-    checkpoint, None for a Hugging Face folder.
+    denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where
+    histories and codec are; step: of the checkpoint, None for a Hugging Face folder.
     """
 
     denoiser: Callable[[SampleConfig], Denoiser]
@@ -44,7 +44,8 @@ class Model:
 class Clip:
     """A finished clip of one video: latents ``[G, C, h, w]`` on the CPU, frames uint8 ``[F, H, W, 3]``.
 
-    A codec that joins frames in time needs the whole video to decode: there the last clip brings all frames, and F is 0 before it.
+    A codec that joins frames in time needs the whole video to decode: there the last clip brings all frames, and F is 0
+    before it.
     """
 
     latents: Tensor
@@ -53,7 +54,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What follows a prompt: latents ``[sum(clips), C, h, w]``, frames uint8 ``[F, H, W, 3]``; seconds: its share of its row's time."""
+    """What follows a prompt: latents ``[sum(clips), C, h, w]``, frames uint8 ``[F, H, W, 3]``; seconds: its share of
+    its row's time.
+    """
 
     prompt: Prompt
     latents: Tensor
@@ -62,10 +65,11 @@ class Continuation:
 
 
 def load(source: Path, step: int | None = None, average: bool = False) -> Model:
-    """The model of a training run (its newest checkpoint, or that of `step`) or of a Hugging Face folder, with its codec.
+    """The model of a training run (its newest checkpoint, or that of `step`) or of a Hugging Face folder, with its
+    codec.
 
-    Under torchrun every process loads its tensor parallel part.  average: the moving average of a run's weights.  Raises ValueError in one line for
-    what cannot be loaded.
+    Under torchrun every process loads its tensor parallel part.  average: the moving average of a run's weights.
+    Raises ValueError in one line for what cannot be loaded.
     """
     # Before anything imports megatron-core, which looks for its device as it is imported.
     device = activate("auto").device
@@ -74,14 +78,28 @@ def load(source: Path, step: int | None = None, average: bool = False) -> Model:
 
     network, config, trained = load_model(source, step, average=average)
     codec = build_codec(config.codec).to(device, torch.float32)
-    return Model(lambda settings: build_denoiser([network], replace(config, sample=settings), device), config, codec, device, trained)
+    return Model(
+        lambda settings: build_denoiser([network], replace(config, sample=settings), device),
+        config,
+        codec,
+        device,
+        trained,
+    )
 
 
-def generate(model: Model, prompts: Sequence[Prompt], settings: SampleConfig, seed: int, watch: Watch | None = None, batch: int = 4) -> Iterator[Continuation]:
+def generate(
+    model: Model,
+    prompts: Sequence[Prompt],
+    settings: SampleConfig,
+    seed: int,
+    watch: Watch | None = None,
+    batch: int = 4,
+) -> Iterator[Continuation]:
     """Continue every prompt by the clips of `settings`, `batch` of them at a time in one row, in order.
 
-    A prompt's noise depends on the seed alone: it is continued the same way alone, among others and under any name, up to float rounding.  The settings
-    count as they are; `model.config.sample` does not.  Every process of a tensor parallel group must call this alike.
+    A prompt's noise depends on the seed alone: it is continued the same way alone, among others and under any name, up
+    to float rounding.  The settings count as they are; `model.config.sample` does not.  Every process of a tensor
+    parallel group must call this alike.
     """
     denoiser, each = model.denoiser(settings), sum(settings.clips)
     for start in range(0, len(prompts), batch):
@@ -90,7 +108,12 @@ def generate(model: Model, prompts: Sequence[Prompt], settings: SampleConfig, se
         clips = list(continue_row(model, denoiser, encode(model, row), settings, seed, _shifted(watch, start * each)))
         seconds = (time.perf_counter() - began) / len(row)
         for prompt, parts in zip(row, zip(*clips)):
-            yield Continuation(prompt, torch.cat([part.latents for part in parts]), np.concatenate([part.frames for part in parts]), seconds)
+            yield Continuation(
+                prompt,
+                torch.cat([part.latents for part in parts]),
+                np.concatenate([part.frames for part in parts]),
+                seconds,
+            )
 
 
 def _shifted(watch: Watch | None, before: int) -> Watch | None:
@@ -105,12 +128,18 @@ def encode(model: Model, prompts: Sequence[Prompt]) -> list[Tensor]:
 
 @torch.no_grad()
 def continue_row(
-    model: Model, denoiser: Denoiser, histories: list[Tensor], settings: SampleConfig, seed: int, watch: Watch | None = None, decode: bool = True
+    model: Model,
+    denoiser: Denoiser,
+    histories: list[Tensor],
+    settings: SampleConfig,
+    seed: int,
+    watch: Watch | None = None,
+    decode: bool = True,
 ) -> Iterator[list[Clip]]:
     """Continue several videos together; yields per clip one `Clip` for each of them.
 
-    Holds a window of latents a video however long the rollout is, but for codecs that join frames in time: those keep all latents to decode them at
-    the end.
+    Holds a window of latents a video however long the rollout is, but for codecs that join frames in time: those keep
+    all latents to decode them at the end.
 
     Args:
         histories: per video ``[H, C, h, w]``, sizes and lengths may differ.

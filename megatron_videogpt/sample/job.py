@@ -63,9 +63,16 @@ class Job:
         self.denoiser: Denoiser = self.model.denoiser(self.settings)
         self.each = sum(self.settings.clips)
         self.done, self.started = 0, time.perf_counter()
-        columns = ("sampling", BarColumn(), TextColumn("{task.completed:.1f}/{task.total} frames  {task.fields[rate]}"), TimeRemainingColumn())
+        columns = (
+            "sampling",
+            BarColumn(),
+            TextColumn("{task.completed:.1f}/{task.total} frames  {task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
         # Lines on a terminal go above the bar; those into a file stay there.
-        self.progress = Progress(*columns, console=Console(stderr=True), disable=not is_first(), redirect_stdout=sys.stdout.isatty())
+        self.progress = Progress(
+            *columns, console=Console(stderr=True), disable=not is_first(), redirect_stdout=sys.stdout.isatty()
+        )
         self.task = self.progress.add_task("", total=self.inputs * self.each, rate="")
 
     def rows(self, sources: list[Source]) -> Iterator[list[tuple[Source, Prompt]]]:
@@ -99,28 +106,47 @@ class Job:
         self.skipped += 1
         self.progress.update(self.task, total=(self.inputs - self.skipped) * self.each)
         if is_first():
-            self.progress.console.print(f"error: {' '.join(problem.split())}", markup=False, highlight=False, soft_wrap=True)
+            self.progress.console.print(
+                f"error: {' '.join(problem.split())}", markup=False, highlight=False, soft_wrap=True
+            )
         return None
 
-    def sample(self, row: list[tuple[Source, Prompt]], bases: dict[str, Path], lpips: Callable | None) -> dict[str, dict[str, Any]]:
-        """Continue a row, write its files, and print a line on each; comparisons by the names of the prompts that have a truth."""
+    def sample(
+        self, row: list[tuple[Source, Prompt]], bases: dict[str, Path], lpips: Callable | None
+    ) -> dict[str, dict[str, Any]]:
+        """Continue a row, write its files, and print a line on each; comparisons by the names of the prompts that have
+        a truth.
+        """
         began = time.perf_counter()
         prompts = [prompt for _, prompt in row]
         histories = encode(self.model, prompts)
         with ExitStack() as open_files:
             with fail_together(None, "opening the output"):
-                outputs = [open_files.enter_context(self._output(bases, prompt, given)) for prompt, given in zip(prompts, histories)] if is_first() else []
-            for clips in continue_row(self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, decode=is_first()):
+                outputs = (
+                    [
+                        open_files.enter_context(self._output(bases, prompt, given))
+                        for prompt, given in zip(prompts, histories)
+                    ]
+                    if is_first()
+                    else []
+                )
+            for clips in continue_row(
+                self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, decode=is_first()
+            ):
                 for output, clip in zip(outputs, clips):
                     output.append(clip)
             seconds = (time.perf_counter() - began) / len(row)
-            reports = [self._report(source, output, len(given), seconds) for (source, _), output, given in zip(row, outputs, histories)]
+            reports = [
+                self._report(source, output, len(given), seconds)
+                for (source, _), output, given in zip(row, outputs, histories)
+            ]
             written = [output.finish(report) for output, report in zip(outputs, reports)]
         self.done += len(row) * self.each
         results = {}
         for output, report, paths in zip(outputs, reports, written):
             print(
-                f"{report['input']}: {report['given_frames']} frames given, {report['generated_frames']} generated ({report['frames_per_second']:.2f} frames/s)"
+                f"{report['input']}: {report['given_frames']} frames given, {report['generated_frames']} "
+                f"generated ({report['frames_per_second']:.2f} frames/s)"
             )
             print(f"  {output.describe()}\n  wrote {', '.join(map(str, paths))}")
             result = self._compare(output, lpips) if self.args.compare else None
@@ -130,7 +156,14 @@ class Job:
 
     def _output(self, bases: dict[str, Path], prompt: Prompt, given: torch.Tensor) -> Output:
         total = self.each * self.model.codec.temporal_stride
-        return Output(bases[prompt.name], self.args.formats, prompt, given, total, keep=self.args.compare and prompt.truth is not None)
+        return Output(
+            bases[prompt.name],
+            self.args.formats,
+            prompt,
+            given,
+            total,
+            keep=self.args.compare and prompt.truth is not None,
+        )
 
     def _compare(self, output: Output, lpips: Callable | None) -> dict[str, Any] | None:
         from .compare import compare
@@ -145,7 +178,9 @@ class Job:
 
     def _watch(self, done: float) -> None:
         done += self.done
-        self.progress.update(self.task, completed=done, rate=f"{done / (time.perf_counter() - self.started):.2f} frames/s")
+        self.progress.update(
+            self.task, completed=done, rate=f"{done / (time.perf_counter() - self.started):.2f} frames/s"
+        )
 
     def _report(self, source: Source, output: Output, history: int, seconds: float) -> dict[str, Any]:
         return {
@@ -153,7 +188,13 @@ class Job:
             "step": self.model.step,
             "weights": self.args.weights,
             "input": str(source),
-            "settings": {**asdict(self.settings), "history": history, "interval": self.interval, "seed": self.args.seed, "batch": self.args.batch},
+            "settings": {
+                **asdict(self.settings),
+                "history": history,
+                "interval": self.interval,
+                "seed": self.args.seed,
+                "batch": self.args.batch,
+            },
             "given_frames": len(output.prompt.condition),
             "generated_frames": output.count,
             "frames_shown_per_second": output.prompt.fps,
@@ -168,7 +209,8 @@ class Job:
 
 
 def _alike(source: Source, read: Callable[[], tuple[Prompt | None, str]]) -> tuple[Prompt | None, str]:
-    """What this process reads of an input, or why it cannot, once all that share the model have read the same; a collective.
+    """What this process reads of an input, or why it cannot, once all that share the model have read the same; a
+    collective.
 
     Raises RunError where they read different frames, or only some could read it.
     """

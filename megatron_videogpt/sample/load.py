@@ -27,18 +27,22 @@ from ..platforms import Platform, activate, world
 from ..platforms.together import from_rank_zero, raise_together
 
 
-def load_model(source: Path, step: int | None = None, platform: str = "auto", average: bool = False) -> tuple[VideoGPT, Config, int | None]:
-    """The model of a run's newest checkpoint (or of `step`), whatever layout trained it, or of a Hugging Face folder, its configuration, and the
-    step of the checkpoint (None for a folder).
+def load_model(
+    source: Path, step: int | None = None, platform: str = "auto", average: bool = False
+) -> tuple[VideoGPT, Config, int | None]:
+    """The model of a run's newest checkpoint (or of `step`), whatever layout trained it, or of a Hugging Face folder,
+    its configuration, and the step of the checkpoint (None for a folder).
 
-    Under torchrun it is tensor parallel over all processes.  Weights keep their precision on a GPU and become float32 on a CPU.
+    Under torchrun it is tensor parallel over all processes.  Weights keep their precision on a GPU and become float32
+    on a CPU.
 
     Args:
         source: a run's output folder, or a folder with config.json and safetensors.
         average: take the moving average of the weights (optimizer.ema_decay), which only runs have.
 
     Raises:
-        ValueError: no such checkpoint, a folder that does not hold this model, or processes that cannot share its heads; one line, the same on all ranks.
+        ValueError: no such checkpoint, a folder that does not hold this model, or processes that cannot share its
+            heads; one line, the same on all ranks.
     """
     device = _start(platform)
     # Rank 0 looks: where another rank sees the folder in another state, it must not go another way.
@@ -63,12 +67,17 @@ def is_released(source: Path) -> bool:
 
 def _load_released(source: Path, step: int | None, device: Platform, average: bool) -> tuple[VideoGPT, Config, None]:
     if step is not None or average:
-        raise RunError(f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average")
+        raise RunError(
+            f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average"
+        )
     problem = ""
     try:
         folder = Folder(source)
         if is_stock(folder):
-            raise UserError(f"{source}: a stock Phi-3 model, which knows nothing of video; convert it (tools/convert_checkpoint.py from-hf) and train it first")
+            raise UserError(
+                f"{source}: a stock Phi-3 model, which knows nothing of video; convert it "
+                "(tools/convert_checkpoint.py from-hf) and train it first"
+            )
         config = folder_config(source)
         weights = open_source(folder, config.codec, None, None, allow_extra=True)
     except (UserError, OSError) as error:

@@ -33,7 +33,19 @@ examples:
     torchrun --nproc_per_node=2 -m megatron_videogpt sample --checkpoint hub/videogpt photo.jpg --output long.mp4 --clips 8x30
 """
 
-SETTINGS = ("clips", "history", "window", "steps", "guidance", "guidance_schedule", "history_noise", "time_shift", "cache", "cache_dtype", "cache_offload")
+SETTINGS = (
+    "clips",
+    "history",
+    "window",
+    "steps",
+    "guidance",
+    "guidance_schedule",
+    "history_noise",
+    "time_shift",
+    "cache",
+    "cache_dtype",
+    "cache_offload",
+)
 
 
 def _clips(text: str) -> tuple[int, ...]:
@@ -46,7 +58,9 @@ def _clips(text: str) -> tuple[int, ...]:
     except ValueError:
         clips = []
     if not clips:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected frames per clip, separated by commas, for example 8,8, or 8x30 for 30 clips of 8")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected frames per clip, separated by commas, for example 8,8, or 8x30 for 30 clips of 8"
+        )
     return tuple(clips)
 
 
@@ -54,7 +68,9 @@ def _scene(text: str) -> tuple[str, int]:
     """`bounce/3` -> ("bounce", 3)."""
     kind, _, number = text.partition("/")
     if kind not in SCENES or not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected KIND/NUMBER, for example bounce/3; kinds: {', '.join(SCENES)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected KIND/NUMBER, for example bounce/3; kinds: {', '.join(SCENES)}"
+        )
     return kind, int(number)
 
 
@@ -66,7 +82,9 @@ def _schedule(text: str) -> tuple[tuple[float, float], ...]:
         pairs = [part.split(":") for part in text.split(",")]
         return tuple((float(start), float(scale)) for start, scale in pairs)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected noise level:scale, separated by commas, for example 0.2:5,0.8:1, or none") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected noise level:scale, separated by commas, for example 0.2:5,0.8:1, or none"
+        ) from None
 
 
 def _formats(text: str) -> tuple[str, ...]:
@@ -79,54 +97,122 @@ def _formats(text: str) -> tuple[str, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options and help."""
-    parser.description, parser.epilog, parser.formatter_class = DESCRIPTION, EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.description, parser.epilog, parser.formatter_class = (
+        DESCRIPTION,
+        EXAMPLES,
+        argparse.RawDescriptionHelpFormatter,
+    )
     inputs = "videos of any format that PyAV reads, images, and folders of them, which are searched recursively"
     parser.add_argument("inputs", nargs="*", default=[], type=Path, metavar="INPUT", help=inputs)
-    parser.add_argument("--video", action="append", default=[], type=Path, metavar="FILE", help="the same as INPUT; may be given several times")
+    parser.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="the same as INPUT; may be given several times",
+    )
     scene = f"a physics scene instead of a video, may be given several times; kinds: {', '.join(SCENES)}"
     parser.add_argument("--scene", action="append", default=[], type=_scene, metavar="KIND/NUMBER", help=scene)
-    parser.add_argument("--output", required=True, type=Path, metavar="OUT", help="a folder; for a single input also OUT.mp4, and the others beside it")
-    formats = "what to write, of mp4, gif, png (contact sheet) and latents (safetensors); a JSON report comes always (default: mp4,png)"
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="a folder; for a single input also OUT.mp4, and the others beside it",
+    )
+    formats = (
+        "what to write, of mp4, gif, png (contact sheet) and latents (safetensors); a JSON report comes always "
+        "(default: mp4,png)"
+    )
     parser.add_argument("--formats", type=_formats, default=("mp4", "png"), metavar="A,B,...", help=formats)
     compare = "measure PSNR, SSIM and LPIPS against the true continuation, frame by frame: a JSON file and a plot"
     parser.add_argument("--compare", action="store_true", help=compare)
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="inputs that share a row: more are faster and take more memory (default: 4)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=4,
+        metavar="N",
+        help="inputs that share a row: more are faster and take more memory (default: 4)",
+    )
     _add_model(parser.add_argument_group("model"))
     _add_settings(parser.add_argument_group("sampling (default: as the model's configuration has it)"))
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--checkpoint", required=True, type=Path, metavar="RUN", help="folder of a training run (its train.output), or a Hugging Face folder")
-    group.add_argument("--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)")
+    group.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="RUN",
+        help="folder of a training run (its train.output), or a Hugging Face folder",
+    )
+    group.add_argument(
+        "--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)"
+    )
     weights = "trained, or average: their moving average, which a run keeps with optimizer.ema_decay (default: trained)"
     group.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
-    clips = "frames of each generated clip, in order (latent frames, where the codec joins frames); 8x30 is 30 clips of 8"
+    clips = (
+        "frames of each generated clip, in order (latent frames, where the codec joins frames); 8x30 is 30 clips of 8"
+    )
     group.add_argument("--clips", type=_clips, metavar="N,N,...", help=clips)
     history = (
-        "frames given, from the video's start (default: those before its last sum(clips), or the last ones of a shorter video: as many as sample.history of "
+        "frames given, from the video's start (default: those before its last sum(clips), or the last ones "
+        "of a shorter video: as many as sample.history of "
         "the model's configuration says and the window holds beside the first clip)"
     )
     group.add_argument("--history", type=int, metavar="N", help=history)
-    group.add_argument("--interval", type=int, metavar="N", help="use every N-th frame (default: the smallest interval of training)")
-    group.add_argument("--window", type=int, metavar="N", help="most frames the model sees at once, history and clip together")
+    group.add_argument(
+        "--interval", type=int, metavar="N", help="use every N-th frame (default: the smallest interval of training)"
+    )
+    group.add_argument(
+        "--window", type=int, metavar="N", help="most frames the model sees at once, history and clip together"
+    )
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps per clip: more is slower and finer")
-    group.add_argument("--guidance", type=float, metavar="X", help="how strongly to follow the history; 1 turns guidance off and is faster")
-    schedule = "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all from 0.8; none: the same throughout"
+    group.add_argument(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help="how strongly to follow the history; 1 turns guidance off and is faster",
+    )
+    schedule = (
+        "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all "
+        "from 0.8; none: the same throughout"
+    )
     group.add_argument("--guidance-schedule", type=_schedule, metavar="T:X,T:X,...", help=schedule)
     noise = "noise mixed into the history from the second clip on, in [0, 1), against drift over many clips"
     group.add_argument("--history-noise", type=float, metavar="X", help=noise)
     group.add_argument("--time-shift", type=float, metavar="X", help="above 1 spends more of the steps on high noise")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another continuation (default: 0)")
-    group.add_argument("--no-cache", dest="cache", action="store_false", default=None, help="compute the history again at every step: slower, same result")
-    group.add_argument("--cache-dtype", choices=("auto", "fp32", "bf16", "fp16"), help="dtype of the cache; auto is that of the weights")
-    group.add_argument("--cache-offload", action="store_true", default=None, help="keep the cache in host memory, for windows that do not fit the device")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed, another continuation (default: 0)"
+    )
+    group.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        default=None,
+        help="compute the history again at every step: slower, same result",
+    )
+    group.add_argument(
+        "--cache-dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="dtype of the cache; auto is that of the weights",
+    )
+    group.add_argument(
+        "--cache-offload",
+        action="store_true",
+        default=None,
+        help="keep the cache in host memory, for windows that do not fit the device",
+    )
 
 
 def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int]:
-    """The model's sampling settings with the command's on top, and the frame interval; raises `ConfigError` with all problems."""
+    """The model's sampling settings with the command's on top, and the frame interval; raises `ConfigError` with all
+    problems.
+    """
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     settings = replace(config.sample, **given)
     interval = config.data.frame_interval[0] if args.interval is None else args.interval

@@ -1,4 +1,6 @@
-"""What a continuation becomes on the disk: a video, a GIF, a contact sheet, latents, and a report of how it was made."""
+"""What a continuation becomes on the disk: a video, a GIF, a contact sheet, latents, and a report of how
+it was made.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,19 @@ def output_path(base: Path, ending: str) -> Path:
 class Output:
     """The files of one prompt, fed with its clips as they are finished.
 
-    The mp4 grows with every clip, and nothing is kept for it; a GIF keeps its frames with 256 colours each, a contact sheet at most `SHEET_FRAMES` frames,
-    a comparison all new frames, latents all latents.
+    The mp4 grows with every clip, and nothing is kept for it; a GIF keeps its frames with 256 colours each, a contact
+    sheet at most `SHEET_FRAMES` frames, a comparison all new frames, latents all latents.
 
     Attributes:
         count: new frames so far.
     """
 
-    def __init__(self, base: Path, formats: Sequence[str], prompt: Prompt, given: Tensor, total: int, keep: bool = False) -> None:
-        """base: path of the files without their endings; given: latents ``[H, C, h, w]``; total: new frames to come; keep: for `kept`."""
+    def __init__(
+        self, base: Path, formats: Sequence[str], prompt: Prompt, given: Tensor, total: int, keep: bool = False
+    ) -> None:
+        """base: path of the files without their endings; given: latents ``[H, C, h, w]``; total: new frames to come;
+        keep: for `kept`.
+        """
         self.prompt, self.formats, self.keep, self.count = prompt, formats, keep, 0
         self.paths = {name: output_path(base, FORMATS[name]) for name in formats}
         self.report_path = output_path(base, REPORT)
@@ -106,7 +112,9 @@ class Output:
 
     @property
     def errors(self) -> dict[str, float | None]:
-        """Of the prediction and of repeating the last given frame, over the true frames; empty without any.  Null where a number would be infinite."""
+        """Of the prediction and of repeating the last given frame, over the true frames; empty without any.  Null where
+        a number would be infinite.
+        """
         if not self._compared:
             return {}
         model, repeat = (float(value) / self._compared for value in self._squares)
@@ -115,13 +123,19 @@ class Output:
         return {name: value if math.isfinite(value) else None for name, value in named.items()}
 
     def finish(self, report: dict[str, Any]) -> list[Path]:
-        """Write what is written at the end, the report last; returns all files but the video, which is complete when the `with` block ends."""
+        """Write what is written at the end, the report last; returns all files but the video, which is complete when
+        the `with` block ends.
+        """
         if "gif" in self.formats:
             # Browsers take shorter times than 20 ms for 100 ms.
             _save_gif(self._pictures, max(20, round(1000 / self.prompt.fps)), self.paths["gif"])
         if "png" in self.formats:
             tiles = np.concatenate(self._tiles[1])
-            truth = None if self.prompt.truth is None else self.prompt.truth[-len(self.prompt.condition) % self._every :: self._every]
+            truth = (
+                None
+                if self.prompt.truth is None
+                else self.prompt.truth[-len(self.prompt.condition) % self._every :: self._every]
+            )
             contact_sheet(self._tiles[0], tiles, truth, self.paths["png"], self._every)
         if "latents" in self.formats:
             tensors = {"given": self._latents[0].contiguous(), "generated": torch.cat(self._latents[1:])}
@@ -142,4 +156,13 @@ class Output:
 
 
 def _save_gif(pictures: list[Image.Image], milliseconds: int, path: Path) -> None:
-    pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, optimize=False, disposal=1)
+    pictures[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=milliseconds,
+        loop=0,
+        optimize=False,
+        disposal=1,
+    )

@@ -27,7 +27,9 @@ IMAGE_FPS = 24.0  # an image has no rate: its continuation is played as an ordin
 
 @dataclass(frozen=True)
 class Prompt:
-    """Frames at the model's size, uint8 ``[., H, W, 3]``.  truth: what really followed, possibly shorter than the continuation, or None."""
+    """Frames at the model's size, uint8 ``[., H, W, 3]``.  truth: what really followed, possibly shorter than the
+    continuation, or None.
+    """
 
     name: str
     condition: np.ndarray
@@ -37,7 +39,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a prompt comes from.  name: of its outputs; path: a video or an image; scene: kind and number of a physics scene instead."""
+    """Where a prompt comes from.  name: of its outputs; path: a video or an image; scene: kind and number of a physics
+    scene instead.
+    """
 
     name: str
     path: Path | None = None
@@ -52,7 +56,9 @@ class Source:
         return self.path is not None and self.path.suffix.lower() in IMAGES
 
 
-def find_sources(paths: Sequence[Path], scenes: Sequence[tuple[str, int]] = (), output: Path | None = None) -> list[Source]:
+def find_sources(
+    paths: Sequence[Path], scenes: Sequence[tuple[str, int]] = (), output: Path | None = None
+) -> list[Source]:
     """Files as given, folders as the videos and images in them (searched recursively, sorted), then scenes.
 
     Each is named after its file, with a number where names clash.  output: folder of results, which is not searched.
@@ -63,7 +69,9 @@ def find_sources(paths: Sequence[Path], scenes: Sequence[tuple[str, int]] = (), 
     found: list[Path] = []
     for path in paths:
         found += _files(path, output) if path.is_dir() else [path]
-    sources = [Source(path.stem, path) for path in found] + [Source(f"{kind}_{number}", scene=(kind, number)) for kind, number in scenes]
+    sources = [Source(path.stem, path) for path in found] + [
+        Source(f"{kind}_{number}", scene=(kind, number)) for kind, number in scenes
+    ]
     # The comparison of a folder's results has that name.
     used = {"metrics"}
     named = []
@@ -90,20 +98,28 @@ def _files(folder: Path, output: Path | None) -> list[Path]:
 
 
 def plan(frames: int, history: int | None, settings: SampleConfig, codec: Codec) -> tuple[int, int, int]:
-    """Where in a video of so many frames the condition starts, where the truth starts, and where that ends (equal when there is none).
+    """Where in a video of so many frames the condition starts, where the truth starts, and where that ends (equal when
+    there is none).
 
-    history: latent frames asked for, from the start of the video; None takes those before the last ``sum(clips)``, see `_given`.
+    history: latent frames asked for, from the start of the video; None takes those before the last ``sum(clips)``, see
+    `_given`.
     """
     clips = sum(settings.clips)
     if history is not None:
         first = pixel_frames(codec, history)
         if first > frames:
-            raise UserError(f"--history {history} needs {first} frames, the video has {frames} at this interval; use a smaller --history or --interval")
+            raise UserError(
+                f"--history {history} needs {first} frames, the video has {frames} at this interval; use a "
+                "smaller --history or --interval"
+            )
         return 0, first, min(frames, pixel_frames(codec, history + clips))
     latent = (frames - 1) // codec.temporal_stride + 1
     known = latent > clips
     given = min(_given(settings), latent - clips if known else latent)
-    first, last = pixel_frames(codec, given), pixel_frames(codec, given + clips) if known else pixel_frames(codec, given)
+    first, last = (
+        pixel_frames(codec, given),
+        pixel_frames(codec, given + clips) if known else pixel_frames(codec, given),
+    )
     return frames - last, frames - last + first, frames
 
 
@@ -130,7 +146,12 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
     multiple = math.lcm(config.data.size_multiple, codec.spatial_stride * config.model.patch_size)
     try:
         if source.is_image:
-            return Prompt(source.name, resize_frames(_picture(source.path, limits)[None], side, multiple), None, IMAGE_FPS / interval)
+            return Prompt(
+                source.name,
+                resize_frames(_picture(source.path, limits)[None], side, multiple),
+                None,
+                IMAGE_FPS / interval,
+            )
         info = probe(source.path, limits)
         try:
             start, first, end = plan((info.frames - 1) // interval + 1, history, config.sample, codec)
@@ -143,7 +164,9 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
     return Prompt(source.name, frames[:first], frames[first:] if len(frames) > first else None, info.fps / interval)
 
 
-def _scene(name: str, scene: tuple[str, int], config: Config, codec: Codec, history: int | None, interval: int) -> Prompt:
+def _scene(
+    name: str, scene: tuple[str, int], config: Config, codec: Codec, history: int | None, interval: int
+) -> Prompt:
     settings, (kind, number) = config.sample, scene
     given = _given(settings) if history is None else history
     first = pixel_frames(codec, given)
@@ -158,7 +181,11 @@ def _picture(path: Path, limits: Limits) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.width * image.height > limits.pixels:
-                raise BadVideo(path, f"{image.width}x{image.height} pixels, more than data.max_megapixels={limits.pixels / 1e6:g}", "too_large")
+                raise BadVideo(
+                    path,
+                    f"{image.width}x{image.height} pixels, more than data.max_megapixels={limits.pixels / 1e6:g}",
+                    "too_large",
+                )
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):
                 # Pillow cuts 16 bits off at 255 instead of scaling them.

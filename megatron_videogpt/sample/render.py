@@ -1,4 +1,6 @@
-"""Predictions as pictures: outlined and labelled frames as a video, and a contact sheet to see a whole continuation at a glance."""
+"""Predictions as pictures: outlined and labelled frames as a video, and a contact sheet to see a whole continuation at
+a glance.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ GAP = 6
 
 
 def outline(frames: np.ndarray, colour: Colour, width: int) -> np.ndarray:
-    """A copy of uint8 ``[F, H, W, 3]`` with a border of `width` pixels drawn around it: ``[F, H + 2*width, W + 2*width, 3]``; no pixel is covered."""
+    """A copy of uint8 ``[F, H, W, 3]`` with a border of `width` pixels drawn around it: ``[F, H + 2*width, W + 2*width,
+    3]``; no pixel is covered.
+    """
     framed = np.empty((len(frames), frames.shape[1] + 2 * width, frames.shape[2] + 2 * width, 3), np.uint8)
     framed[:] = np.array(colour, np.uint8)
     framed[:, width : framed.shape[1] - width, width : framed.shape[2] - width] = frames
@@ -36,12 +40,13 @@ def outline(frames: np.ndarray, colour: Colour, width: int) -> np.ndarray:
 def prediction_video(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
     """The given frames, then the prediction, with ground truth at its left where there is some.
 
-    Given frames are outlined in blue, predicted ones in orange, true ones in grey; the caption says so too.  Frames below 256 pixels are
-    enlarged by a whole factor.
+    Given frames are outlined in blue, predicted ones in orange, true ones in grey; the caption says so too.  Frames
+    below 256 pixels are enlarged by a whole factor.
 
     Args:
         condition, predicted: uint8 ``[., H, W, 3]``.
-        truth: uint8 ``[T, H, W, 3]``, the frames that really followed; T may be shorter than the prediction (then its panel stays empty).
+        truth: uint8 ``[T, H, W, 3]``, the frames that really followed; T may be shorter than the prediction (then its
+            panel stays empty).
 
     Returns:
         uint8 ``[F, H', W', 3]``, F = len(condition) + len(predicted), both sides even.
@@ -85,14 +90,18 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None, path: str | os.PathLike[str], every: int = 1) -> None:
-    """Write a PNG with time from left to right: a row of true frames (where known) above the row that the model was given and made.
+def contact_sheet(
+    condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None, path: str | os.PathLike[str], every: int = 1
+) -> None:
+    """Write a PNG with time from left to right: a row of true frames (where known) above the row that the model was
+    given and made.
 
     Rows wrap when there are many frames; every frame has its number; outlines as in `prediction_video`.
 
     Args:
         condition, predicted: uint8 ``[., H, W, 3]``.
-        truth: uint8 ``[T, H, W, 3]``, what really followed the condition, or None; T may be shorter than the prediction.
+        truth: uint8 ``[T, H, W, 3]``, what really followed the condition, or None; T may be shorter than the
+            prediction.
         path: the PNG; parent folder exists.
         every: the frames given here are every so many-th of the video, which their numbers count.
     """
@@ -114,7 +123,14 @@ def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarra
         for row, (name, tiles) in enumerate(rows):
             tile_top = y + label + row * (height + GAP)
             if number % columns == 0 and number < len(tiles):
-                draw.text((left - 8, tile_top + height // 2), name.replace(" ", "\n"), fill=INK, font=font(13), anchor="rm", align="right")
+                draw.text(
+                    (left - 8, tile_top + height // 2),
+                    name.replace(" ", "\n"),
+                    fill=INK,
+                    font=font(13),
+                    anchor="rm",
+                    align="right",
+                )
             if number < len(tiles):
                 sheet.paste(tiles[number], (x, tile_top))
     sheet.save(path, format="PNG")
@@ -122,7 +138,9 @@ def contact_sheet(condition: np.ndarray, predicted: np.ndarray, truth: np.ndarra
 
 def _row(name: str, *parts: tuple[np.ndarray, Colour]) -> tuple[str, list[Image.Image]]:
     """Outlined tiles of one row."""
-    return name, [Image.fromarray(tile) for frames, colour in parts if len(frames) for tile in outline(_tiles(frames), colour, 3)]
+    return name, [
+        Image.fromarray(tile) for frames, colour in parts if len(frames) for tile in outline(_tiles(frames), colour, 3)
+    ]
 
 
 def _tiles(frames: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ from ..objective.noise import normal
 
 
 def sampling(config: SampleConfig, given: bool = True) -> Settings:
-    """What the sampler takes of the section `sample`; UserError for what cannot be sampled with.  given: there is a history before the first clip."""
+    """What the sampler takes of the section `sample`; UserError for what cannot be sampled with.  given: there is a
+    history before the first clip.
+    """
     settings = Settings(
         clips=config.clips,
         window=config.window,
@@ -30,5 +32,7 @@ def sampling(config: SampleConfig, given: bool = True) -> Settings:
 
 
 def keyed_noise(keys: Sequence[int], seed: int) -> Noise:
-    """Noise that depends on the video's key, the seed, the clip's number and the purpose alone, whatever else is in the batch, on every rank alike."""
+    """Noise that depends on the video's key, the seed, the clip's number and the purpose alone, whatever else is in the
+    batch, on every rank alike.
+    """
     return lambda video, clip, purpose, shape: normal(keys[video], f"sample/{seed}/{clip}/{purpose}", shape)

@@ -1,7 +1,7 @@
 """Masks as two key intervals per query row (docs/attention.md).
 
-A mask is an int32 tensor ``[L, 4]``: row q may look at the keys ``[a0, a1) U [b0, b1)``.  An empty interval is ``(0, 0)``.
-The same form describes key columns: which query rows look at a key.
+A mask is an int32 tensor ``[L, 4]``: row q may look at the keys ``[a0, a1) U [b0, b1)``.  An empty interval is ``(0,
+0)``. The same form describes key columns: which query rows look at a key.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def dense_mask(intervals: Tensor, length: int | None = None) -> Tensor:
-    """The boolean matrix ``[rows, length]`` that the intervals stand for; for tests and the `reference` backend only."""
+    """The boolean matrix ``[rows, length]`` that the intervals stand for; for tests and the
+    `reference` backend only.
+    """
     keys = torch.arange(length or intervals.shape[0], device=intervals.device)
     a0, a1, b0, b1 = intervals.long().unsqueeze(-1).unbind(1)
     return ((keys >= a0) & (keys < a1)) | ((keys >= b0) & (keys < b1))
@@ -31,7 +33,9 @@ def shift(intervals: Tensor, offset: int) -> Tensor:
 
 
 def padding_intervals(start: int, count: int, columns: bool = False) -> Tensor:
-    """Rows (or columns) of `count` padding tokens at `start`: all of them look at the first one, so that no row is empty."""
+    """Rows (or columns) of `count` padding tokens at `start`: all of them look at the first one, so that no row is
+    empty.
+    """
     table = torch.zeros(count, 4, dtype=torch.int32)
     if not columns:
         table[:, 0], table[:, 1] = start, start + 1

@@ -1,9 +1,10 @@
 """Storage order, roles, positions and mask of a video sequence.
 
-Tokens are stored as ``[prefix][source video][clean frames in time order][noisy clip 1][noisy clip 2]...`` and, inside a noisy clip,
-all ``<|diffusion|>`` tokens, all time tokens, all patches.  Attention does not care about storage order as long as each token carries its
-position, and in this order the hierarchical mask of next clip diffusion is two key intervals per query and two query intervals per key
-(docs/attention.md; rules in tests/golden/README.md, sections 2-4 and 6).
+Tokens are stored as ``[prefix][source video][clean frames in time order][noisy clip 1][noisy clip 2]...`` and, inside a
+noisy clip, all ``<|diffusion|>`` tokens, all time tokens, all patches.  Attention does not care about storage order as
+long as each token carries its position, and in this order the hierarchical mask of next clip diffusion is two key
+intervals per query and two query intervals per key (docs/attention.md; rules in tests/golden/README.md, sections 2-4
+and 6).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ IMG_START, CLEAN_PATCH, IMG_END = range(3)
 
 @dataclass(frozen=True)
 class Clip:
-    """A run of frames that is denoised together; history has no noisy copy, the last clip of a sequence no clean one."""
+    """A run of frames that is denoised together; history has no noisy copy, the last clip of a sequence
+    no clean one.
+    """
 
     frames: int
     has_clean: bool = True
@@ -34,7 +37,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Source:
-    """Clean frames of another video (to edit, to follow), seen by every token of the target and placed before it in time."""
+    """Clean frames of another video (to edit, to follow), seen by every token of the target and placed before it in
+    time.
+    """
 
     frames: int
     grid: tuple[int, int]
@@ -44,8 +49,8 @@ class Source:
 class ClipShape:
     """Everything that decides a sequence's layout.
 
-    clips: in time order.  grid: patch rows and columns of a frame.  prefix: class or text tokens before the video, causal among
-    themselves and seen by every video token.  source: a conditioning video.
+    clips: in time order.  grid: patch rows and columns of a frame.  prefix: class or text tokens before the video,
+    causal among themselves and seen by every video token.  source: a conditioning video.
     """
 
     clips: tuple[Clip, ...]
@@ -62,9 +67,9 @@ class ClipShape:
 class Layout:
     """One row of tokens, possibly several sequences packed.  All tensors have one entry per token (L).
 
-    kind, role, clip: int64; frame: int64, frame index inside its sequence (source frames count on their own); position: int64, for RoPE;
-    intervals: int32 ``[L, 4]``, keys of each query; columns: int32 ``[L, 4]``, queries of each key; sequence: int64, which packed
-    sequence (-1 for padding).
+    kind, role, clip: int64; frame: int64, frame index inside its sequence (source frames count on their own); position:
+    int64, for RoPE; intervals: int32 ``[L, 4]``, keys of each query; columns: int32 ``[L, 4]``, queries of each key;
+    sequence: int64, which packed sequence (-1 for padding).
     """
 
     kind: Tensor
@@ -107,12 +112,25 @@ class _Rows:
         self.frames: list[Tensor] = []
         self.positions: list[Tensor] = []
 
-    def add(self, kind: int, role: int, clip: int, frame: Tensor, position: Tensor, keys: tuple[int, ...], queries: tuple[int, ...]) -> None:
+    def add(
+        self,
+        kind: int,
+        role: int,
+        clip: int,
+        frame: Tensor,
+        position: Tensor,
+        keys: tuple[int, ...],
+        queries: tuple[int, ...],
+    ) -> None:
         """Append one run; `keys` and `queries` are its two intervals each."""
         count = position.shape[0]
         if not count:
             return
-        clean = [value for pair in (keys[:2], keys[2:], queries[:2], queries[2:]) for value in (pair if pair[1] > pair[0] else (0, 0))]
+        clean = [
+            value
+            for pair in (keys[:2], keys[2:], queries[:2], queries[2:])
+            for value in (pair if pair[1] > pair[0] else (0, 0))
+        ]
         self.meta.append((kind, role, clip, *clean))
         self.counts.append(count)
         self.frames.append(frame)
@@ -121,7 +139,11 @@ class _Rows:
 
     def finish(self) -> Layout:
         """All runs as one layout."""
-        table = torch.tensor(self.meta, dtype=torch.int64).reshape(-1, 11).repeat_interleave(torch.tensor(self.counts, dtype=torch.int64), dim=0)
+        table = (
+            torch.tensor(self.meta, dtype=torch.int64)
+            .reshape(-1, 11)
+            .repeat_interleave(torch.tensor(self.counts, dtype=torch.int64), dim=0)
+        )
         empty = torch.zeros(0, dtype=torch.int64)
         return Layout(
             kind=table[:, 0],
@@ -143,26 +165,40 @@ def _lengths(shape: ClipShape) -> tuple[int, int, int]:
     return block, clean_end, clean_end + block * sum(clip.frames for clip in shape.clips if clip.has_noisy)
 
 
-def _add_clean_frame(rows: _Rows, kind: int, clip: int, frame: int, block: int, base: int, queries_end: int, later_noisy: tuple[int, int]) -> None:
-    """One clean frame: each role sees all stored before it and its own role; seen by all clean tokens from its role on."""
+def _add_clean_frame(
+    rows: _Rows, kind: int, clip: int, frame: int, block: int, base: int, queries_end: int, later_noisy: tuple[int, int]
+) -> None:
+    """One clean frame: each role sees all stored before it and its own role; seen by all clean tokens from
+    its role on.
+    """
     slot = 0
     for role, count in ((IMG_START, 1), (CLEAN_PATCH, block - 2), (IMG_END, 1)):
         start = rows.length
         position = base + frame * block + slot + torch.arange(count)
-        rows.add(kind, role, clip, torch.full((count,), frame), position, (0, start + count, 0, 0), (start, queries_end, *later_noisy))
+        rows.add(
+            kind,
+            role,
+            clip,
+            torch.full((count,), frame),
+            position,
+            (0, start + count, 0, 0),
+            (start, queries_end, *later_noisy),
+        )
         slot += count
 
 
 def layout(shape: ClipShape) -> Layout:
     """The layout of one sequence (see the module's text).
 
-    Positions: the prefix takes ``0 .. prefix-1``, the source's frames follow, and target frame f takes ``base + f*B .. base + f*B + B-1`` in both
-    its noisy and its clean copy (reference README section 3).
+    Positions: the prefix takes ``0 .. prefix-1``, the source's frames follow, and target frame f takes ``base + f*B ..
+    base + f*B + B-1`` in both its noisy and its clean copy (reference README section 3).
     """
     block, clean_end, length = _lengths(shape)
     rows = _Rows()
     for token in range(shape.prefix):
-        rows.add(PREFIX, 0, -1, torch.full((1,), token), torch.full((1,), token), (0, token + 1, 0, 0), (token, length, 0, 0))
+        rows.add(
+            PREFIX, 0, -1, torch.full((1,), token), torch.full((1,), token), (0, token + 1, 0, 0), (token, length, 0, 0)
+        )
     base = shape.prefix
     if shape.source:
         source_block = shape.source.grid[0] * shape.source.grid[1] + 2
@@ -191,7 +227,9 @@ def layout(shape: ClipShape) -> Layout:
 
 
 def _add_noisy_clip(rows: _Rows, clip: int, first: int, frames: int, block: int, base: int, history_end: int) -> None:
-    """One noisy clip: hint tokens of all frames, time tokens of all frames, patches of all frames; each role sees the roles up to its own."""
+    """One noisy clip: hint tokens of all frames, time tokens of all frames, patches of all frames; each role sees the
+    roles up to its own.
+    """
     start, end = rows.length, rows.length + frames * block
     frame = torch.arange(first, first + frames)
     slots = torch.arange(2, block)
@@ -201,18 +239,36 @@ def _add_noisy_clip(rows: _Rows, clip: int, first: int, frames: int, block: int,
         (NOISY_PATCH, frame.repeat_interleave(block - 2), (frame[:, None] * block + slots).flatten()),
     ):
         begin = rows.length
-        rows.add(NOISY, role, clip, frame_ids, base + position, (0, history_end, start, begin + len(position)), (begin, end, 0, 0))
+        rows.add(
+            NOISY,
+            role,
+            clip,
+            frame_ids,
+            base + position,
+            (0, history_end, start, begin + len(position)),
+            (begin, end, 0, 0),
+        )
 
 
 def pack(layouts: list[Layout], multiple: int = 1) -> Layout:
-    """Several sequences in one row, padded at the end to a multiple of `multiple` tokens; sequences do not see each other."""
+    """Several sequences in one row, padded at the end to a multiple of `multiple` tokens; sequences do not see each
+    other.
+    """
     parts = [{f.name: getattr(item, f.name) for f in fields(Layout)} for item in layouts]
     offset = 0
     for number, (part, item) in enumerate(zip(parts, layouts)):
-        part.update(intervals=shift(item.intervals, offset), columns=shift(item.columns, offset), sequence=torch.full_like(item.sequence, number))
+        part.update(
+            intervals=shift(item.intervals, offset),
+            columns=shift(item.columns, offset),
+            sequence=torch.full_like(item.sequence, number),
+        )
         offset += len(item)
     count = -offset % multiple
     zeros = torch.zeros(count, dtype=torch.int64)
     padding = {f.name: zeros for f in fields(Layout)}
-    padding.update(sequence=zeros - 1, intervals=padding_intervals(offset, count), columns=padding_intervals(offset, count, columns=True))
+    padding.update(
+        sequence=zeros - 1,
+        intervals=padding_intervals(offset, count),
+        columns=padding_intervals(offset, count, columns=True),
+    )
     return Layout(**{f.name: torch.cat([part[f.name] for part in (*parts, padding)]) for f in fields(Layout)})

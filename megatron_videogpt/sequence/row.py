@@ -10,15 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Inputs:
-    """One packed row of L tokens, or a contiguous shard of l = L/CP of them: everything that model and loss need, on one device.
+    """One packed row of L tokens, or a contiguous shard of l = L/CP of them: everything that model and loss need, on
+    one device.
 
-    intervals: int32 ``[L, 4]``, of the whole row on every rank; positions: int64 ``[l]``; hint_rows/hint_ids: int64, rows of hint tokens and which
-    (0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``); time_rows/time_frames: int64, rows of time tokens and their noisy frames;
-    noisy_rows/clean_rows: int64, rows of the patches; noisy/clean: float32 ``[patches, p*p*C]``, channel fastest; noisy_grid/clean_grid: int64
-    ``[patches, 2]``, row and column in the position table; noisy_frame: int64, noisy frame of each noisy patch; timestep: float32 ``[F]``, of all
-    noisy frames of the row; target: float32 like noisy, or empty when sampling; weight: float32 ``[noisy patches]``, share of each patch in its
-    frame (1/P), 0 in samples that could not be read; counted: float32 ``[F]``, 1 for the noisy frames that this shard counts (those of readable samples
-    on the first one, none on the others); frames: how many these are: what the loss is averaged over.
+    intervals: int32 ``[L, 4]``, of the whole row on every rank; positions: int64 ``[l]``; hint_rows/hint_ids: int64,
+    rows of hint tokens and which (0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``); time_rows/time_frames: int64, rows
+    of time tokens and their noisy frames; noisy_rows/clean_rows: int64, rows of the patches; noisy/clean: float32
+    ``[patches, p*p*C]``, channel fastest; noisy_grid/clean_grid: int64 ``[patches, 2]``, row and column in the position
+    table; noisy_frame: int64, noisy frame of each noisy patch; timestep: float32 ``[F]``, of all noisy frames of the
+    row; target: float32 like noisy, or empty when sampling; weight: float32 ``[noisy patches]``, share of each patch in
+    its frame (1/P), 0 in samples that could not be read; counted: float32 ``[F]``, 1 for the noisy frames that this
+    shard counts (those of readable samples on the first one, none on the others); frames: how many these are: what the
+    loss is averaged over.
     """
 
     intervals: Tensor
@@ -57,7 +60,9 @@ class Inputs:
         return replace(self, **{name: move(value) for name, value in moved.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
 
     def shard(self, rank: int, size: int) -> Inputs:
-        """The contiguous part of a whole row that context parallel rank `rank` of `size` works on; `size` must divide the row's length."""
+        """The contiguous part of a whole row that context parallel rank `rank` of `size` works on; `size` must divide
+        the row's length.
+        """
         if size == 1:
             return self
         assert self.length % size == 0 and self.positions.shape[0] == self.length

@@ -35,17 +35,23 @@ class DeviceEvent:
 
 
 class AsyncValue:
-    """The values of small 1-D tensors as they are at this point of the device's queue, copied to the host in the background."""
+    """The values of small 1-D tensors as they are at this point of the device's queue, copied to the host in the
+    background.
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
         # Only copies to pinned memory run in the background.
-        self.host = [torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type != "cpu") for values in tensors]
+        self.host = [
+            torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type != "cpu") for values in tensors
+        ]
         for copy, values in zip(self.host, tensors):
             copy.copy_(values.detach(), non_blocking=True)
         self.event = DeviceEvent(tensors[0].device)
 
     def numbers(self) -> list[float]:
-        """The values of all tensors, one after another; waits for the device to get there, which it has long done when a step of work was queued since."""
+        """The values of all tensors, one after another; waits for the device to get there, which it has long done when
+        a step of work was queued since.
+        """
         self.event.wait()
         return [number for copy in self.host for number in copy.tolist()]
 
@@ -53,7 +59,8 @@ class AsyncValue:
 class AsyncReduction:
     """Whole numbers on their way to their sum, or to their largest, over ranks, in the background; a collective.
 
-    group: of all ranks, on CPU tensors, so that no device waits.  They travel as int64: tokens and bytes of a large run are no float32 numbers.
+    group: of all ranks, on CPU tensors, so that no device waits.  They travel as int64: tokens and bytes of a large run
+    are no float32 numbers.
     """
 
     def __init__(self, numbers: list[int], group: Any, largest: bool = False) -> None:

@@ -35,7 +35,9 @@ def series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarr
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Moving mean over about a twentieth of the curve: centred and shrinking at the steep start, only cut off at the flat end."""
+    """Moving mean over about a twentieth of the curve: centred and shrinking at the steep start, only cut off at the
+    flat end.
+    """
     half = len(values) // 40
     total = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
@@ -45,9 +47,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> None:
-    """Draw `metrics.jsonl` as a PNG: training loss (raw and smoothed) and validation loss; beside it the loss by noise level.
+    """Draw `metrics.jsonl` as a PNG: training loss (raw and smoothed) and validation loss; beside it the loss by noise
+    level.
 
-    Metrics named ``loss``, ``validation_loss`` and ``loss_tA-B`` (timesteps from A to B, 0 noise, 1 data) are drawn, where present.
+    Metrics named ``loss``, ``validation_loss`` and ``loss_tA-B`` (timesteps from A to B, 0 noise, 1 data) are drawn,
+    where present.
 
     Raises:
         ValueError: the file has no loss.
@@ -57,7 +61,9 @@ def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> N
     lines = read_metrics(metrics)
     steps, losses = series(lines, "loss")
     if not len(steps):
-        raise UserError(f"{os.fspath(metrics)}: no line with a loss, nothing to draw; expected lines that `train` wrote")
+        raise UserError(
+            f"{os.fspath(metrics)}: no line with a loss, nothing to draw; expected lines that `train` wrote"
+        )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
@@ -84,5 +90,14 @@ def _noise_levels(axes: Any, lines: list[dict[str, Any]]) -> None:
     names = [name for name in names if not name.startswith("validation_")] or names
     for place, name in enumerate(names):
         steps, values = series(lines, name)
-        axes.plot(steps, smooth(values), color=colormaps["viridis"](0.9 * place / max(1, len(names) - 1)), label="t " + name.rpartition("_t")[2])
-    axes.set_title("training loss by timestep (t = 0 noise, 1 data)" if names and not names[0].startswith("validation_") else "loss by timestep")
+        axes.plot(
+            steps,
+            smooth(values),
+            color=colormaps["viridis"](0.9 * place / max(1, len(names) - 1)),
+            label="t " + name.rpartition("_t")[2],
+        )
+    axes.set_title(
+        "training loss by timestep (t = 0 noise, 1 data)"
+        if names and not names[0].startswith("validation_")
+        else "loss by timestep"
+    )

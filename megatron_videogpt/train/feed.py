@@ -22,7 +22,9 @@ from ..sequence.row import Inputs
 
 
 def is_reader() -> bool:
-    """Whether this rank reads data for the ranks that share its samples: the first one of all but the data parallel axis."""
+    """Whether this rank reads data for the ranks that share its samples: the first one of all but the data parallel
+    axis.
+    """
     context = parallel_state.get_context_parallel_rank()
     return _is_first() and context == 0
 
@@ -36,27 +38,36 @@ def _ranks(group: Any) -> list[int]:
 
 
 def _device_groups() -> list[Any]:
-    """The way of the samples: over context parallel ranks first, then from each of these to its tensor and pipeline parallel ranks."""
+    """The way of the samples: over context parallel ranks first, then from each of these to its tensor and pipeline
+    parallel ranks.
+    """
     first, second = parallel_state.get_context_parallel_group(), parallel_state.get_model_parallel_group()
     return [group for group, here in ((first, _is_first()), (second, True)) if here]
 
 
 def host_group(timeout_minutes: float) -> Any:
-    """A group of the ranks that share samples, for tensors on the CPU: no device holds up the reading of the next step, nor is held up by it.  A collective."""
+    """A group of the ranks that share samples, for tensors on the CPU: no device holds up the reading of the next step,
+    nor is held up by it.  A collective.
+    """
     replicas: list[int] = [0] * torch.distributed.get_world_size()
     mine = parallel_state.get_data_parallel_rank()
     torch.distributed.all_gather_object(replicas, mine)
     timeout = datetime.timedelta(minutes=world.patience(timeout_minutes))
-    # Every rank takes part in making every group: where only members do, the ranks must have made the same number of groups before.
+    # Every rank takes part in making every group: where only members do, the ranks must have made the same number of
+    # groups before.
     groups = [
-        torch.distributed.new_group([rank for rank, replica in enumerate(replicas) if replica == number], timeout=timeout, backend="gloo")
+        torch.distributed.new_group(
+            [rank for rank, replica in enumerate(replicas) if replica == number], timeout=timeout, backend="gloo"
+        )
         for number in range(parallel_state.get_data_parallel_world_size())
     ]
     return groups[mine]
 
 
 def side_stream(device: torch.device) -> Callable[[], Any]:
-    """Contexts in which work on `device` does not queue behind a training step, so that a codec's latents come at once."""
+    """Contexts in which work on `device` does not queue behind a training step, so that a codec's latents
+    come at once.
+    """
     if device.type == "cpu":
         return contextlib.nullcontext
     module = torch.get_device_module(device)
@@ -64,12 +75,15 @@ def side_stream(device: torch.device) -> Callable[[], Any]:
     return lambda: module.stream(stream)
 
 
-def broadcast_samples(read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None) -> tuple[list[Sample], Any]:
-    """`read()` on the reading rank: its samples (without pixels, on the CPU) and what it says of them on all ranks that share them.
+def broadcast_samples(
+    read: Callable[[], tuple[list[Sample], Any]] | None, device: torch.device, groups: list[Any] | None = None
+) -> tuple[list[Sample], Any]:
+    """`read()` on the reading rank: its samples (without pixels, on the CPU) and what it says of them on all ranks that
+    share them.
 
-    What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of it
-    (see `together`).  Latents travel as one float32 tensor on `device`, first through the first of `groups` (megatron-core's
-    by default); all else beside it.
+    What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of
+    it (see `together`).  Latents travel as one float32 tensor on `device`, first through the first of `groups`
+    (megatron-core's by default); all else beside it.
     """
     samples: list[Sample] = []
     header: list[Any] = [None]
@@ -78,7 +92,15 @@ def broadcast_samples(read: Callable[[], tuple[list[Sample], Any]] | None, devic
         assert read is not None
         try:
             samples, note = read()
-            header = [([(s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None, s.scored, s.number) for s in samples], note)]
+            header = [
+                (
+                    [
+                        (s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None, s.scored, s.number)
+                        for s in samples
+                    ],
+                    note,
+                )
+            ]
         except BaseException as error:  # noqa: BLE001  (raised when the others know)
             failed, header = error, [Failure(torch.distributed.get_rank(), False, one_line(error))]
     groups = [group for group in (_device_groups() if groups is None else groups) if group.size() > 1]
@@ -90,7 +112,10 @@ def broadcast_samples(read: Callable[[], tuple[list[Sample], Any]] | None, devic
         raise PeerFailed(header[0].rank, f"rank {header[0].rank} failed: {header[0].text}")
     entries, note = header[0]
     if is_reader() and not groups:
-        return [replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu()) for s in samples], note
+        return [
+            replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu())
+            for s in samples
+        ], note
 
     sizes = [torch.Size(shape).numel() * (2 if posterior else 1) for _, _, _, shape, posterior, _, _ in entries]
     if is_reader():
@@ -103,16 +128,19 @@ def broadcast_samples(read: Callable[[], tuple[list[Sample], Any]] | None, devic
     received = []
     for (key, name, clips, shape, posterior, scored, number), part in zip(entries, flat.cpu().split(sizes)):
         both = part.reshape(-1, *shape)
-        received.append(Sample(key, name, both[0], both[1] if posterior else None, tuple(clips), scored=scored, number=number))
+        received.append(
+            Sample(key, name, both[0], both[1] if posterior else None, tuple(clips), scored=scored, number=number)
+        )
     return received, note
 
 
 @dataclass(frozen=True)
 class StepData:
-    """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were rejected, by kind.
+    """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were
+    rejected, by kind.
 
-    read_on_all_ranks: whether every rank has read its part; waits for the slowest.  Where one could not, `raise_failure` raises on all of
-    them, a collective (see `together.gather_results`).
+    read_on_all_ranks: whether every rank has read its part; waits for the slowest.  Where one could not,
+    `raise_failure` raises on all of them, a collective (see `together.gather_results`).
     """
 
     samples: list[Sample]
@@ -125,7 +153,8 @@ class StepData:
 def read_with_status(read: Callable[[], StepData], group: Any, control: Any, doing: str) -> StepData:
     """`read()`, and to all ranks whether that went well, in the background.
 
-    group: of all ranks on CPU tensors, in which nothing else happens; control: another one, for the thread that uses the data.
+    group: of all ranks on CPU tensors, in which nothing else happens; control: another one, for the thread that uses
+    the data.
     """
     data = StepData([], [], {})
     failed: BaseException | None = None
@@ -140,7 +169,9 @@ def read_with_status(read: Callable[[], StepData], group: Any, control: Any, doi
         work.wait()
         return not anyone.item()
 
-    return replace(data, read_on_all_ranks=read_on_all_ranks, raise_failure=lambda: gather_outcomes(None, failed, control, doing))
+    return replace(
+        data, read_on_all_ranks=read_on_all_ranks, raise_failure=lambda: gather_outcomes(None, failed, control, doing)
+    )
 
 
 def step_data(loader: Loader | None, group: Any, objective: Objective) -> StepData:

@@ -1,4 +1,6 @@
-"""Whether a step may be taken, whether somebody asked to stop, and which rank is slow: all without holding up the step."""
+"""Whether a step may be taken, whether somebody asked to stop, and which rank is slow: all without holding
+up the step.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class NormGate:
         return self.options.spike_factor * statistics.median(self.norms)
 
     def record(self, norm: float, taken: bool, scored: bool = True) -> None:
-        """Remember a step.  scored: whether anything in it was; where nothing was, it says nothing about the model's health, and is passed over."""
+        """Remember a step.  scored: whether anything in it was; where nothing was, it says nothing about the model's
+        health, and is passed over.
+        """
         if taken:
             self.norms = [*self.norms, norm][-REMEMBERED:]
         if scored:
@@ -49,7 +53,8 @@ class NormGate:
 
 
 def record_skipped(run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], rank0: bool) -> None:
-    """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), reason, name and key of every sample.
+    """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), reason, name
+    and key of every sample.
 
     samples: those that were scored; a step without any was skipped for that.
     """
@@ -82,7 +87,10 @@ class AnyRank:
         """Tell this rank's flag; returns whether any rank's was set at the call before, the same on all ranks."""
         answer = self.close()
         value = torch.tensor(int(flag))
-        self.pending = (torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.group, async_op=True), value)
+        self.pending = (
+            torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.group, async_op=True),
+            value,
+        )
         return answer
 
     def close(self) -> bool:
@@ -96,9 +104,11 @@ class AnyRank:
 
 
 class RankTimes:
-    """Every rank's own seconds per step and the seconds it waited for data, gathered in the background every `logging.slowest_every` steps.
+    """Every rank's own seconds per step and the seconds it waited for data, gathered in the background every
+    `logging.slowest_every` steps.
 
-    Ranks wait for each other within a step, so that the step takes equally long on all of them; `Platform.own_seconds` is what a rank did itself.
+    Ranks wait for each other within a step, so that the step takes equally long on all of them; `Platform.own_seconds`
+    is what a rank did itself.
     """
 
     def __init__(self, config: Config, platform: Platform, group: Any) -> None:
@@ -108,7 +118,9 @@ class RankTimes:
         self.found: dict[str, float] = {}
 
     def add(self, step: int, waited: float) -> None:
-        """After each step, with its wait for data; once per interval the ranks' times go on their way and the ones before are read."""
+        """After each step, with its wait for data; once per interval the ranks' times go on their way and the ones
+        before are read.
+        """
         self.waited, self.steps = self.waited + waited, self.steps + 1
         if not self.every or step % self.every:
             return
@@ -127,8 +139,15 @@ class RankTimes:
         self.pending = None
         times = torch.stack(parts)
         slowest, median = int(times.sum(dim=1).argmax()), times.sum(dim=1).median()
-        log.info("seconds per step by rank (own + waiting for data): %s", " ".join(f"{n}:{own:.3f}+{wait:.3f}" for n, (own, wait) in enumerate(times.tolist())))
-        self.found = {"slowest_rank": slowest, "slowest_rank_time": float(times[slowest].sum()), "median_rank_time": float(median)}
+        log.info(
+            "seconds per step by rank (own + waiting for data): %s",
+            " ".join(f"{n}:{own:.3f}+{wait:.3f}" for n, (own, wait) in enumerate(times.tolist())),
+        )
+        self.found = {
+            "slowest_rank": slowest,
+            "slowest_rank_time": float(times[slowest].sum()),
+            "median_rank_time": float(median),
+        }
 
     def report(self) -> dict[str, float]:
         """Who was slowest in the last interval that was read, once; else nothing."""

@@ -1,7 +1,8 @@
 """Optimizer steps that a device works on while the host prepares the next one.
 
-The host queues step n's forward and backward pass and then reads the numbers of step n-1, which the device has finished by then: so it never waits for
-a device that would have nothing to do meanwhile, and yet the limit of step n's gradient norm knows all steps before.
+The host queues step n's forward and backward pass and then reads the numbers of step n-1, which the device has finished
+by then: so it never waits for a device that would have nothing to do meanwhile, and yet the limit of step n's gradient
+norm knows all steps before.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from .step import train_step
 class LaunchedStep:
     """A step that the device may still work on.
 
-    outcome: gradient norm, whether it was taken and whether anything was scored (0 or 1); limit: of that norm; interval and line: of the log line that
-    is due after it, if one is.
+    outcome: gradient norm, whether it was taken and whether anything was scored (0 or 1); limit: of that norm; interval
+    and line: of the log line that is due after it, if one is.
     """
 
     step: int
@@ -45,9 +46,11 @@ class LaunchedStep:
 
 
 class InFlightSteps:
-    """The steps of a run.  After `launch`, `step` and `consumed` of the run's state are those of the new step; the rest, and its log line, after `land`.
+    """The steps of a run.  After `launch`, `step` and `consumed` of the run's state are those of the new step; the
+    rest, and its log line, after `land`.
 
-    A step's seconds last from the end of the one before to its own end, by the device's clock; after a pause, from its own start.
+    A step's seconds last from the end of the one before to its own end, by the device's clock; after a pause, from its
+    own start.
 
     log: writes a line, with its step.
     """
@@ -109,7 +112,8 @@ class InFlightSteps:
         return self.gate.limit
 
     def complete(self) -> None:
-        """Take in the numbers of the last launched step: afterwards the run's state is complete, and nothing is on its way.
+        """Take in the numbers of the last launched step: afterwards the run's state is complete, and nothing is on its
+        way.
 
         A step that was skipped is recorded; RunError when there were too many in a row.
         """
@@ -126,26 +130,36 @@ class InFlightSteps:
         if done.interval is not None and done.rejected is not None:
             self.rejected.finish_sum(done.rejected)
             numbers = {**self.meter.describe(done.interval, self.seconds), **self.rejected.metrics()}
-            self.log(done.step, {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)})
+            self.log(
+                done.step,
+                {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)},
+            )
             self.seconds = 0.0
 
     def _skipped(self, done: LaunchedStep, norm: float, scored: bool) -> None:
-        """Name the samples of a step that no rank took, in `skipped.jsonl` and the log; RunError when there were too many in a row."""
+        """Name the samples of a step that no rank took, in `skipped.jsonl` and the log; RunError when there were too
+        many in a row.
+        """
         run = self.run
         mine = [{"name": sample.name, "key": sample.key} for sample in done.samples] if is_reader() else []
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, mine, group=run.control)
-        record_skipped(run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], world.is_rank_zero())
+        record_skipped(
+            run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], world.is_rank_zero()
+        )
         # An outage of the storage, in which nothing is scored, is for the limit of bad samples to stop.
         if scored and self.gate.too_many():
             advice = "lower optimizer.lr, or look at the samples named there; the checkpoints before are untouched"
             raise RunError(
-                f"step {done.step}: {self.gate.skipped} steps in a row were skipped (optimizer.max_skipped = {run.config.optimizer.max_skipped}), the last "
+                f"step {done.step}: {self.gate.skipped} steps in a row were skipped (optimizer.max_skipped = "
+                f"{run.config.optimizer.max_skipped}), the last "
                 f"for a gradient norm of {norm:g}; their samples are in {run.output / 'skipped.jsonl'}; {advice}"
             )
 
     def flush(self) -> None:
-        """Land, and move what was counted since the last log line into the run's state: it is then what a checkpoint of this step must hold."""
+        """Land, and move what was counted since the last log line into the run's state: it is then what a checkpoint of
+        this step must hold.
+        """
         self.complete()
         self.meter.flush()
         self.rejected.finish_sum(self.rejected.start_sum())

@@ -1,4 +1,6 @@
-"""One log file per rank, `<train.output>/logs/rank_00003.log`: what Python's `logging` and `warnings` say, and exceptions with their tracebacks."""
+"""One log file per rank, `<train.output>/logs/rank_00003.log`: what Python's `logging` and `warnings` say, and
+exceptions with their tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def log_path(output: Path, rank: int) -> Path:
 
 
 def start_logs(output: Path, rank: int) -> None:
-    """Send log records and warnings of this process to its file (appended; each start writes a line), those of rank 0 from WARNING on to stderr as well.
+    """Send log records and warnings of this process to its file (appended; each start writes a line), those of rank 0
+    from WARNING on to stderr as well.
 
     Errors: OSError when the file cannot be written.
     """
@@ -40,10 +43,21 @@ def start_logs(output: Path, rank: int) -> None:
         screen.addFilter(lambda record: record.exc_info is None)
         root.addHandler(screen)
     logging.captureWarnings(True)
-    environment = {name: os.environ.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("TORCHELASTIC_RESTART_COUNT", "0"))}
+    environment = {
+        name: os.environ.get(name, default)
+        for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("TORCHELASTIC_RESTART_COUNT", "0"))
+    }
     world, local, restart = environment.values()
     logger = logging.getLogger(__name__)
-    logger.info("start: host %s, pid %d, rank %d (local %s) of %s, restart %s", socket.gethostname(), os.getpid(), rank, local, world, restart)
+    logger.info(
+        "start: host %s, pid %d, rank %d (local %s) of %s, restart %s",
+        socket.gethostname(),
+        os.getpid(),
+        rank,
+        local,
+        world,
+        restart,
+    )
     threading.excepthook = _thread_failed
 
 
@@ -54,7 +68,11 @@ def _lost(path: Path) -> Callable[[logging.LogRecord], None]:
     def say(record: logging.LogRecord) -> None:
         if not told:
             told.append(True)
-            print(f"warning: {path}: cannot be written ({sys.exc_info()[1]}); what this rank logs is lost", file=sys.stderr, flush=True)
+            print(
+                f"warning: {path}: cannot be written ({sys.exc_info()[1]}); what this rank logs is lost",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return say
 

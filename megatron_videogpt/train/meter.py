@@ -20,7 +20,9 @@ from .statistics import Statistics, flat_numbers, named_means, reduce_statistics
 
 
 class RowWork(NamedTuple):
-    """Work of whole packed rows: tokens and the pairs that they attend; unscored and unscored_pairs: of the rows among them that no head reads."""
+    """Work of whole packed rows: tokens and the pairs that they attend; unscored and unscored_pairs: of the rows among
+    them that no head reads.
+    """
 
     tokens: int
     pairs: int
@@ -31,14 +33,17 @@ class RowWork(NamedTuple):
 def row_work(rows: list[Inputs]) -> RowWork:
     """Of rows on the CPU."""
     tokens, pairs = sum(row.length for row in rows), sum(attended_pairs(row.intervals) for row in rows)
-    scored, seen = sum(len(row.noisy_rows) for row in rows), sum(attended_pairs(row.intervals[row.noisy_rows]) for row in rows)
+    scored, seen = (
+        sum(len(row.noisy_rows) for row in rows),
+        sum(attended_pairs(row.intervals[row.noisy_rows]) for row in rows),
+    )
     return RowWork(tokens, pairs, tokens - scored, pairs - seen)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """What lies between two log lines, over all ranks: statistics and `RowWork` summed; largest: microseconds that a rank waited for data, and bytes at
-    the peak, of the rank that has most.
+    """What lies between two log lines, over all ranks: statistics and `RowWork` summed; largest: microseconds that a
+    rank waited for data, and bytes at the peak, of the rank that has most.
     """
 
     statistics: AsyncValue
@@ -51,7 +56,8 @@ class Interval:
 class Meter:
     """Sums statistics and work from step to step; the host waits for the device in `flush` only.
 
-    state: of the run; `flush` adds to its `pending`.  channels: latent channels of the codec.  group: of all ranks, on CPU tensors.
+    state: of the run; `flush` adds to its `pending`.  channels: latent channels of the codec.  group: of all ranks, on
+    CPU tensors.
     """
 
     def __init__(self, config: Config, platform: Platform, channels: int, state: Any, group: Any) -> None:
@@ -78,7 +84,9 @@ class Meter:
             self.totals = None
 
     def close(self) -> Interval:
-        """End the interval after a step that was added; its numbers are on their way, and the next interval begins.  A collective."""
+        """End the interval after a step that was added; its numbers are on their way, and the next interval begins.  A
+        collective.
+        """
         assert self.totals is not None
         reduced = reduce_statistics(self.totals)
         # The ranks that share samples did the same work together: one of them counts it.

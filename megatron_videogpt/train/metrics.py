@@ -1,4 +1,6 @@
-"""What a run records: metrics.jsonl, TensorBoard, Weights & Biases, the loss curve, and a progress bar.  Nothing here is needed to train."""
+"""What a run records: metrics.jsonl, TensorBoard, Weights & Biases, the loss curve, and a progress bar.  Nothing here
+is needed to train.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ __all__ = ["MetricsWriter", "Progress", "peak_tflops", "plot_loss", "read_metric
 
 VIDEO_FPS = 6
 
-# Dense bf16 tensor-core TFLOP/s from the vendors' data sheets (half of what they print with sparsity); the first name that fits counts.
-# Ascend NPUs are absent: published figures for the 910B differ, so set logging.peak_tflops there.
+# Dense bf16 tensor-core TFLOP/s from the vendors' data sheets (half of what they print with sparsity); the first name
+# that fits counts. Ascend NPUs are absent: published figures for the 910B differ, so set logging.peak_tflops there.
 PEAK_TFLOPS = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
@@ -61,8 +63,9 @@ def peak_tflops(device_name: str) -> float | None:
 class MetricsWriter:
     """Numbers and videos of one run; on other ranks than 0 every method does nothing.
 
-    `metrics.jsonl` has one JSON object per `log` call: ``{"step": 10, "loss": 0.5, ...}``; numbers that are not finite become null.  After a
-    resume, what an interrupted run recorded past `resume_step` is dropped, so that no step is there twice.
+    `metrics.jsonl` has one JSON object per `log` call: ``{"step": 10, "loss": 0.5, ...}``; numbers that are not finite
+    become null.  After a resume, what an interrupted run recorded past `resume_step` is dropped, so that no step is
+    there twice.
 
     Args:
         output: the run's folder.
@@ -104,13 +107,17 @@ class MetricsWriter:
             self.wandb.log({_tag(name): value for name, value in numbers.items()}, step=step)
 
     def _replace(self, step: int, names: Any) -> None:
-        """Forget an earlier line of the same step and names: a run that ended after its last checkpoint measures that step again."""
+        """Forget an earlier line of the same step and names: a run that ended after its last checkpoint measures that
+        step again.
+        """
         self.file.close()
         _keep(self.path, lambda line: line["step"] != step or set(line) != {"step", *names})
         self.file = self.path.open("a", encoding="utf-8")
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float = VIDEO_FPS) -> None:
-        """Record uint8 ``[F, H, W, 3]`` as ``videos/NAME_STEP.mp4``, and as a moving picture in TensorBoard and Weights & Biases."""
+        """Record uint8 ``[F, H, W, 3]`` as ``videos/NAME_STEP.mp4``, and as a moving picture in TensorBoard and Weights
+        & Biases.
+        """
         if not self.enabled:
             return
         path = self.output / "videos" / f"{name}_{step:08d}.mp4"
@@ -140,7 +147,9 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     if not path.is_file():
         return
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in read_metrics(path) if wanted(line)), encoding="utf-8")
+    partial.write_text(
+        "".join(json.dumps(line) + "\n" for line in read_metrics(path) if wanted(line)), encoding="utf-8"
+    )
     os.replace(partial, path)
 
 
@@ -148,7 +157,9 @@ def _tag(name: str) -> str:
     """TensorBoard and Weights & Biases group by what stands before the slash."""
     if "/" in name:
         return name
-    group = "loss_by_noise_level" if NOISE_LEVEL.match(name) else "validation" if name.startswith("validation") else "train"
+    group = (
+        "loss_by_noise_level" if NOISE_LEVEL.match(name) else "validation" if name.startswith("validation") else "train"
+    )
     return f"{group}/{name}"
 
 
@@ -165,8 +176,12 @@ def _moving_picture(name: str, frames: np.ndarray, fps: float) -> Any:
 
     pictures = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
-    pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
-    image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=buffer.getvalue())
+    pictures[0].save(
+        buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
+    )
+    image = Summary.Image(
+        height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=buffer.getvalue()
+    )
     return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
@@ -174,7 +189,9 @@ def _start_wandb(output: Path, config: Config, resume_step: int) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("logging.wandb = true, but Weights & Biases is not installed: pip install wandb, or use logging.wandb=false") from error
+        raise UserError(
+            "logging.wandb = true, but Weights & Biases is not installed: pip install wandb, or use logging.wandb=false"
+        ) from error
     remembered = output / "wandb_id.txt"
     run = wandb.init(
         project=config.logging.wandb_project,
@@ -189,7 +206,8 @@ def _start_wandb(output: Path, config: Config, resume_step: int) -> Any:
 
 
 class Progress:
-    """A progress bar in a terminal, plain lines elsewhere; silent on other ranks than 0.  Use as a context manager around the steps.
+    """A progress bar in a terminal, plain lines elsewhere; silent on other ranks than 0.  Use as a context manager
+    around the steps.
 
     Args:
         total: steps of the whole run.
@@ -203,7 +221,14 @@ class Progress:
         self.console = console or Console(stderr=True)
         self.bar: Bar | None = None
         if rank0 and self.console.is_terminal:
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             # Speed is judged over ten minutes, because steps of different lengths vary.
             self.bar = Bar(*columns, console=self.console, speed_estimate_period=600)
             self.task = self.bar.add_task("training", total=total, completed=start, line="")
@@ -213,12 +238,16 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Show step `step`; of the values, the loss, tokens/s, seconds per step and learning rate are used where present."""
+        """Show step `step`; of the values, the loss, tokens/s, seconds per step and learning rate are used where
+        present.
+        """
         if not self.rank0:
             return
         text = summary(values)
@@ -232,7 +261,12 @@ class Progress:
 
 def summary(values: dict[str, float]) -> str:
     """The numbers of a log line that a reader follows, in a few words."""
-    shown = (("loss", "loss {:.4f}"), ("grad_norm", "grad {:.2f}"), ("learning_rate", "lr {:.1e}"), ("tokens_per_second", "{:,.0f} tokens/s"))
+    shown = (
+        ("loss", "loss {:.4f}"),
+        ("grad_norm", "grad {:.2f}"),
+        ("learning_rate", "lr {:.1e}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    )
     return "  ".join(pattern.format(values[name]) for name, pattern in shown if name in values)
 
 

@@ -18,7 +18,9 @@ from ..platforms import compat
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Learning rate of step `step` (from 0) of `steps`: linear warm-up from lr/warmup_steps, then constant or cosine to min_lr."""
+    """Learning rate of step `step` (from 0) of `steps`: linear warm-up from lr/warmup_steps, then constant or cosine to
+    min_lr.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -28,7 +30,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel]:
-    """The model chunks of this rank with their gradients in buffers that are reduced over data (and context) parallel ranks."""
+    """The model chunks of this rank with their gradients in buffers that are reduced over data (and context) parallel
+    ranks.
+    """
     layout = config.parallel
     compat.let_buffers_lay_themselves_out()
     settings = DistributedDataParallelConfig(
@@ -39,10 +43,14 @@ def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel
         bucket_size=layout.bucket_size or None,
     )
     # Communication of later chunks is hidden behind the other chunks' work, so that they need no buckets.
-    wrapped = [DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(chunks)]
+    wrapped = [
+        DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = compat.finalize_gradients
-        # A way around a fault of old releases of PyTorch: the host would wait for the device at every message between pipeline stages.
+        # A way around a fault of old releases of PyTorch: the host would wait for the device at every message between
+        # pipeline stages.
         chunk.config.batch_p2p_sync = False
     if layout.overlap_grad_reduce:
         # megatron-core's schedules read the first chunk's configuration.
@@ -65,10 +73,12 @@ def whole_parameters(chunks: list[DistributedDataParallel]) -> Iterator[None]:
 
 
 def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> Any:
-    """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and context) parallel ranks.
+    """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and
+    context) parallel ranks.
 
-    Its groups are megatron-core's own, by shape and name and so the same in every layout: ``wd_mult`` is 1 for what has two dimensions or more (weights of
-    linear layers and patch projections, the hint tokens' embedding), 0 for what has one (norms' weights and all biases).
+    Its groups are megatron-core's own, by shape and name and so the same in every layout: ``wd_mult`` is 1 for what has
+    two dimensions or more (weights of linear layers and patch projections, the hint tokens' embedding), 0 for what has
+    one (norms' weights and all biases).
     """
     options, bf16 = config.optimizer, config.train.precision == "bf16"
     compat.use_torch_adam()

@@ -13,7 +13,8 @@ T = TypeVar("T")
 class Prefetcher(Generic[T]):
     """An iterator that takes its items from another one in a thread of its own, one item before they are asked for.
 
-    Ranks that ask for the same number of items take the same number, so that the other iterator may hold collectives (in groups that nobody else uses).
+    Ranks that ask for the same number of items take the same number, so that the other iterator may hold collectives
+    (in groups that nobody else uses).
     """
 
     def __init__(self, items: Iterator[T]) -> None:

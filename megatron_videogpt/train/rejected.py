@@ -1,4 +1,6 @@
-"""Samples that could not be read, counted by kind over all ranks: in the run's metrics and state, without holding up a step."""
+"""Samples that could not be read, counted by kind over all ranks: in the run's metrics and state, without holding up a
+step.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ REJECTED = "rejected.jsonl"
 class RejectedCounts:
     """Rejections since the run began.
 
-    group: of all ranks, on CPU tensors, so that no device waits; total: by kind, over all ranks, of the run's state; `receive` adds to it.
+    group: of all ranks, on CPU tensors, so that no device waits; total: by kind, over all ranks, of the run's state;
+    `receive` adds to it.
     """
 
     def __init__(self, group: Any, total: dict[str, int]) -> None:

@@ -13,7 +13,15 @@ from megatron.core import parallel_state
 
 from ..attention.agreed import choose_attention
 from ..checkpoint.average import Average
-from ..checkpoint.checks import check_resumable, check_same_codec, check_same_data, check_same_model, check_same_seed, check_same_shapes, check_steps
+from ..checkpoint.checks import (
+    check_resumable,
+    check_same_codec,
+    check_same_data,
+    check_same_model,
+    check_same_seed,
+    check_same_shapes,
+    check_steps,
+)
 from ..checkpoint.load import load_checkpoint, load_weights
 from ..checkpoint.saved import find_checkpoint, newest_checkpoint
 from ..codec.base import Codec
@@ -42,8 +50,9 @@ from .statistics import NOISE_BINS
 class State:
     """Where the run is: all that a checkpoint must know beside tensors.
 
-    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken; norms, skipped: of `health.NormGate`;
-    data: fingerprint of what the order and content of samples follow from; rejected: samples that could not be read, by kind.
+    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken;
+    norms, skipped: of `health.NormGate`; data: fingerprint of what the order and content of samples follow from;
+    rejected: samples that could not be read, by kind.
     """
 
     step: int = 0
@@ -60,8 +69,8 @@ class State:
 class Run:
     """Everything a step needs.
 
-    model: this rank's wrapped chunks; average: of the weights, or None; control: a group of all ranks on CPU tensors; phase: told what comes next, for
-    the watchdog.
+    model: this rank's wrapped chunks; average: of the weights, or None; control: a group of all ranks on CPU tensors;
+    phase: told what comes next, for the watchdog.
     """
 
     config: Config
@@ -97,7 +106,9 @@ def build_model(config: Config, channels: int, platform: Platform) -> list[Video
     backend, reason = choose_attention(config, platform)
     if world.is_rank_zero():
         print(f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name)}", flush=True)
-    chunks = [build_network(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)]
+    chunks = [
+        build_network(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)
+    ]
     for chunk in chunks:
         initialise(chunk, config.model, channels, config.train.seed)
     return chunks
@@ -121,16 +132,24 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     phase("building the model")
     model = wrap(config, build_model(config, codec.channels, platform))
     optimizer = build_optimizer(config, model)
-    average = Average([chunk.module for chunk in model], optimizer, config.optimizer.ema_decay) if config.optimizer.ema_decay else None
+    average = (
+        Average([chunk.module for chunk in model], optimizer, config.optimizer.ema_decay)
+        if config.optimizer.ema_decay
+        else None
+    )
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
-    run = Run(config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, state)
+    run = Run(
+        config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, state
+    )
     _restore(run)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
 
 
 def _with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:
-    """`parallel.recompute=auto` resolved for the smallest device: ranks that recompute differently would wait in different collectives."""
+    """`parallel.recompute=auto` resolved for the smallest device: ranks that recompute differently would wait in
+    different collectives.
+    """
     smallest = torch.tensor(round(config.parallel.memory_gb * 1e9) or platform.memory_total())
     torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
     memory = int(smallest)
@@ -139,25 +158,37 @@ def _with_recompute(config: Config, channels: int, platform: Platform, control: 
     except UserError as error:
         raise RunError(str(error)) from None
     if resolved is not config and world.is_rank_zero():
-        layers = f", {resolved.parallel.recompute_layers} layers of each pipeline rank" if resolved.parallel.recompute_layers else ""
-        print(f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)", flush=True)
+        layers = (
+            f", {resolved.parallel.recompute_layers} layers of each pipeline rank"
+            if resolved.parallel.recompute_layers
+            else ""
+        )
+        print(
+            f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)",
+            flush=True,
+        )
     return resolved
 
 
 def _data_fingerprint(config: Config, source: Source | None, codec: Codec, control: Any) -> str:
-    """What decides which sample has which number, and what it is (`StepPlanner.fingerprint`): the same on every rank, or RunError."""
+    """What decides which sample has which number, and what it is (`StepPlanner.fingerprint`): the same on every rank,
+    or RunError.
+    """
 
     def fingerprint() -> str | None:
         if source is None:
             return None
         work = sample_work(config, codec)
-        return StepPlanner(source.train, config.train.seed, config, work, parallel_state.get_data_parallel_world_size()).fingerprint
+        return StepPlanner(
+            source.train, config.train.seed, config, work, parallel_state.get_data_parallel_world_size()
+        ).fingerprint
 
     seen = gather_results(fingerprint, control, "planning the steps")
     found = sorted({fingerprint for fingerprint in seen if fingerprint is not None})
     if len(found) > 1:
         raise RunError(
-            f"data.path = {config.data.path}: ranks see {len(found)} different data sets there (fingerprints {', '.join(text[:12] for text in found)}); "
+            f"data.path = {config.data.path}: ranks see {len(found)} different data sets there (fingerprints "
+            f"{', '.join(text[:12] for text in found)}); "
             "every node needs the same files"
         )
     return str(found[0])
@@ -184,7 +215,10 @@ def _restore(run: Run) -> None:
         check_same_data(saved, config, run.state.data)
         state = load_checkpoint(saved, run.chunks, run.optimizer, run.average)
         # Earlier releases did not know of data and rejected.
-        run.state = State(**{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"}, data=run.state.data)
+        run.state = State(
+            **{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"},
+            data=run.state.data,
+        )
     else:
         load_weights(saved.path, run.chunks)
         run.optimizer.reload_model_params()
@@ -206,5 +240,8 @@ def _record(run: Run) -> None:
 def _check_same_codec(config: Config, codec: Codec, control: Any) -> None:
     """Raise RunError on every rank where some encode with another codec than the others; a collective."""
     mine, first = codec.fingerprint, gather_results(lambda: codec.fingerprint, control, "comparing codecs")[0]
-    other = f"codec.path = {config.codec.path}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node needs the same codec"
+    other = (
+        f"codec.path = {config.codec.path}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node "
+        "needs the same codec"
+    )
     raise_together("" if mine == first else other, control, "comparing codecs")

@@ -18,8 +18,8 @@ NOISE_BINS = 5
 class Statistics:
     """Sums on the device, so that micro-batches, steps and ranks add up.
 
-    losses: float32 ``[1 + bins]``, the sum of the loss, then that of each noise bin; frames: int64 ``[1 + bins]``, how many these are.  Not float64,
-    which Ascend's collectives refuse.
+    losses: float32 ``[1 + bins]``, the sum of the loss, then that of each noise bin; frames: int64 ``[1 + bins]``, how
+    many these are.  Not float64, which Ascend's collectives refuse.
     """
 
     losses: Tensor
@@ -38,7 +38,9 @@ class Statistics:
 
 
 def flat_numbers(numbers: list[float]) -> list[float]:
-    """Losses and frames of `Statistics` in a row -> loss sum, frames, then the loss sums and then the frames of the noise bins, as in ``state.json``."""
+    """Losses and frames of `Statistics` in a row -> loss sum, frames, then the loss sums and then the frames of the
+    noise bins, as in ``state.json``.
+    """
     losses, frames = numbers[: 1 + NOISE_BINS], numbers[1 + NOISE_BINS :]
     return [losses[0], float(frames[0]), *losses[1:], *map(float, frames[1:])]
 
@@ -74,7 +76,10 @@ def named_means(numbers: list[float]) -> dict[str, float]:
 def reduce_statistics(values: Statistics) -> Statistics:
     """Sum over data and context parallel ranks, the same on every rank of every pipeline stage."""
     summed = Statistics(values.losses.clone(), values.frames.clone())
-    last, stages = parallel_state.get_pipeline_model_parallel_last_rank(), parallel_state.get_pipeline_model_parallel_group()
+    last, stages = (
+        parallel_state.get_pipeline_model_parallel_last_rank(),
+        parallel_state.get_pipeline_model_parallel_group(),
+    )
     for part in (summed.losses, summed.frames):
         torch.distributed.all_reduce(part, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:

@@ -1,4 +1,5 @@
-"""One optimizer step, to be read from top to bottom: forward, loss and backward of every micro-batch, the gradient's norm, the decision, the update.
+"""One optimizer step, to be read from top to bottom: forward, loss and backward of every micro-batch, the gradient's
+norm, the decision, the update.
 
 All of it is queued on the device; the host waits for nothing.
 """
@@ -23,8 +24,9 @@ from .statistics import Statistics, empty_statistics, statistics
 class Step(NamedTuple):
     """What became of an optimizer step, on the device, which may still be at work on it.
 
-    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float32 ``[]``; taken: bool ``[]``; scored: bool ``[]``,
-    whether any sample on any rank could be read.  But for the totals, the same on every rank.
+    totals: this rank's `statistics`, zeros of a step that was not taken; norm: of the gradient, float32 ``[]``; taken:
+    bool ``[]``; scored: bool ``[]``, whether any sample on any rank could be read.  But for the totals, the same on
+    every rank.
     """
 
     totals: Statistics
@@ -34,13 +36,18 @@ class Step(NamedTuple):
 
 
 def train_step(
-    chunks: list[Any], optimizer: Any, objective: Objective, rows: list[Inputs], clip: float = 1.0, limit: Callable[[], float] = lambda: math.inf
+    chunks: list[Any],
+    optimizer: Any,
+    objective: Objective,
+    rows: list[Inputs],
+    clip: float = 1.0,
+    limit: Callable[[], float] = lambda: math.inf,
 ) -> Step:
     """Queue one optimizer step over this rank's micro-batches on the device.
 
-    rows: this context parallel rank's shards.  clip: largest gradient norm, scaled down to ``clip * norm / (norm + 1e-6)`` as megatron-core does; 0 for
-    none.  limit: the largest norm of a step that is taken; asked for when forward and backward pass are queued, so that the device has work while the
-    host waits for the numbers of the step before.
+    rows: this context parallel rank's shards.  clip: largest gradient norm, scaled down to ``clip * norm / (norm +
+    1e-6)`` as megatron-core does; 0 for none.  limit: the largest norm of a step that is taken; asked for when forward
+    and backward pass are queued, so that the device has work while the host waits for the numbers of the step before.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -51,10 +58,11 @@ def train_step(
 
 
 def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], forward_only: bool) -> Statistics:
-    """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off the last stage).
+    """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off
+    the last stage).
 
-    chunks: the model chunks of this rank, one but for interleaved pipelines.  Those work through their micro-batches in groups of one per pipeline
-    rank; a forward pass fills the last group with copies that are not counted.
+    chunks: the model chunks of this rank, one but for interleaved pipelines.  Those work through their micro-batches in
+    groups of one per pipeline rank; a forward pass fills the last group with copies that are not counted.
     """
     real = len(rows)
     if len(chunks) > 1:
@@ -88,10 +96,12 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
 
 @torch.no_grad()
 def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm, decision and update from the reduced gradients: megatron-core's own `step` in its parts -> (norm, taken, scored), as in `Step`.
+    """Norm, decision and update from the reduced gradients: megatron-core's own `step` in its parts -> (norm, taken,
+    scored), as in `Step`.
 
-    The device decides: a norm that is not finite or above `limit`, or a step in which no rank scored a frame, leaves weights and optimizer as they are:
-    without a gradient, momentum and weight decay would still move the weights.  frames: int64 ``[]``, scored on this rank.
+    The device decides: a norm that is not finite or above `limit`, or a step in which no rank scored a frame, leaves
+    weights and optimizer as they are: without a gradient, momentum and weight decay would still move the weights.
+    frames: int64 ``[]``, scored on this rank.
     """
     optimizer.prepare_grads()
     norm, scored = gradient_norm(optimizer, frames)
@@ -103,14 +113,19 @@ def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[T
 
 @torch.no_grad()
 def gradient_norm(optimizer: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's frames are not 0: bool ``[]``), the same on every rank.
+    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's frames are not 0: bool
+    ``[]``), the same on every rank.
 
-    `prepare_grads` comes before.  frames: int64 ``[]``, scored on this rank; they travel with the norm.  megatron-core's own norm is a number, for which
-    the host waits; the sum of squares is float32, as there.
+    `prepare_grads` comes before.  frames: int64 ``[]``, scored on this rank; they travel with the norm.
+    megatron-core's own norm is a number, for which the host waits; the sum of squares is float32, as there.
     """
     parts = optimizer.chained_optimizers
     grads = [grad for part in parts for grad in compat.gradients(part)]
-    squares = torch.stack(torch._foreach_norm(grads)).norm().square() if grads else torch.zeros((), device=parts[0].get_loss_scale().device)
+    squares = (
+        torch.stack(torch._foreach_norm(grads)).norm().square()
+        if grads
+        else torch.zeros((), device=parts[0].get_loss_scale().device)
+    )
     sums = torch.stack([squares, (frames > 0).to(squares)])
     torch.distributed.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
     return sums[0].sqrt(), sums[1] > 0

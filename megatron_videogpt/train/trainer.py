@@ -31,7 +31,8 @@ from .validation import Validation
 def prefetch_steps(run: Run) -> Prefetcher[StepData]:
     """This rank's data parallel share of the steps that are left, from the state's consumed samples on."""
     config = run.config
-    # Made here and not in the thread that reads: making a group is a collective of all ranks, and only the main thread can set signals for processes.
+    # Made here and not in the thread that reads: making a group is a collective of all ranks, and only the main thread
+    # can set signals for processes.
     group, everybody = host_group(config.train.timeout_minutes), world.control_group(config.train.timeout_minutes)
     beside = side_stream(run.platform.device)
     loader: Loader | None = None
@@ -64,7 +65,8 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
 
 
 class Stop:
-    """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask for a checkpoint and a clean end; a second Ctrl-C ends at once.
+    """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask for a checkpoint and a clean end; a
+    second Ctrl-C ends at once.
 
     The others may come twice: Slurm signals every process of a job, and the launcher passes on what it got.
     """
@@ -86,7 +88,8 @@ class Stop:
 
 
 def train(config: Config, phase: Callable[..., None] = lambda name, **options: None) -> None:
-    """Train to `train.steps`, resuming what `train.output` holds; raises UserError in one line for whatever a user can mend.
+    """Train to `train.steps`, resuming what `train.output` holds; raises UserError in one line for whatever a user can
+    mend.
 
     phase: is told what the run does next (see `watchdog.Watchdog`).
     """

@@ -42,12 +42,17 @@ class Validation:
 
     def __init__(self, run: Run) -> None:
         self.config, self.codec, self.objective, self.platform = run.config, run.codec, run.objective, run.platform
-        self.number, self.replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        self.number, self.replicas = (
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+        )
         self.read = self._read(run)
         self.samples, _ = broadcast_samples((lambda: (self.read, None)) if is_reader() else None, self.platform.device)
 
     def _read(self, run: Run) -> list[Sample]:
-        """This rank's share, where it reads.  All readers find out together which samples there are: some cannot be read."""
+        """This rank's share, where it reads.  All readers find out together which samples there are: some cannot be
+        read.
+        """
         options, doing = self.config.eval, "reading the validation samples"
         count = max(options.samples if options.every else 0, options.final_scenes, 1)
         with ExitStack() as stack:
@@ -57,7 +62,9 @@ class Validation:
                     held = stack.enter_context(HeldOut(run.source, self.codec, self.config))
 
             def read(numbers: list[int]) -> dict[int, BadVideo]:
-                found = gather_results(lambda: held.read(self._share(numbers)) if held is not None else {}, run.control, doing)
+                found = gather_results(
+                    lambda: held.read(self._share(numbers)) if held is not None else {}, run.control, doing
+                )
                 return {number: error for part in found for number, error in part.items()}
 
             try:
@@ -71,16 +78,22 @@ class Validation:
         return items[self.number :: self.replicas]
 
     def _mine(self, count: int) -> int:
-        """How many of the first `count` of all samples are this data parallel rank's: the first so many of `samples`."""
+        """How many of the first `count` of all samples are this data parallel rank's: the first so
+        many of `samples`.
+        """
         return len(range(self.number, count, self.replicas))
 
     def due(self, step: int) -> bool:
         """Whether `during` has something to do after `step`."""
         options = self.config.eval
-        return step < self.config.train.steps and any(every and step % every == 0 for every in (options.every, options.predict_every))
+        return step < self.config.train.steps and any(
+            every and step % every == 0 for every in (options.every, options.predict_every)
+        )
 
     def during(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
-        """Whatever is due after `step` (see `due`).  model: this rank's chunks, wrapped or not, with whole parameters."""
+        """Whatever is due after `step` (see `due`).  model: this rank's chunks, wrapped or not,
+        with whole parameters.
+        """
         options = self.config.eval
         if options.every and step % options.every == 0:
             self.measure(model, writer, step)
@@ -100,10 +113,17 @@ class Validation:
         """Loss on the held-out samples, with the same noise every time."""
         packs = self._packs(self.samples[: self._mine(self.config.eval.samples)])
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-        rows = [self.objective.prepare(pack, self.config.parallel.row_multiple).shard(*context).to(self.platform.device) for pack in packs]
+        rows = [
+            self.objective.prepare(pack, self.config.parallel.row_multiple).shard(*context).to(self.platform.device)
+            for pack in packs
+        ]
         for chunk in model:
             chunk.eval()
-        totals = run_schedule(model, self.objective, rows, forward_only=True) if rows else empty_statistics(self.platform.device)
+        totals = (
+            run_schedule(model, self.objective, rows, forward_only=True)
+            if rows
+            else empty_statistics(self.platform.device)
+        )
         for chunk in model:
             chunk.train()
         named = named_means(reduce_statistics(totals).numbers())
@@ -155,17 +175,21 @@ class Validation:
         contact_sheet(truth[:first], frames, truth[first:], folder / f"step_{step:08d}.png")
 
     def pixel_error(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
-        """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last given frame instead.
+        """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last
+        given frame instead.
 
-        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit), guidance 1, 20 steps, noise fixed by the seed;
-        pixels in [0, 1].
+        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit), guidance 1, 20 steps,
+        noise fixed by the seed; pixels in [0, 1].
         """
         given, generated = self._given()
         settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
         mine = self.samples[: self._mine(self.config.eval.final_scenes)]
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         predicted = predict(denoise, mine, given, generated, settings, self.config.train.seed)
-        sums, count = torch.zeros(2, device=self.platform.device), torch.zeros((), dtype=torch.int64, device=self.platform.device)
+        sums, count = (
+            torch.zeros(2, device=self.platform.device),
+            torch.zeros((), dtype=torch.int64, device=self.platform.device),
+        )
         if is_reader():
             for sample, latents in zip(self.read, predicted):
                 assert sample.pixels is not None
@@ -176,6 +200,11 @@ class Validation:
         for part in (sums, count):
             torch.distributed.all_reduce(part)
         (ours, repeat), scenes = sums.tolist(), float(count)
-        result = {"prediction_mse": ours / scenes, "repeat_last_mse": repeat / scenes, "prediction_ratio": ours / repeat, "prediction_scenes": scenes}
+        result = {
+            "prediction_mse": ours / scenes,
+            "repeat_last_mse": repeat / scenes,
+            "prediction_ratio": ours / repeat,
+            "prediction_scenes": scenes,
+        }
         writer.log(step, result)
         return result

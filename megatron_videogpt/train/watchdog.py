@@ -1,12 +1,15 @@
-"""Ends a run that cannot go on, with one line that says why, where a rank would wait for ever or die in a traceback of its communication library.
+"""Ends a run that cannot go on, with one line that says why, where a rank would wait for ever or die in a traceback of
+its communication library.
 
-Three things end a run: a phase of the main thread that lasts longer than `train.timeout_minutes`; another process of this node that was killed; and the
-launcher's own death.  A thread looks twice a second, since the main thread may sit inside a collective operation that never returns.
+Three things end a run: a phase of the main thread that lasts longer than `train.timeout_minutes`; another process of
+this node that was killed; and the launcher's own death.  A thread looks twice a second, since the main thread may sit
+inside a collective operation that never returns.
 
-The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files, named after the launcher and its restart
-count, in a place that its user alone can enter: what stands there decides whose processes are ended.  That needs no network, works before the process
-group exists and while it hangs, and cannot mix up the process ids of two machines.  A process that ends properly removes its file; one that fails with
-an error of its own writes so; what a killed one leaves says neither.
+The processes of one launcher (torchrun's agent on a node) find each other through a folder of small files, named after
+the launcher and its restart count, in a place that its user alone can enter: what stands there decides whose processes
+are ended.  That needs no network, works before the process group exists and while it hangs, and cannot mix up the
+process ids of two machines.  A process that ends properly removes its file; one that fails with an error of its own
+writes so; what a killed one leaves says neither.
 """
 
 from __future__ import annotations
@@ -40,7 +43,16 @@ GRACE = 3.0
 STALE = 60.0
 """Seconds: files older than this at the start belong to an earlier round of the same launcher."""
 
-LOST = ("gloo", "NCCL", "HCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out waiting")
+LOST = (
+    "gloo",
+    "NCCL",
+    "HCCL",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Timed out waiting",
+)
 """What communication libraries say, beside torch.distributed's own exception types, when a peer is gone."""
 
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
@@ -53,7 +65,9 @@ JOINT_GRACE = 2.0
 
 @dataclass(frozen=True)
 class Phase:
-    """What the main thread does, since when (seconds, monotonic), whether `train.timeout_minutes` limits it, and seconds on top of that."""
+    """What the main thread does, since when (seconds, monotonic), whether `train.timeout_minutes` limits it, and
+    seconds on top of that.
+    """
 
     name: str
     since: float
@@ -62,7 +76,9 @@ class Phase:
 
 
 def _stat(pid: int | str) -> list[str]:
-    """What the kernel says of a process: state, parent, group, ..., start at place 19 (`man proc_pid_stat`, without the first two); empty when it is gone."""
+    """What the kernel says of a process: state, parent, group, ..., start at place 19 (`man proc_pid_stat`, without the
+    first two); empty when it is gone.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -70,7 +86,9 @@ def _stat(pid: int | str) -> list[str]:
 
 
 def process_start_time(pid: int) -> str | None:
-    """When a process started, as the kernel counts; None when it is gone or only waits to be reaped.  "?" where /proc does not say."""
+    """When a process started, as the kernel counts; None when it is gone or only waits to be reaped.  "?" where /proc
+    does not say.
+    """
     fields = _stat(pid)
     if not fields:
         return None if os.path.isdir("/proc/self") or not _answers(pid) else "?"
@@ -78,7 +96,9 @@ def process_start_time(pid: int) -> str | None:
 
 
 def kill_children(pid: int) -> None:
-    """Kill the helpers that a rank leaves behind (loaders, checkpoint writers): its children, and its process group where it leads one."""
+    """Kill the helpers that a rank leaves behind (loaders, checkpoint writers): its children, and its process group
+    where it leads one.
+    """
     for path in Path("/proc").glob("[0-9]*/stat"):
         other, fields = int(path.parent.name), _stat(path.parent.name)
         if fields and other != pid and str(pid) in fields[1:3]:
@@ -99,7 +119,9 @@ def _answers(pid: int) -> bool:
 
 
 def _launcher() -> int:
-    """Process id of torchrun's agent; -1 when it died before this process got here, and the system's first process took its place."""
+    """Process id of torchrun's agent; -1 when it died before this process got here, and the system's first process took
+    its place.
+    """
     parent = os.getppid()
     try:
         return -1 if parent == 1 and b"torch" not in Path("/proc/1/cmdline").read_bytes() else parent
@@ -108,7 +130,9 @@ def _launcher() -> int:
 
 
 def private_folder() -> Path:
-    """A folder in the temporary folder that belongs to this user and that nobody else can enter; UserError where another one is in its place."""
+    """A folder in the temporary folder that belongs to this user and that nobody else can enter; UserError where
+    another one is in its place.
+    """
     folder = Path(tempfile.gettempdir()) / f"megatron_videogpt_{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -117,7 +141,8 @@ def private_folder() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a folder"
         raise UserError(
-            f"{folder}: {kind} of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; expected a folder of user {os.getuid()} with mode 0700, "
+            f"{folder}: {kind} of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; expected a "
+            f"folder of user {os.getuid()} with mode 0700, "
             "through which the ranks of a node find each other: remove it, or set TMPDIR to a folder of your own"
         )
     return folder
@@ -131,9 +156,11 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 class Watchdog:
-    """A context for the whole run; `phase` says what comes next.  Works with torchrun and without (then only phases are watched).
+    """A context for the whole run; `phase` says what comes next.  Works with torchrun and without (then only phases are
+    watched).
 
-    An exception that leaves the context passes through, but for lost connections: these become one line and the process's end.
+    An exception that leaves the context passes through, but for lost connections: these become one line and the
+    process's end.
     """
 
     def __init__(self, timeout_minutes: float, output: Path) -> None:
@@ -149,7 +176,8 @@ class Watchdog:
         self._file = -1
 
     def phase(self, name: str, limited: bool = True, joint: bool = False) -> None:
-        """What the main thread does from now on; `limited=False` where a long time is no sign of trouble (collectives keep their own limit).
+        """What the main thread does from now on; `limited=False` where a long time is no sign of trouble (collectives
+        keep their own limit).
 
         joint: it waits for other ranks, so that one of them which hangs in a phase of its own should speak first.
         """
@@ -164,7 +192,9 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None and is_lost_connection(error):
             self.log.error("lost a connection", exc_info=error)
             self._explain(error)
@@ -183,7 +213,12 @@ class Watchdog:
     def _tell_once(self, error: BaseException) -> None:
         """Raise PeerFailed where a neighbour has failed in just this way: one traceback is enough."""
         text = one_line(error)
-        if isinstance(error, Exception) and not is_user_error(error) and not isinstance(error, PeerFailed) and not self._is_first(text):
+        if (
+            isinstance(error, Exception)
+            and not is_user_error(error)
+            and not isinstance(error, PeerFailed)
+            and not self._is_first(text)
+        ):
             rank, said = self._reported()
             if said == text:
                 raise PeerFailed(int(rank), f"rank {rank} failed in the same way: {text}") from error
@@ -213,12 +248,16 @@ class Watchdog:
             if now.limited and lasted > 60 * self.timeout_minutes + now.grace:
                 limit = f"train.timeout_minutes = {self.timeout_minutes:g}"
                 self._end(
-                    f"error (rank {self.rank}): '{now.name}' took longer than {limit}; this rank or one it waits for hangs: compare the ends of "
+                    f"error (rank {self.rank}): '{now.name}' took longer than {limit}; this rank or one it "
+                    "waits for hangs: compare the ends of "
                     f"{log_path(self.output, self.rank).parent}, or raise the limit where so long is right; {RESTART}"
                 )
             self._look()
             if self._launcher and os.getppid() != self._launcher:
-                self._end(f"error: the launcher (torchrun, pid {self._launcher}) is gone, and a run cannot go on without it; {RESTART}")
+                self._end(
+                    f"error: the launcher (torchrun, pid {self._launcher}) is gone, and a run cannot go on "
+                    f"without it; {RESTART}"
+                )
 
     def _pause(self) -> float:
         """Seconds to the next look: the very end of the phase's time, where that is nearer."""
@@ -239,7 +278,9 @@ class Watchdog:
         return found
 
     def _look(self) -> None:
-        """End this process if another one of this launcher is dead: with a line when it was killed, silently when it printed its own."""
+        """End this process if another one of this launcher is dead: with a line when it was killed, silently when it
+        printed its own.
+        """
         dead = [about for about in self._siblings() if process_start_time(about["pid"]) != about["born"]]
         # A process that ended between the two looks has removed its file by now.
         dead = [about for about in dead if (self._folder or Path()).joinpath(f"rank_{about['rank']:05d}").exists()]
@@ -249,12 +290,17 @@ class Watchdog:
             for about in killed:
                 kill_children(about["pid"])
             logs = ", ".join(str(log_path(self.output, about["rank"])) for about in killed)
-            self._end(f"error: {who} died during '{killed[0]['phase']}': killed, or out of memory; see {logs} and the kernel's log (dmesg); {RESTART}")
+            self._end(
+                f"error: {who} died during '{killed[0]['phase']}': killed, or out of memory; see {logs} and "
+                f"the kernel's log (dmesg); {RESTART}"
+            )
         if dead:
             self._end("")
 
     def _explain(self, error: BaseException) -> None:
-        """End this process after a lost connection: with the news of a dead neighbour, or else with what the library said."""
+        """End this process after a lost connection: with the news of a dead neighbour, or else with what the library
+        said.
+        """
         until = time.monotonic() + GRACE
         while time.monotonic() < until:
             self._look()
@@ -263,10 +309,15 @@ class Watchdog:
             self._end("")
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         what = f"'{self._now.name}' failed: {said}"
-        self._end(f"error (rank {self.rank}): {what}; a rank on another node may be gone or unreachable: look for its own error line; {RESTART}")
+        self._end(
+            f"error (rank {self.rank}): {what}; a rank on another node may be gone or unreachable: look for "
+            f"its own error line; {RESTART}"
+        )
 
     def _end(self, line: str) -> None:
-        """Print `line` unless a neighbour has printed its own, and end the process now: nothing that waits for other ranks would return."""
+        """Print `line` unless a neighbour has printed its own, and end the process now: nothing that waits for other
+        ranks would return.
+        """
         self._write("failed")
         if line and self._is_first():
             try:

@@ -1,6 +1,7 @@
 """Damaged and hostile inputs made from real clips: each case is a pure function of its number.
 
-A case is a folder with one tar file (or one video) and what must come of it: how many samples, and which kinds of rejection, exactly or at most.
+A case is a folder with one tar file (or one video) and what must come of it: how many samples, and which kinds of
+rejection, exactly or at most.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import numpy as np
 
 from tests.clips import BIRD, CINEPAK, ODD, SOUND, TRAILER
 
-DAMAGE = frozenset({"unreadable", "truncated", "no_frames", "too_large", "too_small", "too_elongated", "too_short"})  # what damaged bytes of a video may give
+DAMAGE = frozenset(
+    {"unreadable", "truncated", "no_frames", "too_large", "too_small", "too_elongated", "too_short"}
+)  # what damaged bytes of a video may give
 TAR_DAMAGE = DAMAGE | {"corrupt_tar", "unsafe_name", "extension", "metadata", "incomplete"}
 FRAMES = 14  # of the small clips
 SOURCES = (TRAILER, BIRD, SOUND, CINEPAK, ODD)
@@ -28,7 +31,9 @@ SOURCES = (TRAILER, BIRD, SOUND, CINEPAK, ODD)
 
 @dataclass
 class Case:
-    """files: written into the case's folder; exactly: kinds of rejection and their number; allowed: kinds that may come instead; samples: that can be read."""
+    """files: written into the case's folder; exactly: kinds of rejection and their number; allowed: kinds that may come
+    instead; samples: that can be read.
+    """
 
     files: dict[str, bytes]
     exactly: Counter[str] | None = None
@@ -42,7 +47,10 @@ def small_clips(videos: Path) -> dict[str, bytes]:
     for name in SOURCES:
         stem, suffix = name.split(".")
         target = io.BytesIO()
-        with av.open(str(videos / name)) as source, av.open(target, "w", format={"mkv": "matroska"}.get(suffix, suffix)) as container:
+        with (
+            av.open(str(videos / name)) as source,
+            av.open(target, "w", format={"mkv": "matroska"}.get(suffix, suffix)) as container,
+        ):
             stream = source.streams.video[0]
             copy = container.add_stream_from_template(stream)
             for number, packet in enumerate(source.demux(stream)):
@@ -54,7 +62,9 @@ def small_clips(videos: Path) -> dict[str, bytes]:
     return clips
 
 
-def tar_of(members: list[tuple[str, bytes]], kinds: dict[str, bytes] | None = None, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+def tar_of(
+    members: list[tuple[str, bytes]], kinds: dict[str, bytes] | None = None, tar_format: int = tarfile.PAX_FORMAT
+) -> bytes:
     """A tar file; kinds: types of members that are no regular files."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w", format=tar_format) as tar:
@@ -72,7 +82,10 @@ def pairs(clips: dict[str, bytes], rng: random.Random, count: int) -> list[tuple
     members = []
     for i in range(count):
         name = rng.choice(sorted(clips))
-        members += [(f"good_{i}.{name.split('.')[1]}", clips[name]), (f"good_{i}.json", json.dumps({"caption": "a clip"}).encode())]
+        members += [
+            (f"good_{i}.{name.split('.')[1]}", clips[name]),
+            (f"good_{i}.json", json.dumps({"caption": "a clip"}).encode()),
+        ]
     return members
 
 
@@ -131,14 +144,32 @@ def corrupt_tar(clips: dict[str, bytes], rng: random.Random) -> Case:
 def hostile_names(clips: dict[str, bytes], rng: random.Random) -> Case:
     """Names that lead out of the folder, links and devices among good samples."""
     video = clips[SOURCES[0]]
-    names = ["../evil.mp4", "/tmp/evil.mp4", "a/../../evil.mp4", "..\\evil.mp4", "C:\\evil.mp4", "line\nbreak.mp4", "./../evil.json"]
-    special = {"s.mp4": tarfile.SYMTYPE, "h.mp4": tarfile.LNKTYPE, "c.mp4": tarfile.CHRTYPE, "b.mp4": tarfile.BLKTYPE, "f.mp4": tarfile.FIFOTYPE}
+    names = [
+        "../evil.mp4",
+        "/tmp/evil.mp4",
+        "a/../../evil.mp4",
+        "..\\evil.mp4",
+        "C:\\evil.mp4",
+        "line\nbreak.mp4",
+        "./../evil.json",
+    ]
+    special = {
+        "s.mp4": tarfile.SYMTYPE,
+        "h.mp4": tarfile.LNKTYPE,
+        "c.mp4": tarfile.CHRTYPE,
+        "b.mp4": tarfile.BLKTYPE,
+        "f.mp4": tarfile.FIFOTYPE,
+    }
     chosen = rng.sample(names, rng.randrange(1, 5))
     links = rng.sample(sorted(special), rng.randrange(0, 4))
     bad = [(name, video) for name in chosen] + [(name, b"") for name in links]
     members = pairs(clips, rng, 2) + bad
     tar_format = rng.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-    return Case({"a.tar": tar_of(members, {name: special[name] for name in links}, tar_format)}, Counter(unsafe_name=len(bad)), samples=2)
+    return Case(
+        {"a.tar": tar_of(members, {name: special[name] for name in links}, tar_format)},
+        Counter(unsafe_name=len(bad)),
+        samples=2,
+    )
 
 
 def wrong_extensions(clips: dict[str, bytes], rng: random.Random) -> Case:
@@ -153,7 +184,10 @@ def wrong_extensions(clips: dict[str, bytes], rng: random.Random) -> Case:
 def exchanged_extensions(clips: dict[str, bytes], rng: random.Random) -> Case:
     """A video under another container's extension is recognised by its bytes."""
     members = [
-        (name if name.endswith("json") else name.rpartition(".")[0] + rng.choice([".mp4", ".MKV", ".webm", ".avi"]), data)
+        (
+            name if name.endswith("json") else name.rpartition(".")[0] + rng.choice([".mp4", ".MKV", ".webm", ".avi"]),
+            data,
+        )
         for name, data in pairs(clips, rng, 3)
     ]
     return Case({"a.tar": tar_of(members)}, Counter(), samples=3)
@@ -194,7 +228,10 @@ def bad_metadata(clips: dict[str, bytes], rng: random.Random) -> Case:
 
 def lying_metadata(clips: dict[str, bytes], rng: random.Random) -> Case:
     """More frames than the video has: found when they are read."""
-    members = [("a.mp4", clips[SOURCES[0]]), ("a.json", json.dumps({"width": 320, "height": 180, "frames": FRAMES + rng.randrange(10, 1000)}).encode())]
+    members = [
+        ("a.mp4", clips[SOURCES[0]]),
+        ("a.json", json.dumps({"width": 320, "height": 180, "frames": FRAMES + rng.randrange(10, 1000)}).encode()),
+    ]
     return Case({"a.tar": tar_of(members + pairs(clips, rng, 1))}, Counter(too_short=1), samples=1)
 
 
@@ -243,7 +280,9 @@ def claimed_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
 
 def no_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
     """Sound without pictures, a video stream without packets, and a file without bytes."""
-    suffix, pictures = rng.choice([("mp4", False), ("mkv", False), ("avi", False), ("mp4", True), ("mkv", True), ("", True)])
+    suffix, pictures = rng.choice(
+        [("mp4", False), ("mkv", False), ("avi", False), ("mp4", True), ("mkv", True), ("", True)]
+    )
     if not suffix:
         return Case({"a.tar": tar_of([*pairs(clips, rng, 1), ("e.mp4", b"")])}, Counter(no_frames=1), samples=1)
     target = io.BytesIO()
@@ -253,7 +292,11 @@ def no_frames(clips: dict[str, bytes], rng: random.Random) -> Case:
             video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
             container.start_encoding()
         else:
-            sound = container.add_stream("pcm_s16le", rate=44100) if suffix != "mp4" else container.add_stream("aac", rate=44100)
+            sound = (
+                container.add_stream("pcm_s16le", rate=44100)
+                if suffix != "mp4"
+                else container.add_stream("aac", rate=44100)
+            )
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1024), np.int16), "s16", "stereo")
             frame.rate = 44100
             container.mux(sound.encode(frame))

@@ -35,7 +35,15 @@ def video_shards(folder: Path, videos: Path, names: Sequence[str] = CLIPS, each:
     return folder
 
 
-def latent_shards(folder: Path, videos: Path, codec: Codec, longest_side: int, multiple: int, names: Sequence[str] = CLIPS, each: int = 4) -> Path:
+def latent_shards(
+    folder: Path,
+    videos: Path,
+    codec: Codec,
+    longest_side: int,
+    multiple: int,
+    names: Sequence[str] = CLIPS,
+    each: int = 4,
+) -> Path:
     """All frames of the videos, encoded; float32."""
     facts = facts_of(codec, longest_side, multiple, "fp32")
     writer = ShardWriter(folder, "latents", facts, shard_count=each)

@@ -20,8 +20,12 @@ def number(out: str, title: str, column: int = 1) -> float:
     return float(row.split("│")[column + 1].strip().replace(",", ""))
 
 
-def test_real_clips_are_counted(videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short videos are left out by kind, the others' durations are those of their containers, and packing says what it gains."""
+def test_real_clips_are_counted(
+    videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short videos are left out by kind, the others' durations are those of their containers, and packing says what it
+    gains.
+    """
     monkeypatch.setenv("COLUMNS", "140")
     wide, narrow = [], 0
     for path in (path for path in videos.rglob("*") if path.suffix in EXTENSIONS):
@@ -31,7 +35,16 @@ def test_real_clips_are_counted(videos: Path, capsys: pytest.CaptureFixture[str]
                 narrow += 1
             else:
                 wide.append(stream.frames / float(stream.average_rate))
-    common = ["check", str(EXAMPLE), "--data", "--gpus", "4", f"data.path={videos}", "codec.name=tiny", "train.global_batch_size=40"]
+    common = [
+        "check",
+        str(EXAMPLE),
+        "--data",
+        "--gpus",
+        "4",
+        f"data.path={videos}",
+        "codec.name=tiny",
+        "train.global_batch_size=40",
+    ]
     assert main([*common, "data.min_frames=2", "data.min_side=130", "data.validation_fraction=0.2"]) == 0
     plain = capsys.readouterr().out
     assert number(plain, "too_small") == narrow > 0

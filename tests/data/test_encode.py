@@ -82,7 +82,11 @@ def encode(source: Path, output: Path, codec: Any, bad: float = 1.0, **options: 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def test_the_number_of_processes_changes_nothing(videos: Path, tmp_path: Path) -> None:
@@ -94,7 +98,11 @@ def test_the_number_of_processes_changes_nothing(videos: Path, tmp_path: Path) -
     common = [str(tmp_path / "raw"), "--codec", "tiny", "--part", "1", *SIZES, "--max-bad-fraction", "1"]
     alone = run([sys.executable, TOOL, *common, "--output", str(tmp_path / "one"), "--workers", "1"])
     assert alone.returncode == 0, alone.stderr[-3000:]
-    assert "3 videos, 193 frames encoded" in alone.stdout and "rejected: 1 unreadable" in alone.stdout and "frames/s" in alone.stdout
+    assert (
+        "3 videos, 193 frames encoded" in alone.stdout
+        and "rejected: 1 unreadable" in alone.stdout
+        and "frames/s" in alone.stdout
+    )
     together = torchrun(2, TOOL, *common, "--output", str(tmp_path / "two"), "--workers", "0")
     assert "3 videos, 193 frames encoded" in together.stdout
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
@@ -107,7 +115,9 @@ def test_the_number_of_processes_changes_nothing(videos: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("fail", [1, 3, 6, 7, 9])
 def test_an_interrupted_encoding_goes_on(made: Path, tmp_path: Path, fail: int) -> None:
-    """The codec is interrupted at call ``fail`` (9 calls encode all); the second run ends with the same bytes and repeats less than what was done."""
+    """The codec is interrupted at call ``fail`` (9 calls encode all); the second run ends with the same bytes and
+    repeats less than what was done.
+    """
     codec = build_codec(CodecConfig())
     whole = Watched(codec)
     encode(made, tmp_path / "whole", whole)
@@ -118,7 +128,8 @@ def test_an_interrupted_encoding_goes_on(made: Path, tmp_path: Path, fail: int) 
     finished = len(list((tmp_path / "cut").glob("*.tar")))
     encode(made, tmp_path / "cut", second)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    # The two longest take two calls each.  A shard is whole when the next video comes, or when the part of 4 videos ends: of those done, one may come again.
+    # The two longest take two calls each.  A shard is whole when the next video comes, or when the part of 4 videos
+    # ends: of those done, one may come again.
     done = [0, 1, 2, 3, 4, 5, 5, 6, 6][fail - 1]
     assert done - 1 <= finished <= done and second.frames == sum(20 + 10 * i for i in range(finished, 7))
     third = Watched(codec)
@@ -127,8 +138,12 @@ def test_an_interrupted_encoding_goes_on(made: Path, tmp_path: Path, fail: int) 
 
 
 @pytest.mark.parametrize(("nan", "kept"), [(1, True), (2, False)])
-def test_rejections_before_the_last_whole_shard_are_kept_and_later_ones_tried_again(made: Path, tmp_path: Path, nan: int, kept: bool) -> None:
-    """Interrupted at the fourth video: the shard of the last but one good video is whole, and resuming starts behind it."""
+def test_rejections_before_the_last_whole_shard_are_kept_and_later_ones_tried_again(
+    made: Path, tmp_path: Path, nan: int, kept: bool
+) -> None:
+    """Interrupted at the fourth video: the shard of the last but one good video is whole, and resuming starts behind
+    it.
+    """
     codec = build_codec(CodecConfig())
     with pytest.raises(KeyboardInterrupt):
         encode(made, tmp_path / "out", Watched(codec, fail=4, nan=nan))
@@ -148,7 +163,10 @@ def test_what_cannot_be_encoded_is_left_out_and_named(made: Path, tmp_path: Path
     done = encode(tmp_path / "raw", tmp_path / "out", Watched(codec, nan=2))
     assert (done.videos, done.frames, done.rejections.counts) == (3, 20 + 40 + 50, {"codec": 1})
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [(Path(line["name"]).name, line["kind"]) for line in lines] == [("small.mp4", "too_small"), ("v1.mp4", "codec")]
+    assert [(Path(line["name"]).name, line["kind"]) for line in lines] == [
+        ("small.mp4", "too_small"),
+        ("v1.mp4", "codec"),
+    ]
     assert "--dtype" in lines[1]["reason"]
     index = load_index(tmp_path / "out")
     assert [index.key(i) for i in range(len(index))] == ["v0", "v2", "v3"]
@@ -174,7 +192,9 @@ def test_training_refuses_latents_of_another_vae(made: Path, kl: Path, tmp_path:
     codec = build_codec(CodecConfig("autoencoder_kl", str(kl)))
     other = build_codec(CodecConfig("autoencoder_kl", str(small_kl(tmp_path / "other", seed=1))))
     encode(made, tmp_path / "out", codec)
-    config = DataConfig(source="shards", path=str(tmp_path / "out"), frames=4, clips=(1, 4), longest_side=64, min_side=64)
+    config = DataConfig(
+        source="shards", path=str(tmp_path / "out"), frames=4, clips=(1, 4), longest_side=64, min_side=64
+    )
     assert len(open_source(config, codec).train) > 0
     with pytest.raises(ValueError, match="codec.path") as caught:
         open_source(config, other)
@@ -182,11 +202,15 @@ def test_training_refuses_latents_of_another_vae(made: Path, kl: Path, tmp_path:
     assert "\n" not in text and codec.fingerprint[:12] in text and other.fingerprint[:12] in text
 
 
-def test_a_vae_that_joins_frames_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vae_that_joins_frames_is_refused(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
-    AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).save_pretrained(tmp_path)
+    AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ).save_pretrained(tmp_path)
     spec = importlib.util.spec_from_file_location("encode_latents", TOOL)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

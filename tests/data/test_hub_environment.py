@@ -28,7 +28,9 @@ from megatron_videogpt.hub.next_clip.denoiser_videogpt import denoiser_of  # noq
 from tests.unit.test_hub import LONG, model_of  # noqa: E402
 from tests.unit.test_hub_pipeline import drawn, picture  # noqa: E402
 
-CONSTRAINTS = dict(line.split("==") for line in (REPOSITORY / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
+CONSTRAINTS = dict(
+    line.split("==") for line in (REPOSITORY / "constraints-cpu.txt").read_text().splitlines() if "==" in line
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     weights = dense.random_weights(tiny, 1)
     folder = export(work / "folder", tiny, weights, model_type="phi3", architectures=["Phi3ForCausalLM"])
     draw, clips, video = torch.Generator().manual_seed(0), [2, 1], torch.from_numpy(picture(3, 48, 64))
-    noisy, clean, t = torch.randn(1, 3, 16, 4, 6, generator=draw), torch.randn(1, 2, 16, 4, 6, generator=draw), torch.rand(1, 3, generator=draw)
+    noisy, clean, t = (
+        torch.randn(1, 3, 16, 4, 6, generator=draw),
+        torch.randn(1, 2, 16, 4, 6, generator=draw),
+        torch.rand(1, 3, generator=draw),
+    )
     history = build_codec(CodecConfig()).encode(to_model_range(video.numpy()))[0]
     denoiser, how = denoiser_of(model_of(tiny, weights), cache=False), Settings((2, 1), 80, 3, 3.0)
     latents = continue_videos(denoiser, [history], how, drawn(5))[0]
-    given_tensors = {"noisy": noisy, "clean": clean, "t": t, "clips": torch.tensor(clips), "video": video, "latents": latents}
+    given_tensors = {
+        "noisy": noisy,
+        "clean": clean,
+        "t": t,
+        "clips": torch.tensor(clips),
+        "video": video,
+        "latents": latents,
+    }
     given_tensors["pred"] = dense.forward(weights, tiny, clips, noisy[0], clean[0], t[0])[None]
     save_file(given_tensors, work / "given.safetensors")
     return folder, work / "given.safetensors"
@@ -73,13 +86,17 @@ def test_torch_transformers_and_diffusers_suffice(name: str, exported: tuple[Pat
     run_script(name, SCRIPT, exported, tmp_path, "accelerate", "matplotlib", "av")
 
 
-def test_the_pipeline_s_parts_move_to_the_device_and_back_with_accelerate(exported: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_pipeline_s_parts_move_to_the_device_and_back_with_accelerate(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
     run_script("accelerate", OFFLOAD, exported, tmp_path)
 
 
 def test_versions_that_were_tried_are_those_that_the_card_and_setup_name() -> None:
     setup = (REPOSITORY / "setup.py").read_text()
-    pairs = {tuple(pins.get(package, CONSTRAINTS[package]) for package in card.RUNS_WITH) for pins in hub_env.PINS.values()}
+    pairs = {
+        tuple(pins.get(package, CONSTRAINTS[package]) for package in card.RUNS_WITH) for pins in hub_env.PINS.values()
+    }
     assert pairs == set(card.TRIED)
     for package, versions in zip(card.RUNS_WITH, zip(*card.TRIED)):
         assert f'"{package}{card.RUNS_WITH[package]}"' in setup
@@ -91,14 +108,23 @@ TWO = "import sys; from tests.hub_env import python_of; print(python_of('install
 
 def test_two_processes_at_once_make_one_environment_and_leave_nothing_half_made(tmp_path: Path) -> None:
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    started = [subprocess.Popen([sys.executable, "-c", TWO], cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", TWO], cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     first, second = (process.communicate(timeout=300)[0].strip() for process in started)
     assert first == second and Path(first).is_file() and all(process.returncode == 0 for process in started)
     folder = Path(first).parent.parent
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
     # Versions are part of the name, and what is not needed is not there.
     names = {path.name for path in (folder / "lib").glob("python*/site-packages/*")}
-    assert {"torch", "transformers", "diffusers"} <= names and not names & {"megatron", "accelerate", "av", "matplotlib", "megatron_videogpt"}
+    assert {"torch", "transformers", "diffusers"} <= names and not names & {
+        "megatron",
+        "accelerate",
+        "av",
+        "matplotlib",
+        "megatron_videogpt",
+    }
 
 
 def test_an_environment_that_was_not_finished_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,5 +151,8 @@ def test_the_lock_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(hub_env, "SECONDS", 0.2)
     hub_env.cache_folder().mkdir()
-    with filelock.FileLock(hub_env.cache_folder() / f"hub-env-{hub_env._digest('installed')}.lock"), pytest.raises(filelock.Timeout):
+    with (
+        filelock.FileLock(hub_env.cache_folder() / f"hub-env-{hub_env._digest('installed')}.lock"),
+        pytest.raises(filelock.Timeout),
+    ):
         hub_env.python_of("installed")

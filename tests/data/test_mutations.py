@@ -1,4 +1,6 @@
-"""2,000 damaged and hostile inputs: frames or a rejection of the right kind, and nothing else: no crash, no hang, no leak, no file outside."""
+"""2,000 damaged and hostile inputs: frames or a rejection of the right kind, and nothing else: no crash, no hang, no
+leak, no file outside.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ GROWTH = 300e6  # bytes of memory that a process may gain after its first inputs
 
 @dataclass
 class Outcome:
-    """samples: that could be read; kinds: of rejection; left: files there are afterwards; then the process, its open files and its memory in bytes."""
+    """samples: that could be read; kinds: of rejection; left: files there are afterwards; then the process, its open
+    files and its memory in bytes.
+    """
 
     samples: int
     kinds: Counter[str]
@@ -50,7 +54,11 @@ def run(task: tuple[int, Path, Path]) -> Outcome:
         (folder / name).write_bytes(data)
     kinds: Counter[str] = Counter()
     samples = 0
-    for video in read_tar(folder, root / "cache", kinds) if "a.tar" in case.files else [*(folder / name for name in case.files), *case_blobs(case.files)]:
+    for video in (
+        read_tar(folder, root / "cache", kinds)
+        if "a.tar" in case.files
+        else [*(folder / name for name in case.files), *case_blobs(case.files)]
+    ):
         try:
             frames, expected = video if isinstance(video, tuple) else (video, None)
             samples += read(frames, expected)
@@ -58,10 +66,20 @@ def run(task: tuple[int, Path, Path]) -> Outcome:
             assert "\n" not in str(error)
             kinds[error.kind] += 1
     if "a.tar" not in case.files:
-        assert samples in (0, 2) and all(count == 2 for count in kinds.values()), (samples, kinds)  # from the file and from its bytes alike
+        assert samples in (0, 2) and all(count == 2 for count in kinds.values()), (
+            samples,
+            kinds,
+        )  # from the file and from its bytes alike
         samples, kinds = samples // 2, Counter({kind: count // 2 for kind, count in kinds.items()})
     process = psutil.Process()
-    return Outcome(samples, kinds, sorted(path.name for path in folder.rglob("*")), os.getpid(), process.num_fds(), process.memory_info().rss)
+    return Outcome(
+        samples,
+        kinds,
+        sorted(path.name for path in folder.rglob("*")),
+        os.getpid(),
+        process.num_fds(),
+        process.memory_info().rss,
+    )
 
 
 def case_blobs(files: dict[str, bytes]) -> list[Blob]:
@@ -104,12 +122,34 @@ def check(numbers: range, videos: Path, root: Path) -> None:
             outcome = pool.wait(number)
             by_process[outcome.process].append(outcome)
             expected = set(case.files) | {name for name in outcome.left if name.startswith(("index", ".index"))}
-            exact = case.exactly if case.exactly is None or case.samples or "a.tar" not in case.files else Counter({"none usable": 1})
-            good = set(outcome.kinds) <= case.allowed | {"none usable"} if exact is None else outcome.kinds == exact and outcome.samples == case.samples
+            exact = (
+                case.exactly
+                if case.exactly is None or case.samples or "a.tar" not in case.files
+                else Counter({"none usable": 1})
+            )
+            good = (
+                set(outcome.kinds) <= case.allowed | {"none usable"}
+                if exact is None
+                else outcome.kinds == exact and outcome.samples == case.samples
+            )
             if not good or set(outcome.left) != expected:
-                wrong.append((number, family, outcome.samples, dict(outcome.kinds), outcome.left, "instead of", case.samples, dict(exact or {})))
+                wrong.append(
+                    (
+                        number,
+                        family,
+                        outcome.samples,
+                        dict(outcome.kinds),
+                        outcome.left,
+                        "instead of",
+                        case.samples,
+                        dict(exact or {}),
+                    )
+                )
         outcomes = [outcome for found in by_process.values() for outcome in found]
-    assert sum(outcome.samples > 0 for outcome in outcomes) > len(numbers) // 3 and sum(bool(outcome.kinds) for outcome in outcomes) > len(numbers) // 3
+    assert (
+        sum(outcome.samples > 0 for outcome in outcomes) > len(numbers) // 3
+        and sum(bool(outcome.kinds) for outcome in outcomes) > len(numbers) // 3
+    )
     assert not wrong, f"{len(wrong)} of {len(numbers)}: {wrong[:10]}"
     assert {path.name for path in root.iterdir()} == {"cache", *map(str, numbers)}
     for outcomes in by_process.values():

@@ -1,4 +1,6 @@
-"""Shards from videos: bytes, metadata and order against the sources; any number of workers, kills and repeats give the same folder; scenes bit for bit."""
+"""Shards from videos: bytes, metadata and order against the sources; any number of workers, kills and repeats give the
+same folder; scenes bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,12 @@ def samples(folder: Path) -> dict[str, tuple[str, bytes, dict]]:
                 assert file is not None
                 found.setdefault(key, {})[suffix] = file.read()
     return {
-        key: (next(s for s in files if s != "json"), next(files[s] for s in files if s != "json"), json.loads(files["json"])) for key, files in found.items()
+        key: (
+            next(s for s in files if s != "json"),
+            next(files[s] for s in files if s != "json"),
+            json.loads(files["json"]),
+        )
+        for key, files in found.items()
     }
 
 
@@ -79,7 +86,9 @@ def source(videos: Path, tmp_path: Path) -> Path:
 
 def test_shards_hold_the_files_and_what_is_known_of_them(source: Path, tmp_path: Path) -> None:
     """The tool with three workers and this process alone write the same bytes."""
-    done = run(interpreter("tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", 3, "--shard-mb", 0.2))
+    done = run(
+        interpreter("tools/prepare_videos.py", source, "--output", tmp_path / "out", "--workers", 3, "--shard-mb", 0.2)
+    )
     assert done.returncode == 0, done.stderr
     found = samples(tmp_path / "out")
     paths = sorted(path for path in source.rglob("*") if path.name in NAMES)
@@ -87,15 +96,27 @@ def test_shards_hold_the_files_and_what_is_known_of_them(source: Path, tmp_path:
     for path, (suffix, data, meta) in zip(paths, found.values()):
         info = probe(path)
         assert (f".{suffix}", data) == (path.suffix, path.read_bytes())
-        assert {name: meta[name] for name in ("width", "height", "frames")} == {"width": info.width, "height": info.height, "frames": info.frames}
+        assert {name: meta[name] for name in ("width", "height", "frames")} == {
+            "width": info.width,
+            "height": info.height,
+            "frames": info.frames,
+        }
         assert meta["duration"] == pytest.approx(info.frames / info.fps) and meta["fps"] == pytest.approx(info.fps)
         assert meta["source"] == str(path.relative_to(source))
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     assert [(line["name"], line["row"]) for line in lines] == [("empty.mp4", 2), ("text.mp4", 7), ("torn.mp4", 8)]
-    assert lines[0]["kind"] == "no_frames" and lines[1]["kind"] == "unreadable" and "1 rejected: no_frames" in " ".join(done.stdout.split())
+    assert (
+        lines[0]["kind"] == "no_frames"
+        and lines[1]["kind"] == "unreadable"
+        and "1 rejected: no_frames" in " ".join(done.stdout.split())
+    )
     report, worked = prepare(Options((str(source),), shard_mb=0.2), tmp_path / "again", 0, 60)
     assert worked and contents(tmp_path / "again") == contents(tmp_path / "out")
-    assert report.videos == len(NAMES) and report.frames == sum(probe(path).frames for path in paths) and sum(report.rejected.values()) == 3
+    assert (
+        report.videos == len(NAMES)
+        and report.frames == sum(probe(path).frames for path in paths)
+        and sum(report.rejected.values()) == 3
+    )
     assert report.shards == len(list((tmp_path / "out").glob("*.tar"))) > 2
     index = load_index(tmp_path / "out")
     assert [index.key(i) for i in range(len(index))] == list(found) and index.data(0) == paths[0].read_bytes()
@@ -113,7 +134,9 @@ def test_a_finished_folder_is_left_alone_and_another_command_refused(source: Pat
     shutil.copyfile(source / NAMES[0], source / "new.avi")
     code, _, err = tool(source, *options)
     assert code == 2 and "have changed since (rows = 9 and now rows = 10)" in err
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")
+    }
 
 
 def test_one_process_at_a_time_writes_to_a_folder(source: Path, tmp_path: Path) -> None:
@@ -187,7 +210,9 @@ def test_files_that_crash_or_stall_their_reader_are_left_out(source: Path, tmp_p
 def test_limits_filter_and_nothing_usable_is_an_error(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(Options((str(source),), min_side=130, max_aspect=2.0, min_frames=63), out, 0, 60)
-    kinds = {json.loads(line)["name"]: json.loads(line)["kind"] for line in (out / "rejected.jsonl").read_text().splitlines()}
+    kinds = {
+        json.loads(line)["name"]: json.loads(line)["kind"] for line in (out / "rejected.jsonl").read_text().splitlines()
+    }
     # 160x128 is too small, 320x136 too long; 62 frames are too few.
     expected = {f"more/{SCENES}": "too_elongated", ODD: "too_short", CINEPAK: "too_small"}
     assert {name: kinds.get(name) for name in expected} == expected
@@ -206,7 +231,12 @@ def test_limits_filter_and_nothing_usable_is_an_error(source: Path, tmp_path: Pa
 def test_shards_are_sharded_anew_with_their_metadata(source: Path, tmp_path: Path) -> None:
     """Others' shards: captions in JSON or text, metadata that is none, no metadata at all."""
     (tmp_path / "others").mkdir()
-    meta = {"a": '{"caption": "one", "url": "u", "width": 1}', "b": "{no JSON", "c": None, "d": '{"caption": "four", "score": 3}'}
+    meta = {
+        "a": '{"caption": "one", "url": "u", "width": 1}',
+        "b": "{no JSON",
+        "c": None,
+        "d": '{"caption": "four", "score": 3}',
+    }
     with tarfile.open(tmp_path / "others/00000.tar", "w") as tar:
         for (key, text), name in zip(meta.items(), sorted(NAMES)):
             (tmp_path / f"{key}.json").write_text(text or "")
@@ -220,13 +250,20 @@ def test_shards_are_sharded_anew_with_their_metadata(source: Path, tmp_path: Pat
     prepare(Options((str(tmp_path / "others"),)), tmp_path / "out", 0, 60)
     found = samples(tmp_path / "out")
     assert list(found) == ["a", "b", "c", "d"]
-    assert [data for _, data, _ in found.values()] == [next(source.rglob(name)).read_bytes() for name in sorted(NAMES)[:4]]
+    assert [data for _, data, _ in found.values()] == [
+        next(source.rglob(name)).read_bytes() for name in sorted(NAMES)[:4]
+    ]
     assert [meta["caption"] for _, _, meta in found.values()] == ["one", "text b", "text c", "four"]
     assert found["a"][2]["url"] == "u" and found["a"][2]["width"] == probe(next(source.rglob(sorted(NAMES)[0]))).width
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     kinds = {(line["name"].partition("[")[0], line["kind"]) for line in lines}
     assert kinds == {("00000.tar", "metadata"), ("00001.tar", "corrupt_tar"), ("00002.tar", "truncated")}
-    prepare(Options((str(tmp_path / "out/shard-000000.tar"),), listing=Listing(where=("score>2",))), tmp_path / "twice", 0, 60)
+    prepare(
+        Options((str(tmp_path / "out/shard-000000.tar"),), listing=Listing(where=("score>2",))),
+        tmp_path / "twice",
+        0,
+        60,
+    )
     twice = samples(tmp_path / "twice")
     assert list(twice) == ["d"] and twice["d"] == found["d"]
 
@@ -237,11 +274,15 @@ def test_pieces_are_the_sources_frames_and_span_no_cut(videos: Path, name: str) 
     path = videos / name
     cuts, frames = detect_cuts(path), read_frames(path, range(probe(path).frames))
     pieces = cut_scenes(path, path.suffix, 8)
-    assert pieces and [piece.data for piece in pieces] == [piece.data for piece in cut_scenes(Blob(name, path.read_bytes()), path.suffix, 8)]
+    assert pieces and [piece.data for piece in pieces] == [
+        piece.data for piece in cut_scenes(Blob(name, path.read_bytes()), path.suffix, 8)
+    ]
     for piece in pieces:
         video = Blob(f"piece{piece.suffix}", piece.data)
         assert probe(video).frames == piece.frames >= 8 and piece.suffix == path.suffix
-        np.testing.assert_array_equal(read_frames(video, range(piece.frames)), frames[piece.first : piece.first + piece.frames])
+        np.testing.assert_array_equal(
+            read_frames(video, range(piece.frames)), frames[piece.first : piece.first + piece.frames]
+        )
         assert not any(piece.first < cut < piece.first + piece.frames for cut in cuts)
     assert all(before.first + before.frames <= after.first for before, after in zip(pieces, pieces[1:]))
 
@@ -258,7 +299,9 @@ def test_pieces_are_the_sources_frames_and_span_no_cut(videos: Path, name: str) 
     ],
 )
 def test_pieces_of_every_kind_of_coding(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
-    """Scenes of 30 frames, key frames every 12, references forwards and backwards, across key frames too: what is cut out decodes to the same pictures."""
+    """Scenes of 30 frames, key frames every 12, references forwards and backwards, across key frames too: what is cut
+    out decodes to the same pictures.
+    """
     pytest.importorskip("scenedetect")
     random = np.random.RandomState(0)
     pictures = [np.kron(random.randint(0, 256, (20, 24, 3)), np.ones((12, 12, 1))).astype(np.uint8) for _ in range(3)]
@@ -267,7 +310,13 @@ def test_pieces_of_every_kind_of_coding(tmp_path: Path, name: str, codec: str, o
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
         for i in range(90):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pictures[i // 30][i % 30 :][:144, i % 30 :][:, :176]), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(
+                        np.ascontiguousarray(pictures[i // 30][i % 30 :][:144, i % 30 :][:, :176]), format="rgb24"
+                    )
+                )
+            )
         container.mux(stream.encode(None))
     frames = read_frames(path, range(90))
     assert detect_cuts(path) == [30, 60]
@@ -275,7 +324,10 @@ def test_pieces_of_every_kind_of_coding(tmp_path: Path, name: str, codec: str, o
     assert pieces[0].first == 0 and pieces[0].frames >= 28
     for piece in pieces:
         assert piece.first // 30 == (piece.first + piece.frames - 1) // 30
-        np.testing.assert_array_equal(read_frames(Blob(f"x{piece.suffix}", piece.data), range(piece.frames)), frames[piece.first : piece.first + piece.frames])
+        np.testing.assert_array_equal(
+            read_frames(Blob(f"x{piece.suffix}", piece.data), range(piece.frames)),
+            frames[piece.first : piece.first + piece.frames],
+        )
 
 
 def test_pieces_stay_upright(videos: Path) -> None:
@@ -287,7 +339,9 @@ def test_pieces_stay_upright(videos: Path) -> None:
     video = Blob("turned.mp4", bytes(data))
     piece = cut_scenes(video, ".mp4", 8)[1]
     assert (probe(video).width, probe(video).height) == (136, 320)
-    np.testing.assert_array_equal(read_frames(Blob("x.mp4", piece.data), range(piece.frames)), read_frames(video, range(30, 76)))
+    np.testing.assert_array_equal(
+        read_frames(Blob("x.mp4", piece.data), range(piece.frames)), read_frames(video, range(30, 76))
+    )
 
 
 def test_scenes_become_samples(videos: Path, tmp_path: Path) -> None:
@@ -297,16 +351,41 @@ def test_scenes_become_samples(videos: Path, tmp_path: Path) -> None:
     largest = np.argsort(np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)))[-5:] + 1
     assert sorted(largest) == detect_cuts(videos / SCENES) == np.cumsum(SHOTS[:-1]).tolist()
     (tmp_path / "list.jsonl").write_text(json.dumps({"video": str(videos / SCENES), "caption": "shots", "key": "b"}))
-    code, _, _ = tool(tmp_path / "list.jsonl", "--scenes", "--key-column", "key", "--output", tmp_path / "out", "--workers", 1, "--shard-count", 2)
+    code, _, _ = tool(
+        tmp_path / "list.jsonl",
+        "--scenes",
+        "--key-column",
+        "key",
+        "--output",
+        tmp_path / "out",
+        "--workers",
+        1,
+        "--shard-count",
+        2,
+    )
     assert code == 0
     found = samples(tmp_path / "out")
     assert list(found) == [f"b_{i:04d}" for i in range(5)]
-    assert [(meta["first_frame"], meta["frames"]) for _, _, meta in found.values()] == [(0, 30), (30, 46), (76, 61), (137, 50), (187, 55)]
-    assert [(meta["start"], meta["end"]) for _, _, meta in found.values()] == [(0.0, 1.2), (1.2, 3.04), (3.04, 5.48), (5.48, 7.48), (7.48, 9.68)]
+    assert [(meta["first_frame"], meta["frames"]) for _, _, meta in found.values()] == [
+        (0, 30),
+        (30, 46),
+        (76, 61),
+        (137, 50),
+        (187, 55),
+    ]
+    assert [(meta["start"], meta["end"]) for _, _, meta in found.values()] == [
+        (0.0, 1.2),
+        (1.2, 3.04),
+        (3.04, 5.48),
+        (5.48, 7.48),
+        (7.48, 9.68),
+    ]
     assert all(meta["caption"] == "shots" and meta["fps"] == pytest.approx(25) for _, _, meta in found.values())
 
 
-def test_without_pyscenedetect_scenes_are_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyscenedetect_scenes_are_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     monkeypatch.setitem(sys.modules, "scenedetect.common", None)
     with pytest.raises(ValueError, match="pip install scenedetect-headless"):

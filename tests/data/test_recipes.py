@@ -1,4 +1,6 @@
-"""The recipes in examples/datasets on miniatures in each data set's published layout, with the rows and files that are never complete there."""
+"""The recipes in examples/datasets on miniatures in each data set's published layout, with the rows and files that are
+never complete there.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "examples" / "datasets"
 
 
-def video(path: Path, number: int, frames: int = 20, size: tuple[int, int] = (176, 144), codec: str = "libx264") -> None:
+def video(
+    path: Path, number: int, frames: int = 20, size: tuple[int, int] = (176, 144), codec: str = "libx264"
+) -> None:
     """A short video whose pixels depend on its number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = np.random.RandomState(number).randint(0, 256, (size[1] + frames, size[0], 3), np.uint8)
@@ -48,7 +52,12 @@ def table(path: Path, header: str, rows: list[list[Any]]) -> Path:
 
 def sharded(recipe: str, out: Path, *words: object) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """(metadata by key, kinds of rejection by name) of what the recipe makes of the sources."""
-    assert prepare_videos.main(["--recipe", str(RECIPES / f"{recipe}.toml"), "--output", str(out), "--workers", "0", *map(str, words)]) == 0
+    assert (
+        prepare_videos.main(
+            ["--recipe", str(RECIPES / f"{recipe}.toml"), "--output", str(out), "--workers", "0", *map(str, words)]
+        )
+        == 0
+    )
     index = load_index(out)
     lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     return {index.key(i): index.meta(i) for i in range(len(index))}, {line["name"]: line["kind"] for line in lines}
@@ -59,7 +68,9 @@ def captions(found: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def panda(folder: Path, clips: int) -> dict[str, str]:
-    """What the authors' video2dataset leaves: shard folders, clips with .mp4, .txt and .json, failed downloads with the latter two only, statistics."""
+    """What the authors' video2dataset leaves: shard folders, clips with .mp4, .txt and .json, failed downloads with the
+    latter two only, statistics.
+    """
     expected = {}
     for i in range(clips):
         base = folder / f"{i // 4:05d}" / f"{i // 2:07d}_{i % 2:05d}"
@@ -73,12 +84,18 @@ def panda(folder: Path, clips: int) -> dict[str, str]:
             "clips": [[0.0, 1.0]],
             "status": "success",
         }
-        meta |= {"key": base.name, "error_message": None, "yt_meta_dict": {"info": {"title": "t"}, "subtitles": [{"start": "0", "lines": ["a"]}]}}
+        meta |= {
+            "key": base.name,
+            "error_message": None,
+            "yt_meta_dict": {"info": {"title": "t"}, "subtitles": [{"start": "0", "lines": ["a"]}]},
+        }
         base.with_suffix(".json").write_text(json.dumps(meta))
         base.with_suffix(".txt").write_text(caption)
         expected[f"{base.parent.name}_{base.name}"] = caption
     failed = folder / "00000" / "0000099"
-    failed.with_suffix(".json").write_text(json.dumps({"caption": "['a', 'b']", "status": "failed_to_download", "error_message": "[Errno 2]"}))
+    failed.with_suffix(".json").write_text(
+        json.dumps({"caption": "['a', 'b']", "status": "failed_to_download", "error_message": "[Errno 2]"})
+    )
     failed.with_suffix(".txt").write_text("['a', 'b']")
     (folder / "00000_stats.json").write_text(json.dumps({"count": 100, "successes": clips}))
     (folder / "00000.parquet").write_bytes(b"PAR1")
@@ -90,10 +107,17 @@ def test_panda70m(tmp_path: Path) -> None:
     (tmp_path / "panda/00001/0000002_00000.json").write_text("{broken")
     (tmp_path / "panda/00001/0000002_00001.json").unlink()
     found, rejected = sharded("panda70m", tmp_path / "out", tmp_path / "panda")
-    assert captions(found) == {key: text for key, text in expected.items() if key != "00001_0000002_00000"}  # one has its .txt only
+    assert captions(found) == {
+        key: text for key, text in expected.items() if key != "00001_0000002_00000"
+    }  # one has its .txt only
     assert rejected == {"00001/0000002_00000.mp4": "metadata"}
-    assert found["00000_0000001_00001"]["source"] == "00000/0000001_00001.mp4" and "yt_meta_dict" not in found["00000_0000001_00001"]
-    found, rejected = sharded("panda70m", tmp_path / "good", tmp_path / "panda/00000", "--where", "matching_score>=0.42")
+    assert (
+        found["00000_0000001_00001"]["source"] == "00000/0000001_00001.mp4"
+        and "yt_meta_dict" not in found["00000_0000001_00001"]
+    )
+    found, rejected = sharded(
+        "panda70m", tmp_path / "good", tmp_path / "panda/00000", "--where", "matching_score>=0.42"
+    )
     assert sorted(found) == ["0000001_00000", "0000001_00001"] and not rejected
 
 
@@ -114,11 +138,17 @@ def test_openvid1m(tmp_path: Path) -> None:
     scores = ["5.1", "3.2", "0.99", "pan_left", "20", "25.0", "0.8"]
     names = ["---_iRTHryQ_13_0to241.mp4", "--0ETtekpw0_2_18to486.mp4", "celebv_xyz.mp4"]
     rows = [[name, f'A woman, "{i}", walks.\nShe smiles.', *scores] for i, name in enumerate(names)]
-    rows += [["in_a_part_that_was_not_downloaded.mp4", "x", *scores], ["short_row.mp4", "x"], ["low.mp4", "dull", "2.5", *scores[1:]]]
+    rows += [
+        ["in_a_part_that_was_not_downloaded.mp4", "x", *scores],
+        ["short_row.mp4", "x"],
+        ["low.mp4", "dull", "2.5", *scores[1:]],
+    ]
     file = table(tmp_path / "data/train/OpenVid-1M.csv", header, rows)
     for i, name in enumerate([*names, "low.mp4"]):
         video(tmp_path / ("video" if i else "video/OpenVid_part0") / name, i)
-    found, rejected = sharded("openvid1m", tmp_path / "out", file, "--root", tmp_path / "video", "--where", "aesthetic score>=5")
+    found, rejected = sharded(
+        "openvid1m", tmp_path / "out", file, "--root", tmp_path / "video", "--where", "aesthetic score>=5"
+    )
     assert list(captions(found).values()) == [row[1] for row in rows[:3]]
     assert list(found) == ["OpenVid_part0_---_iRTHryQ_13_0to241", "--0ETtekpw0_2_18to486", "celebv_xyz"]
     assert rejected == {"in_a_part_that_was_not_downloaded.mp4": "missing", "OpenVid-1M.csv:9": "metadata"}
@@ -149,13 +179,21 @@ def test_ucf101(ucf: Path, tmp_path: Path) -> None:
     assert len(train) == 9 and rejected == {"YoYo/v_YoYo_g99_c01.avi": "missing"}
     assert all(meta["label"] == key.split("_v_")[0] == meta["source"].split("/")[0] for key, meta in train.items())
     test, rejected = sharded("ucf101", tmp_path / "test", lists / "testlist01.txt", "--root", root)
-    assert [meta["label"] for meta in test.values()] == ["ApplyEyeMakeup", "BasketballDunk", "YoYo"] and not rejected and not set(train) & set(test)
+    assert (
+        [meta["label"] for meta in test.values()] == ["ApplyEyeMakeup", "BasketballDunk", "YoYo"]
+        and not rejected
+        and not set(train) & set(test)
+    )
     whole, _ = sharded("ucf101", tmp_path / "whole", root)
-    assert {key: meta["label"] for key, meta in whole.items()} == {key: meta["label"] for key, meta in (train | test).items()}
+    assert {key: meta["label"] for key, meta in whole.items()} == {
+        key: meta["label"] for key, meta in (train | test).items()
+    }
 
 
 def test_kinetics600(tmp_path: Path) -> None:
-    """Clips in one folder, as most of CVDF's archives unpack, or in their class's with macOS's copies; rows without a video; test lists without labels."""
+    """Clips in one folder, as most of CVDF's archives unpack, or in their class's with macOS's copies; rows without a
+    video; test lists without labels.
+    """
     rows = [
         ["testifying", "---QUuC4vJs", 84, 94, "train"],
         ["abseiling", "-3B32lodo2M", 59, 69, "train"],
@@ -163,15 +201,23 @@ def test_kinetics600(tmp_path: Path) -> None:
     ]
     names = [f"{row[1]}_{row[2]:06d}_{row[3]:06d}.mp4" for row in rows]
     train = table(
-        tmp_path / "annotations/train.csv", "label,youtube_id,time_start,time_end,split", [*rows, ["abseiling", "gone_000", 1, 11, "train"], ["half a row"]]
+        tmp_path / "annotations/train.csv",
+        "label,youtube_id,time_start,time_end,split",
+        [*rows, ["abseiling", "gone_000", 1, 11, "train"], ["half a row"]],
     )
     for i, name in enumerate(names):
         video(tmp_path / "k600/train" / ("." if i < 2 else "mountain climber (exercise)") / name, i)
     (tmp_path / "k600/train/mountain climber (exercise)" / f"._{names[2]}").write_bytes(b"Mac OS X")
     found, rejected = sharded("kinetics600", tmp_path / "out", train, "--root", tmp_path / "k600/train")
-    assert {key: meta["label"] for key, meta in found.items()} == {name.removesuffix(".mp4"): row[0] for name, row in zip(names, rows)}
+    assert {key: meta["label"] for key, meta in found.items()} == {
+        name.removesuffix(".mp4"): row[0] for name, row in zip(names, rows)
+    }
     assert rejected == {"gone_000_000001_000011.mp4": "missing", "train.csv:6": "metadata"}
-    test = table(tmp_path / "annotations/test.csv", "youtube_id,time_start,time_end,split", [[*row[1:4], "test"] for row in rows[:2]])
+    test = table(
+        tmp_path / "annotations/test.csv",
+        "youtube_id,time_start,time_end,split",
+        [[*row[1:4], "test"] for row in rows[:2]],
+    )
     found, rejected = sharded("kinetics600", tmp_path / "test", test, "--root", tmp_path / "k600")
     assert len(found) == 2 and not rejected and all("label" not in meta for meta in found.values())
 
@@ -189,8 +235,16 @@ def test_msrvtt(tmp_path: Path) -> None:
         }
         for i, split in enumerate(["train", "train", "validate", "train", "train"])
     ]
-    sentences = [{"caption": f"sentence {i} of {k}", "video_id": f"video{i}", "sen_id": 10 * k + i} for k in range(3) for i in (1, 0, 2, 4)]
-    document = {"info": {"year": "2016"}, "videos": [*videos, {"split": "train"}, "nothing"], "sentences": [*sentences, {"caption": "lost"}, 5]}
+    sentences = [
+        {"caption": f"sentence {i} of {k}", "video_id": f"video{i}", "sen_id": 10 * k + i}
+        for k in range(3)
+        for i in (1, 0, 2, 4)
+    ]
+    document = {
+        "info": {"year": "2016"},
+        "videos": [*videos, {"split": "train"}, "nothing"],
+        "sentences": [*sentences, {"caption": "lost"}, 5],
+    }
     (tmp_path / "train_val_videodatainfo.json").write_text(json.dumps(document))
     for i in (0, 1, 2, 4):
         video(tmp_path / "videos" / ("TrainValVideo" if i < 4 else "TestVideo") / f"video{i}.mp4", i)
@@ -198,11 +252,17 @@ def test_msrvtt(tmp_path: Path) -> None:
     found, rejected = sharded("msrvtt", tmp_path / "out", *words)
     assert captions(found) == {f"video{i}": f"sentence {i} of 0" for i in (0, 1, 4)}
     assert found["video1"]["captions"] == [f"sentence 1 of {k}" for k in range(3)] and found["video1"]["label"] == "1"
-    assert rejected == {"video3.mp4": "missing", "train_val_videodatainfo.json[6]": "metadata", "train_val_videodatainfo.json:7": "metadata"}
+    assert rejected == {
+        "video3.mp4": "missing",
+        "train_val_videodatainfo.json[6]": "metadata",
+        "train_val_videodatainfo.json:7": "metadata",
+    }
 
 
 def test_a_sharded_miniature_trains(ucf: Path, tmp_path: Path) -> None:
-    """From a recipe to samples: each is the resized frames of one of the original files, and an epoch visits all of them."""
+    """From a recipe to samples: each is the resized frames of one of the original files, and an epoch visits all of
+    them.
+    """
     sharded("ucf101", tmp_path / "out", ucf / "UCF-101")
     config = DataConfig(
         source="shards",
@@ -230,9 +290,13 @@ def test_a_sharded_miniature_trains(ucf: Path, tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_one_of_these() -> None:
-    """Their options exist and have the right types; every file has its test above and its section in docs/datasets.md."""
+    """Their options exist and have the right types; every file has its test above and its
+    section in docs/datasets.md.
+    """
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    assert names == ["kinetics600", "msrvtt", "openvid1m", "panda70m", "ucf101"] and all(f"test_{name}" in globals() for name in names)
+    assert names == ["kinetics600", "msrvtt", "openvid1m", "panda70m", "ucf101"] and all(
+        f"test_{name}" in globals() for name in names
+    )
     text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
     for name in names:
         assert f"examples/datasets/{name}.toml" in text
@@ -242,17 +306,33 @@ def test_every_recipe_is_one_of_these() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("sidecars = 1", "must be like False"), ("worker = 2", "no option"), ("a = [", "TOML"), ("min_side = 'x'", "must be like 128")]
+    ("text", "words"),
+    [
+        ("sidecars = 1", "must be like False"),
+        ("worker = 2", "no option"),
+        ("a = [", "TOML"),
+        ("min_side = 'x'", "must be like 128"),
+    ],
 )
 def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.toml").write_text(text)
-    assert prepare_videos.main(["--recipe", str(tmp_path / "r.toml"), str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert (
+        prepare_videos.main(["--recipe", str(tmp_path / "r.toml"), str(tmp_path), "--output", str(tmp_path / "out")])
+        == 2
+    )
     message = capsys.readouterr().err
     assert words in message and message.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('min_side = 64\nwhere = ["a==1"]\nmax_aspect = 3\nlist_columns = ["x", "y"]\n')
-    args = prepare_videos.arguments(["SRC", "--recipe", str(tmp_path / "r.toml"), "--output", "OUT", "--min-side", "32", "--where", "b>2"])
+    args = prepare_videos.arguments(
+        ["SRC", "--recipe", str(tmp_path / "r.toml"), "--output", "OUT", "--min-side", "32", "--where", "b>2"]
+    )
     options = prepare_videos.options_of(args)
-    assert (options.min_side, options.max_aspect, options.listing.where, options.listing.list_columns) == (32, 3, ("a==1", "b>2"), ("x", "y"))
+    assert (options.min_side, options.max_aspect, options.listing.where, options.listing.list_columns) == (
+        32,
+        3,
+        ("a==1", "b>2"),
+        ("x", "y"),
+    )

@@ -1,4 +1,6 @@
-"""Shards on an S3-compatible server (moto), read through fsspec: equal to local files, kept within a size limit, errors in one line."""
+"""Shards on an S3-compatible server (moto), read through fsspec: equal to local files, kept within a size limit, errors
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,13 @@ def folder(videos: Path, tmp_path: Path) -> Path:
     for i, name in enumerate(NAMES):
         info = probe(videos / name)
         key, suffix = name.split(".")
-        meta = {"width": info.width, "height": info.height, "frames": info.frames, "fps": info.fps, "caption": f"clip {i}"}
+        meta = {
+            "width": info.width,
+            "height": info.height,
+            "frames": info.frames,
+            "fps": info.fps,
+            "caption": f"clip {i}",
+        }
         writer.add(key, {suffix: (videos / name).read_bytes()}, meta, position=i)
     writer.close()
     merge_index(tmp_path / "data", "videos")
@@ -72,7 +80,9 @@ def kept(cache: Cache) -> list[Path]:
     return [path for path in (Path(cache.folder) / "members").glob("??/*")]
 
 
-def test_members_equal_local_ones_with_and_without_an_index(storage: s3fs.S3FileSystem, folder: Path, videos: Path, tmp_path: Path) -> None:
+def test_members_equal_local_ones_with_and_without_an_index(
+    storage: s3fs.S3FileSystem, folder: Path, videos: Path, tmp_path: Path
+) -> None:
     local = open_index(str(folder), Cache(tmp_path / "none", 0), 0)
     storage.put(f"{folder}/", "bucket/indexed/", recursive=True)
     for path in folder.glob("*.tar"):
@@ -82,7 +92,11 @@ def test_members_equal_local_ones_with_and_without_an_index(storage: s3fs.S3File
         index = open_index(f"s3://bucket/{name}", cache, 0)
         assert index.entries.tobytes() == local.entries.tobytes() and bytes(index.keys) == bytes(local.keys)
         assert index.fingerprint == local.fingerprint
-        built = list((Path(cache.folder) / "indexes").rglob("index*.npy")) if (Path(cache.folder) / "indexes").is_dir() else []
+        built = (
+            list((Path(cache.folder) / "indexes").rglob("index*.npy"))
+            if (Path(cache.folder) / "indexes").is_dir()
+            else []
+        )
         assert len(built) == (0 if name == "indexed" else 1)
         for i, video in enumerate(NAMES):
             assert index.data(i) == (videos / video).read_bytes()
@@ -145,7 +159,10 @@ def _read_many(folder: str, seed: int, wrong, environment: dict[str, str]) -> No
     data = random.Random(0).randbytes(40_000)
     for _ in range(60):
         place = rng.randrange(39)
-        if cache.read("s3://bucket/file", 1000 * place, 1500 if place % 2 else 1000) != data[1000 * place : 1000 * place + (1500 if place % 2 else 1000)]:
+        if (
+            cache.read("s3://bucket/file", 1000 * place, 1500 if place % 2 else 1000)
+            != data[1000 * place : 1000 * place + (1500 if place % 2 else 1000)]
+        ):
             wrong.value += 1
 
 
@@ -154,7 +171,10 @@ def test_several_processes_share_a_cache(storage: s3fs.S3FileSystem, tmp_path: P
     context = multiprocessing.get_context("forkserver")
     wrong = context.Value("i", 0)
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    processes = [context.Process(target=_read_many, args=(str(tmp_path / "cache"), seed, wrong, environment)) for seed in range(3)]
+    processes = [
+        context.Process(target=_read_many, args=(str(tmp_path / "cache"), seed, wrong, environment))
+        for seed in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -182,7 +202,9 @@ def test_one_process_builds_the_index_and_the_others_wait(folder: Path, tmp_path
         path.unlink()
     context = multiprocessing.get_context("forkserver")
     started, found = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_open, args=(str(folder), str(tmp_path / "cache"), started, found)) for _ in range(3)]
+    processes = [
+        context.Process(target=_open, args=(str(folder), str(tmp_path / "cache"), started, found)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     results = [found.get(timeout=120) for _ in processes]
@@ -201,13 +223,17 @@ def test_processes_build_the_same_index(videos: Path, tmp_path: Path) -> None:
     found = []
     for workers in (2, 0):
         index = open_index(str(tmp_path), Cache(tmp_path / "cache", 0), workers)
-        found.append((index.fingerprint, index.entries.tobytes(), [(error.path, error.kind) for error in index.rejected]))
+        found.append(
+            (index.fingerprint, index.entries.tobytes(), [(error.path, error.kind) for error in index.rejected])
+        )
         for path in tmp_path.glob("index*"):
             path.unlink()
     assert found[0] == found[1] and found[0][2] == [(f"{shard}.tar[bad]", "unreadable") for shard in range(10)]
 
 
-def test_a_folder_that_cannot_be_written_has_its_index_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_has_its_index_in_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = open_index(str(folder), Cache(tmp_path / "cache", 0), 0).fingerprint
     for path in folder.glob("index*"):
         path.unlink()
@@ -216,7 +242,9 @@ def test_a_folder_that_cannot_be_written_has_its_index_in_the_cache(folder: Path
     assert not list(folder.glob("index*")) and len(list((tmp_path / "cache" / "indexes").rglob("index.npy"))) == 1
 
 
-def test_storage_that_fails_is_one_line(storage: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_fails_is_one_line(
+    storage: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = Cache(tmp_path / "cache", 10**6)
     for url in ("s3://nobucket/data", "s3://bucket/nothing", "s3://bucket/nothing/a-{0..3}.tar"):
         with pytest.raises(ValueError, match="data.path=s3://") as error:

@@ -1,4 +1,6 @@
-"""Stop anywhere, start again with other ranks, workers, rows and batches: the same samples, with the same numbers and the same bits."""
+"""Stop anywhere, start again with other ranks, workers, rows and batches: the same samples, with the same numbers and
+the same bits.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ from .sets import latent_shards, video_folder, video_shards
 CODEC = build_codec(CodecConfig())
 SIDE = 64
 DATA = DataConfig(
-    source="shards", frames=4, min_frames=3, frame_interval=(12, 20), clips=(1, 4), longest_side=SIDE, min_side=128, size_multiple=16, validation_fraction=0.2
+    source="shards",
+    frames=4,
+    min_frames=3,
+    frame_interval=(12, 20),
+    clips=(1, 4),
+    longest_side=SIDE,
+    min_side=128,
+    size_multiple=16,
+    validation_fraction=0.2,
 )
 LONGEST = 7 * (4 * 4 + 2)
 """Tokens of the longest sample: a square picture, and one frame in the last clip."""
@@ -66,7 +76,9 @@ class Whole:
     def __init__(self, config: DataConfig) -> None:
         self.config = replace(config, workers=0)
         self.source = open_source(config, CODEC)
-        self.loader = loader_of(self.source, CODEC, Config(data=self.config, train=TrainConfig(global_batch_size=1, seed=5)))
+        self.loader = loader_of(
+            self.source, CODEC, Config(data=self.config, train=TrainConfig(global_batch_size=1, seed=5))
+        )
         self.samples: list[Sample] = []
 
     def sample(self, number: int) -> Sample:
@@ -82,9 +94,14 @@ def walk(whole: Whole, legs: list[Leg]) -> list[Sample]:
     for leg in legs:
         data = replace(whole.config, workers=leg.workers, pack_tokens=leg.budget)
         train = TrainConfig(global_batch_size=leg.batch, micro_batch_size=leg.micro, seed=5)
-        loaders = [loader_of(whole.source, CODEC, Config(data=data, train=train), rank, leg.ranks, consumed) for rank in range(leg.ranks)]
+        loaders = [
+            loader_of(whole.source, CODEC, Config(data=data, train=train), rank, leg.ranks, consumed)
+            for rank in range(leg.ranks)
+        ]
         for _ in range(leg.steps):
-            step = [sample for loader in loaders for row in next(loader) for sample in row.samples if sample.number >= 0]
+            step = [
+                sample for loader in loaders for row in next(loader) for sample in row.samples if sample.number >= 0
+            ]
             samples += sorted(step, key=lambda sample: sample.number)
         (consumed,) = {loader.consumed for loader in loaders}
         for loader in loaders:
@@ -114,7 +131,9 @@ def explore(whole: Whole, runs: int) -> None:
 
 
 def test_generated_scenes() -> None:
-    whole = Whole(DataConfig(frames=4, frame_interval=(1, 3), clips=(1, 4), physics=PhysicsConfig(size=64, epoch_scenes=7)))
+    whole = Whole(
+        DataConfig(frames=4, frame_interval=(1, 3), clips=(1, 4), physics=PhysicsConfig(size=64, epoch_scenes=7))
+    )
 
     explore(whole, 10)
 
@@ -148,22 +167,34 @@ def test_real_videos_many_times(form: str, real: dict[str, Whole]) -> None:
 
 @pytest.mark.parametrize("form", ["folder", "shards", "latents"])
 def test_each_epoch_has_every_sample_once(form: str, real: dict[str, Whole]) -> None:
-    """By hand: a video of n frames gives max(1, n // span) samples an epoch, and all of them come before any comes again."""
+    """By hand: a video of n frames gives max(1, n // span) samples an epoch, and all of them come before any comes
+    again.
+    """
     split = real[form].source.train
     span = 3 * DATA.frame_interval[0] + 1
     visits = [max(1, int(frames) // span) for frames in split.collection.entries["frames"][split.items]]  # type: ignore[attr-defined]
     assert len(split) == sum(visits) > len(visits) >= 3
-    samples = walk(real[form], [Leg(1, 2, 1, 2, 0, 0), Leg(2, 1, 3, 1, 300, 0), Leg(-(-2 * len(split) // 6), 3, 1, 2, LONGEST, 0)])
+    samples = walk(
+        real[form], [Leg(1, 2, 1, 2, 0, 0), Leg(2, 1, 3, 1, 300, 0), Leg(-(-2 * len(split) // 6), 3, 1, 2, LONGEST, 0)]
+    )
     for epoch in (0, 1):
-        names = [sample.name.split("[")[0] if form == "folder" else sample.name.rpartition("[")[0] for sample in samples[epoch * len(split) :][: len(split)]]
+        names = [
+            sample.name.split("[")[0] if form == "folder" else sample.name.rpartition("[")[0]
+            for sample in samples[epoch * len(split) :][: len(split)]
+        ]
         assert sorted(names.count(name) for name in set(names)) == sorted(visits)
-    assert len({sample.mean.numpy().tobytes() for sample in samples[: 2 * len(split)]}) > len(split), "the epochs must not repeat each other"
+    assert len({sample.mean.numpy().tobytes() for sample in samples[: 2 * len(split)]}) > len(split), (
+        "the epochs must not repeat each other"
+    )
 
 
 def test_all_forms_give_the_same_latents(real: dict[str, Whole]) -> None:
-    """Folder and shards bit by bit, through the same codec; stored latents to rounding (other batches of frames were encoded together)."""
+    """Folder and shards bit by bit, through the same codec; stored latents to rounding (other batches of frames were
+    encoded together).
+    """
     for number in range(8):
-        # Names of the forms differ, and with them what is held out; the first samples of shards and latents are of the same videos.
+        # Names of the forms differ, and with them what is held out; the first samples of shards and latents are of the
+        # same videos.
         one, two = (real[form].sample(number) for form in ("shards", "latents"))
         assert (one.key, one.clips) == (two.key, two.clips)
         torch.testing.assert_close(one.mean, two.mean, atol=1e-4, rtol=1e-4)

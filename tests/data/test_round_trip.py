@@ -1,4 +1,6 @@
-"""Real clips through every kind of data set: a raw folder, video shards and latent shards give the same frames and the same samples."""
+"""Real clips through every kind of data set: a raw folder, video shards and latent shards give the same frames and the
+same samples.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from tests.data.vae import small_kl
 from tests.loading import loader_of
 
 CLIPS = (SMALL, TALL, BIRD, CINEPAK, ODD, SOUND)
-CONFIG = DataConfig(frames=9, frame_interval=(1, 4), clips=(1, 9), longest_side=64, min_side=64, validation_fraction=0.2, workers=0)
+CONFIG = DataConfig(
+    frames=9, frame_interval=(1, 4), clips=(1, 9), longest_side=64, min_side=64, validation_fraction=0.2, workers=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
         shutil.copy(videos / name, root / "raw" / name)
         key, _, suffix = name.partition(".")
         info = probe(videos / name)
-        meta = {"width": info.width, "height": info.height, "frames": info.frames, "fps": info.fps, "caption": f"clip {i}"}
+        meta = {
+            "width": info.width,
+            "height": info.height,
+            "frames": info.frames,
+            "fps": info.fps,
+            "caption": f"clip {i}",
+        }
         writer.add(key, {suffix: (videos / name).read_bytes()}, meta, position=i)
     writer.close()
     merge_index(root / "shards", "videos")
@@ -56,7 +66,9 @@ def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def config(root: Path, kind: str) -> DataConfig:
-    return replace(CONFIG, source="videos" if kind == "raw" else "shards", path=str(root / kind), cache=str(root / "cache"))
+    return replace(
+        CONFIG, source="videos" if kind == "raw" else "shards", path=str(root / kind), cache=str(root / "cache")
+    )
 
 
 def splits(root: Path, kind: str, codec: Codec) -> tuple[VideoSplit, VideoSplit]:
@@ -102,7 +114,11 @@ def test_folder_and_shards_give_the_same_frames(root: Path) -> None:
             assert sample.pixels is not None and raw.pixels is not None
             np.testing.assert_array_equal(sample.pixels, raw.pixels)
             np.testing.assert_array_equal(sample.pixels, resize_frames(read_frames(path, member.plan.frames), 64, 16))
-            assert sample.clips == raw.clips == plans[i].clips and sample.number == i and sample.pixels.shape[1:3] == plans[i].size
+            assert (
+                sample.clips == raw.clips == plans[i].clips
+                and sample.number == i
+                and sample.pixels.shape[1:3] == plans[i].size
+            )
             seen.add(member.key)
     assert seen == {name.partition(".")[0] for name in CLIPS}
 
@@ -114,15 +130,21 @@ def test_folder_and_shards_index_the_same_videos(root: Path) -> None:
         usable = usable_videos(config(root, kind), codec, str(root / kind), 1, 20)
         rows = usable.collection.entries[usable.items]
         names = [Path(usable.collection.name(i).rpartition("[")[2].rstrip("]")).stem for i in usable.items.tolist()]
-        found.append({name: tuple(row[field].item() for field in ("width", "height", "frames", "fps")) for name, row in zip(names, rows)})
+        found.append(
+            {
+                name: tuple(row[field].item() for field in ("width", "height", "frames", "fps"))
+                for name, row in zip(names, rows)
+            }
+        )
     assert found[0] == found[1] and len(found[0]) == len(CLIPS)
 
 
 def test_latents_are_those_of_encoding_on_the_fly(root: Path, codec: Codec, latents: str) -> None:
     """The same plans as from the video shards, and the codec's own output for their frames.
 
-    The tool encodes runs of 16 frames and a sample has 9 of them, at other places in the batch: convolutions over other batches add up in another order,
-    which moves float32 results of size 1 by some 1e-6 (5e-7 was seen, 2e-5 is allowed).  A frame that is off by one is off by more than 1e-2.
+    The tool encodes runs of 16 frames and a sample has 9 of them, at other places in the batch: convolutions over other
+    batches add up in another order, which moves float32 results of size 1 by some 1e-6 (5e-7 was seen, 2e-5 is
+    allowed).  A frame that is off by one is off by more than 1e-2.
     """
     worst = 0.0
     for stored, videos in zip(splits(root, latents, codec), splits(root, "shards", codec)):
@@ -131,7 +153,11 @@ def test_latents_are_those_of_encoding_on_the_fly(root: Path, codec: Codec, late
             job, video = stored.job(plan), videos.job(plan)
             assert isinstance(job, LatentsJob) and isinstance(video, MemberJob) and job.key == video.key
             sample, pixels = job.read(), video.read().pixels
-            assert pixels is not None and sample.pixels is None and (sample.key, sample.clips, sample.number) == (plan.key, plan.clips, plan.number)
+            assert (
+                pixels is not None
+                and sample.pixels is None
+                and (sample.key, sample.clips, sample.number) == (plan.key, plan.clips, plan.number)
+            )
             mean, logvar = codec.encode(to_model_range(pixels))
             pairs = [(sample.mean, mean)] if logvar is None else [(sample.mean, mean), (sample.logvar, logvar)]
             assert (sample.logvar is None) == (logvar is None)
@@ -150,17 +176,28 @@ def test_latents_of_a_folder_keep_names_and_sizes(root: Path, tmp_path: Path) ->
     assert sorted(index.key(i) for i in range(len(index))) == sorted(name.partition(".")[0] for name in CLIPS)
     for i in range(len(index)):
         meta, info = index.meta(i), probe(root / "raw" / index.meta(i)["source"])
-        assert (meta["width"], meta["height"], meta["frames"], meta["fps"]) == (info.width, info.height, info.frames, pytest.approx(info.fps, abs=1e-3))
+        assert (meta["width"], meta["height"], meta["frames"], meta["fps"]) == (
+            info.width,
+            info.height,
+            info.frames,
+            pytest.approx(info.fps, abs=1e-3),
+        )
     assert len(train.items) + len(validation.items) == len(CLIPS)
 
 
 def test_captions_travel_with_latents(root: Path, codec: Codec, latents: str) -> None:
     index = splits(root, latents, codec)[0].collection.index  # type: ignore[attr-defined]
-    assert {index.key(i): index.meta(i)["caption"] for i in range(len(index))} == {name.partition(".")[0]: f"clip {i}" for i, name in enumerate(CLIPS)}
+    assert {index.key(i): index.meta(i)["caption"] for i in range(len(index))} == {
+        name.partition(".")[0]: f"clip {i}" for i, name in enumerate(CLIPS)
+    }
 
 
-def test_the_loader_gives_the_same_from_videos_and_latents_and_mixes_them(root: Path, codec: Codec, latents: str) -> None:
-    """Three steps from each; tolerance as above.  The first data set of a mixture gives the samples that it gives alone, the others have keys of their own."""
+def test_the_loader_gives_the_same_from_videos_and_latents_and_mixes_them(
+    root: Path, codec: Codec, latents: str
+) -> None:
+    """Three steps from each; tolerance as above.  The first data set of a mixture gives the samples that it gives
+    alone, the others have keys of their own.
+    """
     steps = {}
     for kind in ("shards", latents, "both"):
         mixture = {str(root / "shards"): 0.5, str(root / latents): 0.5} if kind == "both" else {}
@@ -179,6 +216,10 @@ def test_the_loader_gives_the_same_from_videos_and_latents_and_mixes_them(root: 
     assert [sample.number for sample in steps["both"]] == list(range(12))
     kinds = [sample.name.partition("-")[0] for sample in steps["both"]]
     assert sorted(kinds) == ["latents"] * 6 + ["shard"] * 6
-    for sample, alone in zip([sample for sample, kind in zip(steps["both"], kinds) if kind == "shard"], steps["shards"]):
-        assert (sample.key, sample.name, sample.clips) == (alone.key, alone.name, alone.clips) and torch.equal(sample.mean, alone.mean)
+    for sample, alone in zip(
+        [sample for sample, kind in zip(steps["both"], kinds) if kind == "shard"], steps["shards"]
+    ):
+        assert (sample.key, sample.name, sample.clips) == (alone.key, alone.name, alone.clips) and torch.equal(
+            sample.mean, alone.mean
+        )
     assert len({sample.key for sample in steps["both"]}) == 12

@@ -22,14 +22,31 @@ from tests.parallel.launch import run as run_command
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
 CLIPS = (TRAILER, TALL)
-SETTINGS = ("--clips", "2,2,1", "--window", "5", "--steps", "3", "--guidance", "2.0", "--guidance-schedule", "0.5:1.5", "--history-noise", "0.1", "--seed", "4")
+SETTINGS = (
+    "--clips",
+    "2,2,1",
+    "--window",
+    "5",
+    "--steps",
+    "3",
+    "--guidance",
+    "2.0",
+    "--guidance-schedule",
+    "0.5:1.5",
+    "--history-noise",
+    "0.1",
+    "--seed",
+    "4",
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model after 12 steps, with a moving average of its weights."""
     folder = tmp_path_factory.mktemp("sampling") / "run"
-    result = cli("train", CONFIG, f"train.output={folder}", "train.steps=12", "checkpoint.every=0", "optimizer.ema_decay=0.5")
+    result = cli(
+        "train", CONFIG, f"train.output={folder}", "train.steps=12", "checkpoint.every=0", "optimizer.ema_decay=0.5"
+    )
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -70,7 +87,11 @@ def assert_same(ours: Path, other: Path) -> None:
 def test_real_clips_a_picture_and_a_scene(sampled: Path) -> None:
     for name, given, shape in zip(NAMES, (2, 2, 1, 2), ((16, 32), (32, 16), (32, 16), (32, 32))):
         report = json.loads((sampled / f"{name}.json").read_text())
-        assert (report["given_frames"], report["generated_frames"], report["settings"]["history_noise"]) == (given, 5, 0.1)
+        assert (report["given_frames"], report["generated_frames"], report["settings"]["history_noise"]) == (
+            given,
+            5,
+            0.1,
+        )
         assert latents(sampled, name).shape == (5, 16, shape[0] // 8, shape[1] // 8), name
         assert probe(sampled / f"{name}.mp4").frames == given + 5
         with Image.open(sampled / f"{name}.gif") as gif:
@@ -80,12 +101,17 @@ def test_real_clips_a_picture_and_a_scene(sampled: Path) -> None:
     assert not np.array_equal(latents(sampled, NAMES[1]), latents(sampled, NAMES[2]))
 
 
-def test_two_processes_that_share_the_model_and_another_batch_give_the_same(run: Path, inputs: list[str], sampled: Path, tmp_path: Path) -> None:
+def test_two_processes_that_share_the_model_and_another_batch_give_the_same(
+    run: Path, inputs: list[str], sampled: Path, tmp_path: Path
+) -> None:
     common = ("-m", "megatron_videogpt", "sample", "--checkpoint", str(run), "--formats", "latents", *SETTINGS)
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
     result = torchrun(2, *common, str(broken), *inputs, "--output", str(tmp_path / "out"), "--batch", "3", check=False)
-    assert result.stderr.count("broken.mp4: not a readable video") == 1 and result.stderr.count("4 of 5 inputs continued, 1 skipped") == 1, result.stderr
+    assert (
+        result.stderr.count("broken.mp4: not a readable video") == 1
+        and result.stderr.count("4 of 5 inputs continued, 1 skipped") == 1
+    ), result.stderr
     assert result.returncode == 1 and result.stdout.count("bounce/3: 2 frames given, 5 generated") == 1
     assert json.loads((tmp_path / "out" / "bird.json").read_text())["processes"] == 2
     assert_same(sampled, tmp_path / "out")
@@ -93,10 +119,25 @@ def test_two_processes_that_share_the_model_and_another_batch_give_the_same(run:
 
 @pytest.mark.long
 def test_three_processes_cannot_share_four_heads(run: Path, tmp_path: Path) -> None:
-    result = torchrun(3, "-m", "megatron_videogpt", "sample", "--checkpoint", str(run), "--scene", "fall/1", "--output", str(tmp_path), check=False)
+    result = torchrun(
+        3,
+        "-m",
+        "megatron_videogpt",
+        "sample",
+        "--checkpoint",
+        str(run),
+        "--scene",
+        "fall/1",
+        "--output",
+        str(tmp_path),
+        check=False,
+    )
     lines = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert result.returncode and len(lines) == 1, result.stderr
-    assert "3 processes share the model" in lines[0] and "parallel.tensor = 3: must divide model.num_attention_heads = 4" in lines[0]
+    assert (
+        "3 processes share the model" in lines[0]
+        and "parallel.tensor = 3: must divide model.num_attention_heads = 4" in lines[0]
+    )
 
 
 @pytest.mark.usefixtures("processes")
@@ -123,7 +164,16 @@ def test_alone_and_without_cache_it_is_the_same_and_the_average_is_another_model
     run: Path, inputs: list[str], sampled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(run)
-    settings = replace(model.config.sample, clips=(2, 2, 1), window=5, steps=3, guidance=2.0, guidance_schedule=((0.5, 1.5),), history_noise=0.1, cache=False)
+    settings = replace(
+        model.config.sample,
+        clips=(2, 2, 1),
+        window=5,
+        steps=3,
+        guidance=2.0,
+        guidance_schedule=((0.5, 1.5),),
+        history_noise=0.1,
+        cache=False,
+    )
     config = replace(model.config, sample=settings)
     for name, file in zip(NAMES, inputs[:3]):
         prompt = read_prompt(Source(name, Path(file)), config, model.codec, None, 2)
@@ -136,5 +186,8 @@ def test_alone_and_without_cache_it_is_the_same_and_the_average_is_another_model
         with pytest.raises(ValueError, match=message):
             load(*arguments)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match="3 processes share the model .*: parallel.tensor = 3: must divide model.num_attention_heads = 4"):
+    with pytest.raises(
+        ValueError,
+        match="3 processes share the model .*: parallel.tensor = 3: must divide model.num_attention_heads = 4",
+    ):
         load(run)

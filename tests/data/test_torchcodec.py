@@ -66,19 +66,37 @@ def test_frames_equal_those_of_pyav(videos: Path, tmp_path: Path) -> None:
         pytest.skip("torchcodec is not installed: pip install torchcodec")
     asked = [str(videos / name) for name in (TRAILER, CINEPAK, SOUND, BIRD, SMALL)]
     environment = {**os.environ, "LD_LIBRARY_PATH": libraries(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", WORKER, *asked], env=environment, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, *asked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found, kinds = json.loads(done.stdout.splitlines()[-1])
     assert list(found) == asked
     for path, (same_shape, difference, from_bytes) in found.items():
         assert same_shape and from_bytes == 0, path
         assert difference == 0.0, path
-    assert kinds == {"short": "too_short", "pixels": "too_large", "bytes": "too_large", "frames": "too_large", "gone": "missing", "noise": "unreadable"}
+    assert kinds == {
+        "short": "too_short",
+        "pixels": "too_large",
+        "bytes": "too_large",
+        "frames": "too_large",
+        "gone": "missing",
+        "noise": "unreadable",
+    }
 
 
-def test_a_torchcodec_that_does_not_load_is_one_line_before_anything_is_built(monkeypatch: pytest.MonkeyPatch, videos: Path) -> None:
+def test_a_torchcodec_that_does_not_load_is_one_line_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, videos: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     config = DataConfig(source="videos", path=str(videos), decoder="torchcodec")
-    with pytest.raises(ValueError, match="data.decoder=torchcodec: torchcodec does not load .* or use data.decoder=pyav") as caught:
+    with pytest.raises(
+        ValueError, match="data.decoder=torchcodec: torchcodec does not load .* or use data.decoder=pyav"
+    ) as caught:
         open_source(config, codec_geometry(CodecConfig()))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""Training on shards as a user starts it: packed rows, other numbers of processes, damaged videos, a data set that changed."""
+"""Training on shards as a user starts it: packed rows, other numbers of processes, damaged videos, a data set that
+changed.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,20 @@ from tests.parallel.test_resume import losses
 from .sets import CLIPS, video_shards
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
-OPTIONS = ("data.source=shards", "data.longest_side=64", "data.size_multiple=16", "data.frame_interval=[3,9]", "data.validation_fraction=0.2")
-OPTIONS += ("train.global_batch_size=6", "optimizer.schedule=constant", "checkpoint.every=2", "checkpoint.keep=0", "data.max_bad_fraction=0.02")
+OPTIONS = (
+    "data.source=shards",
+    "data.longest_side=64",
+    "data.size_multiple=16",
+    "data.frame_interval=[3,9]",
+    "data.validation_fraction=0.2",
+)
+OPTIONS += (
+    "train.global_batch_size=6",
+    "optimizer.schedule=constant",
+    "checkpoint.every=2",
+    "checkpoint.keep=0",
+    "data.max_bad_fraction=0.02",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +62,23 @@ def test_packed_rows_on_two_processes_and_a_resume_on_one(shards: Path, tmp_path
 def test_a_damaged_video_is_skipped_and_counted(shards: Path, tmp_path: Path) -> None:
     broken = damage(shards, tmp_path / "broken")
     run = tmp_path / "run"
-    common = ("train", CONFIG, *OPTIONS, f"data.path={broken}", f"train.output={run}", "logging.every=2", "logging.tensorboard=true")
+    common = (
+        "train",
+        CONFIG,
+        *OPTIONS,
+        f"data.path={broken}",
+        f"train.output={run}",
+        "logging.every=2",
+        "logging.tensorboard=true",
+    )
     result = cli(*common, "train.steps=4", "data.workers=2")
     assert result.returncode == 0, result.stderr
     (named,) = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
-    assert "odd_height" in named["name"] and named["name"].startswith("shard-00000") and (result.stdout + result.stderr).count("odd_height") == 1
+    assert (
+        "odd_height" in named["name"]
+        and named["name"].startswith("shard-00000")
+        and (result.stdout + result.stderr).count("odd_height") == 1
+    )
     counts = [{name: value for name, value in line.items() if name.startswith("rejected/")} for line in lines(run)]
     assert list(counts[-1]) == [f"rejected/{named['kind']}"] and counts[-1][f"rejected/{named['kind']}"] >= 2
     state = json.loads((run / "checkpoints" / "step_00000004" / "state.json").read_text())
@@ -60,13 +86,27 @@ def test_a_damaged_video_is_skipped_and_counted(shards: Path, tmp_path: Path) ->
     # Going on counts on, and names nobody again.
     result = cli(*common, "train.steps=8")
     assert result.returncode == 0 and "odd_height" not in result.stdout + result.stderr
-    assert lines(run)[-1][f"rejected/{named['kind']}"] > counts[-1][f"rejected/{named['kind']}"] and len((run / "rejected.jsonl").read_text().splitlines()) == 1
+    assert (
+        lines(run)[-1][f"rejected/{named['kind']}"] > counts[-1][f"rejected/{named['kind']}"]
+        and len((run / "rejected.jsonl").read_text().splitlines()) == 1
+    )
     assert all(line["loss"] > 0 for line in lines(run))
     # Too many are one line of each process that read them.
-    both = ("-m", "megatron_videogpt", *common[:-3], f"train.output={tmp_path / 'other'}", "data.max_bad_fraction=0.001", "train.steps=12")
+    both = (
+        "-m",
+        "megatron_videogpt",
+        *common[:-3],
+        f"train.output={tmp_path / 'other'}",
+        "data.max_bad_fraction=0.001",
+        "train.steps=12",
+    )
     result = torchrun(2, *both, check=False)
     told = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert result.returncode and told and all("data.max_bad_fraction=0.001" in line and "odd_height" in line for line in told), result.stderr
+    assert (
+        result.returncode
+        and told
+        and all("data.max_bad_fraction=0.001" in line and "odd_height" in line for line in told)
+    ), result.stderr
 
 
 def damage(shards: Path, copy: Path) -> Path:
@@ -90,8 +130,14 @@ def test_a_data_set_that_changed_is_refused(shards: Path, tmp_path: Path, videos
     assert cli(*common, f"data.path={shards}", "train.steps=2").returncode == 0
     other = video_shards(tmp_path / "other", videos, CLIPS[:-1])
     line = error_of(cli(*common, f"data.path={other}", "train.steps=4"))
-    assert "the data set has changed: its files" in line and "data.allow_changed=true" in line and "train.init_from" in line
-    assert "data.max_aspect is 4.0 there and 3.0 here" in error_of(cli(*common, f"data.path={shards}", "train.steps=4", "data.max_aspect=3"))
+    assert (
+        "the data set has changed: its files" in line
+        and "data.allow_changed=true" in line
+        and "train.init_from" in line
+    )
+    assert "data.max_aspect is 4.0 there and 3.0 here" in error_of(
+        cli(*common, f"data.path={shards}", "train.steps=4", "data.max_aspect=3")
+    )
     # Moved, read by others, packed otherwise: still the same data.
     moved = tmp_path / "moved"
     shutil.copytree(shards, moved)

@@ -1,4 +1,6 @@
-"""tools/verify_release.py on a small release made here: everything passes, and each thing that could be wrong fails with a line that says so."""
+"""tools/verify_release.py on a small release made here: everything passes, and each thing that could be wrong fails
+with a line that says so.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,17 @@ guidance = 1.5
 def release(tmp_path: Path) -> Path:
     """In several files, with a tokenizer; two stages beside it."""
     folder = sound_folder(tmp_path / "release")
-    fields = {"rope_scaling": {"type": "su", **FACTORS}, "max_position_embeddings": 8192, "original_max_position_embeddings": 4096, "pad_token_id": 0}
+    fields = {
+        "rope_scaling": {"type": "su", **FACTORS},
+        "max_position_embeddings": 8192,
+        "original_max_position_embeddings": 4096,
+        "pad_token_id": 0,
+    }
     (folder / "config.json").write_text(json.dumps({**CONFIG, **fields}))
-    tokens = [{"id": number, "content": token} for number, token in ((9, "<|diffusion|>"), (5, "<img>"), (7, "</img>"), (2, "</s>"))]
+    tokens = [
+        {"id": number, "content": token}
+        for number, token in ((9, "<|diffusion|>"), (5, "<img>"), (7, "</img>"), (2, "</s>"))
+    ]
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
     shard(folder, 8000)
     (tmp_path / "stages").mkdir()
@@ -58,10 +68,16 @@ def release(tmp_path: Path) -> Path:
 def check(release: Path, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """Exit status, and check -> (PASS, FAIL or SKIP, what is said) from the report."""
     output = release.parent / "out"
-    command = interpreter(ROOT / "tools" / "verify_release.py", release, "--stages", release.parent / "stages", "--output", output)
+    command = interpreter(
+        ROOT / "tools" / "verify_release.py", release, "--stages", release.parent / "stages", "--output", output
+    )
     done = run([*command, *options])
     assert "Traceback" not in done.stderr, done.stderr
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (output / "report.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        re.split(r"(?<!\\)\|", line)[1:-1]
+        for line in (output / "report.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
     results = {name.strip(): (status.strip(), said.strip().replace("\\|", "|")) for name, status, said in rows[1:]}
     for name, (status, said) in results.items():
         assert f"{status}  {name}: {said.split('<br>')[0]}" in done.stdout
@@ -142,12 +158,22 @@ def only_pickles(release: Path) -> None:
         (only_pickles, "folder", "never opened"),
     ],
 )
-def test_what_is_wrong_fails(release: Path, damage: Any, name: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_fails(
+    release: Path, damage: Any, name: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tools import verify_release
 
     damage(release)
     output = release.parent / "out"
-    options = ["--stages", str(release.parent / "stages"), "--output", str(output), "--skip", "round trip", "predictions"]
+    options = [
+        "--stages",
+        str(release.parent / "stages"),
+        "--output",
+        str(output),
+        "--skip",
+        "round trip",
+        "predictions",
+    ]
     assert verify_release.main([str(release), *options]) == 1
     printed = capsys.readouterr().out.splitlines()
     failed = [line for line in printed if line.startswith("FAIL")]
@@ -185,7 +211,8 @@ def test_memory_of_a_conversion_counts_children_and_not_mapped_files(tmp_path: P
     child = f"held = bytearray(b'x') * {80 * million}; import time; time.sleep(1.5)"
     parent = (
         f"import mmap, subprocess, sys; held = bytearray(b'x') * {60 * million}; file = open({str(mapped)!r}); "
-        f"seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); sum(seen[::4096]); subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+        "seen = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ); sum(seen[::4096]); "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )
     peak, seconds = benchmark_conversion.measured([sys.executable, "-c", parent])
     assert 140 * million < peak.own < 200 * million and peak.own + 250 * million < peak.with_files < 550 * million
@@ -197,7 +224,11 @@ def test_memory_of_a_conversion_counts_children_and_not_mapped_files(tmp_path: P
 def test_command_line(release: Path) -> None:
     from tools import verify_release
 
-    for options in (["nowhere"], [str(release), "--vae", str(release), "--skip", "round trip"], [str(release), "--steps", "0"]):
+    for options in (
+        ["nowhere"],
+        [str(release), "--vae", str(release), "--skip", "round trip"],
+        [str(release), "--steps", "0"],
+    ):
         with pytest.raises(SystemExit) as caught:
             verify_release.main(options)
         assert caught.value.code == 2

@@ -25,7 +25,11 @@ def work(task: tuple) -> object:
     kind, *rest = task
     if kind == "array":
         number, shape = rest
-        return {"pid": os.getpid(), "picture": np.random.RandomState(number).randint(0, 256, shape, np.uint8), "many": [np.arange(n) for n in range(5)]}
+        return {
+            "pid": os.getpid(),
+            "picture": np.random.RandomState(number).randint(0, 256, shape, np.uint8),
+            "many": [np.arange(n) for n in range(5)],
+        }
     if kind == "bad":
         raise BadVideo("a.mp4", "torn\napart", "truncated")
     if kind == "wrong":
@@ -76,8 +80,12 @@ def test_results_come_in_any_order_and_arrays_are_equal() -> None:
         pids = set()
         for number in np.random.RandomState(0).permutation(len(shapes)).tolist():
             result = pool.wait(number)
-            np.testing.assert_array_equal(result["picture"], np.random.RandomState(number).randint(0, 256, shapes[number], np.uint8))
-            assert result["picture"].flags.writeable and [a.tolist() for a in result["many"]] == [list(range(n)) for n in range(5)]
+            np.testing.assert_array_equal(
+                result["picture"], np.random.RandomState(number).randint(0, 256, shapes[number], np.uint8)
+            )
+            assert result["picture"].flags.writeable and [a.tolist() for a in result["many"]] == [
+                list(range(n)) for n in range(5)
+            ]
             pids.add(result["pid"])
         assert len(pids) == 2 and os.getpid() not in pids
     assert not any(alive(pid) for pid in pids)
@@ -89,7 +97,9 @@ def test_results_larger_than_a_slot_keeps(monkeypatch: pytest.MonkeyPatch) -> No
         for number in range(4):
             pool.submit(number, ("array", number, (1 << 20,)))
         for number in range(4):
-            np.testing.assert_array_equal(pool.wait(number)["picture"], np.random.RandomState(number).randint(0, 256, 1 << 20, np.uint8))
+            np.testing.assert_array_equal(
+                pool.wait(number)["picture"], np.random.RandomState(number).randint(0, 256, 1 << 20, np.uint8)
+            )
         assert all(os.fstat(memory).st_size < 1 << 16 for worker in pool._crew.workers for memory in worker.slots)
 
 
@@ -125,9 +135,15 @@ def test_a_stuck_reader_is_named_and_replaced(caplog: pytest.LogCaptureFixture) 
         for number in range(1, 40):
             pool.submit(number, ("fine", number))
         assert [pool.wait(number) for number in range(1, 40)] == [("fine", number) for number in range(1, 40)]
-        with pytest.raises(BadVideo, match=r"shard-000012.tar\[sleep\]: its reader did not finish in [3-9] s") as stalled:
+        with pytest.raises(
+            BadVideo, match=r"shard-000012.tar\[sleep\]: its reader did not finish in [3-9] s"
+        ) as stalled:
             pool.wait(0)
-        assert stalled.value.kind == "stalled" and "shard-000012.tar[sleep]" in caplog.text and len(pool._crew.workers) == 2
+        assert (
+            stalled.value.kind == "stalled"
+            and "shard-000012.tar[sleep]" in caplog.text
+            and len(pool._crew.workers) == 2
+        )
 
 
 @pytest.mark.parametrize(("kind", "end"), [("kill", "signal 9"), ("fault", "signal 11"), ("exit", "exit code 3")])
@@ -174,8 +190,13 @@ def opens(count: int) -> bool:
 
 def test_nothing_is_left_behind() -> None:
     """In a process of its own: what other tests left to the garbage collector would be counted too."""
-    program = "if __name__ == '__main__':\n    from tests.data.test_workers import leave_nothing_behind\n    leave_nothing_behind()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2])
+    program = (
+        "if __name__ == '__main__':\n    from tests.data.test_workers import leave_nothing_behind\n    "
+        "leave_nothing_behind()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -195,7 +216,8 @@ def leave_nothing_behind() -> None:
                 pool.wait(number)
         else:
             pids.add(pool.wait(number)["pid"])
-    # A reader has its slots, a pipe and two files of multiprocessing; the pool has a pipe; those that were killed have nothing.
+    # A reader has its slots, a pipe and two files of multiprocessing; the pool has a pipe; those that were killed have
+    # nothing.
     assert opens(before + 2 * (reader.SLOTS + 3) + 2) and not pool._crew.results
     # Whoever forgets to close a pool, and a reader that does not listen.
     pool.submit(1000, ("sleep", 600))

@@ -1,6 +1,8 @@
-"""Two ranks of which one sees, or suffers, something else: under torchrun `agree_worker.py FOLDER` leaves what each came to in ``rank_<n>.json``.
+"""Two ranks of which one sees, or suffers, something else: under torchrun `agree_worker.py FOLDER` leaves what each
+came to in ``rank_<n>.json``.
 
-Nothing here waits for another rank in vain: a collective that only one of them enters would hang (the launch has a time limit).
+Nothing here waits for another rank in vain: a collective that only one of them enters would hang (the launch has a time
+limit).
 """
 
 from __future__ import annotations
@@ -146,7 +148,10 @@ def save(session: Any, run: Path, rank: int) -> None:
     for name, owner in (("publish", saver), ("config_to_toml", saver), ("clean", saver)):
         with patched(owner, name, full) if rank == 0 else contextlib.nullcontext():
             outcome(name, lambda: attempt(True))
-    with patched(saver, "publish", full), patched(shutil, "disk_usage", full) if rank == 0 else contextlib.nullcontext():
+    with (
+        patched(saver, "publish", full),
+        patched(shutil, "disk_usage", full) if rank == 0 else contextlib.nullcontext(),
+    ):
         outcome("disk_usage", lambda: attempt(True))
     outcome("afterwards now", lambda: attempt(True))
     outcome("afterwards later", lambda: attempt(False))
@@ -156,7 +161,11 @@ def save(session: Any, run: Path, rank: int) -> None:
             parameter.zero_()
         load_weights(find_checkpoint(run).path, bare)
     FOUND["loaded"] = all(torch.equal(a, b) for a, b in zip(held, session.chunks[0].parameters(), strict=True))
-    with patched(compat_saving, "background_obstacle", lambda: "no such strategy") if rank == 1 else contextlib.nullcontext():
+    with (
+        patched(compat_saving, "background_obstacle", lambda: "no such strategy")
+        if rank == 1
+        else contextlib.nullcontext()
+    ):
         outcome("obstacle", lambda: saver.Saver(config, bare, session.optimizer, None, "codec"))
 
 
@@ -183,7 +192,9 @@ def main() -> None:
     save(session, folder / "run", rank)
     look(folder / "run", rank)
     group = world.control_group(1)
-    outcome("another codec", lambda: run._check_same_codec(Config(), SimpleNamespace(fingerprint=f"codec{rank}"), group))  # type: ignore[arg-type]
+    outcome(
+        "another codec", lambda: run._check_same_codec(Config(), SimpleNamespace(fingerprint=f"codec{rank}"), group)
+    )  # type: ignore[arg-type]
     saved, mine = find_checkpoint(folder / "run"), SimpleNamespace(name="tiny", fingerprint=("codec", "other")[rank])
     outcome("trained with another codec", lambda: check_same_codec(saved, mine, group))  # type: ignore[arg-type]
     (folder / f"rank_{rank}.json").write_text(json.dumps(FOUND))

@@ -1,4 +1,5 @@
-"""Continues two videos with the cache in several layouts: `cached_worker.py CASES.json OUTPUT.safetensors`, under torchrun.
+"""Continues two videos with the cache in several layouts: `cached_worker.py CASES.json OUTPUT.safetensors`, under
+torchrun.
 
 A case is name -> options of its configuration.  Rank 0 leaves the new latents of each video as ``<name>.<video>``.
 """

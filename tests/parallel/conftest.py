@@ -24,5 +24,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in two processes, TP2 with sequence parallelism."""
     run = tmp_path_factory.mktemp("finished_in_two") / "run"
-    torchrun(2, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "parallel.tensor=2", "parallel.sequence=true")
+    torchrun(
+        2,
+        "-m",
+        "megatron_videogpt",
+        "train",
+        CONFIG,
+        f"train.output={run}",
+        "parallel.tensor=2",
+        "parallel.sequence=true",
+    )
     return run

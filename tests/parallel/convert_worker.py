@@ -1,4 +1,5 @@
-"""Under torchrun with four processes: `convert_worker.py FOLDERS.json` writes the checkpoint of each folder with TP2 x PP2, then predicts with it at TP2.
+"""Under torchrun with four processes: `convert_worker.py FOLDERS.json` writes the checkpoint of each folder with TP2 x
+PP2, then predicts with it at TP2.
 
 A task is {"folder": ..., "run": ..., "predict": file}.
 """
@@ -30,7 +31,10 @@ def main() -> None:
     opened = []
     for task in tasks:
         source = ingest.open_source(Folder(Path(task["folder"])), codec, None, None, False)
-        config, path = new_run.run_config(source, codec, Path(task["run"]), 2, 2), new_run.checkpoint_of(Path(task["run"]))
+        config, path = (
+            new_run.run_config(source, codec, Path(task["run"]), 2, 2),
+            new_run.checkpoint_of(Path(task["run"])),
+        )
         new_run.write_checkpoint(source, config, path, lambda count: None)
         opened.append((source, config, path))
     world.leave_layout()

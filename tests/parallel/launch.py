@@ -1,8 +1,9 @@
 """Starting real processes from a test: torchrun, the command line, any Python program.
 
-They are forked from a process that has imported the trainer (`tests/forkserver.py`), one per session and shared by the workers of pytest-xdist: real
-processes over gloo with exit codes, signals and output of their own.  `cold=True` starts a fresh interpreter instead, for tests of the launcher, of
-imports or of memory; so does whatever the server cannot give: an interpreter's option, a variable that is read when a library is imported.
+They are forked from a process that has imported the trainer (`tests/forkserver.py`), one per session and shared by the
+workers of pytest-xdist: real processes over gloo with exit codes, signals and output of their own.  `cold=True` starts
+a fresh interpreter instead, for tests of the launcher, of imports or of memory; so does whatever the server cannot
+give: an interpreter's option, a variable that is read when a library is imported.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ _kept: list[socket.socket] = []
 
 
 def python_path() -> str:
-    """This copy of the package for other processes, behind what this one was told to look into first: another megatron-core (tests/newest_megatron.sh)."""
+    """This copy of the package for other processes, behind what this one was told to look into first: another
+    megatron-core (tests/newest_megatron.sh).
+    """
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))
 
 
 def release() -> str:
-    """The release of megatron-core that is to be tested: the installed one, or the one that tests/newest_megatron.sh puts before it."""
+    """The release of megatron-core that is to be tested: the installed one, or the one that tests/newest_megatron.sh
+    puts before it.
+    """
     return os.environ.get("MVG_MEGATRON") or metadata.version("megatron-core")
 
 
@@ -63,7 +68,13 @@ def _connect() -> socket.socket:
         command = [sys.executable, "-m", "tests.forkserver", str(address)]
         with log.open("w") as output:
             server = subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment_of(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                cwd=REPOSITORY,
+                env=environment_of(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         while not address.exists():
             assert server.poll() is None, f"the fork server does not start:\n{log.read_text()}"
@@ -152,7 +163,9 @@ class Forked:
 
 
 Process = Forked | subprocess.Popen
-"""What `start` gives; either way with pid, poll, wait, communicate, send_signal, terminate, kill, returncode, stdout and stderr (text)."""
+"""What `start` gives; either way with pid, poll, wait, communicate, send_signal, terminate, kill, returncode, stdout
+and stderr (text).
+"""
 
 
 def start(command: list[str], cold: bool = False, cwd: Path = REPOSITORY, **environment: str) -> Process:
@@ -180,7 +193,9 @@ def kill_tree(process: Process) -> None:
             continue
 
 
-def run(command: list[str], timeout: float = 600, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], timeout: float = 600, cold: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A command in the repository with one thread per process."""
     process = start(command, cold, **environment)
     try:
@@ -201,14 +216,18 @@ def torchrun_command(processes: int, *arguments: str) -> list[str]:
 def torchrun(
     processes: int, *arguments: str, timeout: float = 600, check: bool = True, cold: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc_per_node=<processes> <arguments>` over gloo on this machine; fails the test with the output when it fails."""
+    """`torchrun --nproc_per_node=<processes> <arguments>` over gloo on this machine; fails the test with the output
+    when it fails.
+    """
     result = run(torchrun_command(processes, *arguments), timeout, cold, **environment)
     if check:
         assert result.returncode == 0, f"{' '.join(arguments)}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return result
 
 
-def cli(*arguments: str, timeout: float = 600, cold: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: str, timeout: float = 600, cold: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python -m megatron_videogpt <arguments>`."""
     return run([sys.executable, "-m", "megatron_videogpt", *arguments], timeout, cold, **environment)
 

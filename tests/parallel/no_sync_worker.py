@@ -1,4 +1,6 @@
-"""What the host would wait for, and what is float64, in a step of each layout, on any rank: `no_sync_worker.py LAYOUTS.json OUTPUT.json`."""
+"""What the host would wait for, and what is float64, in a step of each layout, on any rank: `no_sync_worker.py
+LAYOUTS.json OUTPUT.json`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ CHANNELS, ROWS = 4, 2
 
 
 def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]:
-    """What the second step of two waits for, or computes and sends in float64.  lengths: rows of this many frames each, one a micro-batch."""
+    """What the second step of two waits for, or computes and sends in float64.  lengths: rows of this many frames each,
+    one a micro-batch.
+    """
     from megatron.core import parallel_state
 
     from megatron_videogpt.checkpoint.average import Average
@@ -36,7 +40,10 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     optimizer = build_optimizer(config, chunks)
     average = Average(bare, optimizer, 0.9)
     context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-    samples = [Sample(key=n, name=str(n), mean=normal(n, "latents", (n, CHANNELS, 8, 8)), logvar=None, clips=(1, n - 1)) for n in lengths]
+    samples = [
+        Sample(key=n, name=str(n), mean=normal(n, "latents", (n, CHANNELS, 8, 8)), logvar=None, clips=(1, n - 1))
+        for n in lengths
+    ]
     rows = [objective.prepare([sample], config.parallel.row_multiple).shard(*context) for sample in samples]
     train_step(chunks, optimizer, objective, rows)
     with Doubles() as doubles, waits() as found:

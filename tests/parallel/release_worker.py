@@ -1,4 +1,6 @@
-"""Which megatron-core a process of a test imports: `release_worker.py FOLDER` leaves its version and place in ``rank_<n>.json``."""
+"""Which megatron-core a process of a test imports: `release_worker.py FOLDER` leaves its version and place in
+``rank_<n>.json``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def main() -> None:
     activate("cpu")
     import megatron.core
 
-    Path(sys.argv[1], f"rank_{os.environ.get('RANK', '0')}.json").write_text(json.dumps([megatron.core.__version__, megatron.core.__file__]))
+    Path(sys.argv[1], f"rank_{os.environ.get('RANK', '0')}.json").write_text(
+        json.dumps([megatron.core.__version__, megatron.core.__file__])
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Saves and loads checkpoints in several layouts: under torchrun `reshard_worker.py run TASKS.json`, in one process
 `reshard_worker.py compare PAIRS.json OUTPUT.json`.
 
-A task is {"options": [...], "output": run folder, "load": run folder or null}.  Without `load` it trains `BEFORE` steps from spread weights and saves; with it,
-it loads that checkpoint and saves it again as it is.  Either way it then trains `AFTER` more steps and leaves their losses in ``losses.json``.
+A task is {"options": [...], "output": run folder, "load": run folder or null}.  Without `load` it trains `BEFORE` steps
+from spread weights and saves; with it, it loads that checkpoint and saves it again as it is.  Either way it then trains
+`AFTER` more steps and leaves their losses in ``losses.json``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def run(task: dict[str, Any]) -> None:
     bare = [chunk.module for chunk in session.chunks]
 
     def train(first: int, count: int) -> list[float]:
-        return [worker.step(session, [sample_of(number, n) for n in range(BATCH)])[0] for number in range(first, first + count)]
+        return [
+            worker.step(session, [sample_of(number, n) for n in range(BATCH)])[0]
+            for number in range(first, first + count)
+        ]
 
     if task["load"]:
         with whole_parameters(session.chunks):
@@ -46,7 +50,14 @@ def run(task: dict[str, Any]) -> None:
         state = State(**{f.name: read[f.name] for f in fields(State)})
     else:
         train(0, BEFORE)
-        state = State(step=BEFORE, consumed=BEFORE * BATCH, updates=BEFORE, pending=[0.5 * n for n in range(12)], norms=[3.25, 1.5, 2.0], skipped=0)
+        state = State(
+            step=BEFORE,
+            consumed=BEFORE * BATCH,
+            updates=BEFORE,
+            pending=[0.5 * n for n in range(12)],
+            norms=[3.25, 1.5, 2.0],
+            skipped=0,
+        )
     with whole_parameters(session.chunks):
         assert Saver(config, bare, session.optimizer, session.average, CODEC).save(asdict(state), must=True) is not None
     losses = train(BEFORE, AFTER)
@@ -56,7 +67,9 @@ def run(task: dict[str, Any]) -> None:
 
 
 def kind(key: str) -> str:
-    """Weights, or what the optimizer (``param``: float32 main parameters) and the average keep of each, by the tensor's key in the checkpoint."""
+    """Weights, or what the optimizer (``param``: float32 main parameters) and the average keep of each, by the tensor's
+    key in the checkpoint.
+    """
     if key.startswith("optimizer.state."):
         return key.split(".")[2]
     return "ema" if key.startswith("ema.") else "weight"

@@ -1,4 +1,6 @@
-"""Two replicas that see different things, and a whole training run: `run_worker.py CONFIG FOLDER` leaves ``FOLDER/rank<n>.json``."""
+"""Two replicas that see different things, and a whole training run: `run_worker.py CONFIG FOLDER` leaves
+``FOLDER/rank<n>.json``.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +26,34 @@ from tests.waits import Doubles  # noqa: E402
 
 MEMORY = 10**17 + 1
 """Bytes: no float64 holds it, and a float32 far less."""
-HOST_ONLY = ("model/patches.py", "model/rope.py", "sample/evaluate.py", "objective/noise.py", "data/", "codec/", "attention/")
-"""Where float64 is computed with on the host, on purpose: tables that are rounded before they go to a device, and results that have come from one (the
-check of an attention backend at start, against `reference`)."""
+HOST_ONLY = (
+    "model/patches.py",
+    "model/rope.py",
+    "sample/evaluate.py",
+    "objective/noise.py",
+    "data/",
+    "codec/",
+    "attention/",
+)
+"""Where float64 is computed with on the host, on purpose: tables that are rounded before they go to a device, and
+results that have come from one (the check of an attention backend at start, against `reference`).
+"""
 
 
 def uneven_steps(folder: Path) -> dict[str, Any]:
-    """Log lines of rank 0's and rank 1's steps: of one row and three rows, then of none but rank 0's, then of none at all."""
+    """Log lines of rank 0's and rank 1's steps: of one row and three rows, then of none but rank 0's, then of none at
+    all.
+    """
     from tests.session import Session
     from tests.unit.test_in_flight import Codec, samples
 
     world.start(PLATFORM, load_config(sys.argv[1]).parallel)
     rank, session = dist.get_rank(), Session()
-    config = replace(session.config, train=replace(session.config.train, steps=4, output=str(folder)), logging=replace(session.config.logging, every=1))
+    config = replace(
+        session.config,
+        train=replace(session.config.train, steps=4, output=str(folder)),
+        logging=replace(session.config.logging, every=1),
+    )
     platform = replace(PLATFORM, memory_peak=lambda: MEMORY + rank)
     parts = session.objective, session.chunks, session.optimizer, session.average
     tested = run.Run(config, platform, Codec(), *parts, None, world.control_group(), lambda *_, **__: None, run.State())  # type: ignore[arg-type]
@@ -64,8 +81,16 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
 
 
 def whole_run(folder: Path) -> dict[str, Any]:
-    """What of a run, validation and checkpoints included, is float64, and after how many launched steps Python collected garbage."""
-    overrides = ["parallel.recompute=auto", "optimizer.ema_decay=0.9", "optimizer.spike_factor=100.0", "logging.slowest_every=2", "train.steps=10"]
+    """What of a run, validation and checkpoints included, is float64, and after how many launched steps Python
+    collected garbage.
+    """
+    overrides = [
+        "parallel.recompute=auto",
+        "optimizer.ema_decay=0.9",
+        "optimizer.spike_factor=100.0",
+        "logging.slowest_every=2",
+        "train.steps=10",
+    ]
     overrides += [
         "train.gc_every=4",
         "checkpoint.every=0",

@@ -1,4 +1,5 @@
-"""Bytes that one decoder layer keeps for its backward pass on every rank, counted by autograd itself: `saved_worker.py LAYOUTS.json OUTPUT.json`.
+"""Bytes that one decoder layer keeps for its backward pass on every rank, counted by autograd itself: `saved_worker.py
+LAYOUTS.json OUTPUT.json`.
 
 A model of two layers saves one layer more than a model of one.
 """
@@ -16,7 +17,9 @@ CHANNELS = 4
 
 
 def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
-    """(bytes of all storages that autograd holds after a forward pass, parameters left out; tokens of the whole row)."""
+    """(bytes of all storages that autograd holds after a forward pass, parameters left out; tokens of
+    the whole row).
+    """
     from megatron.core import parallel_state
 
     from megatron_videogpt.config.load import config_from_dict
@@ -42,7 +45,8 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         objective.loss(model(part), part)[0]
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    # Sizes are read after the forward pass, because recomputed outputs are emptied only then; what belongs to the row is not the layer's.
+    # Sizes are read after the forward pass, because recomputed outputs are emptied only then; what belongs to the row
+    # is not the layer's.
     outside = parameters | {part.intervals.untyped_storage().data_ptr()}
     storages = {x.untyped_storage()._cdata: x.untyped_storage() for x in held}
     total = sum(storage.nbytes() for storage in storages.values() if storage.data_ptr() not in outside)
@@ -58,7 +62,9 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = {}
     for name, values in json.loads(Path(sys.argv[1]).read_text()).items():
-        (one, tokens), (two, _) = (saved_bytes({**values, "model": {**values["model"], "num_layers": layers}}, platform) for layers in (1, 2))
+        (one, tokens), (two, _) = (
+            saved_bytes({**values, "model": {**values["model"], "num_layers": layers}}, platform) for layers in (1, 2)
+        )
         answers[name] = {"bytes": two - one, "tokens": tokens}
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(answers))

@@ -1,4 +1,6 @@
-"""Rank 0 decides what is on a shared file system, and what one rank alone suffers ends no rank in a collective that the others are not in."""
+"""Rank 0 decides what is on a shared file system, and what one rank alone suffers ends no rank in a collective that the
+others are not in.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_the_checkpoint_is_the_one_that_rank_0_sees(found: list[dict[str, str]])
 def test_who_does_not_see_it_is_named(found: list[dict[str, str]]) -> None:
     assert found[0]["late"] == found[0]["stale"] and found[0]["seen"] == "step_00000001"
     for case in ("unseen", "unseen newest"):
-        assert found[0][case].startswith("RunError: rank 1 of 2: ") and found[0]["stale"] in found[0][case], found[0][case]
+        assert found[0][case].startswith("RunError: rank 1 of 2: ") and found[0]["stale"] in found[0][case], found[0][
+            case
+        ]
         assert "files are not seen there; every node needs the same" in found[0][case]
     assert "no complete checkpoint of step 7; it has: step_00000001, step_00000002" in found[0]["no such step"]
     assert "gone: no such folder" in found[0]["no such run"]
@@ -45,12 +49,23 @@ def test_who_does_not_see_it_is_named(found: list[dict[str, str]]) -> None:
 
 def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_the_one_before(found: list[dict[str, str]]) -> None:
     cases = found[0]
-    assert cases["foreground"] == "step_00000001, newest step_00000001" and cases["background"] == "None, newest step_00000002"
-    wrong = {name: text for name, text in cases.items() if name.endswith((" now", " later")) and not name.startswith("afterwards")}
+    assert (
+        cases["foreground"] == "step_00000001, newest step_00000001"
+        and cases["background"] == "None, newest step_00000002"
+    )
+    wrong = {
+        name: text
+        for name, text in cases.items()
+        if name.endswith((" now", " later")) and not name.startswith("afterwards")
+    }
     assert len(wrong) >= 4, "metadata and format are written by rank 0 in every release"
     for name, text in wrong.items():
         if name.endswith("now"):
-            assert text.startswith("RunError: ") and "No space left on device" in text and "the newest complete one is still step_00000002" in text
+            assert (
+                text.startswith("RunError: ")
+                and "No space left on device" in text
+                and "the newest complete one is still step_00000002" in text
+            )
         else:
             assert text in ("failed, newest step_00000002", "None, newest step_00000002"), (name, text)
     for number in range(2):
@@ -67,4 +82,7 @@ def test_the_next_save_is_whole(found: list[dict[str, str]]) -> None:
     for case in ("afterwards now", "afterwards later"):
         assert "step_000000" in found[0][case] and "failed" not in found[0][case]
     assert found[0]["loaded"] is True
-    assert found[0]["obstacle"].startswith("RunError: rank 1 of 2: checkpoint.async_save = true: ") and "async_save=false" in found[0]["obstacle"]
+    assert (
+        found[0]["obstacle"].startswith("RunError: rank 1 of 2: checkpoint.async_save = true: ")
+        and "async_save=false" in found[0]["obstacle"]
+    )

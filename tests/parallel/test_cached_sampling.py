@@ -31,4 +31,6 @@ def test_every_layout_continues_alike(tmp_path: Path) -> None:
         expected = found[f"uncached.{video}"]
         assert expected.shape[0] == 5 and float(expected.std()) > 0.1
         for name in ("cached", *TWO):
-            assert float((found[f"{name}.{video}"] - expected).abs().max() / expected.abs().max()) == pytest.approx(0, abs=1e-5), name
+            assert float((found[f"{name}.{video}"] - expected).abs().max() / expected.abs().max()) == pytest.approx(
+                0, abs=1e-5
+            ), name

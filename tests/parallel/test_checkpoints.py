@@ -44,7 +44,11 @@ def exported(output: Path, steps: tuple[int, ...], folder: Path) -> dict[tuple[s
     folder.mkdir()
     result = run([sys.executable, "-c", EXPORT, str(output), ",".join(map(str, steps)), str(folder)])
     assert result.returncode == 0, result.stderr
-    return {(kind, step): load_file(folder / f"{kind}_{step}" / "model.safetensors") for kind in ("trained", "average") for step in steps}
+    return {
+        (kind, step): load_file(folder / f"{kind}_{step}" / "model.safetensors")
+        for kind in ("trained", "average")
+        for step in steps
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,11 @@ def test_resuming_from_the_newest_complete_checkpoint(in_background: Path, tmp_p
     shutil.rmtree(output / "checkpoints" / "step_00000014")
     # What a crash leaves: a save that was under way, and a folder whose last file was never written.
     (output / "checkpoints" / "step_00000012").rename(output / "checkpoints" / "step_00000012.partial")
-    shutil.copytree(output / "checkpoints" / "step_00000006", output / "checkpoints" / "step_00000008", ignore=shutil.ignore_patterns("state.json"))
+    shutil.copytree(
+        output / "checkpoints" / "step_00000006",
+        output / "checkpoints" / "step_00000008",
+        ignore=shutil.ignore_patterns("state.json"),
+    )
     again = train(1, output, "checkpoint.every=0", "parallel.pipeline=1")
     assert again == pytest.approx(whole, rel=1e-5)
     state = json.loads((output / "checkpoints" / "step_00000014" / "state.json").read_text())
@@ -76,13 +84,21 @@ def test_resuming_from_the_newest_complete_checkpoint(in_background: Path, tmp_p
 def test_averages_follow_their_recursion_and_survive_a_change_of_layout(tmp_path: Path) -> None:
     output, options = (
         tmp_path / "run",
-        ("train.steps=5", "checkpoint.every=1", "checkpoint.keep=0", f"optimizer.ema_decay={DECAY}", "optimizer.schedule=constant"),
+        (
+            "train.steps=5",
+            "checkpoint.every=1",
+            "checkpoint.keep=0",
+            f"optimizer.ema_decay={DECAY}",
+            "optimizer.schedule=constant",
+        ),
     )
     train(2, output, *options, "parallel.bucket_size=5000")
     found = exported(output, (1, 2, 3, 4, 5), tmp_path / "exported")
     for step in (2, 3, 4, 5):
         for name, average in found["average", step].items():
-            expected = DECAY * found["average", step - 1][name].double() + (1 - DECAY) * found["trained", step][name].double()
+            expected = (
+                DECAY * found["average", step - 1][name].double() + (1 - DECAY) * found["trained", step][name].double()
+            )
             torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-7)
     assert any(not torch.equal(found["average", 5][name], value) for name, value in found["trained", 5].items())
     for step in (3, 4, 5):
@@ -94,6 +110,21 @@ def test_averages_follow_their_recursion_and_survive_a_change_of_layout(tmp_path
 
 
 def test_sampling_asks_for_an_average_that_is_there(in_background: Path, tmp_path: Path) -> None:
-    result = cli("sample", "--checkpoint", str(in_background), "--scene", "fall/1", "--output", str(tmp_path / "out.mp4"), "--weights", "average")
+    result = cli(
+        "sample",
+        "--checkpoint",
+        str(in_background),
+        "--scene",
+        "fall/1",
+        "--output",
+        str(tmp_path / "out.mp4"),
+        "--weights",
+        "average",
+    )
     lines = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert result.returncode == 2 and len(lines) == 1 and "no moving average" in lines[0] and "optimizer.ema_decay" in lines[0]
+    assert (
+        result.returncode == 2
+        and len(lines) == 1
+        and "no moving average" in lines[0]
+        and "optimizer.ema_decay" in lines[0]
+    )

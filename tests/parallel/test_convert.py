@@ -1,4 +1,6 @@
-"""Folders through checkpoints of four processes and back, predictions at TP2 against the stand-alone model, and training from a converted run."""
+"""Folders through checkpoints of four processes and back, predictions at TP2 against the stand-alone model, and
+training from a converted run.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,22 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = work / f"{name} {dtype}"
         folder_of(place / "folder", MODELS[name], tensors_of(MODELS[name], dtype))
         (place / "run" / "checkpoints" / "step_00000000").mkdir(parents=True)
-        tasks.append({"folder": str(place / "folder"), "run": str(place / "run"), "predict": str(place / "prediction.safetensors")})
+        tasks.append(
+            {
+                "folder": str(place / "folder"),
+                "run": str(place / "run"),
+                "predict": str(place / "prediction.safetensors"),
+            }
+        )
     (work / "tasks.json").write_text(json.dumps(tasks))
     torchrun(4, str(REPOSITORY / "tests" / "parallel" / "convert_worker.py"), str(work / "tasks.json"))
     return work
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_every_tensor_comes_back_from_tp2_pp2(written: Path, tmp_path: Path, processes: None, name: str, dtype: str) -> None:
+def test_every_tensor_comes_back_from_tp2_pp2(
+    written: Path, tmp_path: Path, processes: None, name: str, dtype: str
+) -> None:
     from megatron_videogpt.convert import new_run
 
     place, codec = written / f"{name} {dtype}", ingest.codec_of(None)
@@ -48,7 +58,9 @@ def test_every_tensor_comes_back_from_tp2_pp2(written: Path, tmp_path: Path, pro
     source = ingest.open_source(Folder(place / "folder"), codec, None, None, False)
     new_run.finish(source, new_run.run_config(source, codec, place / "run", 2, 2), place / "run", None, ignore)
     same(to_folder(place / "run", tmp_path / "back"), load_file(place / "folder" / "model.safetensors"))
-    original, back = (json.loads((folder / "config.json").read_text()) for folder in (place / "folder", tmp_path / "back"))
+    original, back = (
+        json.loads((folder / "config.json").read_text()) for folder in (place / "folder", tmp_path / "back")
+    )
     assert original.items() <= back.items()
 
 
@@ -64,7 +76,9 @@ def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: st
     noisy, clean, t = forward.random_input(model, channels)
     weights = {key: value.float() for key, value in load_file(place / "folder" / "model.safetensors").items()}
     weights["llm.embed_tokens.weight"] = weights["llm.embed_tokens.weight"][list(HINTS)]
-    assert forward.relative_error(ours, dense.forward(weights, MODELS[name], list(forward.CLIPS), noisy, clean, t)) < 2e-5
+    assert (
+        forward.relative_error(ours, dense.forward(weights, MODELS[name], list(forward.CLIPS), noisy, clean, t)) < 2e-5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +88,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     tiny = dense.Tiny(width=32, ffn=48, table=8, channels=16, groups=2)
     folder_of(work / "folder", tiny, tensors_of(tiny, "fp32"))
     to_run(work / "folder", work / "run")
-    options = (f"train.init_from={work / 'run'}", f"train.output={work / 'tuned'}", "train.steps=2", "optimizer.ema_decay=0.5", "optimizer.warmup_steps=0")
+    options = (
+        f"train.init_from={work / 'run'}",
+        f"train.output={work / 'tuned'}",
+        "train.steps=2",
+        "optimizer.ema_decay=0.5",
+        "optimizer.warmup_steps=0",
+    )
     result = cli("train", str(DATA), *options)
     assert result.returncode == 0, result.stderr[-3000:]
     return work
@@ -88,7 +108,9 @@ def test_training_carries_on_what_travels_along(tuned: Path, tmp_path: Path) -> 
         assert torch.equal(trained[key], given[key])
     others = [row for row in range(6) if row not in HINTS]
     assert torch.equal(trained["llm.embed_tokens.weight"][others], given["llm.embed_tokens.weight"][others])
-    assert not torch.equal(trained["llm.embed_tokens.weight"][list(HINTS)], given["llm.embed_tokens.weight"][list(HINTS)])
+    assert not torch.equal(
+        trained["llm.embed_tokens.weight"][list(HINTS)], given["llm.embed_tokens.weight"][list(HINTS)]
+    )
     changed = [key for key in given if not torch.equal(trained[key], given[key])]
     assert len(changed) == len(given) - 2
     assert (tmp_path / "trained" / "LICENSE").is_file() and (tmp_path / "trained" / "vae" / "config.json").is_file()
@@ -106,10 +128,19 @@ def test_a_run_that_never_had_a_text_table(tuned: Path, tmp_path: Path) -> None:
     made = to_folder(tmp_path / "run", tmp_path / "made")
     table = made["llm.embed_tokens.weight"]
     trained = to_folder(tuned / "tuned", tmp_path / "trained")
-    assert torch.equal(table[1:], trained["llm.embed_tokens.weight"][list(HINTS)]) and len(table) == 4 and not table[0].any()
+    assert (
+        torch.equal(table[1:], trained["llm.embed_tokens.weight"][list(HINTS)])
+        and len(table) == 4
+        and not table[0].any()
+    )
     assert torch.allclose(made["pos_embed"], trained["pos_embed"], atol=1e-6) and "lm_head.weight" not in made
     config = json.loads((tmp_path / "made" / "config.json").read_text())
-    assert (config["model_type"], config["vocab_size"], config["img_end_token_id"], config["longest_side"]) == ("videogpt", 4, 3, 32)
+    assert (config["model_type"], config["vocab_size"], config["img_end_token_id"], config["longest_side"]) == (
+        "videogpt",
+        4,
+        3,
+        32,
+    )
     codec = ingest.codec_of(tmp_path / "made" / "vae")
     assert codec.name == "tiny"
     to_run(tmp_path / "made", tmp_path / "again", codec=codec)

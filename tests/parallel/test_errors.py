@@ -1,4 +1,6 @@
-"""Bad input: one clear line and a non-zero exit, and what was saved before stays (each as a user would meet it, through the command line)."""
+"""Bad input: one clear line and a non-zero exit, and what was saved before stays (each as a user would meet it, through
+the command line).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from .launch import REPOSITORY, cli, torchrun
 from .test_resume import newest
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
-VIDEOS = ("data.source=videos", "data.max_aspect=2", "data.longest_side=32", "data.min_side=32", "data.frame_interval=[1,2]", "train.steps=2")
+VIDEOS = (
+    "data.source=videos",
+    "data.max_aspect=2",
+    "data.longest_side=32",
+    "data.min_side=32",
+    "data.frame_interval=[1,2]",
+    "train.steps=2",
+)
 
 
 def error_of(result: subprocess.CompletedProcess[str]) -> str:
@@ -48,7 +57,9 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path) -> None:
-    result = torchrun(3, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={tmp_path}", "parallel.tensor=3", check=False)
+    result = torchrun(
+        3, "-m", "megatron_videogpt", "train", CONFIG, f"train.output={tmp_path}", "parallel.tensor=3", check=False
+    )
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert any("parallel.tensor" in line and "num_attention_heads" in line for line in lines), result.stderr
@@ -79,7 +90,11 @@ def test_bad_videos_are_named_and_skipped_and_training_goes_on(tmp_path: Path) -
 
 def written(run: Path) -> dict[Path, int]:
     """When each file of a run was written; the logs, which tell of refused starts too, are left out."""
-    return {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*")) if path.is_file() and path.parent.name != "logs"}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.parent.name != "logs"
+    }
 
 
 def test_checkpoint_of_another_shape_is_refused_and_left_alone(finished: Path) -> None:
@@ -108,13 +123,25 @@ def test_another_seed_is_refused(finished: Path) -> None:
 
 
 def test_more_recomputation_than_there_is(tmp_path: Path) -> None:
-    line = error_of(cli("train", CONFIG, f"train.output={tmp_path / 'run'}", "parallel.recompute=auto", "parallel.memory_gb=0.0001"))
+    line = error_of(
+        cli("train", CONFIG, f"train.output={tmp_path / 'run'}", "parallel.recompute=auto", "parallel.memory_gb=0.0001")
+    )
     assert "parallel.recompute = auto" in line and "parallel.tensor" in line
 
 
 def test_sampling_without_a_checkpoint(tmp_path: Path) -> None:
     moving_square(tmp_path / "in.mp4", 8)
-    line = error_of(cli("sample", "--checkpoint", str(tmp_path), "--video", str(tmp_path / "in.mp4"), "--output", str(tmp_path / "out.mp4")))
+    line = error_of(
+        cli(
+            "sample",
+            "--checkpoint",
+            str(tmp_path),
+            "--video",
+            str(tmp_path / "in.mp4"),
+            "--output",
+            str(tmp_path / "out.mp4"),
+        )
+    )
     assert "checkpoint" in line and str(tmp_path) in line
 
 
@@ -123,7 +150,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

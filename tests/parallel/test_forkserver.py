@@ -1,4 +1,6 @@
-"""A command that the fork server runs does what a fresh interpreter does: numbers, environment, exit codes, signals, output (tests/forkserver.py)."""
+"""A command that the fork server runs does what a fresh interpreter does: numbers, environment, exit codes, signals,
+output (tests/forkserver.py).
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,11 @@ def test_ranks_find_what_torchrun_gives_them(tmp_path: Path) -> None:
     for found in cold:
         assert found.pop("random")
     for found, expected in zip(forked, cold, strict=True):
-        differing = {name: (found[name], expected[name]) for name in expected if name != "environment" and found[name] != expected[name]}
+        differing = {
+            name: (found[name], expected[name])
+            for name in expected
+            if name != "environment" and found[name] != expected[name]
+        }
         assert not differing
         assert found["environment"] == expected["environment"] and found["spawned"] == [2]
     assert [found["environment"]["RANK"] for found in forked] == ["0", "1"]
@@ -96,10 +102,15 @@ def read_ready(process: Process) -> None:
         assert process.stdout.readline() == "ready\n"
 
 
-@pytest.mark.parametrize("cold", [pytest.param(False, id="forked"), pytest.param(True, id="cold", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "cold", [pytest.param(False, id="forked"), pytest.param(True, id="cold", marks=pytest.mark.long)]
+)
 def test_a_rank_that_fails_and_a_launcher_that_is_stopped_end_the_others(cold: bool, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(WAITING)
-    failing, stopped, killed = (start(torchrun_command(2, str(tmp_path / "program.py"), how), cold=cold) for how in ("fails", "is stopped", "is killed"))
+    failing, stopped, killed = (
+        start(torchrun_command(2, str(tmp_path / "program.py"), how), cold=cold)
+        for how in ("fails", "is stopped", "is killed")
+    )
     try:
         for process in (failing, stopped, killed):
             read_ready(process)
@@ -108,7 +119,10 @@ def test_a_rank_that_fails_and_a_launcher_that_is_stopped_end_the_others(cold: b
         assert len(children(stopped)) == 2
         stopped.terminate()
         output, errors = stopped.communicate(timeout=60)
-        assert (stopped.returncode, sorted(output.splitlines())) == (1, ["stopped 0", "stopped 1"]) and "SIGTERM" in errors
+        assert (stopped.returncode, sorted(output.splitlines())) == (
+            1,
+            ["stopped 0", "stopped 1"],
+        ) and "SIGTERM" in errors
         orphans = children(killed)
         killed.kill()
         assert killed.wait(timeout=60) == -signal.SIGKILL
@@ -121,18 +135,32 @@ def test_a_rank_that_fails_and_a_launcher_that_is_stopped_end_the_others(cold: b
 
 
 def test_losses_are_those_of_a_cold_launch(tmp_path: Path) -> None:
-    command = ("-m", "megatron_videogpt", "train", CONFIG, "train.steps=5", "parallel.tensor=2", "parallel.sequence=true", "checkpoint.every=2")
+    command = (
+        "-m",
+        "megatron_videogpt",
+        "train",
+        CONFIG,
+        "train.steps=5",
+        "parallel.tensor=2",
+        "parallel.sequence=true",
+        "checkpoint.every=2",
+    )
     torchrun(2, *command, f"train.output={tmp_path / 'cold'}", cold=True)
     # Neither changes a number; both start processes, which are forked as well.
     torchrun(2, *command, f"train.output={tmp_path / 'forked'}", "data.workers=1", "checkpoint.async_save=true")
     found = losses(tmp_path / "forked")
     assert len(found) == 5 and found == losses(tmp_path / "cold")
-    kept, expected = (sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) for name in ("forked", "cold"))
+    kept, expected = (
+        sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) for name in ("forked", "cold")
+    )
     assert kept == expected
 
 
 def test_a_command_that_takes_too_long_is_ended_with_all_it_started() -> None:
-    program = "import os, subprocess, sys; p = subprocess.Popen(['sleep', '100']); open(sys.argv[1], 'w').write(str(p.pid)); p.wait()"
+    program = (
+        "import os, subprocess, sys; p = subprocess.Popen(['sleep', '100']); open(sys.argv[1], "
+        "'w').write(str(p.pid)); p.wait()"
+    )
     started = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         run(interpreter("-c", program, os.devnull), timeout=1)

@@ -1,4 +1,6 @@
-"""What goes wrong in a run and does not end it: failed saves, broken gradients, a slow rank; and what ends it after all, in one line."""
+"""What goes wrong in a run and does not end it: failed saves, broken gradients, a slow rank; and what ends it after
+all, in one line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ CONFIG = str(REPOSITORY / "tests" / "parallel" / "tiny.toml")
 SABOTAGE = str(REPOSITORY / "tests" / "parallel" / "sabotage.py")
 
 
-def sabotaged(processes: int, what: str, run: Path, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def sabotaged(
+    processes: int, what: str, run: Path, *options: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     return torchrun(processes, SABOTAGE, what, "train", CONFIG, f"train.output={run}", *options, check=check)
 
 
@@ -35,12 +39,16 @@ def test_a_failed_save_is_repeated(tmp_path: Path, sound: dict[int, float]) -> N
     run = tmp_path / "run"
     result = sabotaged(1, "save_fails_once", run, "checkpoint.keep=0")
     assert result.stderr.count("could not be saved") == 1 and "training goes on" in result.stderr
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step_{step:08d}" for step in (4, 8, 12, 14)]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        f"step_{step:08d}" for step in (4, 8, 12, 14)
+    ]
     assert losses(run) == sound
 
 
 @pytest.mark.parametrize("background", ["false", "true"])
-def test_training_goes_on_without_a_checkpoint_that_cannot_be_saved(tmp_path: Path, sound: dict[int, float], background: str) -> None:
+def test_training_goes_on_without_a_checkpoint_that_cannot_be_saved(
+    tmp_path: Path, sound: dict[int, float], background: str
+) -> None:
     run = tmp_path / "run"
     result = sabotaged(1, "save_fails_twice", run, "checkpoint.keep=0", f"checkpoint.async_save={background}")
     assert result.stderr.count("checkpoint of step 4 could not be saved") == 2 and "No space left" in result.stderr
@@ -58,7 +66,9 @@ def test_all_ranks_skip_a_step_with_a_broken_gradient_and_name_its_samples(tmp_p
     run = tmp_path / "run"
     result = sabotaged(2, "nan_in_steps_3_and_4", run, "train.steps=6")
     skipped = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in skipped] == [3, 4] and all(line["grad_norm"] is None and len(line["samples"]) == 4 for line in skipped)
+    assert [line["step"] for line in skipped] == [3, 4] and all(
+        line["grad_norm"] is None and len(line["samples"]) == 4 for line in skipped
+    )
     assert "step 3 skipped on all ranks" in result.stderr and skipped[0]["samples"][0]["name"] in result.stderr
     lines = metrics(run)
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 2, 2, 2]
@@ -72,7 +82,14 @@ def test_all_ranks_skip_a_step_with_a_broken_gradient_and_name_its_samples(tmp_p
     # Step 4 was skipped and saved: a run resumed from there goes on bit for bit.
     whole = losses(alone)
     shutil.rmtree(alone / "checkpoints" / "step_00000006")
-    assert train(1, alone, "train.steps=6") == whole and [line["skipped_steps"] for line in metrics(alone)] == [0, 0, 1, 2, 2, 2]
+    assert train(1, alone, "train.steps=6") == whole and [line["skipped_steps"] for line in metrics(alone)] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+        2,
+    ]
 
 
 @pytest.mark.long
@@ -87,7 +104,16 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path: Path) -> None:
 
 def test_a_spike_is_skipped_where_asked(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    sabotaged(1, "spike_in_step_30", run, "train.steps=31", "optimizer.spike_factor=20", "checkpoint.every=0", "data.frames=2", "data.clips=[1,2]")
+    sabotaged(
+        1,
+        "spike_in_step_30",
+        run,
+        "train.steps=31",
+        "optimizer.spike_factor=20",
+        "checkpoint.every=0",
+        "data.frames=2",
+        "data.clips=[1,2]",
+    )
     (line,) = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     taken = sorted(entry["grad_norm"] for entry in metrics(run)[:29])
     assert line["step"] == 30 and line["grad_norm"] > 20 * taken[14]

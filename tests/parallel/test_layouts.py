@@ -34,7 +34,9 @@ print(json.dumps({case.key: reason for case, reason in run_cases(cases, Path(sys
 
 
 def failed_of(folder: Path, *which: str) -> dict[str, str]:
-    """Run the fast cases or a single one (its layout and options), each process count in one torchrun; the keys of those that failed, and why."""
+    """Run the fast cases or a single one (its layout and options), each process count in one torchrun; the keys of
+    those that failed, and why.
+    """
     result = run(interpreter("-c", RUN, folder, *which), timeout=600)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -86,12 +88,20 @@ def test_a_wrong_update_is_found_in_bf16(prefix: str, results: Path) -> None:
 def test_the_runs_are_not_trivial(results: Path) -> None:
     runs = {which: read(results, which) for which in FAST}
     losses = runs[FAST[0]][0]["losses"]  # type: ignore[index]
-    assert min(abs(a / b - 1) for a, b in zip(losses, losses[1:])) > 1e-5, "a loss that stands still would compare equal to anything"
+    assert min(abs(a / b - 1) for a, b in zip(losses, losses[1:])) > 1e-5, (
+        "a loss that stands still would compare equal to anything"
+    )
     shards, bare, single, padding = (sum(run[0]["facts"][n] for run in runs.values()) for n in range(4))  # type: ignore[index]
-    assert shards > 400 and bare > 20 and single > 20 and padding > 20, "context shards without clean rows, single clips and padding must be among them"
+    assert shards > 400 and bare > 20 and single > 20 and padding > 20, (
+        "context shards without clean rows, single clips and padding must be among them"
+    )
     averaged = next(run for which, run in runs.items() if "ema" in which.name)
     assert averaged is not None
-    moved = [float((averaged[1][f"ema.{name}"] - value).norm()) for name, value in averaged[1].items() if not name.startswith("ema.")]
+    moved = [
+        float((averaged[1][f"ema.{name}"] - value).norm())
+        for name, value in averaged[1].items()
+        if not name.startswith("ema.")
+    ]
     assert min(moved) > 0, "an average that equals the weights would hide a missing update"
 
 
@@ -120,5 +130,7 @@ def test_a_difference_is_found(tamper: Callable[[tuple[dict, dict]], None], wron
 def test_a_layout_that_cannot_run_is_named(tmp_path: Path) -> None:
     wrong = case("P1", "virtual_pipeline=2")
     failed = failed_of(tmp_path, "P1", "virtual_pipeline=2")
-    assert list(failed) == [wrong.key] and "parallel.virtual_pipeline = 2: must be 1 without pipeline" in failed[wrong.key]
+    assert (
+        list(failed) == [wrong.key] and "parallel.virtual_pipeline = 2: must be 1 without pipeline" in failed[wrong.key]
+    )
     assert read(tmp_path, reference(wrong)) is not None and read(tmp_path, wrong) is None

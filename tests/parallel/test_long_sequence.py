@@ -1,4 +1,6 @@
-"""A sequence of the paper's length goes through TP2 x CP2 without anything of L x L elements, and its loss is that of one process."""
+"""A sequence of the paper's length goes through TP2 x CP2 without anything of L x L elements, and its loss is that of
+one process.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .launch import REPOSITORY, run
 
 def measured(output: Path, *arguments: str, timeout: float = 300) -> list[dict[str, Any]]:
     """What every process of `tools/long_sequence.py` reported."""
-    result = run([sys.executable, str(REPOSITORY / "tools" / "long_sequence.py"), "--json", str(output), *arguments], timeout)
+    result = run(
+        [sys.executable, str(REPOSITORY / "tools" / "long_sequence.py"), "--json", str(output), *arguments], timeout
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(output.read_text())
 
@@ -26,12 +30,17 @@ def test_short_sequence_and_a_dense_control(tmp_path: Path) -> None:
     """13 noisy frames of 82 tokens and 12 clean ones; the dense backend's scores must be seen."""
     short = ("--clips", "6,6,1", "--grid", "8,10")
     tokens = (13 + 12) * 82
-    split, whole = measured(tmp_path / "split", *short), measured(tmp_path / "whole", *short, *ONE_PROCESS, "--attention", "reference")
+    split, whole = (
+        measured(tmp_path / "split", *short),
+        measured(tmp_path / "whole", *short, *ONE_PROCESS, "--attention", "reference"),
+    )
     assert [one["tokens"] for one in split] == [tokens] * 4
     assert split[0]["padded"] == tokens + -tokens % 4 == 2052
     assert split[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
     assert split[0]["norm"] == pytest.approx(whole[0]["norm"], rel=1e-5)
-    assert whole[0]["largest"] >= tokens**2 and whole[0]["shape"][-2:] == [tokens, tokens], "the watch must see what it is there for"
+    assert whole[0]["largest"] >= tokens**2 and whole[0]["shape"][-2:] == [tokens, tokens], (
+        "the watch must see what it is there for"
+    )
     assert all(one["backward"] > 0 for one in split), "the watch must see the backward pass"
 
 

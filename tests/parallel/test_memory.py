@@ -41,12 +41,16 @@ def test_a_layer_keeps_what_autograd_saves(processes: int, tmp_path: Path) -> No
     answers = json.loads(answered.read_text())
     assert answers.keys() == cases.keys()
     for name, values in cases.items():
-        kept = layer_bytes(config_from_dict(values), answers[name]["tokens"]).kept(values["parallel"].get("recompute", "none"))
+        kept = layer_bytes(config_from_dict(values), answers[name]["tokens"]).kept(
+            values["parallel"].get("recompute", "none")
+        )
         assert kept == pytest.approx(answers[name]["bytes"], rel=0.01), name
 
 
 def check(run: Run) -> None:
-    """Within 15 % of the fullest rank's growth, of a run that grows by 1.2 GB at least: libraries' own buffers are a tenth of that."""
+    """Within 15 % of the fullest rank's growth, of a run that grows by 1.2 GB at least: libraries' own buffers are a
+    tenth of that.
+    """
     peak = max(measure(run)["bytes"])
     assert peak >= 1.2e9
     assert estimate(run).total == pytest.approx(peak, rel=0.15)
@@ -58,7 +62,9 @@ def test_memory_is_the_measured_one() -> None:
 
 
 SUBSET = ("TP2+SP fp32 selective", "PP2 fp32 full", "CP2 bf16 selective")
-"""Runs of `tools/measure_memory.py` that the suite repeats, one for each way to split a model; all of them take a quarter of an hour."""
+"""Runs of `tools/measure_memory.py` that the suite repeats, one for each way to split a model; all of them take a
+quarter of an hour.
+"""
 
 
 @pytest.mark.long

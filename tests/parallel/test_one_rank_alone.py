@@ -29,7 +29,10 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
 def test_unreadable_data_after_a_skipped_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = sabotaged("unreadable_after_a_skipped_step", run)
-    assert errors(result) == ["error: rank 1, reading the data of step 4: the disk of node 7 is gone"] and "UserError" not in result.stderr
+    assert (
+        errors(result) == ["error: rank 1, reading the data of step 4: the disk of node 7 is gone"]
+        and "UserError" not in result.stderr
+    )
     # The steps before are recorded, the skipped one among them.
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert [json.loads(line)["step"] for line in (run / "skipped.jsonl").read_text().splitlines()] == [3]
@@ -56,7 +59,8 @@ def test_both_ranks_end_with_the_reason_of_one(tmp_path: Path) -> None:
     users = {
         "a user's": "rank 1, reading: no such folder",
         "a user's on both": "no such folder",
-        "reading": "process 1 cannot read what others can: a.mp4: no such file; put it where all of them see the same file",
+        "reading": "process 1 cannot read what others can: a.mp4: no such file; put it where all of them see the same "
+        "file",
         "encoding": "rank 1, preparing: /videos: no such folder",
         "attention": "rank 1, choosing an attention backend: flash_attn is not installed",
     }
@@ -65,6 +69,9 @@ def test_both_ranks_end_with_the_reason_of_one(tmp_path: Path) -> None:
     told = "rank 1 failed, reading: KeyError: 'x'"
     assert first["a fault"] == first["a fault and a user's"] == ["PeerFailed", told]
     assert second["a fault"] == second["a fault and a user's"] == ["KeyError", "'x'"]
-    assert first["a fault on both"] == ["KeyError", "'x'"] and second["a fault on both"] == ["PeerFailed", told.replace("1", "0")]
+    assert first["a fault on both"] == ["KeyError", "'x'"] and second["a fault on both"] == [
+        "PeerFailed",
+        told.replace("1", "0"),
+    ]
     # Nothing of a failure is left on its way.
     assert first["well"] == second["well"] == first["well again"] == second["well again"] == ["", [0, 1]]

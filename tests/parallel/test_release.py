@@ -1,4 +1,6 @@
-"""The processes that tests start import the megatron-core that is to be tested: the installed one, or that of tests/newest_megatron.sh."""
+"""The processes that tests start import the megatron-core that is to be tested: the installed one, or that of
+tests/newest_megatron.sh.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ def test_every_rank_imports_the_release_to_be_tested(tmp_path: Path) -> None:
 
 def test_documents_and_requirements_name_the_newest_release() -> None:
     """Its number stands in tests/newest_megatron.txt; where else it is named it is the same one."""
-    (newest,) = re.findall(r"^megatron-core==(\S+)$", (REPOSITORY / "tests" / "newest_megatron.txt").read_text(), re.MULTILINE)
-    for name in ("README.md", "setup.py", "megatron_videogpt/platforms/compat.py", "megatron_videogpt/platforms/compat_saving.py"):
+    (newest,) = re.findall(
+        r"^megatron-core==(\S+)$", (REPOSITORY / "tests" / "newest_megatron.txt").read_text(), re.MULTILINE
+    )
+    for name in (
+        "README.md",
+        "setup.py",
+        "megatron_videogpt/platforms/compat.py",
+        "megatron_videogpt/platforms/compat_saving.py",
+    ):
         ranges = re.findall(r"0\.16\.1 to (\d+\.\d+\.\d+)", (REPOSITORY / name).read_text())
         assert ranges and set(ranges) == {newest}, name

@@ -20,7 +20,12 @@ def bf16(of: Case) -> Case:
     return dataclasses.replace(of, precision="bf16")
 
 
-TP2, PP2_VP2, CP2, DP2 = case("TP2+SP", "ema=0.9"), case("PP2 VP2", "ema=0.9", "small buckets"), case("CP2", "ema=0.9"), case("DP2", "ema=0.9", "micro=2")
+TP2, PP2_VP2, CP2, DP2 = (
+    case("TP2+SP", "ema=0.9"),
+    case("PP2 VP2", "ema=0.9", "small buckets"),
+    case("CP2", "ema=0.9"),
+    case("DP2", "ema=0.9", "micro=2"),
+)
 FAST = [(TP2, PP2_VP2), (PP2_VP2, CP2), (CP2, DP2), (DP2, TP2), (bf16(PP2_VP2), bf16(TP2)), (bf16(TP2), bf16(DP2))]
 """Pairs (saved in, loaded in) of two processes: one launch."""
 LONG = [
@@ -35,10 +40,16 @@ LONG = [
 ]
 
 
-def tasks_of(pairs: list[tuple[Case, Case]], folder: Path) -> tuple[dict[Case, dict[str, Any]], list[tuple[Path, Path]]]:
+def tasks_of(
+    pairs: list[tuple[Case, Case]], folder: Path
+) -> tuple[dict[Case, dict[str, Any]], list[tuple[Path, Path]]]:
     """Tasks that save, by layout (each once), and the run folders (saved, loaded and saved again) of each pair."""
-    saving = {first: {"options": first.all_options, "output": str(folder / first.key), "load": None} for first, _ in pairs}
-    return saving, [(folder / first.key, folder / f"{number}_{second.key}") for number, (first, second) in enumerate(pairs)]
+    saving = {
+        first: {"options": first.all_options, "output": str(folder / first.key), "load": None} for first, _ in pairs
+    }
+    return saving, [
+        (folder / first.key, folder / f"{number}_{second.key}") for number, (first, second) in enumerate(pairs)
+    ]
 
 
 def run_pairs(pairs: list[tuple[Case, Case]], folder: Path) -> list[tuple[tuple[Path, Path], dict[str, Any]]]:
@@ -46,7 +57,8 @@ def run_pairs(pairs: list[tuple[Case, Case]], folder: Path) -> list[tuple[tuple[
     saving, folders = tasks_of(pairs, folder)
     tasks = [(layout.processes, task) for layout, task in saving.items()]
     loading = [
-        (second.processes, {"options": second.all_options, "output": str(b), "load": str(a)}) for (_, second), (a, b) in zip(pairs, folders, strict=True)
+        (second.processes, {"options": second.all_options, "output": str(b), "load": str(a)})
+        for (_, second), (a, b) in zip(pairs, folders, strict=True)
     ]
     # One launch may save and load again where all of its process count.
     together = len({processes for processes, _ in [*tasks, *loading]}) == 1
@@ -68,7 +80,10 @@ def check(pair: tuple[Case, Case], folders: tuple[Path, Path], found: dict[str, 
     averaged = any(option.startswith("optimizer.ema") for option in pair[0].options)
     # A checkpoint without any moments would be equal to another without any.
     assert kinds["weight"] >= 24
-    assert kinds["exp_avg"] == kinds["exp_avg_sq"] == kinds["param"] == kinds["weight"] and kinds.get("ema", 0) == averaged * kinds["weight"]
+    assert (
+        kinds["exp_avg"] == kinds["exp_avg_sq"] == kinds["param"] == kinds["weight"]
+        and kinds.get("ema", 0) == averaged * kinds["weight"]
+    )
     assert found["zero"] == []
     wide, narrow = ["torch.float32"], ["torch.bfloat16" if pair[0].precision == "bf16" else "torch.float32"]
     assert all(found["dtypes"][name] == (narrow if name == "weight" else wide) for name in kinds)

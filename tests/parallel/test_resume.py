@@ -26,7 +26,11 @@ def losses(run: Path) -> dict[int, float]:
 
 def newest(run: Path) -> str:
     """Name of the newest complete checkpoint."""
-    return max(path.name for path in (run / "checkpoints").iterdir() if (path / "state.json").is_file() and path.suffix != ".partial")
+    return max(
+        path.name
+        for path in (run / "checkpoints").iterdir()
+        if (path / "state.json").is_file() and path.suffix != ".partial"
+    )
 
 
 def train(processes: int, run: Path, *options: str) -> dict[int, float]:
@@ -78,7 +82,9 @@ def test_same_layout_bit_for_bit(whole: dict[int, float], killed: Path, tmp_path
         pytest.param(2, ("parallel.pipeline=2",), id="PP2"),
     ],
 )
-def test_another_layout(processes: int, options: tuple[str, ...], whole: dict[int, float], killed: Path, tmp_path: Path) -> None:
+def test_another_layout(
+    processes: int, options: tuple[str, ...], whole: dict[int, float], killed: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(killed, run)
     resumed = train(processes, run, *options)
@@ -90,7 +96,9 @@ def test_another_layout(processes: int, options: tuple[str, ...], whole: dict[in
 
 def test_sigterm_saves_and_ends_cleanly(whole: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(interpreter("-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "checkpoint.every=0"))
+    process = start(
+        interpreter("-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", "checkpoint.every=0")
+    )
     deadline = time.monotonic() + 100
     while not ((run / "metrics.jsonl").exists() and losses(run)):
         assert process.poll() is None and time.monotonic() < deadline

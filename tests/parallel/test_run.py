@@ -1,4 +1,6 @@
-"""A run of two replicas from the inside: what is logged when they see different things, float64 anywhere, and when garbage is collected."""
+"""A run of two replicas from the inside: what is logged when they see different things, float64 anywhere, and when
+garbage is collected.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_numbers_of_the_log_are_those_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["lines"] for rank in ranks)
-    # One row of 42 tokens on rank 0, three on rank 1; then a row and two of 40 tokens, blanks; then four of these; then a row each.
+    # One row of 42 tokens on rank 0, three on rank 1; then a row and two of 40 tokens, blanks; then four of these; then
+    # a row each.
     for line, other, tokens in zip(first, second, (168, 122, 160, 84), strict=True):
         assert line["tokens_per_second"] * line["step_time"] == pytest.approx(tokens, rel=1e-9)
         assert other["tokens_per_second"] * other["step_time"] == pytest.approx(tokens, rel=1e-9)
         assert line["memory_peak_gib"] == other["memory_peak_gib"] == (MEMORY + 1) / 2**30
-        assert line["tflops_per_device"] * line["step_time"] == pytest.approx(other["tflops_per_device"] * other["step_time"], rel=1e-9)
+        assert line["tflops_per_device"] * line["step_time"] == pytest.approx(
+            other["tflops_per_device"] * other["step_time"], rel=1e-9
+        )
     assert [line.get("loss") for line in first] == [line.get("loss") for line in second]
     # Rank 0 had its data at once, and tells how long rank 1 waited.
     assert first[0]["data_wait"] == second[0]["data_wait"] >= 0.1

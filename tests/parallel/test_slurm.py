@@ -40,8 +40,20 @@ def calls(tmp_path: Path) -> Path:
 
 
 def submit(calls: Path, *arguments: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PATH": f"{calls.parent / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    env |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "SLURM_SUBMIT_DIR": str(REPOSITORY), "NPROC_PER_NODE": "2"}
+    env = {
+        **os.environ,
+        "PATH": f"{calls.parent / 'bin'}:{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    env |= {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "NPROC_PER_NODE": "2",
+    }
     command = ["bash", "examples/slurm.sbatch", *arguments]
     return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -75,5 +87,7 @@ def test_a_job_that_fails_is_not_queued_again(calls: Path, tmp_path: Path) -> No
     job = submit(calls, CONFIG, f"train.output={tmp_path / 'run'}", "parallel.tensor=4")
     _, errors = job.communicate(timeout=100)
     assert job.returncode == 2
-    assert [line for line in errors.splitlines() if line.startswith("error")][0].startswith("error: parallel.tensor = 4")
+    assert [line for line in errors.splitlines() if line.startswith("error")][0].startswith(
+        "error: parallel.tensor = 4"
+    )
     assert calls.read_text() == ""

@@ -1,4 +1,6 @@
-"""The whole chain of stages in miniature, by the very script that runs the paper's: weights are handed on, nothing else."""
+"""The whole chain of stages in miniature, by the very script that runs the paper's: weights are handed on, nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,13 @@ STEPS = {1: 12, 2: 3, 3: 4, 4: 2}
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tiny stages that differ in frames, clips and learning rate, as the paper's do."""
     folder = tmp_path_factory.mktemp("stages")
-    for number, (frames, clips, rate) in enumerate(((4, "[4, 4]", 3e-3), (6, "[2, 6]", 3e-3), (6, "[2, 6]", 1e-30), (8, "[2, 8]", 1e-3)), start=1):
-        text = f'base = "{CONFIG}"\n[data]\nframes = {frames}\nclips = {clips}\n[optimizer]\nlr = {rate}\nmin_lr = 0.0\n[train]\nsteps = {STEPS[number]}\n'
+    for number, (frames, clips, rate) in enumerate(
+        ((4, "[4, 4]", 3e-3), (6, "[2, 6]", 3e-3), (6, "[2, 6]", 1e-30), (8, "[2, 8]", 1e-3)), start=1
+    ):
+        text = (
+            f'base = "{CONFIG}"\n[data]\nframes = {frames}\nclips = {clips}\n[optimizer]\nlr = {rate}\nmin_lr = '
+            f"0.0\n[train]\nsteps = {STEPS[number]}\n"
+        )
         (folder / f"stage{number}.toml").write_text(text)
     return folder
 
@@ -52,7 +59,11 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     metadata = FileSystemReader(str(path)).read_metadata().state_dict_metadata
-    names = [name for name, about in metadata.items() if isinstance(about, TensorStorageMetadata) and not name.startswith(("optimizer", "average"))]
+    names = [
+        name
+        for name, about in metadata.items()
+        if isinstance(about, TensorStorageMetadata) and not name.startswith(("optimizer", "average"))
+    ]
     tensors = {name: torch.empty(metadata[name].size, dtype=metadata[name].properties.dtype) for name in names}  # type: ignore[union-attr]
     load(tensors, storage_reader=FileSystemReader(str(path)), no_dist=True)
     return tensors
@@ -84,7 +95,9 @@ def test_an_interrupted_chain_hands_on_weights_only(stages: Path, tmp_path: Path
         run = runs / f"stage{number}"
         assert sorted(losses(run)) == list(range(1, steps + 1))
         state = json.loads((saved(runs, number) / "state.json").read_text())
-        assert (state["step"], state["updates"], state["consumed"]) == (steps, steps, 4 * steps), "each stage counts from the start"
+        assert (state["step"], state["updates"], state["consumed"]) == (steps, steps, 4 * steps), (
+            "each stage counts from the start"
+        )
         if number > 1:
             assert f"weights from {saved(runs, number - 1)}" in output
     # Stage 3 learns nothing (rate 1e-30): what it saves is what it started from.
@@ -99,7 +112,14 @@ def test_an_interrupted_chain_hands_on_weights_only(stages: Path, tmp_path: Path
 
 
 def test_a_stage_that_fails_ends_the_chain(stages: Path, tmp_path: Path) -> None:
-    process = start(stages, tmp_path / "runs", "data.source=videos", "data.path=/no/such/folder", "data.max_aspect=1", "data.longest_side=32")
+    process = start(
+        stages,
+        tmp_path / "runs",
+        "data.source=videos",
+        "data.path=/no/such/folder",
+        "data.max_aspect=1",
+        "data.longest_side=32",
+    )
     _, errors = process.communicate(timeout=400)
     assert process.returncode != 0
     lines = [line for line in errors.splitlines() if line.startswith("error")]

@@ -1,4 +1,6 @@
-"""A rank that is killed or hangs ends the run with one line that names it, and the run goes on as if nothing had happened."""
+"""A rank that is killed or hangs ends the run with one line that names it, and the run goes on as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ LIMIT = 500
 
 
 def launch(run: Path, processes: int, restarts: int, cold: bool = False) -> Process:
-    command = torchrun_command(processes, f"--max-restarts={restarts}", "-m", "megatron_videogpt", "train", CONFIG, f"train.output={run}", *LAYOUT)
+    command = torchrun_command(
+        processes,
+        f"--max-restarts={restarts}",
+        "-m",
+        "megatron_videogpt",
+        "train",
+        CONFIG,
+        f"train.output={run}",
+        *LAYOUT,
+    )
     return start(command, cold=cold)
 
 

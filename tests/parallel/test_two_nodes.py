@@ -1,4 +1,6 @@
-"""Two nodes on one machine: two launchers with different node ranks and addresses, started by the script that users start."""
+"""Two nodes on one machine: two launchers with different node ranks and addresses, started by the script that users
+start.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,31 @@ class Nodes:
         self.port = free_port()
         self.started: list[subprocess.Popen[str]] = []
 
-    def start(self, rank: int, nnodes: int, run: Path, *options: str, address: str = "", **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, rank: int, nnodes: int, run: Path, *options: str, address: str = "", **environment: str
+    ) -> subprocess.Popen[str]:
         place = ("--node-rank", str(rank), "--nnodes", str(nnodes), "--local-addr", address or f"127.0.0.{rank + 1}")
-        command = ["bash", "examples/multinode.sh", *place, "--nproc-per-node", "2", CONFIG, f"train.output={run}", *options]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        command = [
+            "bash",
+            "examples/multinode.sh",
+            *place,
+            "--nproc-per-node",
+            "2",
+            CONFIG,
+            f"train.output={run}",
+            *options,
+        ]
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.port),
+        }
         env = {**env, "JOIN_TIMEOUT": "120", **environment}
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self.started.append(process)
         return process
 
@@ -72,7 +93,12 @@ def test_two_nodes_give_the_losses_of_one_process(nodes: Nodes, finished: Path, 
     logs = sorted(path.name for path in (run / "logs").iterdir())
     assert logs == [f"rank_{rank:05d}.log" for rank in range(4)]
     places = [(run / "logs" / name).read_text().splitlines()[0].partition("rank ")[2] for name in logs]
-    assert [place.partition(" of")[0] for place in places] == ["0 (local 0)", "1 (local 1)", "2 (local 0)", "3 (local 1)"]
+    assert [place.partition(" of")[0] for place in places] == [
+        "0 (local 0)",
+        "1 (local 1)",
+        "2 (local 0)",
+        "3 (local 1)",
+    ]
 
 
 @pytest.mark.long

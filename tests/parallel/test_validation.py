@@ -27,7 +27,10 @@ def measured(processes: int, run: Path, options: tuple[str, ...]) -> list[dict[s
 
 
 def test_validation_is_the_same_in_every_layout(tmp_path: Path) -> None:
-    results = {name: measured(processes, tmp_path / str(n), options) for n, (name, (processes, options)) in enumerate(LAYOUTS.items())}
+    results = {
+        name: measured(processes, tmp_path / str(n), options)
+        for n, (name, (processes, options)) in enumerate(LAYOUTS.items())
+    }
     expected = results["one process"]
     assert len(expected) == 4  # before the first step, after each of two, and the prediction
     assert expected[-1]["prediction_scenes"] == 5

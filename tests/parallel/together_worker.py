@@ -1,4 +1,6 @@
-"""Two ranks, of which one alone fails at something: what each of them raises, as JSON in a folder.  `together_worker.py FOLDER`."""
+"""Two ranks, of which one alone fails at something: what each of them raises, as JSON in a folder.  `together_worker.py
+FOLDER`.
+"""
 
 from __future__ import annotations
 

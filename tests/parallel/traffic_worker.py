@@ -1,6 +1,8 @@
-"""Calls and bytes that rank 0 really sends in one optimizer step, by kind: `traffic_worker.py LAYOUTS.json OUTPUT.json`.
+"""Calls and bytes that rank 0 really sends in one optimizer step, by kind: `traffic_worker.py LAYOUTS.json
+OUTPUT.json`.
 
-Counted by wrapping torch.distributed's functions wherever they have been imported; calls of fewer than 2,000 numbers (norms, counts) are left out.
+Counted by wrapping torch.distributed's functions wherever they have been imported; calls of fewer than 2,000 numbers
+(norms, counts) are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def replace(original: Any, wrapped: Any) -> None:
 
 
 def count(name: str, kind: str, which: int, factor: float) -> None:
-    """Wrap a collective whose argument number `which` is the whole tensor; a rank of n sends ``factor * (n-1)/n`` of it."""
+    """Wrap a collective whose argument number `which` is the whole tensor; a rank of n sends ``factor * (n-1)/n`` of
+    it.
+    """
     original = getattr(dist, name)
 
     @functools.wraps(original)

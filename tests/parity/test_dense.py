@@ -1,4 +1,6 @@
-"""The megatron-core model against the dense implementation in tests/dense.py: forward, loss, every gradient, and weights after training with AdamW."""
+"""The megatron-core model against the dense implementation in tests/dense.py: forward, loss, every gradient, and
+weights after training with AdamW.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
         num_attention_heads=tiny.heads,
         num_query_groups=tiny.groups,
         position_table_size=tiny.table,
-        rope_scaling={"type": "longrope", "long_factor": list(tiny.long_factor), "short_factor": list(tiny.long_factor)} if tiny.long_factor else {},
+        rope_scaling={"type": "longrope", "long_factor": list(tiny.long_factor), "short_factor": list(tiny.long_factor)}
+        if tiny.long_factor
+        else {},
         max_position_embeddings=tiny.longest,
         original_max_position_embeddings=tiny.original,
     )
@@ -94,13 +98,17 @@ def random_step(tiny: dense.Tiny, batch: list[list[int]], seed: int) -> list[tup
     for blocks in batch:
         frames, kept = sum(blocks), sum(blocks[:-1])
         noisy, target = (torch.randn(frames, tiny.channels, 4, 6, generator=draw) for _ in range(2))
-        samples.append((noisy, target, torch.randn(kept, tiny.channels, 4, 6, generator=draw), torch.rand(frames, generator=draw)))
+        samples.append(
+            (noisy, target, torch.randn(kept, tiny.channels, 4, 6, generator=draw), torch.rand(frames, generator=draw))
+        )
     return samples
 
 
 @pytest.mark.parametrize("decay", ["matrices", "all"])
 def test_five_steps_of_training(decay: str) -> None:
-    """The trainer's steps against the dense twin's with torch's AdamW, its clipping and its own idea of what is a matrix."""
+    """The trainer's steps against the dense twin's with torch's AdamW, its clipping and its own idea of what is a
+    matrix.
+    """
     from dataclasses import replace
 
     from megatron_videogpt.model.init import gather_released
@@ -113,19 +121,30 @@ def test_five_steps_of_training(decay: str) -> None:
     tiny, batch = CASES["grouped-query"][0], [[1, 2], [2, 1, 1]]
     weights = {key: value.requires_grad_() for key, value in dense.random_weights(tiny, seed=3).items()}
     model, config = build(tiny, weights, backend="ranged")
-    config = replace(config, optimizer=replace(config.optimizer, weight_decay=0.3, decay=decay, betas=(0.8, 0.9), eps=1e-3, clip_grad=0.5))
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, weight_decay=0.3, decay=decay, betas=(0.8, 0.9), eps=1e-3, clip_grad=0.5),
+    )
     chunks = wrap(config, [model])
     optimizer, objective = build_optimizer(config, chunks), build_objective(config)
-    spared = [value for name, value in weights.items() if decay == "matrices" and (name.endswith(".bias") or "norm" in name)]
+    spared = [
+        value for name, value in weights.items() if decay == "matrices" and (name.endswith(".bias") or "norm" in name)
+    ]
     adam = torch.optim.AdamW(
-        [{"params": [w for w in weights.values() if all(w is not s for s in spared)], "weight_decay": 0.3}, {"params": spared, "weight_decay": 0.0}],
+        [
+            {"params": [w for w in weights.values() if all(w is not s for s in spared)], "weight_decay": 0.3},
+            {"params": spared, "weight_decay": 0.0},
+        ],
         betas=(0.8, 0.9),
         eps=1e-3,
     )
     for step in range(5):
         samples, rate = random_step(tiny, batch, step), 1e-2 / (1 + step)
         adam.zero_grad()
-        predictions = [dense.forward(weights, tiny, blocks, noisy, clean, t) for blocks, (noisy, _, clean, t) in zip(batch, samples)]
+        predictions = [
+            dense.forward(weights, tiny, blocks, noisy, clean, t)
+            for blocks, (noisy, _, clean, t) in zip(batch, samples)
+        ]
         errors = [(ours - target).square().mean(dim=(1, 2, 3)) for ours, (_, target, _, _) in zip(predictions, samples)]
         torch.cat(errors).mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(weights.values(), 0.5)
@@ -134,7 +153,10 @@ def test_five_steps_of_training(decay: str) -> None:
         adam.step()
         # Each sample is a micro-batch of its own.
         shapes = [training_shape(tuple(blocks), (2, 3)) for blocks in batch]
-        rows = [assemble([Sequence(layout(shape), noisy, clean, t, target)], 2, tiny.table, 8) for shape, (noisy, target, clean, t) in zip(shapes, samples)]
+        rows = [
+            assemble([Sequence(layout(shape), noisy, clean, t, target)], 2, tiny.table, 8)
+            for shape, (noisy, target, clean, t) in zip(shapes, samples)
+        ]
         set_learning_rate(optimizer, rate)
         done = train_step(chunks, optimizer, objective, rows, 0.5)
         assert float(done.norm) == pytest.approx(float(norm), rel=1e-5) and norm > 0.5

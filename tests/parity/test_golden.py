@@ -37,7 +37,9 @@ def test_every_recorded_case(reference: Path, processes: int) -> None:
     result = run([sys.executable, TOOL, *folder, "--tensor-parallel", str(processes)])
     assert result.returncode == 0, result.stdout + result.stderr
     for quantity in QUANTITIES:
-        assert any(line.startswith(f"{quantity} ") for line in result.stdout.splitlines()), f"{quantity} was not compared"
+        assert any(line.startswith(f"{quantity} ") for line in result.stdout.splitlines()), (
+            f"{quantity} was not compared"
+        )
 
 
 def test_a_wrong_number_fails(reference: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Attention backends against the dense oracle, the oracle against one softmax a row, the plan and FlexAttention's mask against the dense mask."""
+"""Attention backends against the dense oracle, the oracle against one softmax a row, the plan and FlexAttention's mask
+against the dense mask.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,17 @@ SHAPES = st.builds(
     source=st.none() | st.builds(Source, st.integers(0, 2), st.tuples(st.integers(1, 2), st.integers(1, 2))),
 )
 LAYOUTS = st.builds(
-    lambda shapes, multiple: pack([layout(shape) for shape in shapes], multiple).intervals, st.lists(SHAPES, min_size=1, max_size=3), st.integers(1, 9)
+    lambda shapes, multiple: pack([layout(shape) for shape in shapes], multiple).intervals,
+    st.lists(SHAPES, min_size=1, max_size=3),
+    st.integers(1, 9),
 )
 
 
 @st.composite
 def any_intervals(draw: st.DrawFn) -> torch.Tensor:
-    """Rows that no layout would make: any two disjoint intervals, each possibly empty, not both; runs of equal rows of any length."""
+    """Rows that no layout would make: any two disjoint intervals, each possibly empty, not both; runs of equal rows of
+    any length.
+    """
     length = draw(st.integers(1, 24))
     rows: list[list[int]] = []
     while len(rows) < length:
@@ -59,13 +65,23 @@ def results(backend: str, inputs: list[torch.Tensor], intervals: torch.Tensor) -
 
 
 def worst(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Largest error of any of the tensors, as a fraction of the largest value expected in it, but at least of 0.1: where every row sees one key, the
-    gradient for q is an exact zero made of terms of the inputs' size, which is 1."""
+    """Largest error of any of the tensors, as a fraction of the largest value expected in it, but at least of 0.1:
+    where every row sees one key, the gradient for q is an exact zero made of terms of the inputs' size, which is 1.
+    """
     assert all(torch.isfinite(x).all() for x in actual)
-    return max(float((a.double() - e.double()).abs().max() / e.double().abs().max().clamp(min=0.1)) for a, e in zip(actual, expected))
+    return max(
+        float((a.double() - e.double()).abs().max() / e.double().abs().max().clamp(min=0.1))
+        for a, e in zip(actual, expected)
+    )
 
 
-def assert_right(actual: list[torch.Tensor], exact: list[torch.Tensor], inputs: list[torch.Tensor], intervals: torch.Tensor, limit: float) -> None:
+def assert_right(
+    actual: list[torch.Tensor],
+    exact: list[torch.Tensor],
+    inputs: list[torch.Tensor],
+    intervals: torch.Tensor,
+    limit: float,
+) -> None:
     """Each within `limit`, or within what rounding explains on any processor, where that is more."""
     allowed = allowances([x.double() for x in inputs], dense_mask(intervals), 0.3, inputs[0].dtype)
     for one, expected, most in zip(actual, exact, allowed):
@@ -104,7 +120,9 @@ def check_cover(intervals: torch.Tensor, boxes: tuple[plans.Rectangle, ...]) -> 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(MASKS, st.sampled_from([0.0, 5.0]))
-def test_plan_of_tall_and_cut_rectangles_covers_each_pair_once(monkeypatch: pytest.MonkeyPatch, intervals: torch.Tensor, call: float) -> None:
+def test_plan_of_tall_and_cut_rectangles_covers_each_pair_once(
+    monkeypatch: pytest.MonkeyPatch, intervals: torch.Tensor, call: float
+) -> None:
     monkeypatch.setattr(plans, "_TALL", 6)
     monkeypatch.setattr(plans, "_MEDIUM", 3)
     monkeypatch.setattr(plans, "_KEYS", 4)
@@ -114,7 +132,8 @@ def test_plan_of_tall_and_cut_rectangles_covers_each_pair_once(monkeypatch: pyte
 
 
 def test_plan_stacks_frames_on_their_history() -> None:
-    # 20 clips of one frame of 242 tokens: without stacks, every rectangle but the masked ones has the 242 rows of one frame.
+    # 20 clips of one frame of 242 tokens: without stacks, every rectangle but the masked ones has the 242 rows of one
+    # frame.
     intervals = layout(ClipShape((Clip(1),) * 19 + (Clip(1, has_clean=False),), grid=(12, 20))).intervals
     boxes = plan(intervals, Costs(call=6000.0, key=8.0, mask=0.06))
     area = sum((box.row1 - box.row0) * (box.key1 - box.key0) for box in boxes)
@@ -134,8 +153,14 @@ def test_plan_joins_hint_rows_and_keeps_packed_samples_apart() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(MASKS, st.sampled_from([(2, 2), (4, 2), (3, 1)]), st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]))
-def test_ranged_matches_reference(intervals: torch.Tensor, heads: tuple[int, int], precision: tuple[torch.dtype, float]) -> None:
+@given(
+    MASKS,
+    st.sampled_from([(2, 2), (4, 2), (3, 1)]),
+    st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]),
+)
+def test_ranged_matches_reference(
+    intervals: torch.Tensor, heads: tuple[int, int], precision: tuple[torch.dtype, float]
+) -> None:
     dtype, limit = precision
     inputs = tensors(len(intervals), *heads, 8, dtype)
     exact = results("reference", [x.double() for x in inputs], intervals)
@@ -146,12 +171,21 @@ def test_ranged_matches_reference(intervals: torch.Tensor, heads: tuple[int, int
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_ranged_matches_reference_with_many_rectangles(dtype: torch.dtype, limit: float) -> None:
-    samples = [layout(ClipShape(tuple(Clip(n, has_clean=n != 3) for n in clips), grid=(9, 10))) for clips in ((1, 2, 3), (4, 3))]
+    samples = [
+        layout(ClipShape(tuple(Clip(n, has_clean=n != 3) for n in clips), grid=(9, 10)))
+        for clips in ((1, 2, 3), (4, 3))
+    ]
     intervals = pack(samples, 64).intervals
     inputs = tensors(len(intervals), 4, 2, 32, dtype)
     boxes = plan(intervals, Costs(call=8e6 / (14 * 4 * 32), key=8, mask=0.06))
     assert len(boxes) > 5 and not all(box.first for box in boxes)
-    assert_right(results("ranged", inputs, intervals), results("reference", [x.double() for x in inputs], intervals), inputs, intervals, limit)
+    assert_right(
+        results("ranged", inputs, intervals),
+        results("reference", [x.double() for x in inputs], intervals),
+        inputs,
+        intervals,
+        limit,
+    )
 
 
 def test_ranged_slices_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +202,13 @@ def test_ranged_takes_strided_views_and_large_scores() -> None:
     strided = [torch.stack([x, x + 1], dim=-1)[..., 0] for x in plain]
     assert not strided[0].is_contiguous()
     assert torch.equal(attend("ranged", *strided[:3], intervals, 0.3), attend("ranged", *plain[:3], intervals, 0.3))
-    assert_right(results("ranged", plain, intervals), results("reference", [x.double() for x in plain], intervals), plain, intervals, 1e-5)
+    assert_right(
+        results("ranged", plain, intervals),
+        results("reference", [x.double() for x in plain], intervals),
+        plain,
+        intervals,
+        1e-5,
+    )
 
 
 def test_ranged_gradcheck() -> None:
@@ -206,7 +246,9 @@ def test_flex_mask_matches_dense_mask(intervals: torch.Tensor) -> None:
     for name, (counts, indices, expected) in lists.items():
         for row, (count, order) in enumerate(zip(counts[0, 0].tolist(), indices[0, 0].tolist())):
             assert order[:count] == expected[row].nonzero().flatten().tolist(), (name, row)
-    assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), torch.arange(rows)[:, None], torch.arange(rows)), dense)
+    assert torch.equal(
+        mask.mask_mod(torch.tensor(0), torch.tensor(0), torch.arange(rows)[:, None], torch.arange(rows)), dense
+    )
 
 
 @settings(deadline=None, max_examples=20)
@@ -220,7 +262,10 @@ def test_some_rows_alone_get_what_they_get_among_all(intervals: torch.Tensor, da
     expected = [whole, *torch.autograd.grad(whole, leaves, grad[chosen])]
     for backend in ("reference", "ranged"):
         out = attend(backend, q[chosen], k, v, intervals[chosen], 0.3)
-        assert worst([out.detach(), *torch.autograd.grad(out, leaves, grad[chosen])], [x.detach() for x in expected]) <= 1e-12
+        assert (
+            worst([out.detach(), *torch.autograd.grad(out, leaves, grad[chosen])], [x.detach() for x in expected])
+            <= 1e-12
+        )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -41,7 +41,9 @@ def test_a_named_backend_comes_first_and_must_fit() -> None:
         attend("auto", *[torch.ones(2, 1, 4)] * 3, torch.tensor([[0, 2, 0, 0]] * 2, dtype=torch.int32), 1.0)
 
 
-@pytest.mark.parametrize("tile, backend", [((128, 128), "triton"), ((128, 128), "flex"), ((192, 128), "flash"), ((64, 64), "ranged")])
+@pytest.mark.parametrize(
+    "tile, backend", [((128, 128), "triton"), ((128, 128), "flex"), ((192, 128), "flash"), ((64, 64), "ranged")]
+)
 def test_the_mask_of_the_check_has_tiles_of_every_kind(tile: tuple[int, int], backend: str) -> None:
     partial, full = tiles(verify.mask(backend), *tile)
     assert partial.any() and full.any() and (~partial & ~full).any()
@@ -79,14 +81,20 @@ def test_not_a_number_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         choose("ranged", CPU, torch.bfloat16, 16)
 
 
-def test_a_backend_that_cannot_start_is_passed_over_with_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backend_that_cannot_start_is_passed_over_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*args: object) -> torch.Tensor:
         raise RuntimeError("no kernel image\nand a long tail")
 
     monkeypatch.setattr(reference, "attend", broken)
     real = verify.errors
     # The oracle itself is the broken one here, so that the check of the next backend must not use it.
-    monkeypatch.setattr(verify, "errors", lambda name, *rest: broken() if name == "reference" else real(name, *rest)._replace(found=[0.0] * 4))
+    monkeypatch.setattr(
+        verify,
+        "errors",
+        lambda name, *rest: broken() if name == "reference" else real(name, *rest)._replace(found=[0.0] * 4),
+    )
     monkeypatch.setattr(reference, "attend", ranged.attend)
     with caplog.at_level(logging.WARNING):
         assert choose("reference", CPU, torch.float32, 16) == ("ranged", "reference did not work")

@@ -12,7 +12,21 @@ from_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git ch
 
 
 def test_only_options_that_every_commit_knows_go_on() -> None:
-    given = ["run.toml", "--against", "66a66d2", "a.b=1", "--rounds=2", "--steps", "20", "--json", "out.json", "--processes", "2", "--fit", "a.c=2"]
+    given = [
+        "run.toml",
+        "--against",
+        "66a66d2",
+        "a.b=1",
+        "--rounds=2",
+        "--steps",
+        "20",
+        "--json",
+        "out.json",
+        "--processes",
+        "2",
+        "--fit",
+        "a.c=2",
+    ]
     assert passed_on(given) == ["run.toml", "a.b=1", "--steps", "20", "--fit", "a.c=2"]
 
 
@@ -20,7 +34,9 @@ def test_turns_cancel_a_steady_drift() -> None:
     order = list(turns(4))
     assert order == ["this", "other", "other", "this"] * 2
     # A machine that gets slower by the same amount each time is equally slow for both.
-    assert sum(place for place, which in enumerate(order) if which == "this") == sum(place for place, which in enumerate(order) if which == "other")
+    assert sum(place for place, which in enumerate(order) if which == "this") == sum(
+        place for place, which in enumerate(order) if which == "other"
+    )
 
 
 def test_ratio_of_medians() -> None:
@@ -46,5 +62,8 @@ def test_both_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @from_git
 def test_a_commit_that_is_not_there() -> None:
-    with pytest.raises(UserError, match="--against nosuch: expected a commit of the git repository"), benchmark_against.checkout("nosuch"):
+    with (
+        pytest.raises(UserError, match="--against nosuch: expected a commit of the git repository"),
+        benchmark_against.checkout("nosuch"),
+    ):
         pass

@@ -1,4 +1,6 @@
-"""What the benchmark tools measure: masks against their rules, work in closed form, memory and tile lists; the GPU check's bars, limits and refusals."""
+"""What the benchmark tools measure: masks against their rules, work in closed form, memory and tile lists; the GPU
+check's bars, limits and refusals.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,15 @@ from tools import benchmark_masks as masks
 from tools import gpu_bars, gpu_check, measure_peak
 from tools.benchmark_attention import attempt
 from tools.benchmark_report import Case, Result, case_table, plot, summary_tables
-from tools.benchmark_timing import building_clock, dense_attend, forget, forward_backward, kernel, obstacle_of, peak_memory
+from tools.benchmark_timing import (
+    building_clock,
+    dense_attend,
+    forget,
+    forward_backward,
+    kernel,
+    obstacle_of,
+    peak_memory,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = (2, 3)
@@ -40,7 +50,9 @@ def test_stage_masks_are_one_training_sample_of_the_stage(name: str) -> None:
     (clips,) = mask.clips
     assert sum(clips) == data.frames and data.clips[0] <= len(clips) <= data.clips[1]
     assert (mask.tokens, mask.pairs) == (clip_work(clips, 6).tokens, clip_work(clips, 6).pairs)
-    assert len(mask.intervals) % 16 == 0 and torch.equal(mask.intervals[: mask.tokens], layout(training_shape(clips, GRID)).intervals)
+    assert len(mask.intervals) % 16 == 0 and torch.equal(
+        mask.intervals[: mask.tokens], layout(training_shape(clips, GRID)).intervals
+    )
     assert name != "stage4-long" or clips[-1] == 1
 
 
@@ -53,8 +65,13 @@ def test_the_longest_row_of_stage_4() -> None:
 @pytest.mark.parametrize("name", ["stage1", "stage4", "stage4-long", "split"])
 def test_rows_hold_as_many_frames_as_fit(name: str, length: int) -> None:
     mask = masks.build(name, length, GRID, seed=5, split=masks.Split(9, (2, 9)))
-    assert mask.tokens == sum(masks.sample_tokens(clips, GRID) for clips in mask.clips) == sum(clip_work(clips, 6).tokens for clips in mask.clips)
-    # What is left holds no further sample of two frames, or was filled with one whose clips happen to need less than the most.
+    assert (
+        mask.tokens
+        == sum(masks.sample_tokens(clips, GRID) for clips in mask.clips)
+        == sum(clip_work(clips, 6).tokens for clips in mask.clips)
+    )
+    # What is left holds no further sample of two frames, or was filled with one whose clips happen to need less than
+    # the most.
     assert length / 3 < mask.tokens <= length
     assert mask.pairs == int(dense_mask(mask.intervals).sum())
 
@@ -62,10 +79,17 @@ def test_rows_hold_as_many_frames_as_fit(name: str, length: int) -> None:
 def test_plain_masks_follow_their_rules() -> None:
     length = 40
     rows, keys = torch.arange(length)[:, None], torch.arange(length)
-    rules = {"nbp": keys // 3 <= rows // 3, "frame-causal": keys // 6 <= rows // 6, "causal": keys <= rows, "full": (keys >= 0) & (rows >= 0)}
+    rules = {
+        "nbp": keys // 3 <= rows // 3,
+        "frame-causal": keys // 6 <= rows // 6,
+        "causal": keys <= rows,
+        "full": (keys >= 0) & (rows >= 0),
+    }
     for name, rule in rules.items():
         mask = masks.build(name, length, GRID, seed=0)
-        assert torch.equal(dense_mask(mask.intervals), rule) and mask.density == pytest.approx(float(rule.double().mean())), name
+        assert torch.equal(dense_mask(mask.intervals), rule) and mask.density == pytest.approx(
+            float(rule.double().mean())
+        ), name
 
 
 def test_what_cannot_be_built_says_why() -> None:
@@ -84,16 +108,27 @@ def inputs(rows: int, heads: int = 2, width: int = 16) -> list[torch.Tensor]:
 def test_what_is_timed_is_attention_under_the_mask(name: str) -> None:
     mask, (q, k, v, _) = masks.build("stage1", None, GRID, 0), inputs(31 * 8)
     expected = attend("reference", q, k, v, mask.intervals, 0.25)
-    found = dense_attend(q, k, v, mask.intervals, 0.25) if name == "dense" else kernel(name, mask.intervals, 0.25)(q, k, v)
+    found = (
+        dense_attend(q, k, v, mask.intervals, 0.25) if name == "dense" else kernel(name, mask.intervals, 0.25)(q, k, v)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     everything = torch.tensor([[0, len(q), 0, 0]] * len(q), dtype=torch.int32)
-    torch.testing.assert_close(kernel("sdpa-full", mask.intervals, 0.25)(q, k, v), attend("reference", q, k, v, everything, 0.25), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        kernel("sdpa-full", mask.intervals, 0.25)(q, k, v),
+        attend("reference", q, k, v, everything, 0.25),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_backends_that_cannot_run_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = masks.build("causal", 64, GRID, 0).intervals
     assert "runs on CUDA only" in obstacle_of("triton/fixed", mask, "cpu", torch.float32, 96)
-    assert obstacle_of("ranged", mask, "cpu", torch.float32, 96) == obstacle_of("sdpa", mask, "cpu", torch.float32, 96) == ""
+    assert (
+        obstacle_of("ranged", mask, "cpu", torch.float32, 96)
+        == obstacle_of("sdpa", mask, "cpu", torch.float32, 96)
+        == ""
+    )
     monkeypatch.setattr("tools.benchmark_timing.free_memory", lambda device: 64 * 64 * 8 - 1)
     assert "the dense mask needs 0.0 GiB" in obstacle_of("sdpa", mask, "cpu", torch.float32, 96)
     assert attempt(lambda: None) == "" and attempt(lambda: {}["x"]) == "KeyError: 'x'"
@@ -152,9 +187,21 @@ def answers(forward: float, backward: float, mfu: float, building: float, memory
 
     def case(rows: int, peak: float) -> dict[str, Any]:
         pairs, work = rows**2 // 4, 32 * 96 / 1e12
-        result = {"forward": 4 * (rows**2 // 4) * work / forward, "backward": 10 * pairs * work / backward, "memory": peak, "note": ""}
+        result = {
+            "forward": 4 * (rows**2 // 4) * work / forward,
+            "backward": 10 * pairs * work / backward,
+            "memory": peak,
+            "note": "",
+        }
         slow = {**result, "forward": 9 * result["forward"], "backward": 9 * result["backward"]}
-        return {"mask": "stage4", "rows": rows, "pairs": pairs, "heads": 32, "head_dim": 96, "results": {"sdpa": slow, "flash": result, "triton": result}}
+        return {
+            "mask": "stage4",
+            "rows": rows,
+            "pairs": pairs,
+            "heads": 32,
+            "head_dim": 96,
+            "results": {"sdpa": slow, "flash": result, "triton": result},
+        }
 
     row = {"note": "", "mfu": mfu, "building": building, "step": [1.0, 2.0, 3.0], "waits": []}
     return {
@@ -177,7 +224,11 @@ def test_bars_pass_at_their_value_and_not_below() -> None:
 
 
 def test_a_part_that_hangs_costs_its_own_time_only(tmp_path: Path) -> None:
-    hang = ("-c", f"import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', '{tmp_path}'])")
+    hang = (
+        "-c",
+        "import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', 'import "
+        f"time; time.sleep(60)', '{tmp_path}'])",
+    )
     began = time.monotonic()
     assert gpu_check.run(gpu_check.Part("hang", 4, hang, hang), tmp_path, True, 4.0) == "stopped at its limit of 4 s"
     assert time.monotonic() - began < 30 and (tmp_path / "hang.md").read_text() == "started\n"
@@ -190,7 +241,9 @@ def test_a_part_that_hangs_costs_its_own_time_only(tmp_path: Path) -> None:
 def test_the_summary_holds_bars_and_tables(tmp_path: Path) -> None:
     (tmp_path / "peak.md").write_text("a table")
     said: list[str] = []
-    code = gpu_check.summarise(tmp_path, {"peak": "ended after 1 s"}, [("PASS", "fast", "9"), ("MISS", "faster", "8")], False, said.append)
+    code = gpu_check.summarise(
+        tmp_path, {"peak": "ended after 1 s"}, [("PASS", "fast", "9"), ("MISS", "faster", "8")], False, said.append
+    )
     text = (tmp_path / "summary.md").read_text()
     assert code == 1 and "- MISS: faster (8)" in text and "## peak\n\na table" in text and "- PASS: fast (9)" in said[0]
 
@@ -198,12 +251,21 @@ def test_the_summary_holds_bars_and_tables(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine may have a GPU")
 def test_without_a_gpu_the_script_says_so_in_one_line() -> None:
     done = subprocess.run(["bash", str(ROOT / "tools" / "gpu_check.sh")], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("gpu_check: no NVIDIA GPU") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and done.stderr.startswith("gpu_check: no NVIDIA GPU")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_peak_prints_the_override(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(measure_peak, "SHAPES", {"cpu": ((32, 32, 32), (64, 32, 16))})
-    monkeypatch.setattr(measure_peak, "tflops", lambda rows, columns, inner, dtype, device, repeat: rows / 100 + (dtype == torch.bfloat16))
+    monkeypatch.setattr(
+        measure_peak,
+        "tflops",
+        lambda rows, columns, inner, dtype, device, repeat: rows / 100 + (dtype == torch.bfloat16),
+    )
     monkeypatch.setattr(sys, "argv", ["measure_peak.py", "--device", "cpu"])
     measure_peak.main()
     assert "logging.peak_tflops=1.64 (float32: 0.64)" in capsys.readouterr().out
@@ -211,9 +273,26 @@ def test_peak_prints_the_override(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.long
 def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
-    overrides = ["parallel.tensor=1", "parallel.sequence=false", "model.num_layers=2", "train.micro_batch_size=2", "data.frames=4", "data.clips=[2, 4]"]
+    overrides = [
+        "parallel.tensor=1",
+        "parallel.sequence=false",
+        "model.num_layers=2",
+        "train.micro_batch_size=2",
+        "data.frames=4",
+        "data.clips=[2, 4]",
+    ]
     config = "examples/videogpt/quickstart.toml"
-    command = interpreter("tools/benchmark_step.py", config, *overrides, "--backends", "ranged,dense,triton", "--steps", "2", "--warmup", "1")
+    command = interpreter(
+        "tools/benchmark_step.py",
+        config,
+        *overrides,
+        "--backends",
+        "ranged,dense,triton",
+        "--steps",
+        "2",
+        "--warmup",
+        "1",
+    )
     done = run([*command, "--json", str(tmp_path / "step.json"), "--peak", "0.5"])
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "step.json").read_text())["backends"]
@@ -228,18 +307,30 @@ def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
         work = clip_work(clips, 4)
         unscored = (work.noisy * 2 + work.clean * 6, work.pairs - noisy_pairs(clips))
         loaded = load_config(ROOT / config, overrides)
-        flops = training_flops(loaded.model, expected_geometry(loaded.codec).channels, 2 * work.tokens, 2 * work.pairs, (2 * unscored[0], 2 * unscored[1]))
+        flops = training_flops(
+            loaded.model,
+            expected_geometry(loaded.codec).channels,
+            2 * work.tokens,
+            2 * work.pairs,
+            (2 * unscored[0], 2 * unscored[1]),
+        )
         assert row["tokens"] == [2 * work.tokens] * 2 and row["model"] == pytest.approx([flops] * 2, rel=1e-12)
-        assert row["mfu"] == pytest.approx(flops / 0.5e12 / (sum(row["step"]) / 2), rel=0.5) and not math.isnan(row["memory"])
+        assert row["mfu"] == pytest.approx(flops / 0.5e12 / (sum(row["step"]) / 2), rel=0.5) and not math.isnan(
+            row["memory"]
+        )
 
 
 def noisy_pairs(clips: tuple[int, ...]) -> int:
-    """Pairs of the noisy patches of one sample of frames of four patches: all clean tokens of earlier clips, and their whole own clip."""
+    """Pairs of the noisy patches of one sample of frames of four patches: all clean tokens of earlier clips, and their
+    whole own clip.
+    """
     return sum(4 * clip * (6 * sum(clips[:number]) + 6 * clip) for number, clip in enumerate(clips))
 
 
 def test_sampling_with_and_without_a_cache(tmp_path: Path) -> None:
-    done = run(interpreter("tools/benchmark_sampling.py", "--quick", "--kv-heads", 1, "--json", tmp_path / "sampling.json"))
+    done = run(
+        interpreter("tools/benchmark_sampling.py", "--quick", "--kv-heads", 1, "--json", tmp_path / "sampling.json")
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "sampling.json").read_text())
     assert [(row["history"], row["clips"]) for row in result["rollouts"]] == [(6, [2, 2]), (2, [2]), (6, [2])]

@@ -1,4 +1,6 @@
-"""Samples that could not be read hold their place in a row and change nothing: loss, counts and gradients are those of the row without them."""
+"""Samples that could not be read hold their place in a row and change nothing: loss, counts and gradients are those of
+the row without them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 
 def sample(key: int, clips: tuple[int, ...], side: int = 4) -> Sample:
-    return Sample(key=key, name=str(key), mean=normal(key, "latents", (sum(clips), CHANNELS, side, 4)), logvar=None, clips=clips)
+    return Sample(
+        key=key, name=str(key), mean=normal(key, "latents", (sum(clips), CHANNELS, side, 4)), logvar=None, clips=clips
+    )
 
 
 def blank(of: Sample) -> Sample:
@@ -48,7 +52,12 @@ def outcome(model, row: Inputs) -> tuple[Tensor, int, list[float], dict[str, Ten
     model.zero_grad(set_to_none=True)
     total, count, per_frame = OBJECTIVE.loss(model(row), row)
     total.backward()
-    return total.detach(), count, statistics(total, count, per_frame, row).numbers(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    return (
+        total.detach(),
+        count,
+        statistics(total, count, per_frame, row).numbers(),
+        {name: p.grad.clone() for name, p in model.named_parameters()},
+    )
 
 
 def test_a_blank_changes_nothing_for_the_others(model) -> None:  # type: ignore[no-untyped-def]
@@ -68,7 +77,10 @@ def test_a_blank_changes_nothing_for_the_others(model) -> None:  # type: ignore[
 
 
 def test_a_row_of_blanks_has_no_loss_and_touches_every_parameter(model) -> None:  # type: ignore[no-untyped-def]
-    for samples, length in (([blank(FIRST), blank(LOST)], 320), ([Sample(0, "", torch.zeros(1, CHANNELS, 2, 2), None, (1,), scored=False)], 16)):
+    for samples, length in (
+        ([blank(FIRST), blank(LOST)], 320),
+        ([Sample(0, "", torch.zeros(1, CHANNELS, 2, 2), None, (1,), scored=False)], 16),
+    ):
         row = OBJECTIVE.prepare(samples, length)
         assert row.length == length
         total, count, numbers, gradients = outcome(model, row)
@@ -100,6 +112,8 @@ def test_shards_count_what_the_row_counts(samples: list[Sample]) -> None:
     place, expected = 0, 0.0
     for item in samples:
         patches = item.mean.shape[0] * item.mean.shape[2] * item.mean.shape[3] // 4
-        expected += float(error[place : place + patches].sum()) / (patches // item.mean.shape[0]) if item.scored else 0.0
+        expected += (
+            float(error[place : place + patches].sum()) / (patches // item.mean.shape[0]) if item.scored else 0.0
+        )
         place += patches
     assert float(whole.losses[0]) == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,6 @@
-"""The cache of keys and values: the same clips as computing the history again, from fewer tokens, in buffers that do not grow."""
+"""The cache of keys and values: the same clips as computing the history again, from fewer tokens, in buffers that do
+not grow.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,25 @@ pytestmark = pytest.mark.usefixtures("processes")
 SHAPES = {
     "multi-head": dense.Tiny(width=32, heads=2, groups=2, ffn=48),
     "grouped-query": dense.Tiny(width=64, heads=4, groups=2, ffn=48),
-    "long RoPE": dense.Tiny(width=32, heads=2, groups=1, ffn=48, long_factor=tuple(1 + 0.3 * i for i in range(8)), longest=131072),
+    "long RoPE": dense.Tiny(
+        width=32, heads=2, groups=1, ffn=48, long_factor=tuple(1 + 0.3 * i for i in range(8)), longest=131072
+    ),
 }
 SIZES = ((4, 6), (6, 4), (2, 8))
 """Latent rows and columns of the videos."""
-SLIDING = Settings(clips=(2, 1, 3, 1, 2), window=6, steps=3, guidance=3.0, guidance_schedule=((0.5, 1.5),), time_shift=1.5)
+SLIDING = Settings(
+    clips=(2, 1, 3, 1, 2), window=6, steps=3, guidance=3.0, guidance_schedule=((0.5, 1.5),), time_shift=1.5
+)
 """Grows, slides for a long clip, and grows and slides again."""
 
 
 @cache
 def model_of(name: str, backend: str) -> tuple[Any, Config, dict[str, Tensor]]:
     # Half the usual size: with larger ones a chain doubles rounding errors at every step, whoever computes it.
-    weights = {key: value / 2 if value.dim() > 1 else value for key, value in dense.random_weights(SHAPES[name], seed=len(name)).items()}
+    weights = {
+        key: value / 2 if value.dim() > 1 else value
+        for key, value in dense.random_weights(SHAPES[name], seed=len(name)).items()
+    }
     return *build(SHAPES[name], weights, backend=backend), weights
 
 
@@ -91,7 +100,10 @@ def test_a_chain_is_that_of_an_implementation_without_cache(name: str, history_n
 @pytest.mark.parametrize(("frames", "guidance"), [((0,), 1.0), ((5,), 3.0), ((0, 0), 3.0)])
 def test_histories_of_any_length(frames: tuple[int, ...], guidance: float) -> None:
     wanted = Settings(clips=(1, 2), window=5, steps=2, guidance=guidance)
-    assert difference(chain(cached("grouped-query"), wanted, frames), chain(independent("grouped-query"), wanted, frames)) < 1e-5
+    assert (
+        difference(chain(cached("grouped-query"), wanted, frames), chain(independent("grouped-query"), wanted, frames))
+        < 1e-5
+    )
 
 
 def test_every_backend_reads_the_buffers() -> None:
@@ -130,7 +142,9 @@ class Poisoned:
 def test_nothing_stale_is_attended(sample: dict[str, Any]) -> None:
     expected = chain(cached("grouped-query"))
     assert difference(chain(Poisoned(cached("grouped-query", **sample))), expected) == 0
-    assert difference(chain(Poisoned(cached("grouped-query", **sample), spoil_kept=True)), expected) > 1, "kept rows must matter"
+    assert difference(chain(Poisoned(cached("grouped-query", **sample), spoil_kept=True)), expected) > 1, (
+        "kept rows must matter"
+    )
 
 
 @contextlib.contextmanager
@@ -218,12 +232,17 @@ def test_sampling_leaves_training_mode_alone() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(3, 12)), min_size=1, max_size=4), st.integers(1, 60))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(3, 12)), min_size=1, max_size=4),
+    st.integers(1, 60),
+)
 def test_passes_cover_every_frame_once(videos: list[tuple[int, int, int]], most: int) -> None:
     spans, blocks = [(first, first + count) for first, count, _ in videos], [block for *_, block in videos]
     passes = portions(spans, blocks, most)
     for video, (first, end) in enumerate(spans):
-        frames = [frame for one in passes for number, start, stop in one if number == video for frame in range(start, stop)]
+        frames = [
+            frame for one in passes for number, start, stop in one if number == video for frame in range(start, stop)
+        ]
         assert frames == list(range(first, end))
     for one in passes:
         tokens = sum((stop - start) * blocks[video] for video, start, stop in one)
@@ -243,12 +262,29 @@ def test_rows_that_stay_valid_move_along(data: st.DataObject) -> None:
         scratch = data.draw(st.integers(0, 5))
         moves = [(old.start, new.start, n * new.block) for old, new, n in zip(before, regions, kept) if n]
         buffers.arrange(regions[-1].end, scratch, moves)
-        places, held = [], [[*frames[:n], *[(number, v)] * (count - n)] for v, (frames, n, count) in enumerate(zip(held, kept, counts))]
+        places, held = (
+            [],
+            [
+                [*frames[:n], *[(number, v)] * (count - n)]
+                for v, (frames, n, count) in enumerate(zip(held, kept, counts))
+            ],
+        )
         for region, n in zip(regions, kept):
             places += range(region.start + n * region.block, region.end)
-        new = torch.tensor([100.0 * number + v for v, (region, n) in enumerate(zip(regions, kept)) for _ in range((region.frames - n) * region.block)])
+        new = torch.tensor(
+            [
+                100.0 * number + v
+                for v, (region, n) in enumerate(zip(regions, kept))
+                for _ in range((region.frames - n) * region.block)
+            ]
+        )
         end = regions[-1].end
-        keys, values = buffers.store(1, new[:, None, None], -new[:, None, None], Row(buffers, torch.tensor(places, dtype=torch.int64), end, end, len(places)))
+        keys, values = buffers.store(
+            1,
+            new[:, None, None],
+            -new[:, None, None],
+            Row(buffers, torch.tensor(places, dtype=torch.int64), end, end, len(places)),
+        )
         expected = [100.0 * when + v for frames, block in zip(held, blocks) for when, v in frames for _ in range(block)]
         assert keys.flatten().tolist() == expected and values.flatten().tolist() == [-x for x in expected]
         largest = max(largest, end + scratch)

@@ -30,7 +30,10 @@ def test_help_teaches_and_exits_cleanly(argv: list[str], capsys: pytest.CaptureF
 
 
 def test_help_and_a_wrong_file_do_not_load_pytorch() -> None:
-    code = "import sys; from megatron_videogpt.__main__ import main; main(['options']); main(['train', 'none.toml']); print('torch' in sys.modules)"
+    code = (
+        "import sys; from megatron_videogpt.__main__ import main; main(['options']); main(['train', "
+        "'none.toml']); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
@@ -50,11 +53,19 @@ def test_check_prints_parameters_layout_and_memory(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     config = load_config(QUICKSTART, ["model.num_layers=2"])
     total = sum(component_parameters(config.model, expected_geometry(config.codec).channels).values())
-    for expected in (f"{total:,}", "decoder.layers x 2", "TP 2 x PP 1 x DP 2 = 4", "activations", "model FLOPs per step"):
+    for expected in (
+        f"{total:,}",
+        "decoder.layers x 2",
+        "TP 2 x PP 1 x DP 2 = 4",
+        "activations",
+        "model FLOPs per step",
+    ):
         assert expected in out
 
 
-def test_check_notes_folders_that_are_not_there_yet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_check_notes_folders_that_are_not_there_yet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["check", str(ROOT / "examples/videogpt/stage2.toml"), "--gpus", "320"]) == 0
     out = capsys.readouterr().out
@@ -62,22 +73,42 @@ def test_check_notes_folders_that_are_not_there_yet(capsys: pytest.CaptureFixtur
     assert all(f"note, before training: {name} = " in out for name in ("train.init_from", "data.path", "codec.path"))
 
 
-def test_train_stops_on_missing_folders_before_anything_starts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_train_stops_on_missing_folders_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
-    assert cli.main(["train", QUICKSTART, "parallel.tensor=1", "parallel.sequence=false", "data.source=videos", "data.path=gone"]) == 2
+    assert (
+        cli.main(
+            [
+                "train",
+                QUICKSTART,
+                "parallel.tensor=1",
+                "parallel.sequence=false",
+                "data.source=videos",
+                "data.path=gone",
+            ]
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert err == 'error: data.path = "gone": there is no such folder; give a folder with video files\n'
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_problem_is_one_error_line_and_only_rank_0_prints_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_problem_is_one_error_line_and_only_rank_0_prints_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["train", QUICKSTART, "model.hidden_size=250", "train.steps=none", "data.fames=3"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert cli.main(argv) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" = ")[0] for line in lines] == ["error: data.fames", "error: train.steps", "error: model.hidden_size"]
+    assert [line.split(" = ")[0] for line in lines] == [
+        "error: data.fames",
+        "error: train.steps",
+        "error: model.hidden_size",
+    ]
 
 
 def ended(seconds: float) -> None:
@@ -94,7 +125,9 @@ def sigterm() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("sigterm")
-def test_a_rank_stays_silent_until_it_is_ended_and_speaks_where_nobody_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_stays_silent_until_it_is_ended_and_speaks_where_nobody_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["train", QUICKSTART, "model.hidden_size=250"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, local, seconds in (("1", "1", 20), ("8", "0", 10)):
@@ -118,7 +151,9 @@ def test_a_rank_stays_silent_until_it_is_ended_and_speaks_where_nobody_does(caps
         (BadVideo("x.mp4", "is empty"), "error: x.mp4: is empty"),
     ],
 )
-def test_user_errors_are_one_line_without_traceback(error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_errors_are_one_line_without_traceback(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(args: object) -> None:
         raise error
 
@@ -133,11 +168,20 @@ def test_user_errors_are_one_line_without_traceback(error: Exception, line: str,
         cli.main(["options", "--traceback"])
 
 
-FAULTS = (ValueError("bug"), KeyError("bug"), RuntimeError("bug"), OSError(errno.EIO, "bug"), FileNotFoundError(errno.ENOENT, "bug"), PermissionError("bug"))
+FAULTS = (
+    ValueError("bug"),
+    KeyError("bug"),
+    RuntimeError("bug"),
+    OSError(errno.EIO, "bug"),
+    FileNotFoundError(errno.ENOENT, "bug"),
+    PermissionError("bug"),
+)
 
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_a_fault_keeps_its_traceback_and_names_its_rank(error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_keeps_its_traceback_and_names_its_rank(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def deep(config: object, phase: object) -> None:
         raise error
 
@@ -154,7 +198,9 @@ def test_a_fault_keeps_its_traceback_and_names_its_rank(error: Exception, capsys
 
 
 @pytest.mark.usefixtures("sigterm")
-def test_a_rank_that_ends_with_another_one_has_nothing_to_add(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_ends_with_another_one_has_nothing_to_add(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(args: object) -> None:
         raise PeerFailed(9, "rank 9 failed, reading the data of step 4: KeyError: 'x'")
 

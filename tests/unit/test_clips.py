@@ -27,7 +27,16 @@ UNLIKELY = 1e-4  # p values of correct draws fall below this in one of ten thous
 
 def draw(config: DataConfig, n: int, available: int | np.ndarray | None, stride: int = 1, seed: int = 0) -> Plans:
     keys = [sample_key(seed, 0, i) for i in range(n)]
-    return plan_samples(config, stride, keys, np.arange(n), 0, 7, None if available is None else np.broadcast_to(available, (n,)), (64, 96))
+    return plan_samples(
+        config,
+        stride,
+        keys,
+        np.arange(n),
+        0,
+        7,
+        None if available is None else np.broadcast_to(available, (n,)),
+        (64, 96),
+    )
 
 
 @given(
@@ -41,8 +50,15 @@ def draw(config: DataConfig, n: int, available: int | np.ndarray | None, stride:
     least=st.integers(0, 40),
 )
 @settings(max_examples=300, deadline=None)
-def test_plans_fit_the_video(frames: int, low: int, extra: int, stride: int, slack: list[int], seed: int, clips: tuple[int, int], least: int) -> None:
-    config = DataConfig(frames=frames, min_frames=min(least, frames), frame_interval=(low, low + extra), clips=(clips[0], clips[0] + clips[1]))
+def test_plans_fit_the_video(
+    frames: int, low: int, extra: int, stride: int, slack: list[int], seed: int, clips: tuple[int, int], least: int
+) -> None:
+    config = DataConfig(
+        frames=frames,
+        min_frames=min(least, frames),
+        frame_interval=(low, low + extra),
+        clips=(clips[0], clips[0] + clips[1]),
+    )
     shortest = (min(frames, config.min_frames or frames) - 1) * stride * low + 1
     assert shortest_video(config, stride) == shortest
     available = shortest + np.array(slack)
@@ -54,7 +70,13 @@ def test_plans_fit_the_video(frames: int, low: int, extra: int, stride: int, sla
         assert set(np.diff(plan.frames)) <= {plan.interval} and low <= plan.interval <= low + extra
         assert sum(plan.clips) == latents and min(plan.clips) >= 1
         assert min(clips[0], latents) <= len(plan.clips) <= min(clips[0] + clips[1], latents)
-        assert (plan.number, plan.key, plan.dataset, plan.item, plan.size) == (i, sample_key(seed, 0, i), 0, 7, (64, 96))
+        assert (plan.number, plan.key, plan.dataset, plan.item, plan.size) == (
+            i,
+            sample_key(seed, 0, i),
+            0,
+            7,
+            (64, 96),
+        )
     with pytest.raises(ValueError, match="too short"):
         draw(config, len(slack), np.minimum(available, shortest - 1), stride, seed)
 
@@ -71,11 +93,16 @@ def test_clip_counts_are_uniform_and_so_are_their_cuts() -> None:
     rng = random.Random(1)
     single = Counter(split_clips(rng, 6, (1, 5)) for _ in range(20_000))
     batch = Counter(plans[i].clips for i in range(len(plans)))
-    assert chi2_contingency([[single[clips] for clips in sorted(batch)], [batch[clips] for clips in sorted(batch)]]).pvalue > UNLIKELY
+    assert (
+        chi2_contingency([[single[clips] for clips in sorted(batch)], [batch[clips] for clips in sorted(batch)]]).pvalue
+        > UNLIKELY
+    )
 
 
 def test_interval_and_start_are_uniform_within_what_the_video_allows() -> None:
-    plans = draw(DataConfig(frames=5, frame_interval=(2, 9), clips=(1, 5)), 20_000, 17)  # 17 frames allow an interval of 4
+    plans = draw(
+        DataConfig(frames=5, frame_interval=(2, 9), clips=(1, 5)), 20_000, 17
+    )  # 17 frames allow an interval of 4
     intervals = Counter(plans.interval.tolist())
     assert sorted(intervals) == [2, 3, 4] and chisquare(list(intervals.values())).pvalue > UNLIKELY
     for interval, places in ((2, 9), (3, 5), (4, 1)):
@@ -107,7 +134,9 @@ def test_stage_4_draws_its_means() -> None:
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=200, deadline=None)
-def test_tokens_and_pairs_are_those_of_the_clips(frames: int, clips: tuple[int, int], sides: tuple[int, int], seed: int) -> None:
+def test_tokens_and_pairs_are_those_of_the_clips(
+    frames: int, clips: tuple[int, int], sides: tuple[int, int], seed: int
+) -> None:
     config = DataConfig(frames=frames, min_frames=1, frame_interval=(1, 2), clips=(clips[0], sum(clips)))
     room = np.random.default_rng(seed).integers(1, 40, 6)
     keys = [sample_key(seed, 1, i) for i in range(6)]
@@ -136,13 +165,21 @@ def test_a_plan_does_not_depend_on_its_neighbours() -> None:
     assert [taken[i] for i in range(len(order))] == [plans[int(i)] for i in order]
     wider = draw(DataConfig(frames=12, frame_interval=(2, 5), clips=(2, 9)), 3, 100)
     both = Plans.concatenate([plans, wider])
-    assert len(both) == 43 and [both[i] for i in range(43)] == [*(plans[i] for i in range(40)), *(wider[i] for i in range(3))]
-    assert WORK.tokens(both).tolist() == [*WORK.tokens(plans), *WORK.tokens(wider)] and WORK.pairs(both).tolist() == [*WORK.pairs(plans), *WORK.pairs(wider)]
+    assert len(both) == 43 and [both[i] for i in range(43)] == [
+        *(plans[i] for i in range(40)),
+        *(wider[i] for i in range(3)),
+    ]
+    assert WORK.tokens(both).tolist() == [*WORK.tokens(plans), *WORK.tokens(wider)] and WORK.pairs(both).tolist() == [
+        *WORK.pairs(plans),
+        *WORK.pairs(wider),
+    ]
 
 
 def test_plans_stay_what_they_are() -> None:
     """Resumed runs rely on it: a change of the draws must come with a new `splits.SAMPLING`."""
-    plans = draw(DataConfig(frames=80, min_frames=16, frame_interval=(4, 12), clips=(2, 80)), 1000, np.arange(100, 1100))
+    plans = draw(
+        DataConfig(frames=80, min_frames=16, frame_interval=(4, 12), clips=(2, 80)), 1000, np.arange(100, 1100)
+    )
     digest = blake2b(digest_size=8)
     for values in (plans.start, plans.interval, plans.count, plans.cuts.astype(np.int64)):
         digest.update(values.astype("<i8").tobytes())
@@ -150,7 +187,13 @@ def test_plans_stay_what_they_are() -> None:
 
 
 def test_keys_are_distinct_and_63_bits() -> None:
-    keys = {sample_key(s, e, i, split) for s in range(3) for e in range(3) for i in range(50) for split in ("train", "validation")}
+    keys = {
+        sample_key(s, e, i, split)
+        for s in range(3)
+        for e in range(3)
+        for i in range(50)
+        for split in ("train", "validation")
+    }
     assert len(keys) == 900 and all(0 <= key < 2**63 for key in keys)
     assert sample_key(1, 2, 3) == int.from_bytes(blake2b(b"train/1/2/3", digest_size=8).digest(), "big") >> 1
     assert derived_key(1, "plan") != derived_key(1, "scene") != derived_key(2, "scene")

@@ -1,4 +1,6 @@
-"""Codecs: the shipped one's quality, the diffusers ones against diffusers itself (tiny random weights), unusable folders."""
+"""Codecs: the shipped one's quality, the diffusers ones against diffusers itself (tiny random weights), unusable
+folders.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,14 @@ def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("kl")
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=5, scaling_factor=0.25, shift_factor=0.5, **blocks)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=5,
+        scaling_factor=0.25,
+        shift_factor=0.5,
+        **blocks,
+    )
     vae.save_pretrained(folder)
     return folder
 
@@ -45,7 +54,9 @@ def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("wan")
-    vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=WAN_MEAN, latents_std=WAN_STD)
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=WAN_MEAN, latents_std=WAN_STD
+    )
     vae.save_pretrained(folder)
     return folder
 
@@ -106,7 +117,10 @@ def test_kl_equals_diffusers(kl_folder: Path) -> None:
     torch.testing.assert_close(mean, (posterior.mean - 0.5) * 0.25, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close((logvar / 2).exp(), posterior.std * 0.25, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(codec.decode(mean), expected, atol=1e-4, rtol=0)
-    assert mean.shape == (3, 5, 4, 6) and codec_geometry(CodecConfig("autoencoder_kl", str(kl_folder))).spatial_stride == codec.spatial_stride == 4
+    assert (
+        mean.shape == (3, 5, 4, 6)
+        and codec_geometry(CodecConfig("autoencoder_kl", str(kl_folder))).spatial_stride == codec.spatial_stride == 4
+    )
 
 
 def test_wan_equals_diffusers(wan_folder: Path) -> None:
@@ -125,7 +139,9 @@ def test_wan_equals_diffusers(wan_folder: Path) -> None:
     assert mean.shape == (3, 4, 2, 3)
     for channel in range(4):
         raw_mean, raw_std = posterior.mean[0, channel], posterior.std[0, channel]
-        torch.testing.assert_close(mean[:, channel], (raw_mean - WAN_MEAN[channel]) / WAN_STD[channel], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            mean[:, channel], (raw_mean - WAN_MEAN[channel]) / WAN_STD[channel], atol=1e-5, rtol=1e-5
+        )
         torch.testing.assert_close((logvar[:, channel] / 2).exp(), raw_std / WAN_STD[channel], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(codec.decode(mean), expected, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="1 \\+ 4n frames"):
@@ -137,7 +153,9 @@ def test_fingerprint_changes_with_weights_and_settings(kl_folder: Path, tmp_path
     settings = json.loads((kl_folder / "config.json").read_text())
     prints = {build_codec(CodecConfig("autoencoder_kl", str(kl_folder))).fingerprint}
     for scaling, factor in ((0.25, 1.01), (0.3, 1.0)):
-        save_file({name: tensor * factor for name, tensor in state.items()}, tmp_path / "diffusion_pytorch_model.safetensors")
+        save_file(
+            {name: tensor * factor for name, tensor in state.items()}, tmp_path / "diffusion_pytorch_model.safetensors"
+        )
         (tmp_path / "config.json").write_text(json.dumps({**settings, "scaling_factor": scaling}))
         prints.add(build_codec(CodecConfig("autoencoder_kl", str(tmp_path))).fingerprint)
     assert len(prints) == 3
@@ -167,7 +185,11 @@ def test_unusable_folders_are_one_line(kl_folder: Path, wan_folder: Path, tmp_pa
         ("autoencoder_kl", broken("json", settings="{"), "config.json cannot be read"),
         ("autoencoder_kl", broken("pickle", extra="diffusion_pytorch_model.bin"), "no .safetensors"),
         ("autoencoder_kl", broken("garbage", weights=b"not safetensors"), "weights do not load"),
-        ("autoencoder_kl", broken("missing", weights=(tmp_path / "partial.safetensors").read_bytes()), "1 weights are missing"),
+        (
+            "autoencoder_kl",
+            broken("missing", weights=(tmp_path / "partial.safetensors").read_bytes()),
+            "1 weights are missing",
+        ),
         ("vqgan", "", "unknown codec"),
     ]
     for name, path, reason in cases:

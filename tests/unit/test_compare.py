@@ -1,4 +1,6 @@
-"""PSNR, SSIM and LPIPS of predictions, against formulas written out here and, for LPIPS, against torchmetrics' own network; the plot."""
+"""PSNR, SSIM and LPIPS of predictions, against formulas written out here and, for LPIPS, against torchmetrics' own
+network; the plot.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def random_video(seed, frames=3, side=40):
 
 
 def ssim(one, other):
-    """Wang et al. 2004 with scipy: 11x11 Gaussian windows around every pixel, mirrored at the edges; uint8 [H, W, 3]."""
+    """Wang et al. 2004 with scipy: 11x11 Gaussian windows around every pixel, mirrored at the edges; uint8
+    [H, W, 3].
+    """
 
     def local(values):
         return gaussian_filter(values, (1.5, 1.5, 0), truncate=3.5, mode="mirror")
@@ -42,11 +46,15 @@ def test_errors_of_plain_pictures_have_closed_forms():
     result = compare(plain(51, 5), truth, None)
     assert result["frames"] == 3 and result["lpips"] is None and result["mean"]["lpips"] is None
     expected = 20 * math.log10(255 / 51)  # both neighbours are 51 levels away
-    assert result["psnr"] == [pytest.approx(expected, abs=1e-4), None, pytest.approx(expected, abs=1e-4)], "no error has no PSNR"
+    assert result["psnr"] == [pytest.approx(expected, abs=1e-4), None, pytest.approx(expected, abs=1e-4)], (
+        "no error has no PSNR"
+    )
     assert result["mean"]["psnr"] == pytest.approx(expected, abs=1e-4)
     c1 = 0.01**2
     luminance = [c1 / (0.2**2 + c1), 1.0, (2 * 0.2 * 0.4 + c1) / (0.2**2 + 0.4**2 + c1)]
-    assert result["ssim"] == pytest.approx(luminance, abs=1e-3) and result["mean"]["ssim"] == pytest.approx(sum(luminance) / 3, abs=1e-3)
+    assert result["ssim"] == pytest.approx(luminance, abs=1e-3) and result["mean"]["ssim"] == pytest.approx(
+        sum(luminance) / 3, abs=1e-3
+    )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
@@ -69,7 +77,9 @@ def test_what_cannot_be_compared_is_one_line_and_small_pictures_leave_measures_o
 
 @pytest.fixture
 def backbone(tmp_path, monkeypatch):
-    """AlexNet's convolutions with random weights, in the file that torch.hub's folder would have; returns the network."""
+    """AlexNet's convolutions with random weights, in the file that torch.hub's folder would have;
+    returns the network.
+    """
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(3)
     features = nn.Sequential(
@@ -140,7 +150,10 @@ def test_plot_draws_a_panel_per_measure_and_breaks_the_line_at_frames_without_er
 
     names = ["_from an underscore", r"costs $\x$"]
     height, width, _ = size_and_blue([30.0, 25.0, 20.0, 10.0], names)
-    assert size_and_blue([30.0, 25.0, 20.0, 10.0], names, [0.1] * 4)[:2] == (height, pytest.approx(width + 4.2 * 120, abs=2))
+    assert size_and_blue([30.0, 25.0, 20.0, 10.0], names, [0.1] * 4)[:2] == (
+        height,
+        pytest.approx(width + 4.2 * 120, abs=2),
+    )
     assert size_and_blue([30.0, 25.0, 20.0, 10.0], [f"video {number}" for number in range(30)])[0] > height
     whole, gap = (size_and_blue([30.0, value, 20.0, 10.0], ["one"])[2] for value in (25.0, None))
     assert gap < whole - 20

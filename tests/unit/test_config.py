@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.config.check import RANGES, check_config, find_problems, load_checked
 from megatron_videogpt.config.check_data import missing_paths
-from megatron_videogpt.config.load import ConfigError, config_from_dict, config_to_toml, load_config, options, parse_overrides, read_config
+from megatron_videogpt.config.load import (
+    ConfigError,
+    config_from_dict,
+    config_to_toml,
+    load_config,
+    options,
+    parse_overrides,
+    read_config,
+)
 from megatron_videogpt.config.schema import Config, ModelConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "videogpt"
@@ -30,9 +38,27 @@ def problems_of(values: dict, world_size: int | None = None) -> list[str]:
 
 def test_a_file_wins_over_its_base_and_overrides_win_over_both(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    write(tmp_path, "base.toml", '[model]\nnum_layers = 3\nhidden_size = 128\nrope_scaling = {type = "su"}\n[data.physics]\nsize = 128\nfps = 12\n')
-    path = write(tmp_path / "sub", "child.toml", 'base = "../base.toml"\n[model]\nhidden_size = 64\nrope_scaling = {}\n[data.physics]\nsize = 96\n')
-    config = load_config(path, ["data.physics.size=64", "train.output=runs/mine", "sample.clips=[8, 4]", "optimizer.betas=[0.9, 0]", "model.hidden_size=256"])
+    write(
+        tmp_path,
+        "base.toml",
+        '[model]\nnum_layers = 3\nhidden_size = 128\nrope_scaling = {type = "su"}\n[data.physics]\nsize = '
+        "128\nfps = 12\n",
+    )
+    path = write(
+        tmp_path / "sub",
+        "child.toml",
+        'base = "../base.toml"\n[model]\nhidden_size = 64\nrope_scaling = {}\n[data.physics]\nsize = 96\n',
+    )
+    config = load_config(
+        path,
+        [
+            "data.physics.size=64",
+            "train.output=runs/mine",
+            "sample.clips=[8, 4]",
+            "optimizer.betas=[0.9, 0]",
+            "model.hidden_size=256",
+        ],
+    )
     assert (config.model.num_layers, config.model.hidden_size, config.model.rope_scaling) == (3, 256, {})
     assert (config.data.physics.size, config.data.physics.fps) == (64, 12.0)
     assert isinstance(config.data.physics.fps, float)
@@ -50,7 +76,11 @@ def test_bases_that_lead_in_a_circle_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [('base = "none.toml"\n', "none.toml: there is no such"), ("base = 3\n", "must be the name of one TOML file"), ("[train\n", "must be valid TOML")],
+    [
+        ('base = "none.toml"\n', "none.toml: there is no such"),
+        ("base = 3\n", "must be the name of one TOML file"),
+        ("[train\n", "must be valid TOML"),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
@@ -58,9 +88,15 @@ def test_unreadable_files_are_named(tmp_path: Path, text: str, expected: str) ->
 
 
 def test_every_mistake_is_reported_at_once_with_its_fix(tmp_path: Path) -> None:
-    text = "loose = 1\n[modle]\na = 1\n[train]\nlr = 1e-3\nsteps = 1e3\nseed = true\n[optimizer]\nbetas = [0.9]\nlr = nan\nwarmup_step = 4\n"
+    text = (
+        "loose = 1\n[modle]\na = 1\n[train]\nlr = 1e-3\nsteps = 1e3\nseed = true\n[optimizer]\nbetas = [0.9]\nlr "
+        "= nan\nwarmup_step = 4\n"
+    )
     with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, "x.toml", text), ["nonsense", "data.frames=many", "parallel.sequence=1", "model=3", "data.foo=1"])
+        load_config(
+            write(tmp_path, "x.toml", text),
+            ["nonsense", "data.frames=many", "parallel.sequence=1", "model=3", "data.foo=1"],
+        )
     expected = {
         "'nonsense'": "section.option=value",
         "'model=3'": "section.option=value",
@@ -84,8 +120,12 @@ def test_every_mistake_is_reported_at_once_with_its_fix(tmp_path: Path) -> None:
 
 
 def test_overrides_parse_as_toml_or_text() -> None:
-    parsed = parse_overrides(["a.b=3", "a.c=1e-4", "a.d=[1, 2]", "a.e=runs/x=y", 'a.f="5"', "a.g.h=true", "a.i=", "a.j=1\nk = 2"])
-    assert parsed == {"a": {"b": 3, "c": 1e-4, "d": [1, 2], "e": "runs/x=y", "f": "5", "g": {"h": True}, "i": "", "j": "1\nk = 2"}}
+    parsed = parse_overrides(
+        ["a.b=3", "a.c=1e-4", "a.d=[1, 2]", "a.e=runs/x=y", 'a.f="5"', "a.g.h=true", "a.i=", "a.j=1\nk = 2"]
+    )
+    assert parsed == {
+        "a": {"b": 3, "c": 1e-4, "d": [1, 2], "e": "runs/x=y", "f": "5", "g": {"h": True}, "i": "", "j": "1\nk = 2"}
+    }
 
 
 def strategy(kind: object) -> st.SearchStrategy:
@@ -104,14 +144,20 @@ def strategy(kind: object) -> st.SearchStrategy:
         return element[kind]
     first, *rest = kind.__args__
     length = None if rest == [Ellipsis] else 1 + len(rest)
-    return st.lists(element[first] if first in element else strategy(first), min_size=length or 0, max_size=length or 4).map(tuple)
+    return st.lists(
+        element[first] if first in element else strategy(first), min_size=length or 0, max_size=length or 4
+    ).map(tuple)
 
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_a_written_configuration_reads_back_equal(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_written_configuration_reads_back_equal(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     values: dict = {}
-    for option in data.draw(st.lists(st.sampled_from(list(options())), unique_by=lambda option: option.name, max_size=6)):
+    for option in data.draw(
+        st.lists(st.sampled_from(list(options())), unique_by=lambda option: option.name, max_size=6)
+    ):
         *sections, leaf = option.name.split(".")
         place = values
         for section in sections:
@@ -126,7 +172,10 @@ def test_a_written_configuration_reads_back_equal(data: st.DataObject, tmp_path_
 def test_every_option_has_help_and_is_written() -> None:
     text = config_to_toml(Config())
     assert all(option.help and f"# {option.help}" in text for option in options())
-    assert len(list(options())) == sum(len(dataclasses.fields(section)) for section in _sections(Config)) - len(list(_sections(Config))) + 1
+    assert (
+        len(list(options()))
+        == sum(len(dataclasses.fields(section)) for section in _sections(Config)) - len(list(_sections(Config))) + 1
+    )
 
 
 def _sections(section: type) -> list[type]:
@@ -145,27 +194,65 @@ def test_names_the_schema_allows_are_the_names_that_exist() -> None:
     assert choices["train.platform"] == ("auto", *PLATFORMS)
 
 
-GOOD = {"model": {"hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 128, "num_layers": 4}, "train": {"global_batch_size": 8}}
+GOOD = {
+    "model": {"hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 128, "num_layers": 4},
+    "train": {"global_batch_size": 8},
+}
 
 LONG = [1.0] * 8
 BROKEN = [
     # values, processes, option that must be named, words of the fix
     ({"model": {"hidden_size": 66}}, 1, "model.hidden_size", "use 64"),
     ({"model": {"num_query_groups": 3}}, 1, "model.num_query_groups", "1, 2, 4"),
-    ({"model": {"rope_scaling": {"type": "yarn", "long_factor": LONG, "short_factor": LONG}}}, 1, "model.rope_scaling", "yarn"),
-    ({"model": {"rope_scaling": {"type": "longrope", "long_factor": LONG[:7], "short_factor": LONG}}}, 1, "model.rope_scaling", "7 entries"),
+    (
+        {"model": {"rope_scaling": {"type": "yarn", "long_factor": LONG, "short_factor": LONG}}},
+        1,
+        "model.rope_scaling",
+        "yarn",
+    ),
+    (
+        {"model": {"rope_scaling": {"type": "longrope", "long_factor": LONG[:7], "short_factor": LONG}}},
+        1,
+        "model.rope_scaling",
+        "7 entries",
+    ),
     ({"model": {"rope_scaling": {"type": "longrope", "long_factor": LONG}}}, 1, "model.rope_scaling", "short_factor"),
-    ({"model": {"rope_scaling": {"type": "su", "long_factor": LONG, "short_factor": LONG, "mscale": 1}}}, 1, "model.rope_scaling", "remove mscale"),
+    (
+        {"model": {"rope_scaling": {"type": "su", "long_factor": LONG, "short_factor": LONG, "mscale": 1}}},
+        1,
+        "model.rope_scaling",
+        "remove mscale",
+    ),
     ({"model": {"rope_theta": 0.0}}, 1, "model.rope_theta", "10000.0"),
     ({"model": {"position_table_size": 3}}, 1, "data.physics.size", "use at most 48"),
     ({"parallel": {"tensor": 3}, "model": {"num_attention_heads": 4}}, 3, "parallel.tensor", "1, 2, 4"),
-    ({"parallel": {"tensor": 4}, "model": {"num_attention_heads": 8, "num_query_groups": 2, "hidden_size": 128}}, 2, "parallel.tensor", "multiple of 4"),
-    ({"parallel": {"tensor": 2}, "model": {"num_attention_heads": 6, "num_query_groups": 3, "hidden_size": 96}}, 2, "parallel.tensor", "use one of 1, 3"),
+    (
+        {"parallel": {"tensor": 4}, "model": {"num_attention_heads": 8, "num_query_groups": 2, "hidden_size": 128}},
+        2,
+        "parallel.tensor",
+        "multiple of 4",
+    ),
+    (
+        {"parallel": {"tensor": 2}, "model": {"num_attention_heads": 6, "num_query_groups": 3, "hidden_size": 96}},
+        2,
+        "parallel.tensor",
+        "use one of 1, 3",
+    ),
     ({"parallel": {"tensor": 2, "context": 4}}, 8, "parallel.context", "use one of 1, 2"),
     ({"parallel": {"virtual_pipeline": 2}}, 1, "parallel.virtual_pipeline", "parallel.pipeline=2"),
-    ({"parallel": {"pipeline": 2, "pipeline_layers": [1, 2]}}, 2, "parallel.pipeline_layers", "it has 2 with the sum 3"),
+    (
+        {"parallel": {"pipeline": 2, "pipeline_layers": [1, 2]}},
+        2,
+        "parallel.pipeline_layers",
+        "it has 2 with the sum 3",
+    ),
     ({"parallel": {"recompute_layers": 1}}, 1, "parallel.recompute_layers", "recompute=mlp"),
-    ({"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "train": {"global_batch_size": 3}}, 2, "train.global_batch_size", "multiple of 1 data parallel"),
+    (
+        {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "train": {"global_batch_size": 3}},
+        2,
+        "train.global_batch_size",
+        "multiple of 1 data parallel",
+    ),
     ({"parallel": {"tensor": 2}, "model": {"ffn_hidden_size": 127}}, 2, "parallel.tensor", "use one of 1"),
     ({"parallel": {"pipeline": 5}}, 5, "parallel.pipeline", "at most 4 stages"),
     ({"parallel": {"sequence": True}}, 1, "parallel.sequence", "parallel.tensor=2"),
@@ -183,7 +270,12 @@ BROKEN = [
     ({"data": {"physics": {"scenes": []}}}, 1, "data.physics.scenes", "at least one entry"),
     ({"data": {"physics": {"difficulty": 3}}}, 1, "data.physics.difficulty", "0, 1 or 2"),
     ({"data": {"source": "videos"}}, 1, "data.path", "give the folder"),
-    ({"data": {"source": "videos", "path": "x", "size_multiple": 24, "longest_side": 96}}, 1, "data.size_multiple", "use 32"),
+    (
+        {"data": {"source": "videos", "path": "x", "size_multiple": 24, "longest_side": 96}},
+        1,
+        "data.size_multiple",
+        "use 32",
+    ),
     ({"data": {"source": "videos", "path": "x", "longest_side": 32}}, 1, "data.longest_side", "use 64 or more"),
     ({"data": {"source": "videos", "path": "x", "longest_side": 100}}, 1, "data.longest_side", "use 112"),
     ({"data": {"source": "shards"}}, 1, "data.path", "give the folder or URL of your shards"),
@@ -192,8 +284,18 @@ BROKEN = [
     ({"data": {"mixture": {"y": 1}}}, 1, "data.mixture", "use data.source=videos or shards"),
     ({"data": {"min_frames": 17}}, 1, "data.min_frames", "use 0"),
     ({"data": {"cost": [0, 1e-9]}}, 1, "data.cost", "tools/fit_cost.py"),
-    ({"data": {"pack_tokens": 4096}, "train": {"micro_batch_size": 2}}, 1, "train.micro_batch_size", "data.pack_tokens=0"),
-    ({"data": {"pack_tokens": 4096}, "train": {"global_batch_size": 3, "micro_batch_size": 1}}, 4, "train.global_batch_size", "use 4 or more"),
+    (
+        {"data": {"pack_tokens": 4096}, "train": {"micro_batch_size": 2}},
+        1,
+        "train.micro_batch_size",
+        "data.pack_tokens=0",
+    ),
+    (
+        {"data": {"pack_tokens": 4096}, "train": {"global_batch_size": 3, "micro_batch_size": 1}},
+        4,
+        "train.global_batch_size",
+        "use 4 or more",
+    ),
     ({"data": {"validation_fraction": 0}}, 1, "data.validation_fraction", "0.05"),
     ({"codec": {"name": "autoencoder_kl"}}, 1, "codec.path", 'codec.name="tiny"'),
     ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 91 or more"),
@@ -208,8 +310,12 @@ def merged(values: dict) -> dict:
     return {section: {**GOOD.get(section, {}), **values.get(section, {})} for section in GOOD.keys() | values.keys()}
 
 
-@pytest.mark.parametrize(("values", "world", "option", "fix"), BROKEN, ids=[f"{number}-{row[2]}" for number, row in enumerate(BROKEN)])
-def test_each_rule_names_its_option_and_the_fix_and_nothing_else(values: dict, world: int, option: str, fix: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "world", "option", "fix"), BROKEN, ids=[f"{number}-{row[2]}" for number, row in enumerate(BROKEN)]
+)
+def test_each_rule_names_its_option_and_the_fix_and_nothing_else(
+    values: dict, world: int, option: str, fix: str
+) -> None:
     lines = problems_of(merged(values), world)
     assert len(lines) == 1 and lines[0].startswith(f"{option} = ") and "must" in lines[0] and fix in lines[0], lines
 
@@ -221,7 +327,9 @@ def test_a_sound_configuration_has_no_problems() -> None:
 
 
 def test_reading_and_rules_are_reported_together_and_one_mistake_gives_one_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "x.toml", '[model]\nnum_attention_heads = "four"\n[parallel]\npipeline = 0\n[data]\nclips = [9, 3]\n')
+    path = write(
+        tmp_path, "x.toml", '[model]\nnum_attention_heads = "four"\n[parallel]\npipeline = 0\n[data]\nclips = [9, 3]\n'
+    )
     with pytest.raises(ConfigError) as caught:
         load_checked(path, ["train.step=3"], 3)
     named = [line.split(" = ")[0] for line in caught.value.problems]
@@ -235,10 +343,21 @@ def test_wandb_must_be_installed_to_be_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_folders_that_are_not_there_are_named(tmp_path: Path) -> None:
-    there = {"data": {"source": "videos", "path": str(tmp_path)}, "codec": {"name": "autoencoder_kl", "path": str(tmp_path)}}
+    there = {
+        "data": {"source": "videos", "path": str(tmp_path)},
+        "codec": {"name": "autoencoder_kl", "path": str(tmp_path)},
+    }
     assert missing_paths(config_from_dict(there)) == []
-    gone = {"data": {"source": "videos", "path": "no/a"}, "codec": {"name": "autoencoder_kl", "path": "no/b"}, "train": {"init_from": "no/c"}}
-    assert [line.split(": ")[0] for line in missing_paths(config_from_dict(gone))] == ['train.init_from = "no/c"', 'data.path = "no/a"', 'codec.path = "no/b"']
+    gone = {
+        "data": {"source": "videos", "path": "no/a"},
+        "codec": {"name": "autoencoder_kl", "path": "no/b"},
+        "train": {"init_from": "no/c"},
+    }
+    assert [line.split(": ")[0] for line in missing_paths(config_from_dict(gone))] == [
+        'train.init_from = "no/c"',
+        'data.path = "no/a"',
+        'codec.path = "no/b"',
+    ]
     mixed = {"data": {"source": "shards", "mixture": {"no/d": 1, "s3://bucket/e": 1, "no/f-{000..007}.tar": 1}}}
     assert [line.split(":")[0] for line in missing_paths(config_from_dict(mixed))] == ['data.mixture = "no/d"']
     assert missing_paths(config_from_dict({"data": {"path": "no/a"}, "codec": {"path": "no/b"}})) == []
@@ -258,11 +377,33 @@ def test_the_stages_are_the_papers(stage: int) -> None:
     config = load_config(EXAMPLES / f"stage{stage}.toml")
     data, optimizer = config.data, config.optimizer
     assert (data.frames, data.frame_interval, data.clips, config.train.steps, optimizer.lr) == STAGES[stage - 1]
-    assert (optimizer.betas, optimizer.weight_decay, optimizer.warmup_steps, optimizer.schedule) == ((0.9, 0.95), 0.1, 1000, "constant")
-    assert (optimizer.eps, optimizer.clip_grad, config.train.global_batch_size, data.longest_side) == (1e-5, 1.0, 320, 320)
+    assert (optimizer.betas, optimizer.weight_decay, optimizer.warmup_steps, optimizer.schedule) == (
+        (0.9, 0.95),
+        0.1,
+        1000,
+        "constant",
+    )
+    assert (optimizer.eps, optimizer.clip_grad, config.train.global_batch_size, data.longest_side) == (
+        1e-5,
+        1.0,
+        320,
+        320,
+    )
     shape = config.model
-    assert (shape.num_layers, shape.hidden_size, shape.ffn_hidden_size, shape.num_attention_heads, shape.kv_heads) == (32, 3072, 8192, 32, 32)
-    assert (config.sample.history, config.sample.clips, config.sample.window, config.sample.steps, config.sample.guidance) == (56, (24,), 80, 50, 3.0)
+    assert (shape.num_layers, shape.hidden_size, shape.ffn_hidden_size, shape.num_attention_heads, shape.kv_heads) == (
+        32,
+        3072,
+        8192,
+        32,
+        32,
+    )
+    assert (
+        config.sample.history,
+        config.sample.clips,
+        config.sample.window,
+        config.sample.steps,
+        config.sample.guidance,
+    ) == (56, (24,), 80, 50, 3.0)
     previous = load_config(EXAMPLES / f"stage{stage - 1}.toml").train.output if stage > 1 else ""
     assert config.train.init_from == previous
     check_config(config, 320)
@@ -281,12 +422,20 @@ def test_the_base_files_long_rope_is_the_published_one(reference: Path) -> None:
 def test_the_quickstart_runs_on_two_processes() -> None:
     config, problems, _ = read_config(EXAMPLES / "quickstart.toml")
     assert problems == [] and find_problems(config, 2) == [] and missing_paths(config) == []
-    assert (config.parallel.tensor, config.parallel.sequence, config.train.output, config.eval.final_scenes) == (2, True, "runs/quickstart", 64)
+    assert (config.parallel.tensor, config.parallel.sequence, config.train.output, config.eval.final_scenes) == (
+        2,
+        True,
+        "runs/quickstart",
+        64,
+    )
 
 
 def test_every_number_has_exactly_one_range() -> None:
     ranged = [name for _, _, names in RANGES for name in names.split()]
     numbers = [
-        option.name for option in options() if option.type in (int, float) or (option.type not in (bool, str, dict) and option.type.__args__[0] in (int, float))
+        option.name
+        for option in options()
+        if option.type in (int, float)
+        or (option.type not in (bool, str, dict) and option.type.__args__[0] in (int, float))
     ]
     assert sorted(ranged) == sorted(numbers)

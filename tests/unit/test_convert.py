@@ -1,4 +1,6 @@
-"""Conversion in one process: the golden checkpoint, mixed types, a stock Phi-3 folder, what does not fit, what is damaged on the disk."""
+"""Conversion in one process: the golden checkpoint, mixed types, a stock Phi-3 folder, what does not fit, what is
+damaged on the disk.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,14 @@ def test_the_golden_checkpoint_comes_back(reference: Path, tmp_path: Path) -> No
     same(back, load_file(golden / "model.safetensors"))
     original, config = (json.loads((folder / "config.json").read_text()) for folder in (golden, tmp_path / "back"))
     assert {key: config[key] for key in original} == original
-    added = {"patch_size": 2, "in_channels": 4, "pos_embed_max_size": 32, "diffusion_token_id": 5, "img_start_token_id": 6, "img_end_token_id": 7}
+    added = {
+        "patch_size": 2,
+        "in_channels": 4,
+        "pos_embed_max_size": 32,
+        "diffusion_token_id": 5,
+        "img_start_token_id": 6,
+        "img_end_token_id": 7,
+    }
     assert {key: config[key] for key in added} == added and config["auto_map"]["AutoModel"].endswith("VideoGPTModel")
     assert (tmp_path / "back" / "extra.json").read_bytes() == (golden / "extra.json").read_bytes()
     assert (tmp_path / "back" / "README.md").read_text().startswith("---\nlicense: mit\nlibrary_name: transformers\n")
@@ -74,23 +83,33 @@ def test_each_tensor_keeps_its_type(mixed: tuple[Path, dict[str, torch.Tensor]],
     assert precision(path) == "fp32"
     same(to_folder(path, tmp_path / "back", max_bytes=20_000), tensors)
     assert len(list((tmp_path / "back").glob("model-*-of-*.safetensors"))) > 1
-    assert (tmp_path / "back" / "LICENSE").read_text() == "terms" and json.loads((tmp_path / "back" / "added_tokens.json").read_text())["<img>"] == HINTS[1]
+    assert (tmp_path / "back" / "LICENSE").read_text() == "terms" and json.loads(
+        (tmp_path / "back" / "added_tokens.json").read_text()
+    )["<img>"] == HINTS[1]
     assert "\nlicense: apache-2.0\n" in (tmp_path / "back" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_type_by_choice(mixed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, dtype: torch.dtype) -> None:
     path, tensors = mixed
-    cast = {key: value.to(dtype) if value.is_floating_point() and key != "pos_embed" else value for key, value in tensors.items()}
+    cast = {
+        key: value.to(dtype) if value.is_floating_point() and key != "pos_embed" else value
+        for key, value in tensors.items()
+    }
     same(to_folder(path, tmp_path / "back", dtype=dtype), cast)
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == str(dtype).removeprefix(
+        "torch."
+    )
 
 
 def test_a_type_by_choice_on_the_way_in(tmp_path: Path) -> None:
     tensors = tensors_of(TINY, "fp32")
     to_run(folder_of(tmp_path / "folder", TINY, tensors), tmp_path / "run", dtype=torch.bfloat16)
     assert precision(tmp_path / "run") == "bf16"
-    same(to_folder(tmp_path / "run", tmp_path / "back"), {key: value if key == "pos_embed" else value.bfloat16() for key, value in tensors.items()})
+    same(
+        to_folder(tmp_path / "run", tmp_path / "back"),
+        {key: value if key == "pos_embed" else value.bfloat16() for key, value in tensors.items()},
+    )
 
 
 def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
@@ -117,7 +136,15 @@ def test_keys_that_do_not_fit_are_listed_together(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", TINY, tensors)
     with pytest.raises(ValueError) as caught:
         to_run(folder, tmp_path / "run")
-    one_line(caught, "5 tensors", "llm.norm.weight is missing", "x_embedder.proj.bias is missing", "[32, 47] and not [32, 48]", "int32", "llm.rotary.inv_freq")
+    one_line(
+        caught,
+        "5 tensors",
+        "llm.norm.weight is missing",
+        "x_embedder.proj.bias is missing",
+        "[32, 47] and not [32, 48]",
+        "int32",
+        "llm.rotary.inv_freq",
+    )
     model, channels = ingest.sizes_of(Folder(folder))
     with pytest.raises(ValueError) as caught:
         ingest.check_keys(Folder(folder), replace(model, num_layers=9), channels, allow_extra=True)
@@ -130,7 +157,11 @@ def test_what_was_written_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest
 
     folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "bf16"))
     with monkeypatch.context() as planted:
-        planted.setattr(new_run, "shard", lambda entry, tensor, rank, size: tensor.flip(0) if entry.name.endswith("linear_qkv.weight") else tensor)
+        planted.setattr(
+            new_run,
+            "shard",
+            lambda entry, tensor, rank, size: tensor.flip(0) if entry.name.endswith("linear_qkv.weight") else tensor,
+        )
         with pytest.raises(ValueError) as caught:
             to_run(folder, tmp_path / "wrong")
         one_line(caught, "qkv_proj", "is not what was written")
@@ -153,13 +184,20 @@ def test_what_was_written_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest
 def stock(path: Path, tokens: dict[str, int] | None, rows: int = 32064) -> dict[str, torch.Tensor]:
     """A stock Phi-3 folder: the backbone alone, under its own names."""
     tensors = {key: value for key, value in tensors_of(TINY, "bf16").items() if key.startswith("llm.")}
-    tensors = {"model." + key.removeprefix("llm."): value for key, value in tensors.items()} | {"lm_head.weight": torch.randn(rows, 32).bfloat16()}
+    tensors = {"model." + key.removeprefix("llm."): value for key, value in tensors.items()} | {
+        "lm_head.weight": torch.randn(rows, 32).bfloat16()
+    }
     tensors["model.embed_tokens.weight"] = torch.randn(rows, 32).bfloat16()
     folder_of(path, TINY, tensors, architectures=["Phi3ForCausalLM"], vocab_size=rows)
     (path / "added_tokens.json").unlink()
     if tokens is not None:
         (path / "tokenizer.json").write_text(
-            json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": k, "id": n} for k, n in tokens.items()]})
+            json.dumps(
+                {
+                    "model": {"vocab": {"a": 0, "b": 1}},
+                    "added_tokens": [{"content": k, "id": n} for k, n in tokens.items()],
+                }
+            )
         )
     return tensors
 
@@ -178,7 +216,11 @@ def test_the_backbone_of_a_stock_phi_3(tmp_path: Path, monkeypatch: pytest.Monke
             assert 0.01 < float(fresh.std()) < 0.03
             value = torch.cat([value[:32011], ours[32011:32014], value[32014:]])
         assert ours.dtype == value.dtype and torch.equal(ours, value)
-    assert not back["x_embedder.proj.weight"].any() and back["input_x_embedder.proj.weight"].any() and back["time_token.mlp.2.weight"].any()
+    assert (
+        not back["x_embedder.proj.weight"].any()
+        and back["input_x_embedder.proj.weight"].any()
+        and back["time_token.mlp.2.weight"].any()
+    )
     assert json.loads((tmp_path / "back" / "config.json").read_text())["diffusion_token_id"] == 32011
     # It is one in the released layout now.
     to_run(tmp_path / "back", tmp_path / "again")
@@ -190,7 +232,11 @@ def test_stock_ids_that_are_not_known_to_be_free(tmp_path: Path, tokens: dict[st
     with pytest.raises(ValueError) as caught:
         ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), None, None, False)
     one_line(caught, "--hint-ids", "not known to be free")
-    assert ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, 6), None, False).hint_ids == (4, 5, 6)
+    assert ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, 6), None, False).hint_ids == (
+        4,
+        5,
+        6,
+    )
     with pytest.raises(ValueError, match="three different rows"):
         ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, rows), None, False)
 
@@ -198,7 +244,10 @@ def test_stock_ids_that_are_not_known_to_be_free(tmp_path: Path, tokens: dict[st
 def test_a_training_configuration_from_outside(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32"))
     assert ingest.folder_config(folder).sample == Config().sample
-    places = '[data]\npath = "/etc"\ncache = "/etc"\nmixture = {"/etc" = 1.0}\n[train]\ninit_from = "/etc"\noutput = "/etc"\n'
+    places = (
+        '[data]\npath = "/etc"\ncache = "/etc"\nmixture = {"/etc" = 1.0}\n[train]\ninit_from = "/etc"\noutput = '
+        '"/etc"\n'
+    )
     (folder / "videogpt_config.toml").write_text(f"{places}[sample]\nsteps = 7\n[model]\nnum_layers = 99\n")
     config = ingest.folder_config(folder)
     assert (config.data, config.train) == (Config().data, Config().train)
@@ -220,7 +269,11 @@ def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
     to_run(folder, tmp_path / "run", codec=codec, vae=vae)
     config = load_config(tmp_path / "run" / "config.toml")
     assert Path(config.codec.path) == tmp_path / "run" / "released" / "files" / "vae"
-    assert build_codec(config.codec).fingerprint == build_codec(codec).fingerprint == read_state(newest_folder(tmp_path / "run") or vae)["codec"]
+    assert (
+        build_codec(config.codec).fingerprint
+        == build_codec(codec).fingerprint
+        == read_state(newest_folder(tmp_path / "run") or vae)["codec"]
+    )
     to_folder(tmp_path / "run", tmp_path / "back")
     for path in vae.iterdir():
         assert (tmp_path / "back" / "vae" / path.name).read_bytes() == path.read_bytes()
@@ -231,13 +284,17 @@ def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
         to_run(other, tmp_path / "none", codec=codec, vae=vae)
 
 
-def test_a_tokenizer_in_place_of_the_one_that_came_along(tmp_path: Path, mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_a_tokenizer_in_place_of_the_one_that_came_along(
+    tmp_path: Path, mixed: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
     (tmp_path / "tokens").mkdir()
     for name in ("tokenizer.json", "config.json", "LICENSE"):
         (tmp_path / "tokens" / name).write_text("{}")
     to_folder(mixed[0], tmp_path / "back", tokenizer=tmp_path / "tokens")
     assert (tmp_path / "back" / "tokenizer.json").is_file() and not (tmp_path / "back" / "added_tokens.json").exists()
-    assert (tmp_path / "back" / "LICENSE").read_text() == "terms" and len((tmp_path / "back" / "config.json").read_text()) > 100
+    assert (tmp_path / "back" / "LICENSE").read_text() == "terms" and len(
+        (tmp_path / "back" / "config.json").read_text()
+    ) > 100
 
 
 def test_the_command_line_says_what_it_expects(tmp_path: Path) -> None:

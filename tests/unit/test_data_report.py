@@ -24,7 +24,9 @@ from megatron_videogpt.plan.balance import DealingStatistics, in_order, measure
 from megatron_videogpt.plan.data_report import advice, print_data_report
 from tools import benchmark_packing
 
-CONFIG = Config(data=DataConfig(frames=12, clips=(1, 12), physics=PhysicsConfig(size=64)), train=TrainConfig(global_batch_size=24))
+CONFIG = Config(
+    data=DataConfig(frames=12, clips=(1, 12), physics=PhysicsConfig(size=64)), train=TrainConfig(global_batch_size=24)
+)
 
 
 def planner(config: Config, ranks: int) -> StepPlanner:
@@ -33,10 +35,15 @@ def planner(config: Config, ranks: int) -> StepPlanner:
 
 
 def test_naive_dealing_by_hand() -> None:
-    """Six samples on two ranks, rows of at most 60 tokens in lengths of 10: 30+20 | 50 against 10+10+10, and a blank row beside the second."""
+    """Six samples on two ranks, rows of at most 60 tokens in lengths of 10: 30+20 | 50 against 10+10+10, and a blank
+    row beside the second.
+    """
     plans = planner(CONFIG, 2).plans(0).take(range(6))
     step = in_order(plans, np.array([30, 20, 50, 10, 10, 10]), 2, 60, np.arange(10, 70, 10))
-    assert [[(row.samples, row.length) for row in rows] for rows in step.rows] == [[((0, 1), 50), ((2,), 50)], [((3, 4, 5), 30), ((), 10)]]
+    assert [[(row.samples, row.length) for row in rows] for rows in step.rows] == [
+        [((0, 1), 50), ((2,), 50)],
+        [((3, 4, 5), 30), ((), 10)],
+    ]
 
 
 def test_what_is_measured_is_what_clips_cost() -> None:
@@ -49,7 +56,9 @@ def test_what_is_measured_is_what_clips_cost() -> None:
         sums = [sum(flops[6 * rank : 6 * rank + 6]) for rank in range(4)]
         assert configured.imbalance[step] == pytest.approx(max(sums) / statistics.mean(sums)) == naive.imbalance[step]
         assert configured.tokens[step] == sum(work.tokens for work in works) == configured.padded[step]
-        rows = [max(flops[6 * rank : 6 * rank + 6]) / statistics.mean(flops[6 * rank : 6 * rank + 6]) for rank in range(4)]
+        rows = [
+            max(flops[6 * rank : 6 * rank + 6]) / statistics.mean(flops[6 * rank : 6 * rank + 6]) for rank in range(4)
+        ]
         assert configured.row_imbalance[step] == pytest.approx(statistics.mean(rows))
     assert configured.padding == 0 and configured.bound == [1.0] * 3
     # Alone on its rank, the longest sample is the bound, and naive dealing reaches it.
@@ -58,7 +67,9 @@ def test_what_is_measured_is_what_clips_cost() -> None:
 
 
 def test_packing_balances_what_naive_dealing_does_not() -> None:
-    packed = replace(CONFIG, data=replace(CONFIG.data, pack_tokens=1000), train=replace(CONFIG.train, global_batch_size=80))
+    packed = replace(
+        CONFIG, data=replace(CONFIG.data, pack_tokens=1000), train=replace(CONFIG.train, global_batch_size=80)
+    )
     configured, naive = measure(planner(packed, 4), range(5))
     assert max(configured.imbalance) < 1.03 < statistics.mean(naive.imbalance) and configured.tokens == naive.tokens
     assert len(configured.lengths) <= 64 and 0 < configured.padding < 0.03
@@ -89,7 +100,12 @@ def test_report_of_physics(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     plans = planner(CONFIG, 2).split.plans(0, range(1200))
     mean = np.mean([clip_work(plan.clips, 16).tokens for plan in plans])
     assert f"{mean:,.0f}" in next(line for line in out.getvalue().splitlines() if "tokens " in line)
-    for words in ("Sequences, 1,200 samples", "64x64 100.0%", "Rows of 50 steps: 24 samples on 2 data parallel ranks", "advice: "):
+    for words in (
+        "Sequences, 1,200 samples",
+        "64x64 100.0%",
+        "Rows of 50 steps: 24 samples on 2 data parallel ranks",
+        "advice: ",
+    ):
         assert words in out.getvalue()
     (tmp_path / "run.toml").write_text("[data]\nframes = 12\nclips = [1, 12]\n[train]\nglobal_batch_size = 24\n")
     assert main(["check", str(tmp_path / "run.toml"), "--data", "--gpus", "2", "data.pack_tokens=100"]) == 2
@@ -99,8 +115,12 @@ def test_report_of_physics(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 
 def test_the_bars_of_packing_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """tools/benchmark_packing.py with fewer videos and steps: durations as published, padding under 3 %, imbalance under 1.03, naive dealing far from it."""
-    monkeypatch.setattr(sys, "argv", "benchmark_packing --entries 20000 --stages 4 --ranks 64 --steps 4 --buckets 4".split())
+    """tools/benchmark_packing.py with fewer videos and steps: durations as published, padding under 3 %, imbalance
+    under 1.03, naive dealing far from it.
+    """
+    monkeypatch.setattr(
+        sys, "argv", "benchmark_packing --entries 20000 --stages 4 --ranks 64 --steps 4 --buckets 4".split()
+    )
     benchmark_packing.main()
     out = capsys.readouterr().out
     assert "20,000 videos of 8.5 s" in out
@@ -110,10 +130,19 @@ def test_the_bars_of_packing_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         if "64" in cells[2:3]
     }
     assert list(rows) == ["naive", "by cost", "naive alone", "by cost alone", "cost_buckets=4 alone"]
-    padding, worst, bound = ({name: float(cells[place].rstrip("%")) for name, cells in rows.items()} for place in (5, 9, 10))
+    padding, worst, bound = (
+        {name: float(cells[place].rstrip("%")) for name, cells in rows.items()} for place in (5, 9, 10)
+    )
     assert padding["by cost"] < 3 and worst["by cost"] < 1.03 < 1.2 < worst["naive"] and bound["by cost"] == 1
     # One sample a rank cannot be balanced; buckets of similar cost can.
     mean = {name: float(cells[8]) for name, cells in rows.items()}
-    assert mean["by cost alone"] == mean["naive alone"] >= bound["by cost alone"] > 2 > mean["cost_buckets=4 alone"] >= bound["cost_buckets=4 alone"]
+    assert (
+        mean["by cost alone"]
+        == mean["naive alone"]
+        >= bound["by cost alone"]
+        > 2
+        > mean["cost_buckets=4 alone"]
+        >= bound["cost_buckets=4 alone"]
+    )
     videos = benchmark_packing.SyntheticVideos(20_000).entries
     assert (videos["frames"] / videos["fps"]).mean() == pytest.approx(8.5, rel=0.01)

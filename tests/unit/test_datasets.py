@@ -26,7 +26,9 @@ TINY = CodecGeometry(16, 8, 1)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_strings_are_hashed_as_by_their_definition(strings: list[str]) -> None:
-    """FNV-1a byte by byte in Python's integers, then splitmix64's output function; a trailing _digits is cut by a plain string method."""
+    """FNV-1a byte by byte in Python's integers, then splitmix64's output function; a trailing _digits is cut by a plain
+    string method.
+    """
 
     def plain(data: bytes) -> int:
         h = 0xCBF29CE484222325
@@ -58,7 +60,9 @@ def test_hashes_are_uniform() -> None:
     assert np.abs(parts - 1250).max() < 5 * math.sqrt(1250 * 15 / 16) and len(np.unique(hashes)) == 20_000
 
 
-def shard_source(keys: list[str], url: str = "/somewhere", **changes: object) -> tuple[VideoSplit, VideoSplit, np.ndarray]:
+def shard_source(
+    keys: list[str], url: str = "/somewhere", **changes: object
+) -> tuple[VideoSplit, VideoSplit, np.ndarray]:
     """Training, validation and index rows of a shard data set that exists as an index only."""
     encoded = [key.encode() for key in keys]
     entries = np.zeros(len(keys), ENTRY)
@@ -66,7 +70,17 @@ def shard_source(keys: list[str], url: str = "/somewhere", **changes: object) ->
     entries["key_start"] = np.cumsum(entries["key_size"]) - entries["key_size"]
     for name, value in (("width", 320), ("height", 240), ("frames", 40), ("size", 1000), ("fps", 24)):
         entries[name] = value
-    index = Index(url, "videos", (("shard-000000.tar", 10**6),), {}, entries, np.frombuffer(b"".join(encoded), np.uint8), "f", (), Cache("/nowhere", 0))
+    index = Index(
+        url,
+        "videos",
+        (("shard-000000.tar", 10**6),),
+        {},
+        entries,
+        np.frombuffer(b"".join(encoded), np.uint8),
+        "f",
+        (),
+        Cache("/nowhere", 0),
+    )
     config = DataConfig(source="shards", path=url, frames=8, frame_interval=(1, 2), clips=(1, 8), **changes)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("megatron_videogpt.data.sources.datasets.open_index", lambda *_: index)
@@ -85,7 +99,9 @@ def test_clips_of_one_source_video_stay_together() -> None:
 
 def test_numbers_that_name_no_source_are_part_of_the_key() -> None:
     train, held_out, _ = shard_source([f"clip_{i:06d}" for i in range(20_000)])
-    assert len(train.items) + len(held_out.items) == 20_000 and abs(len(held_out.items) - 1000) < 5 * math.sqrt(20_000 * 0.05 * 0.95)
+    assert len(train.items) + len(held_out.items) == 20_000 and abs(len(held_out.items) - 1000) < 5 * math.sqrt(
+        20_000 * 0.05 * 0.95
+    )
     few = shard_source(["clip_1", "clip_2"])
     assert len(few[0].items) == len(few[1].items) == 1
     alike = shard_source(["video"] * 10)
@@ -95,15 +111,23 @@ def test_numbers_that_name_no_source_are_part_of_the_key() -> None:
 def test_shards_are_planned_from_the_index_alone() -> None:
     keys = [f"k{i:04d}" for i in range(300)]
     here, there = (shard_source(keys, url)[0] for url in ("/here", "s3://bucket/there"))
-    assert here.fingerprint == there.fingerprint and all(here.plans(1, range(50))[i] == there.plans(1, range(50))[i] for i in range(50))
+    assert here.fingerprint == there.fingerprint and all(
+        here.plans(1, range(50))[i] == there.plans(1, range(50))[i] for i in range(50)
+    )
     plan = there.plans(1, [17])[0]
     job = there.job(plan)
-    assert isinstance(job, MemberJob) and job.url == "s3://bucket/there/shard-000000.tar" and job.key == keys[there.items[plan.item]]
+    assert (
+        isinstance(job, MemberJob)
+        and job.url == "s3://bucket/there/shard-000000.tar"
+        and job.key == keys[there.items[plan.item]]
+    )
     assert job.label == f"shard-000000.tar[{job.key}][{plan.frames[0]}::{plan.interval}]"
     assert pickle.loads(pickle.dumps(job)) == job  # noqa: S301
 
 
 def test_the_many_that_are_left_out_are_counted_and_a_few_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match="none of 5000 videos can be used; the first: shard-000000.tar\\[k0000\\]: too small"):
+    with pytest.raises(
+        ValueError, match="none of 5000 videos can be used; the first: shard-000000.tar\\[k0000\\]: too small"
+    ):
         shard_source([f"k{i:04d}" for i in range(5000)], min_side=241)
     assert len(caplog.records) == 21 and "5000 of 5000 videos in /somewhere skipped: 5000 too_small" in caplog.text

@@ -1,4 +1,6 @@
-"""Reading videos: frame numbers against a plain sequential decode, sizes against Pillow, bad files against one clear line."""
+"""Reading videos: frame numbers against a plain sequential decode, sizes against Pillow, bad files against one clear
+line.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_probe_and_write_round_trip(clip: Path) -> None:
 
 @pytest.mark.parametrize("indices", [[0], [79], [3, 4, 5], [0, 40, 79], [33, 57, 58]])
 def test_frames_by_number(clip: Path, indices: list[int]) -> None:
-    """The grey value tells the number; a video with two levels a frame and rounding in YUV leaves less than 0.8 frames of doubt."""
+    """The grey value tells the number; a video with two levels a frame and rounding in YUV leaves less than 0.8 frames
+    of doubt.
+    """
     numbers = (read_frames(clip, indices)[:, :, 8:40].mean((1, 2, 3)) - 40) / 2
     np.testing.assert_allclose(numbers, indices, atol=0.8)
     offset = (read_frames(clip, range(80))[:, :, 8:40].mean((1, 2, 3)) - 40) / 2
@@ -121,7 +125,9 @@ def test_bad_files_give_one_clear_line(clip: Path, tmp_path: Path) -> None:
 
 
 def test_limits_are_checked_before_a_picture_is_decoded(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 frames of 96x64 pixels, one below each limit; the options' defaults are the reader's, on which the name of an index depends."""
+    """80 frames of 96x64 pixels, one below each limit; the options' defaults are the reader's, on which the name of an
+    index depends.
+    """
     assert limits_of(DataConfig()) == Limits()
     data = clip.read_bytes()
     exact = Limits(bytes=len(data), frames=80, pixels=96 * 64)
@@ -165,8 +171,14 @@ def test_clips_equal_frames_resized_one_by_one(videos: Path, name: str) -> None:
 
 def test_a_clip_is_opened_once_and_only_its_frames_are_converted(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, converted = [], []
-    monkeypatch.setattr(av, "open", lambda *args, original=av.open, **options: opened.append(args) or original(*args, **options))
-    monkeypatch.setattr(decode, "resize_frames", lambda frames, *sizes, original=resize_frames: converted.append(len(frames)) or original(frames, *sizes))
+    monkeypatch.setattr(
+        av, "open", lambda *args, original=av.open, **options: opened.append(args) or original(*args, **options)
+    )
+    monkeypatch.setattr(
+        decode,
+        "resize_frames",
+        lambda frames, *sizes, original=resize_frames: converted.append(len(frames)) or original(frames, *sizes),
+    )
     read_clip(Blob("clip.mp4", clip.read_bytes()), [20, 40, 60], 32, 16)
     assert len(opened) == 1 and converted == [1, 1, 1]
 

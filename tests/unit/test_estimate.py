@@ -41,7 +41,8 @@ def test_parameters_of_the_tiny_reference_model(reference: Path) -> None:
 
 
 def test_parameters_with_fewer_key_value_heads_and_other_channels() -> None:
-    # Two of four key/value heads less: 2 * 2 * 16 rows of 64 in each of 2 layers; 4 channels more: 3 projections of 2 * 2 * 4 * 64, and their biases.
+    # Two of four key/value heads less: 2 * 2 * 16 rows of 64 in each of 2 layers; 4 channels more: 3 projections of 2 *
+    # 2 * 4 * 64, and their biases.
     base = sum(component_parameters(TINY, 4).values())
     assert sum(component_parameters(replace(TINY, num_query_groups=2), 4).values()) == base - 2 * 2 * 2 * 16 * 64
     assert sum(component_parameters(TINY, 8).values()) == base + 3 * 16 * 64 + 16
@@ -80,12 +81,15 @@ def test_flops_of_one_layer_by_hand() -> None:
     matrices = 8 * 24 + 8 * 8 + 8 * 32 + 16 * 8
     norms, patch, head = 2 * 8, 4 * 8 + 8, 8 * 4 + 4
     # Query-key products and the weighted values are 2 * 2 * pairs * 8 forward, and twice that backward.
-    assert training_flops(model, 1, tokens=10, pairs=7) == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
+    assert (
+        training_flops(model, 1, tokens=10, pairs=7) == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
+    )
 
 
 def counted_flops(config: Config) -> tuple[int, int, int]:
-    """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens, rows that no head reads); every pair counts, for
-    `reference` computes them all."""
+    """(FLOPs of all matrix products of a forward and backward pass as torch counts them, tokens, rows that no head
+    reads); every pair counts, for `reference` computes them all.
+    """
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_network, build_objective
     from megatron_videogpt.platforms import activate
@@ -97,22 +101,41 @@ def counted_flops(config: Config) -> tuple[int, int, int]:
     return counter.get_total_flops(), row.length, row.length - len(row.noisy_rows)
 
 
-@pytest.mark.parametrize(("policy", "count", "layers"), [("selective", 0, 0), ("mlp", 0, 3), ("mlp", 1, 1), ("full", 0, 3), ("full", 2, 2)])
+@pytest.mark.parametrize(
+    ("policy", "count", "layers"), [("selective", 0, 0), ("mlp", 0, 3), ("mlp", 1, 1), ("full", 0, 3), ("full", 2, 2)]
+)
 def test_recomputation_adds_the_flops_that_torch_counts(processes: None, policy: str, count: int, layers: int) -> None:
-    model = {"num_layers": 3, "hidden_size": 64, "ffn_hidden_size": 112, "num_attention_heads": 4, "num_query_groups": 2}
+    model = {
+        "num_layers": 3,
+        "hidden_size": 64,
+        "ffn_hidden_size": 112,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+    }
     recompute = {"recompute": policy, "recompute_layers": count}
-    plain, again = (config_from_dict({"model": model, "parallel": parallel, "train": {"precision": "fp32"}}) for parallel in ({}, recompute))
+    plain, again = (
+        config_from_dict({"model": model, "parallel": parallel, "train": {"precision": "fp32"}})
+        for parallel in ({}, recompute)
+    )
     (before, tokens, unscored), (after, _, _) = counted_flops(plain), counted_flops(again)
     work = (4, tokens, tokens**2, (unscored, unscored * tokens))
-    # The estimate counts weights of norms as if they were matrices; torch does not.  The last layer, where it is recomputed, has fewer rows in one norm.
+    # The estimate counts weights of norms as if they were matrices; torch does not.  The last layer, where it is
+    # recomputed, has fewer rows in one norm.
     norms = 2 * 64 * (2 * layers * tokens - (layers == 3) * unscored) if policy == "full" else 0
-    assert hardware_flops(again, *work) - hardware_flops(plain, *work) == pytest.approx(after - before + norms, rel=1e-12)
+    assert hardware_flops(again, *work) - hardware_flops(plain, *work) == pytest.approx(
+        after - before + norms, rel=1e-12
+    )
     assert (after > before) == (layers > 0)
 
 
 def test_hardware_flops_are_what_torch_counts(processes: None) -> None:
     counted, tokens, unscored = zip(
-        *(counted_flops(config_from_dict({"model": {**asdict(TINY), "num_layers": layers}, "train": {"precision": "fp32"}})) for layers in (1, 2))
+        *(
+            counted_flops(
+                config_from_dict({"model": {**asdict(TINY), "num_layers": layers}, "train": {"precision": "fp32"}})
+            )
+            for layers in (1, 2)
+        )
     )
 
     def estimated(function: Callable[..., float], layers: int) -> float:
@@ -120,7 +143,8 @@ def test_hardware_flops_are_what_torch_counts(processes: None) -> None:
         first = config_from_dict({"model": asdict(model)}) if function is hardware_flops else model
         return function(first, 4, tokens[0], tokens[0] ** 2, (unscored[0], unscored[0] * tokens[0]))
 
-    # A layer that is not the last; then the model of one: embedding, head, and a last layer that projects all rows' queries and computes the scored ones.
+    # A layer that is not the last; then the model of one: embedding, head, and a last layer that projects all rows'
+    # queries and computes the scored ones.
     norms = 6 * 2 * 64 * tokens[0]
     assert estimated(hardware_flops, 2) - estimated(hardware_flops, 1) == counted[1] - counted[0] + norms
     assert estimated(hardware_flops, 1) == pytest.approx(counted[0], rel=0.03)
@@ -132,7 +156,9 @@ def test_hardware_flops_of_a_pipeline_are_those_of_all_ranks() -> None:
         config = config_from_dict({"model": {"num_layers": 8}, "parallel": parallel})
         return hardware_flops(config, 4, 1000, 5000) - training_flops(config.model, 4, 1000, 5000)
 
-    assert extra(recompute="full", recompute_layers=1, pipeline=4) == pytest.approx(extra(recompute="full", recompute_layers=4), rel=1e-12)
+    assert extra(recompute="full", recompute_layers=1, pipeline=4) == pytest.approx(
+        extra(recompute="full", recompute_layers=4), rel=1e-12
+    )
     assert extra(recompute="mlp", pipeline=2, virtual_pipeline=2) == 8 * 6 * 3072 * 8192 * 1000
     with pytest.raises(ValueError, match="resolve_recompute"):
         extra(recompute="auto")
@@ -165,11 +191,15 @@ def test_a_ranks_parameters_follow_tensor_and_pipeline_parallelism() -> None:
         (6, 2, 2, (1, 2, 2, 1)),
     ],
 )
-def test_layers_that_are_left_over_go_to_the_middle_stages(layers: int, pipeline: int, chunks: int, expected: tuple[int, ...]) -> None:
+def test_layers_that_are_left_over_go_to_the_middle_stages(
+    layers: int, pipeline: int, chunks: int, expected: tuple[int, ...]
+) -> None:
     parallel = {"pipeline": pipeline, "virtual_pipeline": chunks}
     config = config_from_dict({"model": {"num_layers": layers}, "parallel": parallel})
     assert stage_layers(config) == expected
-    explicit = config_from_dict({"model": {"num_layers": layers}, "parallel": {**parallel, "pipeline_layers": list(reversed(expected))}})
+    explicit = config_from_dict(
+        {"model": {"num_layers": layers}, "parallel": {**parallel, "pipeline_layers": list(reversed(expected))}}
+    )
     assert stage_layers(explicit) == expected[::-1]
 
 

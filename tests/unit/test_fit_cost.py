@@ -18,10 +18,18 @@ PATCHES = 240
 
 
 def works(frames: int) -> list[tuple[float, float]]:
-    return [(sum(clip_work(clips, PATCHES).tokens for clips in row), sum(clip_work(clips, PATCHES).pairs for clips in row)) for row in rows_to_time(frames)]
+    return [
+        (sum(clip_work(clips, PATCHES).tokens for clips in row), sum(clip_work(clips, PATCHES).pairs for clips in row))
+        for row in rows_to_time(frames)
+    ]
 
 
-@given(a=st.floats(1e-7, 1e-4), pairs_per_token=st.floats(500, 100_000), c=st.sampled_from([0.0, 1e-3, 0.1]), seed=st.integers(0, 1000))
+@given(
+    a=st.floats(1e-7, 1e-4),
+    pairs_per_token=st.floats(500, 100_000),
+    c=st.sampled_from([0.0, 1e-3, 0.1]),
+    seed=st.integers(0, 1000),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_fit_finds_what_made_the_times(a: float, pairs_per_token: float, c: float, seed: int) -> None:
     tokens, pairs = map(np.array, zip(*works(80)))

@@ -1,5 +1,6 @@
-"""The flash backend without a GPU: tile lists and the mask's arithmetic against the dense mask, the arguments that the package gets, what cannot run;
-and, where the package is installed, its kernels compiled for Hopper."""
+"""The flash backend without a GPU: tile lists and the mask's arithmetic against the dense mask, the arguments that the
+package gets, what cannot run; and, where the package is installed, its kernels compiled for Hopper.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ CASES = ("64:4:4:float16", "96:4:4:bfloat16", "96:4:2:bfloat16", "128:4:2:bfloat
 
 
 def expanded(lists: dict[str, Any], table: torch.Tensor, keys: int, rows_first: bool) -> torch.Tensor:
-    """The dense mask that the kernels would use, bool ``[tiles x rows, tiles x keys]``: full tiles, and `sees` in partial ones.
+    """The dense mask that the kernels would use, bool ``[tiles x rows, tiles x keys]``: full tiles, and `sees` in
+    partial ones.
 
     rows_first: whether the lists are the forward's (for tiles of rows) or the backward's (for tiles of keys).
     """
@@ -36,10 +38,16 @@ def expanded(lists: dict[str, Any], table: torch.Tensor, keys: int, rows_first: 
     mask, seen = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.int32)
     for kind in ("mask", "full"):
         counts, numbers = lists[f"{kind}_block_cnt"], lists[f"{kind}_block_idx"]
-        assert counts.dtype == numbers.dtype == torch.int32 and numbers.is_contiguous() and counts.shape == numbers.shape[:3]
+        assert (
+            counts.dtype == numbers.dtype == torch.int32
+            and numbers.is_contiguous()
+            and counts.shape == numbers.shape[:3]
+        )
         assert numbers.shape[:2] == (1, 1)
         for number, (count, others) in enumerate(zip(counts[0, 0].tolist(), numbers[0, 0].tolist())):
-            assert others[:count] == sorted(set(others[:count])), "the kernels mask keys beyond the end in the last tile of a list"
+            assert others[:count] == sorted(set(others[:count])), (
+                "the kernels mask keys beyond the end in the last tile of a list"
+            )
             for other in others[:count]:
                 r, c = (number, other) if rows_first else (other, number)
                 tile = slice(r * row_tile, (r + 1) * row_tile), slice(c * key_tile, (c + 1) * key_tile)
@@ -51,8 +59,13 @@ def expanded(lists: dict[str, Any], table: torch.Tensor, keys: int, rows_first: 
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.sampled_from([((6, 4), (4, 4)), ((8, 16), (4, 16)), ((192, 128), (64, 128)), ((192, 128), (128, 128))]))
-def test_lists_and_arithmetic_stand_for_the_dense_mask(seed: int, sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([((6, 4), (4, 4)), ((8, 16), (4, 16)), ((192, 128), (64, 128)), ((192, 128), (128, 128))]),
+)
+def test_lists_and_arithmetic_stand_for_the_dense_mask(
+    seed: int, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
     case = random_case(seed, budget=900 if sizes[0][0] > 100 else 120)
     intervals, keys = case.intervals[case.kept], len(case.intervals)
     mask = flash.mask(intervals, keys, *sizes)
@@ -83,7 +96,9 @@ class Lists(NamedTuple):
 
 
 def emulated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`flash_attn_func` from its documentation: batch first, heads of keys repeated, the mask from the lists and the table.  Rows that see nothing give 0."""
+    """`flash_attn_func` from its documentation: batch first, heads of keys repeated, the mask from the lists and the
+    table.  Rows that see nothing give 0.
+    """
     assert given["mask_mod"] is flash.mask_mod() and given["return_lse"] and given["pack_gqa"] is False
     (table,) = given["aux_tensors"]
     rows, keys = q.shape[1], k.shape[1]
@@ -140,7 +155,9 @@ def test_layers_share_the_lists(package: list[int], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(flash, "mask", lambda *arguments: built.append(1) or build(*arguments))
     q, k, v, _ = case.tensors(96, torch.float64)
     intervals = case.intervals[case.kept]
-    first, second = (attend("flash", q, k, v, table, 0.2, deterministic=False) for table in (intervals, intervals.detach()))
+    first, second = (
+        attend("flash", q, k, v, table, 0.2, deterministic=False) for table in (intervals, intervals.detach())
+    )
     assert torch.equal(first, second) and len(built) == 1
 
 
@@ -160,12 +177,19 @@ def test_obstacles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.0.0b9")
     assert "4.0.0b9, but at least 4.0.0b33" in flash.obstacle(H100, half, 96)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.0.0b36")
-    assert all(flash.obstacle(capability, dtype, dim) == "" for capability in (H100, (10, 3)) for dtype in (half, torch.float16) for dim in (64, 96, 128))
+    assert all(
+        flash.obstacle(capability, dtype, dim) == ""
+        for capability in (H100, (10, 3))
+        for dtype in (half, torch.float16)
+        for dim in (64, 96, 128)
+    )
     assert "8.0" in flash.obstacle((8, 0), half, 96) and "12.0" in flash.obstacle((12, 0), half, 96)
     assert "float32" in flash.obstacle(H100, torch.float32, 96)
     assert all(f"it is {dim}" in flash.obstacle(H100, half, dim) for dim in (4, 100, 136))
     assert "attention.deterministic=false" in flash.obstacle(H100, half, 96, deterministic=True)
-    assert not any(name.split(".")[0] in ("cutlass", "flash_attn") for name in set(sys.modules) - before), "asking must not import the package"
+    assert not any(name.split(".")[0] in ("cutlass", "flash_attn") for name in set(sys.modules) - before), (
+        "asking must not import the package"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +219,9 @@ def test_kernels_compile_for_hopper_without_a_gpu(hopper: dict[str, dict[str, An
     # Forward, sums before the backward, backward, and one or two that round its sums.
     assert found["kernels"] >= 3
     assert found["again"] == 0, "other lengths must not compile again"
-    # Bytes a thread that do not fit registers, all but a few of them in partial tiles: the forward has 128 registers for 192 rows.
+    # Bytes a thread that do not fit registers, all but a few of them in partial tiles: the forward has 128 registers
+    # for 192 rows.
     assert found["forward"]["stack"] <= 320 and found["backward"]["stack"] <= 64
-    # One load of intervals for each row of a thread, in the forward's first and later tiles, in the backward's two kinds of threads.
+    # One load of intervals for each row of a thread, in the forward's first and later tiles, in the backward's two
+    # kinds of threads.
     assert found["forward"]["loads"] <= 4 and found["backward"]["loads"] <= 32

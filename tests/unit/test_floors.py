@@ -1,4 +1,6 @@
-"""Upper floors import lower ones, never the other way, and no two files import each other: the order of README's map, held against every import."""
+"""Upper floors import lower ones, never the other way, and no two files import each other: the order of README's map,
+held against every import.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ def floors() -> list[set[str]]:
 
 def modules(root: Path) -> dict[str, Path]:
     """Dotted name -> file of every module of the package, which lies in `root`."""
-    found = {".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted((root / PACKAGE).rglob("*.py"))}
+    found = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted((root / PACKAGE).rglob("*.py"))
+    }
     return {name.removesuffix(".__init__"): path for name, path in found.items()}
 
 
 def imported(path: Path, module: str) -> Iterator[str]:
-    """Dotted names that a file imports, at its top, in functions or for types alone; `from a import b` may mean a module or what it holds."""
+    """Dotted names that a file imports, at its top, in functions or for types alone; `from a import b` may mean a
+    module or what it holds.
+    """
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -40,7 +46,9 @@ def imported(path: Path, module: str) -> Iterator[str]:
 
 
 def arrows(root: Path) -> dict[str, set[str]]:
-    """Module -> modules of the package that it imports.  A package itself counts where something of its own is asked of it."""
+    """Module -> modules of the package that it imports.  A package itself counts where something of its own is asked of
+    it.
+    """
     known = modules(root)
     graph: dict[str, set[str]] = {}
     for module, path in known.items():
@@ -68,7 +76,9 @@ def upward(graph: dict[str, set[str]], order: list[set[str]]) -> list[str]:
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Groups of files that reach each other."""
     reached = {module: reach(graph, module) for module in graph}
-    groups = {tuple(sorted({module} | {other for other in reached[module] if module in reached[other]})) for module in graph}
+    groups = {
+        tuple(sorted({module} | {other for other in reached[module] if module in reached[other]})) for module in graph
+    }
     return [list(group) for group in sorted(groups) if len(group) > 1]
 
 
@@ -91,7 +101,11 @@ def graph() -> dict[str, set[str]]:
 
 def test_every_room_is_on_one_floor() -> None:
     named = [name for names in floors() for name in names]
-    rooms = {path.stem for path in (REPOSITORY / PACKAGE).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    rooms = {
+        path.stem
+        for path in (REPOSITORY / PACKAGE).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    } - {"__init__"}
     assert sorted(named) == sorted(rooms)
 
 
@@ -103,7 +117,9 @@ def test_no_import_runs_up_and_none_in_a_circle(graph: dict[str, set[str]]) -> N
 
 def planted(folder: Path, file: str, line: str) -> dict[str, set[str]]:
     """The arrows of a copy of the package in which a file has one more line."""
-    shutil.copytree(REPOSITORY / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copytree(
+        REPOSITORY / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+    )
     with (folder / PACKAGE / file).open("a", encoding="utf-8") as out:
         out.write(f"\n{line}\n")
     return arrows(folder)
@@ -113,9 +129,17 @@ def planted(folder: Path, file: str, line: str) -> dict[str, set[str]]:
     ("file", "line", "found"),
     [
         ("config/load.py", "from ..plan import estimate", "config.load -> megatron_videogpt.plan.estimate"),
-        ("config/load.py", "def late():\n    import megatron_videogpt.objective.build", "config.load -> megatron_videogpt.objective.build"),
+        (
+            "config/load.py",
+            "def late():\n    import megatron_videogpt.objective.build",
+            "config.load -> megatron_videogpt.objective.build",
+        ),
         ("sample/job.py", "from ..train.run import Run", "sample.job -> megatron_videogpt.train.run"),
-        ("hub/common/layers_videogpt.py", "from ...errors import UserError", "hub.common.layers_videogpt -> megatron_videogpt.errors"),
+        (
+            "hub/common/layers_videogpt.py",
+            "from ...errors import UserError",
+            "hub.common.layers_videogpt -> megatron_videogpt.errors",
+        ),
         ("data/bad.py", "from .. import __version__", "data.bad -> megatron_videogpt"),
     ],
 )
@@ -126,7 +150,11 @@ def test_a_planted_import_that_runs_up_is_found(file: str, line: str, found: str
 @pytest.mark.parametrize(
     ("file", "line", "pair"),
     [
-        ("data/order.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .plans import Plans", ["data.order", "data.plans"]),
+        (
+            "data/order.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .plans import Plans",
+            ["data.order", "data.plans"],
+        ),
         ("train/statistics.py", "from . import run", ["train.run", "train.statistics"]),
     ],
 )

@@ -60,7 +60,16 @@ def test_pickles_are_never_opened(folder: Path, tmp_path: Path) -> None:
     torch.save(Bomb(marker), tmp_path / "zip")
     (folder / "vae").mkdir()
     (folder / "tokenizer").mkdir()
-    names = ["pytorch_model.bin", "a.pt", "a.pth", "a.ckpt", "a.pkl", "vae/diffusion_pytorch_model.bin", "tokenizer/tokenizer.pkl", "modeling_phi3.py"]
+    names = [
+        "pytorch_model.bin",
+        "a.pt",
+        "a.pth",
+        "a.ckpt",
+        "a.pkl",
+        "vae/diffusion_pytorch_model.bin",
+        "tokenizer/tokenizer.pkl",
+        "modeling_phi3.py",
+    ]
     for name in names:
         (folder / name).write_bytes(bomb)
     (folder / "model.pt").write_bytes((tmp_path / "zip").read_bytes())
@@ -216,8 +225,26 @@ def test_what_is_not_a_plain_file_is_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_what_travels_along(folder: Path, tmp_path: Path) -> None:
-    wanted = ["LICENSE", "NOTICE.txt", "generation_config.json", "tokenizer.json", "tokenizer/vocab.json", "vae/config.json", "vae/d/weights.safetensors"]
-    for name in [*wanted, "README.md", "modeling.py", "LICENSE.py", "vae/x.py", "vae/x.bin", "vae/.git/config", "other/file.json", "model_index.json"]:
+    wanted = [
+        "LICENSE",
+        "NOTICE.txt",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer/vocab.json",
+        "vae/config.json",
+        "vae/d/weights.safetensors",
+    ]
+    for name in [
+        *wanted,
+        "README.md",
+        "modeling.py",
+        "LICENSE.py",
+        "vae/x.py",
+        "vae/x.bin",
+        "vae/.git/config",
+        "other/file.json",
+        "model_index.json",
+    ]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     carried = lambda path: Folder(path).carried()  # noqa: E731
@@ -248,7 +275,12 @@ def test_a_file_that_shrinks_after_opening(folder: Path) -> None:
     last = opened.keys()[-1]
     with (folder / WEIGHTS).open("r+b") as file:
         file.truncate((folder / WEIGHTS).stat().st_size - 1)
-    refused(folder, WEIGHTS, "changed while it was read", call=lambda path: [opened.tensor(key) for key in (*opened.keys(), last)])
+    refused(
+        folder,
+        WEIGHTS,
+        "changed while it was read",
+        call=lambda path: [opened.tensor(key) for key in (*opened.keys(), last)],
+    )
 
 
 def test_random_damage_is_refused_or_harmless(folder: Path) -> None:

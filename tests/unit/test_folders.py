@@ -1,4 +1,6 @@
-"""A checkpoint takes its place, is replaced and is removed so that a run which dies at any call to the system still has a whole one."""
+"""A checkpoint takes its place, is replaced and is removed so that a run which dies at any call to the system still has
+a whole one.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def token_of(path: Path | None) -> str:
 
 
 def break_at(number: int, failure: BaseException, patch: pytest.MonkeyPatch) -> list[int]:
-    """Let call `number` of `CALLS` (from 0) fail, and every later one too if the process is gone; an interrupted removal has taken what it could first."""
+    """Let call `number` of `CALLS` (from 0) fail, and every later one too if the process is gone; an interrupted
+    removal has taken what it could first.
+    """
     count = [0]
 
     def broken(real: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -73,7 +77,9 @@ def replace_and_prune(run: Path) -> None:
     folders.prune(run, 2, 0)
 
 
-@pytest.mark.parametrize("failure", [Killed(), OSError(errno.EIO, "input/output error"), OSError(errno.ENOSPC, "no space left")])
+@pytest.mark.parametrize(
+    "failure", [Killed(), OSError(errno.EIO, "input/output error"), OSError(errno.ENOSPC, "no space left")]
+)
 def test_something_whole_is_left_wherever_it_stops(failure: BaseException, tmp_path: Path) -> None:
     seen: set[str] = set()
     for number in range(200):
@@ -114,16 +120,22 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append(names[handle]), real_sync(handle)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"{Path(a).name} -> {Path(b).name}"), real_replace(a, b)))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (done.append(f"{Path(a).name} -> {Path(b).name}"), real_replace(a, b))
+    )
     partial = written(tmp_path, 4, "x")
     folders.publish(partial, partial.with_name("step_00000004"))
     here = "checkpoints/step_00000004.partial"
     turn = done.index("step_00000004.partial -> step_00000004")
-    assert sorted(done[:turn]) == sorted([f"{here}/{name}" for name in ("more", "more/tensors", "state.json", "tensors")] + [here])
+    assert sorted(done[:turn]) == sorted(
+        [f"{here}/{name}" for name in ("more", "more/tensors", "state.json", "tensors")] + [here]
+    )
     assert done[turn - 1] == here and done[turn + 1] == "checkpoints"
 
 
-def test_a_folder_that_cannot_be_flushed_is_no_failure_and_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_flushed_is_no_failure_and_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.fsync
 
     def no_folders(handle: int) -> None:

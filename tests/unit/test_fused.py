@@ -1,4 +1,6 @@
-"""RMSNorm, SwiGLU and rotary cut: torch's and Triton's arithmetic (interpreted) against torch's own autograd in float64; Triton's compiled for sm_90."""
+"""RMSNorm, SwiGLU and rotary cut: torch's and Triton's arithmetic (interpreted) against torch's own autograd in
+float64; Triton's compiled for sm_90.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def turned(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def agree(ours: Callable[..., Any], exact: Callable[..., Any], inputs: list[Tensor], limit: float) -> None:
-    """Outputs and gradients of `inputs`, relative to the largest value, for a random gradient of the outputs; `exact` runs in float64."""
+    """Outputs and gradients of `inputs`, relative to the largest value, for a random gradient of the outputs; `exact`
+    runs in float64.
+    """
     mine = [x.detach().requires_grad_() for x in inputs]
     theirs = [x.detach().double().requires_grad_() for x in inputs]
     found, wanted = (out if isinstance(out, tuple) else (out,) for out in (ours(*mine), exact(*theirs)))
@@ -65,14 +69,22 @@ def agree(ours: Callable[..., Any], exact: Callable[..., Any], inputs: list[Tens
 
 def spread(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, strided: bool = False) -> Tensor:
     """Random values; strided: rows lie further apart than they are long."""
-    return torch.randn(*shape[:-1], shape[-1] + 5, dtype=dtype)[..., : shape[-1]] if strided else torch.randn(shape, dtype=dtype)
+    return (
+        torch.randn(*shape[:-1], shape[-1] + 5, dtype=dtype)[..., : shape[-1]]
+        if strided
+        else torch.randn(shape, dtype=dtype)
+    )
 
 
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3}
 """Rounding of the result: float16 has steps of 1e-3."""
-# Which kernels are tested is the same for every example; the interpreter is too slow to look for the smallest one that fails.
+# Which kernels are tested is the same for every example; the interpreter is too slow to look for the smallest one that
+# fails.
 common = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 
 
@@ -83,10 +95,17 @@ def test_rms_norm(kernels: str, dtype: torch.dtype, rows: int, width: int, strid
     torch.manual_seed(seed)
     inputs = [spread((rows, 1, width), dtype, strided), (1 + 0.3 * torch.randn(width)).to(dtype)]
     # At width 1 the gradient of x is a difference of equal numbers.
-    agree(lambda x, w: fused.rms_norm(x, w, EPS, kernels), norm, inputs if width > 1 else [torch.cat([x, x + 1], -1) for x in inputs], LIMITS[dtype])
+    agree(
+        lambda x, w: fused.rms_norm(x, w, EPS, kernels),
+        norm,
+        inputs if width > 1 else [torch.cat([x, x + 1], -1) for x in inputs],
+        LIMITS[dtype],
+    )
 
 
-def test_more_rows_than_partial_sums(kernels: str, triton_launches: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_partial_sums(
+    kernels: str, triton_launches: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(triton_launches, "PARTIALS", 3)
     torch.manual_seed(0)
     agree(lambda x, w: fused.rms_norm(x, w, EPS, kernels), norm, [spread((10, 1, 40)), spread((40,))], 1e-5)
@@ -116,7 +135,17 @@ def reference_split(joint: Tensor, angle: Tensor, rows: Tensor) -> tuple[Tensor,
     chosen=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_split_rotary(kernels: str, dtype: torch.dtype, tokens: int, groups: int, queries: int, half: int, strided: bool, chosen: bool, seed: int) -> None:
+def test_split_rotary(
+    kernels: str,
+    dtype: torch.dtype,
+    tokens: int,
+    groups: int,
+    queries: int,
+    half: int,
+    strided: bool,
+    chosen: bool,
+    seed: int,
+) -> None:
     torch.manual_seed(seed)
     slots = queries + 2
     joint = spread((tokens, groups * slots * 2 * half), dtype, strided).unflatten(-1, (groups, slots, 2 * half))
@@ -125,12 +154,20 @@ def test_split_rotary(kernels: str, dtype: torch.dtype, tokens: int, groups: int
     place = torch.full((tokens,), -1, dtype=torch.int32)
     place[rows] = torch.arange(len(rows), dtype=torch.int32)
     extra = (rows, place) if chosen else ()
-    agree(lambda x: fused.split_rotary(x, torch.cat([angle, angle], -1), kernels, *extra), lambda x: reference_split(x, angle, rows), [joint], LIMITS[dtype])
+    agree(
+        lambda x: fused.split_rotary(x, torch.cat([angle, angle], -1), kernels, *extra),
+        lambda x: reference_split(x, angle, rows),
+        [joint],
+        LIMITS[dtype],
+    )
 
 
 def test_what_is_kept(kernels: str) -> None:
     """Inputs, and one number a row: nothing else, in bf16 too (whose float32 copies would be twice as large)."""
-    x, weight = torch.randn(6, 1, 64, dtype=torch.bfloat16, requires_grad=True), torch.ones(64, dtype=torch.bfloat16, requires_grad=True)
+    x, weight = (
+        torch.randn(6, 1, 64, dtype=torch.bfloat16, requires_grad=True),
+        torch.ones(64, dtype=torch.bfloat16, requires_grad=True),
+    )
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         fused.rms_norm(x, weight, EPS, kernels)
@@ -165,7 +202,9 @@ def trained(kernels: str, recompute: str, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_a_model_with_fused_kernels(recompute: str, triton_launches: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_fused_kernels(
+    recompute: str, triton_launches: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scored rows, recomputation and all: the interpreted kernels give the loss and gradients of torch's operations."""
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.platforms import activate
@@ -177,7 +216,9 @@ def test_a_model_with_fused_kernels(recompute: str, triton_launches: ModuleType,
     try:
         loss, wanted = trained("torch", recompute, monkeypatch)
         real, used = fused._module, []
-        monkeypatch.setattr(fused, "_module", lambda name: used.append(name) or (triton_launches if name == "triton" else real(name)))
+        monkeypatch.setattr(
+            fused, "_module", lambda name: used.append(name) or (triton_launches if name == "triton" else real(name))
+        )
         other, found = trained("triton", recompute, monkeypatch)
     finally:
         world.stop()
@@ -188,15 +229,27 @@ def test_a_model_with_fused_kernels(recompute: str, triton_launches: ModuleType,
 
 
 def compile_cases() -> dict[str, tuple[str, dict[str, str], dict[str, Any], list[str]]]:
-    """Name -> (kernel, argument types, compile-time arguments, arguments that are multiples of 16), at the released model's sizes and the widest norm's."""
+    """Name -> (kernel, argument types, compile-time arguments, arguments that are multiples of 16), at the released
+    model's sizes and the widest norm's.
+    """
     from megatron_videogpt.model.fused_triton import COLUMNS, MAX_WIDTH, norm_options, rotary_options
 
     cases: dict[str, tuple[str, dict[str, str], dict[str, Any], list[str]]] = {}
     norms = {"x": "*bf16", "weight": "*bf16", "rstd": "*fp32", "x_stride": "i32"}
     for width in (3072, MAX_WIDTH):
         back = {**norms, "grad": "*bf16", "grad_x": "*bf16", "partial": "*fp32", "rows": "i32", "grad_stride": "i32"}
-        cases[f"norm {width}"] = "rms_norm_kernel", {**norms, "y": "*bf16", "eps": "fp32"}, norm_options(width), ["x_stride"]
-        cases[f"norm backward {width}"] = "rms_norm_backward_kernel", back, norm_options(width), ["x_stride", "grad_stride"]
+        cases[f"norm {width}"] = (
+            "rms_norm_kernel",
+            {**norms, "y": "*bf16", "eps": "fp32"},
+            norm_options(width),
+            ["x_stride"],
+        )
+        cases[f"norm backward {width}"] = (
+            "rms_norm_backward_kernel",
+            back,
+            norm_options(width),
+            ["x_stride", "grad_stride"],
+        )
     gate, options = {"x": "*bf16", "x_stride": "i32"}, {"WIDTH": 8192, "BLOCK": COLUMNS}
     cases["swiglu"] = "swiglu_kernel", {**gate, "y": "*bf16"}, options, ["x_stride"]
     back = {**gate, "grad": "*bf16", "grad_x": "*bf16", "grad_stride": "i32"}
@@ -211,7 +264,9 @@ def compile_cases() -> dict[str, tuple[str, dict[str, str], dict[str, Any], list
 
 
 STACK = {"rotary": 32, "rotary backward": 32}
-"""Bytes a thread.  The cosine and the sine of CUDA's library reserve 32 for arguments above 105,615, which positions never reach; all else spills nothing."""
+"""Bytes a thread.  The cosine and the sine of CUDA's library reserve 32 for arguments above 105,615, which positions
+never reach; all else spills nothing.
+"""
 
 
 @pytest.mark.parametrize("name", compile_cases())

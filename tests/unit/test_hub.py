@@ -45,8 +45,17 @@ def close(ours: torch.Tensor, recorded: torch.Tensor, limit: float) -> None:
 
 @pytest.fixture(scope="module")
 def golden(reference: Path) -> VideoGPTModel:
-    extra = {"patch_size": 2, "in_channels": 4, "pos_embed_max_size": 32, "diffusion_token_id": 5, "img_start_token_id": 6, "img_end_token_id": 7}
-    model = VideoGPTModel(VideoGPTConfig(**json.loads((reference / "tiny_mha" / "config.json").read_text()) | extra)).eval()
+    extra = {
+        "patch_size": 2,
+        "in_channels": 4,
+        "pos_embed_max_size": 32,
+        "diffusion_token_id": 5,
+        "img_start_token_id": 6,
+        "img_end_token_id": 7,
+    }
+    model = VideoGPTModel(
+        VideoGPTConfig(**json.loads((reference / "tiny_mha" / "config.json").read_text()) | extra)
+    ).eval()
     model.load_state_dict(load_file(reference / "tiny_mha" / "model.safetensors"))
     return model
 
@@ -61,7 +70,9 @@ def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
     seen: dict[str, torch.Tensor] = {}
     golden.llm.register_forward_pre_hook(lambda module, inputs: seen.update(inputs_embeds=inputs[0]))
     for number, layer in enumerate(golden.llm.layers):
-        layer.register_forward_hook(lambda module, inputs, output, number=number: seen.update({f"layer{number}_out": output}))
+        layer.register_forward_hook(
+            lambda module, inputs, output, number=number: seen.update({f"layer{number}_out": output})
+        )
     golden.llm.norm.register_forward_hook(lambda module, inputs, output: seen.update(final_norm_out=output))
     compared = 0
     for case in cases:
@@ -88,16 +99,38 @@ def test_recorded_components(reference: Path, golden: VideoGPTModel) -> None:
         elif "latent" in tensors:
             grid = (case["latent_h"] // 2, case["latent_w"] // 2)
             close(golden._patches(golden.x_embedder, tensors["latent"][None], grid)[0], tensors["noisy_tokens"], 2e-5)
-            close(golden._patches(golden.input_x_embedder, tensors["latent"][None], grid)[0], tensors["clean_tokens"], 2e-5)
-            close(golden._predict(tensors["final_in"][None], tensors["final_t"][None], grid)[0], tensors["final_latent"], 2e-5)
+            close(
+                golden._patches(golden.input_x_embedder, tensors["latent"][None], grid)[0],
+                tensors["clean_tokens"],
+                2e-5,
+            )
+            close(
+                golden._predict(tensors["final_in"][None], tensors["final_t"][None], grid)[0],
+                tensors["final_latent"],
+                2e-5,
+            )
         elif "position" in tensors:
-            scaling = {"type": "su", "long_factor": tensors["long_factor"].tolist(), "short_factor": []} if "long_factor" in tensors else None
-            sizes = {key: case[key] for key in ("max_position_embeddings", "original_max_position_embeddings") if key in case}
-            config = VideoGPTConfig(hidden_size=case["head_dim"], num_attention_heads=1, rope_theta=case["rope_theta"], rope_scaling=scaling, **sizes)
+            scaling = (
+                {"type": "su", "long_factor": tensors["long_factor"].tolist(), "short_factor": []}
+                if "long_factor" in tensors
+                else None
+            )
+            sizes = {
+                key: case[key] for key in ("max_position_embeddings", "original_max_position_embeddings") if key in case
+            }
+            config = VideoGPTConfig(
+                hidden_size=case["head_dim"],
+                num_attention_heads=1,
+                rope_theta=case["rope_theta"],
+                rope_scaling=scaling,
+                **sizes,
+            )
             for ours, name in zip(rotary_tables(config, tensors["position"], torch.float32), ("cos", "sin")):
                 close(torch.cat([ours, ours], dim=-1), tensors[name], 2e-5)
         else:
-            table = position_table(case["pos_embed_max_size"], case["hidden_size"]).view(case["pos_embed_max_size"], -1, case["hidden_size"])
+            table = position_table(case["pos_embed_max_size"], case["hidden_size"]).view(
+                case["pos_embed_max_size"], -1, case["hidden_size"]
+            )
             assert torch.equal(torch.stack([table[row, column] for row, column in case["row_col"]]), tensors["values"])
 
 
@@ -107,7 +140,13 @@ def test_recorded_sampler(reference: Path, golden: VideoGPTModel, name: str, cac
     recorded = Recorded(reference, name)
     steps = []
     denoiser = denoiser_of(golden, cache)
-    out = continue_videos(denoiser, [recorded.initial], sampling(recorded.settings), recorded.noise, lambda step: steps.append(step.x1_cond[0]))[0]
+    out = continue_videos(
+        denoiser,
+        [recorded.initial],
+        sampling(recorded.settings),
+        recorded.noise,
+        lambda step: steps.append(step.x1_cond[0]),
+    )[0]
     close(out, torch.cat([clip["final"] for clip in recorded.clips]), 5e-4)
     for ours, expected in zip(steps, [x1 for clip in recorded.clips for x1 in clip["x1_cond"]], strict=True):
         close(ours, expected, 5e-4)
@@ -123,10 +162,16 @@ def test_the_megatron_model_predicts_the_same(name: str) -> None:
     tiny, clips = MODELS[name], [2, 1, 2]
     weights = dense.random_weights(tiny, seed=len(name))
     draw = torch.Generator().manual_seed(3)
-    noisy, clean, t = torch.randn(5, 4, 4, 6, generator=draw), torch.randn(3, 4, 4, 6, generator=draw), torch.rand(5, generator=draw)
+    noisy, clean, t = (
+        torch.randn(5, 4, 4, 6, generator=draw),
+        torch.randn(3, 4, 4, 6, generator=draw),
+        torch.rand(5, generator=draw),
+    )
     with torch.no_grad():
         ours = model_of(tiny, weights)(noisy[None], t[None], clean[None], clips).sample[0]
-        inputs = assemble([Sequence(layout(training_shape(tuple(clips), (2, 3))), noisy, clean, t, None)], 2, tiny.table, 1)
+        inputs = assemble(
+            [Sequence(layout(training_shape(tuple(clips), (2, 3))), noisy, clean, t, None)], 2, tiny.table, 1
+        )
         close(ours, unpatchify(build(tiny, weights)[0](inputs), 5, (2, 3), 2), 2e-5)
         close(ours, dense.forward(weights, tiny, clips, noisy, clean, t), 2e-5)
 
@@ -147,11 +192,16 @@ def grouped() -> VideoGPTModel:
     at_once=st.integers(1, 40),
     forget=st.integers(0, 3),
 )
-def test_cached_equals_uncached(grouped, parts: list[int], new: int, batch: int, height: int, width: int, at_once: int, forget: int) -> None:
+def test_cached_equals_uncached(
+    grouped, parts: list[int], new: int, batch: int, height: int, width: int, at_once: int, forget: int
+) -> None:
     """However the history is cut into passes, and after part of it is forgotten and encoded anew."""
     draw = torch.Generator().manual_seed(sum(parts) + 10 * new)
     shape = (16, 2 * height, 2 * width)
-    history, noisy = torch.randn(batch, sum(parts), *shape, generator=draw), torch.randn(batch, new, *shape, generator=draw)
+    history, noisy = (
+        torch.randn(batch, sum(parts), *shape, generator=draw),
+        torch.randn(batch, new, *shape, generator=draw),
+    )
     t = torch.rand(batch, new, generator=draw)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(modeling, "ENCODED_AT_ONCE", at_once)
@@ -174,7 +224,9 @@ def test_dtype_and_place_of_the_cache(grouped: VideoGPTModel) -> None:
     for cache in caches:
         grouped.encode_clean(history, cache)
     plain, half, offloaded = (grouped.denoise(noisy, 0.5, cache) for cache in caches)
-    assert caches[1].bytes * 2 == caches[0].bytes == 2 * 2 * 2 * 4 * 6 * 16 * 4  # layers, keys and values, heads, frames, tokens, head size, bytes
+    assert (
+        caches[1].bytes * 2 == caches[0].bytes == 2 * 2 * 2 * 4 * 6 * 16 * 4
+    )  # layers, keys and values, heads, frames, tokens, head size, bytes
     assert torch.equal(plain, offloaded)
     assert 0 < float((plain - half).abs().max() / plain.abs().max()) < 0.05
     with pytest.raises(ValueError, match="a cache of 1 videos"):
@@ -195,7 +247,12 @@ def test_a_new_model_starts_as_a_run_does() -> None:
     model = VideoGPTModel(VideoGPTConfig(**fields(dense.Tiny())))
     weights = model.state_dict()
     assert torch.equal(weights["pos_embed"], released(dense.random_weights(dense.Tiny(), 0), dense.Tiny())["pos_embed"])
-    for key in ("x_embedder.proj.weight", "final_layer.linear.weight", "final_layer.adaLN_modulation.1.weight", "time_token.mlp.0.bias"):
+    for key in (
+        "x_embedder.proj.weight",
+        "final_layer.linear.weight",
+        "final_layer.adaLN_modulation.1.weight",
+        "time_token.mlp.0.bias",
+    ):
         assert not weights[key].any(), key
     assert abs(float(weights["llm.layers.0.mlp.gate_up_proj.weight"].std()) - 0.02) < 1e-3
     assert 0.5 < float(weights["input_x_embedder.proj.weight"].abs().max()) / (6 / (64 + 16)) ** 0.5 <= 1

@@ -1,4 +1,6 @@
-"""The pipeline of an exported folder against the package's own codecs, resizing and sampler; and the folder in a process without this package."""
+"""The pipeline of an exported folder against the package's own codecs, resizing and sampler; and the folder in a
+process without this package.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,12 @@ def test_what_may_be_a_video() -> None:
         assert len(videos) == 1 and np.array_equal(videos[0], one)
     assert [video.shape[0] for video in frames_module.to_videos([one, pictures[0], pictures])] == [2, 1, 2]
     assert len(frames_module.to_videos(np.stack([one, one, one]))) == 3
-    for wrong, message in (("a.mp4", "str is not a video"), (one.transpose(0, 3, 1, 2), "colours last"), (one * 2.0, "floats in"), ([], "not a video")):
+    for wrong, message in (
+        ("a.mp4", "str is not a video"),
+        (one.transpose(0, 3, 1, 2), "colours last"),
+        (one * 2.0, "floats in"),
+        ([], "not a video"),
+    ):
         with pytest.raises(ValueError, match=message):
             frames_module.to_videos(wrong)
 
@@ -66,14 +73,23 @@ def test_every_dtype_and_layout_of_a_video(dtype: torch.dtype) -> None:
     # All 256 values; n / 255 is nearer to itself than to its neighbours even in bfloat16.
     values = torch.arange(2 * 8 * 16 * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(2, 8, 16, 3)
     pixels = values if dtype == torch.uint8 else (values.double() / 255).to(dtype)
-    layouts = [(pixels[0], [values[:1]]), (pixels, [values]), (torch.stack([pixels, pixels.flip(0)]), [values, values.flip(0)])]
+    layouts = [
+        (pixels[0], [values[:1]]),
+        (pixels, [values]),
+        (torch.stack([pixels, pixels.flip(0)]), [values, values.flip(0)]),
+    ]
     layouts += [([pixels[0], pixels[1]], [values]), ([pixels, pixels[:1]], [values, values[:1]])]
-    layouts += [(pixels.transpose(1, 2).contiguous().transpose(1, 2), [values]), (pixels.clone().requires_grad_(dtype != torch.uint8), [values])]
+    layouts += [
+        (pixels.transpose(1, 2).contiguous().transpose(1, 2), [values]),
+        (pixels.clone().requires_grad_(dtype != torch.uint8), [values]),
+    ]
     if dtype != torch.bfloat16:
         layouts += [(pixels.numpy(), [values]), (pixels.numpy()[:, ::-1], [values.flip(1)])]
     for number, (video, expected) in enumerate(layouts):
         found = frames_module.to_videos(video)
-        assert len(found) == len(expected) and all(np.array_equal(a, b.numpy()) for a, b in zip(found, expected)), number
+        assert len(found) == len(expected) and all(np.array_equal(a, b.numpy()) for a, b in zip(found, expected)), (
+            number
+        )
         assert all(video.dtype == np.uint8 for video in found)
 
 
@@ -88,12 +104,26 @@ def test_values_outside_of_a_dtype_s_range_are_one_line(dtype: torch.dtype) -> N
 def test_vaes_agree_with_training(tmp_path: Path) -> None:
     from diffusers import AutoencoderKLWan
 
-    wan = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.4], "latents_std": [0.5, 1.5, 2.0, 1.0]}
+    wan = {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "latents_mean": [0.1, -0.2, 0.3, 0.4],
+        "latents_std": [0.5, 1.5, 2.0, 1.0],
+    }
     torch.manual_seed(0)
     AutoencoderKLWan(**wan).save_pretrained(tmp_path / "wan")
-    for name, path in (("tiny", ""), ("autoencoder_kl", str(small_kl(tmp_path / "kl"))), ("autoencoder_kl_wan", str(tmp_path / "wan"))):
+    for name, path in (
+        ("tiny", ""),
+        ("autoencoder_kl", str(small_kl(tmp_path / "kl"))),
+        ("autoencoder_kl_wan", str(tmp_path / "wan")),
+    ):
         config = CodecConfig(name=name, path=path)
-        codec, folder = build_codec(config), export(tmp_path / f"{name}_folder", dense.Tiny(), dense.random_weights(dense.Tiny(), 0), config)
+        codec, folder = (
+            build_codec(config),
+            export(tmp_path / f"{name}_folder", dense.Tiny(), dense.random_weights(dense.Tiny(), 0), config),
+        )
         vae = frames_module.TinyVAE(codec.model) if name == "tiny" else frames_module.load_vae(folder / "vae", None)
         assert frames_module.pixel_multiple(vae, 2) == 2 * codec.spatial_stride
         frames = picture(9, 32, 48)
@@ -116,9 +146,12 @@ def drawn(seed: int) -> Noise:
 
 
 @pytest.mark.parametrize("clips, history_noise", [((2, 2), 0.1), ((1, 1), 0.0)])
-def test_pipeline_is_the_sampler(pipeline: VideoGPTPipeline, grouped: VideoGPTModel, clips: tuple[int, ...], history_noise: float) -> None:
-    """Three videos, two of them alike, each with its own generator, against the sampler run on each alone without a cache; the window moves, for
-    one shape first."""
+def test_pipeline_is_the_sampler(
+    pipeline: VideoGPTPipeline, grouped: VideoGPTModel, clips: tuple[int, ...], history_noise: float
+) -> None:
+    """Three videos, two of them alike, each with its own generator, against the sampler run on each alone without a
+    cache; the window moves, for one shape first.
+    """
     videos = [picture(3, 32, 48, 1), picture(2, 32, 64, 2), picture(3, 32, 48, 3)]
     options = {"num_inference_steps": 2, "window": 4, "history_noise": history_noise}
     steps = []
@@ -142,7 +175,9 @@ def test_pipeline_is_the_sampler(pipeline: VideoGPTPipeline, grouped: VideoGPTMo
 
 def test_pipeline_outputs(pipeline: VideoGPTPipeline) -> None:
     def run(seed: int = 0, **more):
-        return pipeline(picture(2, 32, 64), clips=[1], num_inference_steps=2, generator=torch.Generator().manual_seed(seed), **more)
+        return pipeline(
+            picture(2, 32, 64), clips=[1], num_inference_steps=2, generator=torch.Generator().manual_seed(seed), **more
+        )
 
     pil, values, tensors = (run(output_type=kind).frames[0] for kind in ("pil", "np", "pt"))
     assert isinstance(pil[0], Image.Image) and pil[0].size == (64, 32)
@@ -154,7 +189,10 @@ def test_pipeline_outputs(pipeline: VideoGPTPipeline) -> None:
     for wrong, message in (
         ({"clips": []}, "at least one clip"),
         ({"clips": [81]}, "window=80: clip 1 of 81 frames leaves no room for itself"),
-        ({"clips": [80]}, "window=80: clip 1 of 80 frames leaves no room for a frame of history; use a window of 81 or more"),
+        (
+            {"clips": [80]},
+            "window=80: clip 1 of 80 frames leaves no room for a frame of history; use a window of 81 or more",
+        ),
         ({"clips": [1, 4], "window": 4}, "window=4: clip 2 of 4 frames leaves no room for a frame of history"),
         ({"cache": False, "cache_offload": True}, "there is no cache"),
         ({"cache": False, "cache_dtype": torch.bfloat16}, "there is no cache"),
@@ -189,12 +227,21 @@ class Carrier:
 
 
 @pytest.mark.parametrize("options", [{}, {"cache": False}, {"history_noise": 0.1, "window": 4}], ids=str)
-def test_offloaded_parts_are_brought_to_the_device_before_they_compute(pipeline: VideoGPTPipeline, grouped: VideoGPTModel, options: dict) -> None:
+def test_offloaded_parts_are_brought_to_the_device_before_they_compute(
+    pipeline: VideoGPTPipeline, grouped: VideoGPTModel, options: dict
+) -> None:
     model, vae, hook = copy.deepcopy(grouped), copy.deepcopy(pipeline.vae), Carrier()
     model._hf_hook = vae._hf_hook = hook
     offloaded = VideoGPTPipeline(model, vae)
     offloaded.set_progress_bar_config(disable=True)
-    out = offloaded(picture(2, 32, 64), clips=[1, 2], num_inference_steps=2, output_type="latent", generator=torch.Generator(), **options)
+    out = offloaded(
+        picture(2, 32, 64),
+        clips=[1, 2],
+        num_inference_steps=2,
+        output_type="latent",
+        generator=torch.Generator(),
+        **options,
+    )
     assert out.frames[0].device.type == "meta" and out.frames[0].shape == (3, 16, 4, 8)
     assert hook.carried[0] == "TinyVAE" and set(hook.carried[1:]) == {"VideoGPTModel"}
     new = frames_module.decode(vae, out.frames[0][:1], out.frames[0][1:])

@@ -10,7 +10,19 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMPILER = {"torch._dynamo", "torch._inductor", "torch.onnx", "networkx"}
-LATE = {"matplotlib", "gradio", "transformers", "diffusers", "scipy", "torchmetrics", "torchvision", "pyarrow", "pandas", "cv2", "scenedetect"}
+LATE = {
+    "matplotlib",
+    "gradio",
+    "transformers",
+    "diffusers",
+    "scipy",
+    "torchmetrics",
+    "torchvision",
+    "pyarrow",
+    "pandas",
+    "cv2",
+    "scenedetect",
+}
 
 TRAIN = """
 from megatron_videogpt.platforms import activate

@@ -48,8 +48,11 @@ def start(
     return InFlightSteps(run, lambda step, line: lines.append((step, line))), lines
 
 
-def samples(broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[int, ...] = (), outage: tuple[int, ...] = ()) -> Iterator[Any]:
-    """Steps of one row of one sample; the latents of broken ones (from 1) are multiplied; beside lost ones there is a second row, a blank.
+def samples(
+    broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[int, ...] = (), outage: tuple[int, ...] = ()
+) -> Iterator[Any]:
+    """Steps of one row of one sample; the latents of broken ones (from 1) are multiplied; beside lost ones there is a
+    second row, a blank.
 
     In steps of an outage there is nothing but two blanks, and they take no number from the samples.
     """
@@ -76,13 +79,17 @@ def samples(broken: tuple[int, ...] = (), factor: float = math.nan, lost: tuple[
         yield StepData([good], rows, {"truncated": 1} if number in lost else {})
 
 
-def test_numbers_are_read_when_the_next_step_has_work_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_are_read_when_the_next_step_has_work_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from megatron_videogpt.train import in_flight, step
 
     events: list[str] = []
     for owner, name in ((step, "run_schedule"), (step, "update"), (in_flight.NormGate, "record")):
         real = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, _name=name, _real=real, **k: (events.append(_name), _real(*a, **k))[1])
+        monkeypatch.setattr(
+            owner, name, lambda *a, _name=name, _real=real, **k: (events.append(_name), _real(*a, **k))[1]
+        )
     tested, _ = start(tmp_path)
     data = samples()
     for _ in range(3):
@@ -101,7 +108,11 @@ def test_lines_have_the_numbers_of_their_own_steps(tmp_path: Path) -> None:
     for _ in range(5):
         one.launch(first)
         due.append(two.launch(second))
-    assert due == [False, True, False, True, True] and [step for step, _ in some_lines] == [2, 4] and [step for step, _ in every_line] == [1, 2, 3, 4]
+    assert (
+        due == [False, True, False, True, True]
+        and [step for step, _ in some_lines] == [2, 4]
+        and [step for step, _ in every_line] == [1, 2, 3, 4]
+    )
     one.land()
     two.land()
     assert [step for step, _ in some_lines] == [2, 4, 5] and [step for step, _ in every_line] == [1, 2, 3, 4, 5]
@@ -110,11 +121,15 @@ def test_lines_have_the_numbers_of_their_own_steps(tmp_path: Path) -> None:
         # Every step counts four frames.
         assert line["loss"] == pytest.approx(sum(losses[part] for part in parts) / len(parts), rel=1e-6)
         assert line["grad_norm"] == every_line[step - 1][1]["grad_norm"] and line["step_time"] > 0
-        assert line["mfu"] == line["tflops_per_device"] / 100 and line["hfu"] / line["mfu"] == pytest.approx(1 + vain_share(one.run.config.model))
+        assert line["mfu"] == line["tflops_per_device"] / 100 and line["hfu"] / line["mfu"] == pytest.approx(
+            1 + vain_share(one.run.config.model)
+        )
 
 
 def vain_share(model: Any) -> float:
-    """FLOPs that the last layer spends in vain on the samples here, as a share of what the model needs: queries of the 26 rows of 42 that no head reads."""
+    """FLOPs that the last layer spends in vain on the samples here, as a share of what the model needs: queries of the
+    26 rows of 42 that no head reads.
+    """
     from megatron_videogpt.model.flops import training_flops
     from megatron_videogpt.objective.next_clip.work import clip_work
 
@@ -137,11 +152,16 @@ def test_state_is_that_of_the_last_step_once_landed(tmp_path: Path) -> None:
     assert (state.step, state.updates, state.skipped, len(state.norms)) == (2, 1, 1, 1)
     # Only the first step counts: four frames.
     assert state.pending[1] == 4 and lines == []
-    assert '"step": 2, "grad_norm": null' in (tmp_path / "skipped.jsonl").read_text() and "video 2" in (tmp_path / "skipped.jsonl").read_text()
+    assert (
+        '"step": 2, "grad_norm": null' in (tmp_path / "skipped.jsonl").read_text()
+        and "video 2" in (tmp_path / "skipped.jsonl").read_text()
+    )
     tested.launch(data)
     tested.flush()
     ((step, line),) = lines
-    assert step == 3 and line["skipped_steps"] == 1 and state.pending[1] == 0 and (state.updates, state.skipped) == (2, 0)
+    assert (
+        step == 3 and line["skipped_steps"] == 1 and state.pending[1] == 0 and (state.updates, state.skipped) == (2, 0)
+    )
 
 
 def test_a_limit_knows_all_steps_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +199,12 @@ def test_too_many_skipped_steps_end_the_run_before_another_update(tmp_path: Path
     assert tested.run.state.step == 3
 
 
-def test_a_step_without_a_sample_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """An outage of the storage changes nothing but the count of steps: weights, moments, average and gate, and the steps after it."""
+def test_a_step_without_a_sample_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage of the storage changes nothing but the count of steps: weights, moments, average and gate, and the
+    steps after it.
+    """
     from megatron_videogpt.train import health
 
     monkeypatch.setattr(health, "REMEMBERED", 4)
@@ -199,7 +223,12 @@ def test_a_step_without_a_sample_is_not_taken(tmp_path: Path, monkeypatch: pytes
     tested.land()
     for mine, kept in zip(tested.run.session.everything(), before, strict=True):
         assert torch.equal(mine, kept)
-    assert (tested.gate.norms, tested.gate.skipped, tested.run.state.updates, tested.run.state.step) == (norms, 0, 3, 6) and min(norms) > 0
+    assert (tested.gate.norms, tested.gate.skipped, tested.run.state.updates, tested.run.state.step) == (
+        norms,
+        0,
+        3,
+        6,
+    ) and min(norms) > 0
     assert "loss" not in lines[-1][1] and lines[-1][1]["grad_norm"] == 0 and lines[-1][1]["skipped_steps"] == 3
     # Healthy steps after it are taken, and are those that would have come without it.
     for _ in range(4):
@@ -211,7 +240,10 @@ def test_a_step_without_a_sample_is_not_taken(tmp_path: Path, monkeypatch: pytes
     for mine, expected in zip(tested.run.session.everything(), undisturbed.run.session.everything(), strict=True):
         assert torch.equal(mine, expected)
     recorded = [json.loads(line) for line in (tmp_path / "outage" / "skipped.jsonl").read_text().splitlines()]
-    assert recorded == [{"step": n, "grad_norm": 0.0, "reason": "none of its samples could be read", "samples": []} for n in (4, 5, 6, 8)]
+    assert recorded == [
+        {"step": n, "grad_norm": 0.0, "reason": "none of its samples could be read", "samples": []}
+        for n in (4, 5, 6, 8)
+    ]
     assert "step 4 skipped on all ranks: none of its samples could be read" in caplog.text
 
 
@@ -242,7 +274,11 @@ def test_rejected_samples_are_counted_and_change_no_step(tmp_path: Path) -> None
     whole.land()
     holed.land()
     for (step, line), (number, other) in zip(lines, others):
-        assert step == number and line["loss"] == pytest.approx(other["loss"], rel=1e-6) and line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+        assert (
+            step == number
+            and line["loss"] == pytest.approx(other["loss"], rel=1e-6)
+            and line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+        )
         assert not [name for name in line if name.startswith("rejected")]
     # None until there is one; then all since the run began.
     assert [other.get("rejected/truncated") for _, other in others] == [None, 2.0] and len(others) == 2

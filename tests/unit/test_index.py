@@ -1,4 +1,6 @@
-"""Sources and their splits: what is usable, who is held out, what an epoch visits, mixtures, and fingerprints of what samples are made of."""
+"""Sources and their splits: what is usable, who is held out, what an epoch visits, mixtures, and fingerprints of what
+samples are made of.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def folder_config(folder: Path, **changes: object) -> DataConfig:
-    base = DataConfig(source="videos", path=str(folder), frames=8, frame_interval=(1, 2), clips=(2, 8), longest_side=64, min_side=32)
+    base = DataConfig(
+        source="videos", path=str(folder), frames=8, frame_interval=(1, 2), clips=(2, 8), longest_side=64, min_side=32
+    )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -80,9 +84,18 @@ def made(config: DataConfig, sizes: list[tuple[int, int, int]], dataset: int = 0
 
 def test_bad_videos_are_named_counted_and_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = open_source(folder_config(folder), TINY)
-    assert sorted(Path(error.path).name for error in source.skipped) == ["short.mp4", "small.mp4", "text.mp4", "wide.mp4"]
+    assert sorted(Path(error.path).name for error in source.skipped) == [
+        "short.mp4",
+        "small.mp4",
+        "text.mp4",
+        "wide.mp4",
+    ]
     reasons = {Path(error.path).name: error.reason for error in source.skipped}
-    assert "too short: 5 frames" in reasons["short.mp4"] and "min_side" in reasons["small.mp4"] and "max_aspect" in reasons["wide.mp4"]
+    assert (
+        "too short: 5 frames" in reasons["short.mp4"]
+        and "min_side" in reasons["small.mp4"]
+        and "max_aspect" in reasons["wide.mp4"]
+    )
     assert source.left_out == Counter(too_short=1, too_small=1, unreadable=1, too_elongated=1)
     assert "4 of 10 videos" in caplog.text
     assert all(str(error) in caplog.text for error in source.skipped)
@@ -116,10 +129,21 @@ def test_a_moved_folder_gives_the_same_samples_and_fingerprint(folder: Path, tmp
 
 
 def test_every_option_of_the_plan_is_in_the_fingerprint(folder: Path) -> None:
-    changes: list[dict] = [{}, {"frames": 9}, {"min_frames": 3}, {"frame_interval": (1, 3)}, {"clips": (1, 8)}, {"min_side": 40}, {"max_aspect": 3.0}]
+    changes: list[dict] = [
+        {},
+        {"frames": 9},
+        {"min_frames": 3},
+        {"frame_interval": (1, 3)},
+        {"clips": (1, 8)},
+        {"min_side": 40},
+        {"max_aspect": 3.0},
+    ]
     changes += [{"longest_side": 128}, {"size_multiple": 8}, {"validation_fraction": 0.4}]
     prints = [open_source(folder_config(folder, **change), TINY).train.fingerprint for change in changes]
-    prints += [open_source(DataConfig(physics=PhysicsConfig(**change)), TINY).train.fingerprint for change in ({}, {"fps": 25.0}, {"difficulty": 1})]
+    prints += [
+        open_source(DataConfig(physics=PhysicsConfig(**change)), TINY).train.fingerprint
+        for change in ({}, {"fps": 25.0}, {"difficulty": 1})
+    ]
     prints.append(open_source(folder_config(folder), CodecGeometry(16, 8, 2)).train.fingerprint)
     assert len(set(prints)) == len(prints)
     workers = folder_config(folder, workers=7, prefetch=9, cache_gb=1.0, decode_threads=2, pack_tokens=10_000)
@@ -129,7 +153,9 @@ def test_every_option_of_the_plan_is_in_the_fingerprint(folder: Path) -> None:
 def test_an_epoch_visits_each_video_by_its_length_in_another_order_each_time(folder: Path) -> None:
     split = open_source(folder_config(folder), TINY).train
     assert isinstance(split, VideoSplit)
-    expected = Counter({i: max(1, int(frames) // 8) for i, frames in enumerate(split.collection.entries["frames"][split.items])})
+    expected = Counter(
+        {i: max(1, int(frames) // 8) for i, frames in enumerate(split.collection.entries["frames"][split.items])}
+    )
     orders = [split.plans(0, range(epoch * len(split), (epoch + 1) * len(split))).item.tolist() for epoch in (0, 1)]
     assert len(split) == expected.total() and Counter(orders[0]) == Counter(orders[1]) == expected
     assert orders[0] != orders[1]
@@ -170,7 +196,9 @@ def test_physics_scenes_of_the_splits_and_epochs_differ() -> None:
     assert len({plan.key for plan in plans}) == 40
     videos = {source.train.job(plan).read().pixels.tobytes() for plan in plans}  # type: ignore[union-attr]
     assert len(videos) == 40
-    np.testing.assert_array_equal(source.train.job(plans[3]).read().pixels, source.train.job(source.train.plans(0, [3])[0]).read().pixels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(
+        source.train.job(plans[3]).read().pixels, source.train.job(source.train.plans(0, [3])[0]).read().pixels
+    )  # type: ignore[arg-type]
 
 
 def test_latent_frames_become_video_frames() -> None:
@@ -215,10 +243,15 @@ def test_wrong_options_are_one_line(folder: Path, changes: dict, option: str) ->
     assert "\n" not in str(caught.value)
 
 
-@given(st.lists(st.tuples(st.integers(8, 8192), st.integers(8, 8192)), min_size=1, max_size=30), st.sampled_from([(320, 16), (64, 16), (128, 8), (640, 32)]))
+@given(
+    st.lists(st.tuples(st.integers(8, 8192), st.integers(8, 8192)), min_size=1, max_size=30),
+    st.sampled_from([(320, 16), (64, 16), (128, 8), (640, 32)]),
+)
 @settings(max_examples=100, deadline=None)
 def test_sizes_are_those_of_the_resizer(sizes: list[tuple[int, int]], target: tuple[int, int]) -> None:
-    heights, widths = resized_sizes(np.array([w for w, _ in sizes], np.uint32), np.array([h for _, h in sizes], np.uint32), *target)
+    heights, widths = resized_sizes(
+        np.array([w for w, _ in sizes], np.uint32), np.array([h for _, h in sizes], np.uint32), *target
+    )
     for (width, height), found in zip(sizes, zip(widths.tolist(), heights.tolist())):
         try:
             assert resized_shape(width, height, *target) == found
@@ -238,7 +271,14 @@ def test_the_largest_sample_is_an_upper_bound_that_is_reached(
     sizes: list[tuple[int, int, int]], frames: int, interval: int, stride: int, clips: tuple[int, int]
 ) -> None:
     """Against the trainer's own closed form of one sequence, over the clip splits that can be drawn."""
-    config = DataConfig(frames=frames, min_frames=1, frame_interval=(interval, interval + 2), clips=clips, longest_side=64, size_multiple=16)
+    config = DataConfig(
+        frames=frames,
+        min_frames=1,
+        frame_interval=(interval, interval + 2),
+        clips=clips,
+        longest_side=64,
+        size_multiple=16,
+    )
     split = made(config, sizes, stride=stride)
     cell, best = 16, 0
     for width, height, available in sizes:
@@ -274,7 +314,11 @@ def test_mixtures_meet_their_weights_and_complete_every_epoch() -> None:
     assert mixture.job(plans[5]) == (plans[5], plans[5].item)  # type: ignore[comparison-overlap]
     pick = [701, 2, 399]
     assert [mixture.plans(0, pick)[i] for i in range(3)] == [plans[i] for i in pick]
-    assert Mixture("train", parts, (2.0, 5.0, 3.0)).fingerprint == mixture.fingerprint != Mixture("train", parts, (0.3, 0.4, 0.3)).fingerprint
+    assert (
+        Mixture("train", parts, (2.0, 5.0, 3.0)).fingerprint
+        == mixture.fingerprint
+        != Mixture("train", parts, (0.3, 0.4, 0.3)).fingerprint
+    )
 
 
 def test_folders_mix(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The last layer computes scored rows only: the same loss and gradients, in any order of micro-batches, from fewer rows."""
+"""The last layer computes scored rows only: the same loss and gradients, in any order of micro-batches, from fewer
+rows.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from megatron_videogpt.sequence.row import Inputs
 
 CHANNELS = 4
 CLIPS = ((1, 2, 1), (3, 1))
-# Fewer rows may be multiplied in another order.  A sum of n products is off by the unit roundoff (2^-24) times the root of n; here n is 208 at most, and
-# 3 layers of 4 products, with as many in the backward pass, follow each other.
+# Fewer rows may be multiplied in another order.  A sum of n products is off by the unit roundoff (2^-24) times the root
+# of n; here n is 208 at most, and 3 layers of 4 products, with as many in the backward pass, follow each other.
 LIMIT = 24 * 208**0.5 * 2**-24
 
 
@@ -129,7 +131,9 @@ def test_micro_batches_in_flight_do_not_mix(recompute: str) -> None:
     for row in rows:
         loss_of(model, row).backward()
         wanted.append(gradients(model))
-    assert len(rows[0].noisy_rows) == len(rows[1].noisy_rows) and not torch.equal(rows[0].noisy_rows, rows[1].noisy_rows)
+    assert len(rows[0].noisy_rows) == len(rows[1].noisy_rows) and not torch.equal(
+        rows[0].noisy_rows, rows[1].noisy_rows
+    )
     losses = [loss_of(model, row) for row in rows]
     for loss, gradient in zip(losses, wanted):
         loss.backward()
@@ -175,7 +179,10 @@ def test_embedding_keeps_row_numbers() -> None:
 
 def test_names_are_those_of_a_plain_layer() -> None:
     model = built(layers=2)
-    first, last = ([name.split(".", 3)[3] for name, _ in model.named_parameters() if name.startswith(f"decoder.layers.{n}.")] for n in (0, 1))
+    first, last = (
+        [name.split(".", 3)[3] for name, _ in model.named_parameters() if name.startswith(f"decoder.layers.{n}.")]
+        for n in (0, 1)
+    )
     assert first == last and len(first) == 6
     # One checkpoint tensor holds both layers' weights.
     keys = [part.key for part in model.decoder.sharded_state_dict("decoder.").values() if hasattr(part, "local_shape")]
@@ -183,15 +190,26 @@ def test_names_are_those_of_a_plain_layer() -> None:
 
 
 def test_only_where_shards_stay_even() -> None:
-    assert scores_rows_only(ParallelConfig()) and scores_rows_only(ParallelConfig(tensor=2, pipeline=2, virtual_pipeline=2))
-    assert not scores_rows_only(ParallelConfig(context=2)) and not scores_rows_only(ParallelConfig(tensor=2, sequence=True))
+    assert scores_rows_only(ParallelConfig()) and scores_rows_only(
+        ParallelConfig(tensor=2, pipeline=2, virtual_pipeline=2)
+    )
+    assert not scores_rows_only(ParallelConfig(context=2)) and not scores_rows_only(
+        ParallelConfig(tensor=2, sequence=True)
+    )
 
 
 def test_last_layer_keeps_less_by_hand() -> None:
-    config = config_from_dict({"model": {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}, "train": {"precision": "bf16"}})
+    config = config_from_dict(
+        {
+            "model": {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4},
+            "train": {"precision": "bf16"},
+        }
+    )
     # D = 64, F = 128, 4 heads of 16; 100 tokens, of which 40 are scored: keys, values and the first norm have all rows.
     last = layer_bytes(config, 100, 40)
     whole, scored = 2 * (2 * 64 + 2 * 64) + 4, 2 * (2 * 64 + 2 * 64) + 4 * 4 + 4
     assert last.kept("none") == pytest.approx(100 * whole + 40 * (scored + 2 * 3 * 128))
-    assert last.kept("selective") == pytest.approx(100 * (whole - 2 * 64 - 4) + 40 * (scored - 2 * 64 - 4 + 2 * 2 * 128))
+    assert last.kept("selective") == pytest.approx(
+        100 * (whole - 2 * 64 - 4) + 40 * (scored - 2 * 64 - 4 + 2 * 2 * 128)
+    )
     assert last.kept("full") == 100 * 2 * 64

@@ -23,7 +23,17 @@ from megatron_videogpt.config.schema import DataConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.plans import SamplePlan
 from megatron_videogpt.data.remote import Cache
-from megatron_videogpt.data.shards.latents import LONGEST_HEADER, STORED, LatentsJob, check_facts, facts_of, pack, parse_header, runs, to_stored
+from megatron_videogpt.data.shards.latents import (
+    LONGEST_HEADER,
+    STORED,
+    LatentsJob,
+    check_facts,
+    facts_of,
+    pack,
+    parse_header,
+    runs,
+    to_stored,
+)
 
 BEFORE = b"tar header or so" * 32
 
@@ -46,12 +56,20 @@ def latents(frames: int, channels: int, height: int, width: int, seed: int = 0) 
 
 
 def job(
-    path: Path | str, data: bytes, frames: tuple[int, ...], total: int, channels: int = 3, size: tuple[int, int] = (16, 24), cache: Cache | None = None
+    path: Path | str,
+    data: bytes,
+    frames: tuple[int, ...],
+    total: int,
+    channels: int = 3,
+    size: tuple[int, int] = (16, 24),
+    cache: Cache | None = None,
 ) -> LatentsJob:
     if isinstance(path, Path):
         path.write_bytes(BEFORE + data + b"next member")
     plan = SamplePlan(number=7, key=11, dataset=0, item=0, frames=frames, interval=2, clips=(len(frames),), size=size)
-    return LatentsJob(plan, str(path), "clip", len(BEFORE), len(data), total, channels, 8, cache or Cache("/nowhere", 0))
+    return LatentsJob(
+        plan, str(path), "clip", len(BEFORE), len(data), total, channels, 8, cache or Cache("/nowhere", 0)
+    )
 
 
 @given(
@@ -61,10 +79,17 @@ def job(
     cut=st.integers(1, 19),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_frames_that_were_stored_come_back(tmp_path_factory: pytest.TempPathFactory, frames: list[int], stored: str, deterministic: bool, cut: int) -> None:
-    """Bit for bit what torch's own conversion to the stored type gives, whatever the pieces in which they were encoded."""
+def test_the_frames_that_were_stored_come_back(
+    tmp_path_factory: pytest.TempPathFactory, frames: list[int], stored: str, deterministic: bool, cut: int
+) -> None:
+    """Bit for bit what torch's own conversion to the stored type gives, whatever the pieces in which
+    they were encoded.
+    """
     mean, logvar = latents(20, 3, 2, 3)
-    pieces = [to_stored(mean[part], None if deterministic else logvar[part], stored) for part in (slice(0, cut), slice(cut, 20))]
+    pieces = [
+        to_stored(mean[part], None if deterministic else logvar[part], stored)
+        for part in (slice(0, cut), slice(cut, 20))
+    ]
     sample = job(tmp_path_factory.getbasetemp() / "a.tar", pack(pieces), tuple(frames), 20).read()
     for found, original in ((sample.mean, mean), (sample.logvar, None if deterministic else logvar)):
         if original is None:
@@ -143,7 +168,10 @@ def test_damaged_headers_are_rejected_or_read_as_the_library_reads_them(place: i
         return
     (name, tensor), *rest = load(bytes(data)).items()
     assert (name, tuple(tensor.shape), rest) == (kind, shape, [])
-    assert start == 8 + struct.unpack("<Q", data[:8])[0] and tensor.dtype == {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    assert (
+        start == 8 + struct.unpack("<Q", data[:8])[0]
+        and tensor.dtype == {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    )
 
 
 def test_hostile_headers() -> None:
@@ -198,7 +226,12 @@ def test_latents_of_another_vae_or_size_are_refused_in_one_line() -> None:
     check_facts("lat", facts, DataConfig(), codec)
     check_facts("lat", facts, DataConfig(), CodecGeometry(codec.channels, 8, 1))
     wrong = [
-        ({**facts, "fingerprint": "0123456789abcdef"}, DataConfig(), codec, ["0123456789ab", codec.fingerprint[:12], "codec.path"]),
+        (
+            {**facts, "fingerprint": "0123456789abcdef"},
+            DataConfig(),
+            codec,
+            ["0123456789ab", codec.fingerprint[:12], "codec.path"],
+        ),
         ({}, DataConfig(), codec, ["which VAE", "index.json"]),
         ({"codec": "tiny"}, DataConfig(), codec, ["longest_side=None", "longest_side=320"]),
         (facts, DataConfig(longest_side=128), codec, ["longest_side=320", "longest_side=128"]),

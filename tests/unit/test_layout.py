@@ -7,7 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
-from megatron_videogpt.sequence.layout import CLEAN, NOISY, PAD, PREFIX, SOURCE, Clip, ClipShape, Layout, Source, layout, pack, training_shape
+from megatron_videogpt.sequence.layout import (
+    CLEAN,
+    NOISY,
+    PAD,
+    PREFIX,
+    SOURCE,
+    Clip,
+    ClipShape,
+    Layout,
+    Source,
+    layout,
+    pack,
+    training_shape,
+)
 
 CLIPS = st.lists(st.builds(Clip, st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4).map(tuple)
 SHAPES = st.builds(
@@ -21,7 +34,10 @@ SHAPES = st.builds(
 
 def sees(row: Layout, query: int, key: int) -> bool:
     """The rule of tests/golden/README.md, section 4, and of the conditioning segments, for one pair."""
-    of = {name: (int(getattr(row, name)[query]), int(getattr(row, name)[key])) for name in ("kind", "role", "frame", "clip", "sequence")}
+    of = {
+        name: (int(getattr(row, name)[query]), int(getattr(row, name)[key]))
+        for name in ("kind", "role", "frame", "clip", "sequence")
+    }
     (kind_q, kind_k), (frame_q, frame_k) = of["kind"], of["frame"]
     own_role = of["role"][1] <= of["role"][0]
     if of["sequence"][0] != of["sequence"][1]:
@@ -42,7 +58,9 @@ def sees(row: Layout, query: int, key: int) -> bool:
 
 
 def rule_mask(row: Layout) -> torch.Tensor:
-    return torch.tensor([[sees(row, q, k) for k in range(len(row))] for q in range(len(row))], dtype=torch.bool).reshape(len(row), len(row))
+    return torch.tensor(
+        [[sees(row, q, k) for k in range(len(row))] for q in range(len(row))], dtype=torch.bool
+    ).reshape(len(row), len(row))
 
 
 @settings(max_examples=40, deadline=None)

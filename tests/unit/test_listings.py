@@ -1,4 +1,6 @@
-"""Listings: rows of folders, lists and tables against rows written by hand; keys, templates and conditions; bad rows; cuts of scenes in numbers."""
+"""Listings: rows of folders, lists and tables against rows written by hand; keys, templates and conditions; bad rows;
+cuts of scenes in numbers.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ def test_folders_are_read_in_order_of_names(tmp_path: Path) -> None:
 
 def test_equal_keys_get_numbers_in_order(tmp_path: Path) -> None:
     touch(tmp_path, "one/a.mp4", "one/a.avi", "one/a-2.mp4", "two/a.mp4", "a b.mp4", "a_b.mp4")
-    keys = [row.key for row in rows_of(tmp_path / "one", tmp_path / "two", tmp_path / "one/a.mp4", tmp_path / "a b.mp4", tmp_path / "a_b.mp4")[0]]
+    keys = [
+        row.key
+        for row in rows_of(
+            tmp_path / "one", tmp_path / "two", tmp_path / "one/a.mp4", tmp_path / "a b.mp4", tmp_path / "a_b.mp4"
+        )[0]
+    ]
     assert keys == ["a-2", "a", "a-3", "a-4", "a-5", "a_b", "a_b-2"]
 
 
@@ -85,8 +92,14 @@ def test_all_tables_say_the_same(tmp_path: Path, kind: str) -> None:
     ]
     listing = {"video_column": "file", "caption_column": "text", "where": ("split==train", "score>4.5")}
     rows, bad = rows_of(written(tmp_path, kind, table), **listing)
-    assert [row.name for row in rows] == ["a/x.mp4", "w.mp4"] and not bad  # as numbers 10 > 4.5, as texts it would not be
-    assert [describe(row, Listing(**listing), {}) for row in rows] == [{"caption": 'a "cat", running\nfast'}, {"caption": "last"}]
+    assert [row.name for row in rows] == [
+        "a/x.mp4",
+        "w.mp4",
+    ] and not bad  # as numbers 10 > 4.5, as texts it would not be
+    assert [describe(row, Listing(**listing), {}) for row in rows] == [
+        {"caption": 'a "cat", running\nfast'},
+        {"caption": "last"},
+    ]
     assert Path(rows[0].path) == tmp_path / "a/x.mp4"
 
 
@@ -102,9 +115,17 @@ def test_text_lists_take_whole_lines_or_columns(tmp_path: Path) -> None:
 def test_names_from_templates_are_found_below_the_root(tmp_path: Path) -> None:
     touch(tmp_path, "root/one/id_000007_000017.mp4", "root/two/deep/id_000007_000017.mp4", "root/x_000010_000020.mp4")
     (tmp_path / "t.csv").write_text("id,start,end,label\nid,7,17,jump\nx,10,20,run\ngone,0,10,sit\n")
-    options: dict[str, Any] = {"video_column": "{id}_{start:0>6}_{end:0>6}.mp4", "key_column": "{id}-{start}", "root": str(tmp_path / "root"), "search": True}
+    options: dict[str, Any] = {
+        "video_column": "{id}_{start:0>6}_{end:0>6}.mp4",
+        "key_column": "{id}-{start}",
+        "root": str(tmp_path / "root"),
+        "search": True,
+    }
     rows, bad = rows_of(tmp_path / "t.csv", **options)
-    assert [(row.name, row.key) for row in rows] == [("one/id_000007_000017.mp4", "id-7"), ("x_000010_000020.mp4", "x-10")]
+    assert [(row.name, row.key) for row in rows] == [
+        ("one/id_000007_000017.mp4", "id-7"),
+        ("x_000010_000020.mp4", "x-10"),
+    ]
     assert [describe(row, Listing(**options), {}) for row in rows] == [{"label": "jump"}, {"label": "run"}]
     assert [(error.path, error.kind) for error in bad] == [("gone_000000_000010.mp4", "missing")]
 
@@ -113,31 +134,49 @@ def test_lists_inside_json_are_joined(tmp_path: Path) -> None:
     document = {
         "info": {},
         "videos": [{"video_id": "v1", "split": "train"}, {"video_id": "v2", "split": "train"}, 7, {"split": "train"}],
-        "sentences": [{"video_id": "v1", "caption": "b"}, {"video_id": "v9", "caption": "c"}, {"video_id": "v1", "caption": "a"}],
+        "sentences": [
+            {"video_id": "v1", "caption": "b"},
+            {"video_id": "v9", "caption": "c"},
+            {"video_id": "v1", "caption": "a"},
+        ],
     }
     (tmp_path / "info.json").write_text(json.dumps(document))
-    options = {"records": "videos", "join": "sentences:video_id:caption", "video_column": "{video_id}.mp4", "caption_column": "caption"}
+    options = {
+        "records": "videos",
+        "join": "sentences:video_id:caption",
+        "video_column": "{video_id}.mp4",
+        "caption_column": "caption",
+    }
     rows, bad = rows_of(tmp_path / "info.json", **options)
     assert [describe(row, Listing(**options), {}) for row in rows] == [{"caption": "b", "captions": ["b", "a"]}, {}]
     assert [error.kind for error in bad] == ["metadata", "metadata"]
 
 
 def test_bad_rows_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("video,caption\na.mp4,x\nb.mp4\nc.mp4,x,y\n../../etc/d.mp4,x\ne.exe,x\n,x\nf.mp4,x\n")
+    (tmp_path / "t.csv").write_text(
+        "video,caption\na.mp4,x\nb.mp4\nc.mp4,x,y\n../../etc/d.mp4,x\ne.exe,x\n,x\nf.mp4,x\n"
+    )
     rows, bad = rows_of(tmp_path / "t.csv")
     assert [row.name for row in rows] == ["a.mp4", "f.mp4"]
     assert [error.kind for error in bad] == ["metadata", "metadata", "unsafe_name", "extension", "metadata"]
     assert bad[0].path == "t.csv:3"
     (tmp_path / "t.jsonl").write_text('{"video": "a.mp4"}\n{"video": \n[1]\n{"file": "b.mp4"}\n{"video": 5}\n')
     rows, bad = rows_of(tmp_path / "t.jsonl")
-    assert [row.name for row in rows] == ["a.mp4"] and [error.kind for error in bad] == ["metadata", "metadata", "metadata", "extension"]
+    assert [row.name for row in rows] == ["a.mp4"] and [error.kind for error in bad] == [
+        "metadata",
+        "metadata",
+        "metadata",
+        "extension",
+    ]
 
 
 def test_absolute_paths_stay_below_a_root_that_was_given(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(f"{tmp_path}/in/a.mp4\n/elsewhere/b.mp4\n")
     touch(tmp_path, "in/a.mp4")
     rows, bad = rows_of(tmp_path / "t.txt", root=str(tmp_path / "in"))
-    assert [(row.name, row.key) for row in rows] == [("a.mp4", "a")] and [error.kind for error in bad] == ["unsafe_name"]
+    assert [(row.name, row.key) for row in rows] == [("a.mp4", "a")] and [error.kind for error in bad] == [
+        "unsafe_name"
+    ]
     assert [row.path for row in rows_of(tmp_path / "t.txt")[0]] == [f"{tmp_path}/in/a.mp4", "/elsewhere/b.mp4"]
 
 
@@ -160,7 +199,9 @@ def test_absolute_paths_stay_below_a_root_that_was_given(tmp_path: Path) -> None
         ("t.parquet", "PAR1", {}, "Parquet"),
     ],
 )
-def test_what_cannot_be_listed_is_one_line(tmp_path: Path, name: str, text: str | None, options: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_listed_is_one_line(
+    tmp_path: Path, name: str, text: str | None, options: dict[str, Any], words: str
+) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=re.escape(words)) as error:
@@ -170,7 +211,14 @@ def test_what_cannot_be_listed_is_one_line(tmp_path: Path, name: str, text: str 
 
 @pytest.mark.parametrize(
     ("condition", "value", "holds"),
-    [("x==train", "train", True), ("x == 1.0", "1", True), ("x!=a", "a", False), ("x>=0.43", "0.43", True), ("x<10", "9", True), ("x>2", 10, True)],
+    [
+        ("x==train", "train", True),
+        ("x == 1.0", "1", True),
+        ("x!=a", "a", False),
+        ("x>=0.43", "0.43", True),
+        ("x<10", "9", True),
+        ("x>2", 10, True),
+    ],
 )
 def test_conditions(condition: str, value: Any, holds: bool) -> None:
     assert meets("name", {"x": value}, (condition,)) is holds
@@ -181,14 +229,22 @@ def test_conditions_that_cannot_be_decided_are_bad_rows() -> None:
         with pytest.raises(BadVideo) as error:
             meets("name", columns, ("x>2",))
         assert error.value.kind == "metadata"
-    assert columns_of("{a}_{b:0>6}.mp4") == ["a", "b"] and columns_of("plain name") == ["plain name"] and columns_of("") == []
+    assert (
+        columns_of("{a}_{b:0>6}.mp4") == ["a", "b"]
+        and columns_of("plain name") == ["plain name"]
+        and columns_of("") == []
+    )
 
 
 def expected_runs(number: list[int], key: list[bool], cuts: list[int]) -> list[tuple[int, int]]:
     """The rule of `piece_runs`, word by word."""
     runs = []
     for start, end in zip([0, *cuts], [*cuts, max(number) + 1]):
-        begins = [i for i, n in enumerate(number) if key[i] and start <= n < end and all(later > n for later in number[i + 1 :])]
+        begins = [
+            i
+            for i, n in enumerate(number)
+            if key[i] and start <= n < end and all(later > n for later in number[i + 1 :])
+        ]
         if begins:
             first = begins[0]
             shown = [sorted(number[first:last]) for last in range(first + 1, len(number) + 1)]

@@ -1,4 +1,6 @@
-"""The loader: same samples at any rank count, packing, micro-batch size, worker count and resume point; bad samples leave blanks and are named once."""
+"""The loader: same samples at any rank count, packing, micro-batch size, worker count and resume point; bad samples
+leave blanks and are named once.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,17 @@ from tests.loading import loader_of
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CODEC = build_codec(CodecConfig())
-DATA = DataConfig(frames=4, frame_interval=(1, 3), clips=(1, 4), workers=0, physics=PhysicsConfig(size=32, epoch_scenes=10))
+DATA = DataConfig(
+    frames=4, frame_interval=(1, 3), clips=(1, 4), workers=0, physics=PhysicsConfig(size=32, epoch_scenes=10)
+)
 LONGEST = 7 * (4 + 2)
 """Tokens of a sample of four 32 x 32 frames whose last clip has one frame."""
 
 
 def config_of(batch: int = 8, micro: int = 1, seed: int = 3, **data: Any) -> Config:
-    return Config(data=replace(DATA, **data), train=TrainConfig(global_batch_size=batch, micro_batch_size=micro, seed=seed))
+    return Config(
+        data=replace(DATA, **data), train=TrainConfig(global_batch_size=batch, micro_batch_size=micro, seed=seed)
+    )
 
 
 def take(loader: Loader, steps: int) -> list[Sample]:
@@ -71,7 +77,12 @@ def test_numbering_crosses_epochs(source: Source, reference_order: list[Sample])
     assert [sample.key for sample in reference_order] == [sample_key(3, g // 10, g % 10) for g in range(24)]
     assert len({sample.mean.numpy().tobytes() for sample in reference_order}) == 24
     for sample in reference_order:
-        assert sample.mean.shape == (4, CODEC.channels, 4, 4) and sum(sample.clips) == 4 and sample.pixels is None and sample.scored
+        assert (
+            sample.mean.shape == (4, CODEC.channels, 4, 4)
+            and sum(sample.clips) == 4
+            and sample.pixels is None
+            and sample.scored
+        )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,9 @@ def test_numbering_crosses_epochs(source: Source, reference_order: list[Sample])
         (3, 1, 5, LONGEST),
     ],
 )
-def test_same_global_batches_at_any_division(source: Source, reference_order: list[Sample], batch: int, micro: int, ranks: int, budget: int) -> None:
+def test_same_global_batches_at_any_division(
+    source: Source, reference_order: list[Sample], batch: int, micro: int, ranks: int, budget: int
+) -> None:
     config, steps = config_of(batch, micro, pack_tokens=budget), 24 // batch
     objective = build_objective(config)
     loaders = [loader_of(source, CODEC, config, rank, ranks) for rank in range(ranks)]
@@ -97,13 +110,20 @@ def test_same_global_batches_at_any_division(source: Source, reference_order: li
         dealt = [next(loader) for loader in loaders]
         assert len({len(rows) for rows in dealt}) == 1
         samples = [sample for rows in dealt for row in rows for sample in row.samples if sample.number >= 0]
-        assert same(sorted(samples, key=lambda sample: sample.number), reference_order[step * batch : (step + 1) * batch])
+        assert same(
+            sorted(samples, key=lambda sample: sample.number), reference_order[step * batch : (step + 1) * batch]
+        )
         if not budget:
             # Contiguous shares, in order.
-            assert same(samples, reference_order[step * batch : (step + 1) * batch]) and all(len(row.samples) == micro for rows in dealt for row in rows)
+            assert same(samples, reference_order[step * batch : (step + 1) * batch]) and all(
+                len(row.samples) == micro for rows in dealt for row in rows
+            )
         for row in (row for rows in dealt for row in rows):
             tokens = sum(len(objective.layout(sample)) for sample in row.samples)
-            assert tokens <= row.length <= (budget or tokens) and objective.prepare(row.samples, row.length).length == row.length
+            assert (
+                tokens <= row.length <= (budget or tokens)
+                and objective.prepare(row.samples, row.length).length == row.length
+            )
     assert [loader.consumed for loader in loaders] == [24 // batch * batch] * ranks
 
 
@@ -175,7 +195,9 @@ class PatchyJob:
             raise BadVideo(f"v{self.plan.number % 40}.mp4", "torn", "truncated")
         side = 3 if self.trouble == "smaller" else 4
         mean: Any = np.full((len(self.plan.frames), CODEC.channels, side, 4), self.plan.number / 100, np.float32)
-        return Sample(self.plan.key, self.label, mean, np.ones_like(mean) if self.trouble == "latents" else None, self.plan.clips)  # type: ignore[arg-type]
+        return Sample(
+            self.plan.key, self.label, mean, np.ones_like(mean) if self.trouble == "latents" else None, self.plan.clips
+        )  # type: ignore[arg-type]
 
 
 class Patchy:
@@ -184,7 +206,10 @@ class Patchy:
     name, fingerprint = "train", "0"
 
     def __init__(self, trouble: dict[int, str]) -> None:
-        self.trouble, self.like = trouble, open_source(replace(DATA, physics=PhysicsConfig(size=32, epoch_scenes=40)), CODEC).train
+        self.trouble, self.like = (
+            trouble,
+            open_source(replace(DATA, physics=PhysicsConfig(size=32, epoch_scenes=40)), CODEC).train,
+        )
 
     def __len__(self) -> int:
         return 40
@@ -199,9 +224,15 @@ class Patchy:
         return self.like.largest_tokens(longest)
 
 
-def test_bad_samples_leave_blanks_and_are_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_samples_leave_blanks_and_are_counted_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trouble = {3: "torn", 17: "smaller", 30: "torn"}
-    source, good, file = Source(Patchy(trouble), Patchy({})), Source(Patchy({}), Patchy({})), tmp_path / "run" / "rejected.jsonl"
+    source, good, file = (
+        Source(Patchy(trouble), Patchy({})),
+        Source(Patchy({}), Patchy({})),
+        tmp_path / "run" / "rejected.jsonl",
+    )
     loader = loader_of(source, CODEC, config_of(8, 4), rejected_file=file)
     samples, whole = take(loader, 10), take(loader_of(good, CODEC, config_of(8, 4)), 10)
     lost = {3, 17, 30, 43, 57, 70}
@@ -209,23 +240,35 @@ def test_bad_samples_leave_blanks_and_are_counted_and_named_once(tmp_path: Path,
     assert same([s for s in samples if s.scored], [s for s in whole if s.number not in lost])
     for number in lost:
         blank, there = samples[number], whole[number]
-        assert (blank.key, blank.clips, blank.mean.shape) == (there.key, there.clips, there.mean.shape) and not blank.mean.any() and blank.logvar is None
+        assert (
+            (blank.key, blank.clips, blank.mean.shape) == (there.key, there.clips, there.mean.shape)
+            and not blank.mean.any()
+            and blank.logvar is None
+        )
     assert loader.rejections.counts == {"truncated": 4, "metadata": 2}
-    # Sample 57 has another name than 17, as another part of the same video would; v3.mp4 and v30.mp4 come again in the second epoch.
+    # Sample 57 has another name than 17, as another part of the same video would; v3.mp4 and v30.mp4 come again in the
+    # second epoch.
     named = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["name"] for line in named] == ["v3.mp4", "v17", "v30.mp4", "v57"] and caplog.text.count("v3.mp4: torn") == 1
+    assert [line["name"] for line in named] == ["v3.mp4", "v17", "v30.mp4", "v57"] and caplog.text.count(
+        "v3.mp4: torn"
+    ) == 1
     assert named[0] == {"name": "v3.mp4", "kind": "truncated", "reason": "torn"}
     assert "latents [4, 16, 3, 4], but by the index [4, 16, 4, 4]" in named[1]["reason"]
     # A second run of the loader names nobody twice, and other ranks see the same blanks.
     half = take(loader_of(source, CODEC, config_of(8, 2), 1, 2, rejected_file=file), 10)
-    assert same(half, [s for step in range(10) for s in samples[step * 8 + 4 : step * 8 + 8]]) and len(file.read_text().splitlines()) == 4
+    assert (
+        same(half, [s for step in range(10) for s in samples[step * 8 + 4 : step * 8 + 8]])
+        and len(file.read_text().splitlines()) == 4
+    )
 
 
 def test_too_many_bad_samples_stop_the_run() -> None:
     source = Source(Patchy(dict.fromkeys(range(0, 40, 2), "torn")), Patchy({}))
     loader = loader_of(source, CODEC, config_of(1, max_bad_fraction=0.01))
     with pytest.raises(
-        ValueError, match="11 of the last 21 samples could not be read, over data.max_bad_fraction=0.01.*: 11 truncated.*v20.mp4: torn"
+        ValueError,
+        match="11 of the last 21 samples could not be read, over data.max_bad_fraction=0.01.*: 11 "
+        "truncated.*v20.mp4: torn",
     ) as caught:
         for _ in range(40):
             next(loader)
@@ -241,12 +284,18 @@ def test_validation_goes_on_to_the_next_samples() -> None:
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 8])
-def test_every_replica_reads_its_share_of_validation_and_no_more(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_replica_reads_its_share_of_validation_and_no_more(
+    replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, asked = Source(Patchy({}), Patchy({2: "torn"})), []
-    monkeypatch.setattr(Patchy, "job", lambda self, plan, real=Patchy.job: (asked.append(plan.number), real(self, plan))[1])
+    monkeypatch.setattr(
+        Patchy, "job", lambda self, plan, real=Patchy.job: (asked.append(plan.number), real(self, plan))[1]
+    )
     shares = held_out(source, 7, replicas)
     # As one list that is dealt out: the first sample, which is shown, is the first replica's.
-    assert [[sample.number for sample in share] for share in shares] == [[0, 1, 3, 4, 5, 6, 7][n::replicas] for n in range(replicas)]
+    assert [[sample.number for sample in share] for share in shares] == [
+        [0, 1, 3, 4, 5, 6, 7][n::replicas] for n in range(replicas)
+    ]
     # A bad one moves those after it to the next replica, once; nobody reads everything.
     assert len(asked) <= 8 + 5 and set(asked) == set(range(8))
 
@@ -254,7 +303,12 @@ def test_every_replica_reads_its_share_of_validation_and_no_more(replicas: int, 
 def test_latents_are_not_encoded_and_pixels_are_their_decoding() -> None:
     source = Source(Patchy({1: "latents"}), Patchy({}))
     plain, variance = take(loader_of(source, CODEC, config_of(2), keep_pixels=True), 1)
-    assert plain.logvar is None and variance.logvar is not None and bool((variance.logvar == 1).all()) and bool((variance.mean == np.float32(0.01)).all())
+    assert (
+        plain.logvar is None
+        and variance.logvar is not None
+        and bool((variance.logvar == 1).all())
+        and bool((variance.mean == np.float32(0.01)).all())
+    )
     assert variance.pixels is not None and variance.pixels.shape == (4, 32, 32, 3)
     np.testing.assert_array_equal(variance.pixels, to_pixels(CODEC.decode(variance.mean)))
     assert all(sample.pixels is None for sample in take(loader_of(source, CODEC, config_of(2)), 1))
@@ -265,7 +319,9 @@ def test_a_file_that_vanishes_is_skipped(tmp_path: Path, workers: int) -> None:
     for i in range(4):
         frames = np.random.default_rng(i).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(12, 0)
         write_video(tmp_path / f"v{i}.mp4", frames, 10)
-    config = config_of(3, 3, source="videos", path=str(tmp_path), longest_side=32, min_side=16, frame_interval=(3, 3), workers=workers)
+    config = config_of(
+        3, 3, source="videos", path=str(tmp_path), longest_side=32, min_side=16, frame_interval=(3, 3), workers=workers
+    )
     source = open_source(config.data, CODEC)
     plans = source.train.plans(3, range(6))
     videos = [source.train.job(plans[n]).label.split("[")[0] for n in range(6)]
@@ -300,7 +356,9 @@ if __name__ == "__main__":
 """
     (tmp_path / "trainer.py").write_text(script)
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run([sys.executable, str(tmp_path / "trainer.py")], env=env, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "trainer.py")], env=env, capture_output=True, text=True, timeout=200
+    )
     workers = [int(pid) for pid in result.stdout.split()]
     assert workers, result.stderr
     deadline = time.monotonic() + 60

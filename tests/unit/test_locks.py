@@ -38,7 +38,9 @@ def at_once(action: Callable[[int], Any]) -> list[Any]:
     """`action(n)` in `NODES` threads that begin together."""
     start = threading.Barrier(NODES)
     with ThreadPoolExecutor(NODES) as pool:
-        return [done.result() for done in [pool.submit(lambda n: (start.wait(), action(n))[1], n) for n in range(NODES)]]
+        return [
+            done.result() for done in [pool.submit(lambda n: (start.wait(), action(n))[1], n) for n in range(NODES)]
+        ]
 
 
 def test_writers_of_the_same_index_do_not_take_each_others_files(tmp_path: Path) -> None:
@@ -53,7 +55,12 @@ def test_writers_of_the_same_index_do_not_take_each_others_files(tmp_path: Path)
     at_once(write)
     index = load(place, str(tmp_path), [("a.tar", 5)], Cache(tmp_path / "cache", 0))
     assert index is not None and len(index) == 3000
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "index.keys", "index.npy", "index.rejected.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "index.json",
+        "index.keys",
+        "index.npy",
+        "index.rejected.jsonl",
+    ]
 
 
 def test_nodes_with_caches_of_their_own_build_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +86,9 @@ def test_files_of_a_shared_cache_are_whole(tmp_path: Path) -> None:
 
     at_once(keep)
     files = [path for path in (tmp_path / "members").glob("??/*")]
-    assert len(files) == 20 and all(len(path.read_bytes()) == 5000 and len(set(path.read_bytes())) == 1 for path in files)
+    assert len(files) == 20 and all(
+        len(path.read_bytes()) == 5000 and len(set(path.read_bytes())) == 1 for path in files
+    )
 
 
 def test_names_differ_between_equal_process_ids(tmp_path: Path) -> None:
@@ -87,23 +96,34 @@ def test_names_differ_between_equal_process_ids(tmp_path: Path) -> None:
     assert partial_name(tmp_path / "index.npy").parent == tmp_path
 
 
-def test_a_lock_that_is_never_given_back_is_told_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lock_that_is_never_given_back_is_told_with_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(locks, "TELL", 0.1)
     path = tmp_path / ".index.lock"
     with locked(path, 0, "building the index of /data"):
         with pytest.raises(UserError) as caught, locked(path, 0.3, "building the index of /data"):
             raise AssertionError("two at once")
-        with pytest.raises(UserError, match=r"locked by process 17 on \S+ since .*, which is preparing there; wait"), locked(path, 0, "preparing there"):
+        with (
+            pytest.raises(UserError, match=r"locked by process 17 on \S+ since .*, which is preparing there; wait"),
+            locked(path, 0, "preparing there"),
+        ):
             raise AssertionError("two at once")
     line = str(caught.value)
-    assert line.startswith(f"{path}: locked by process 17 on ") and "building the index of /data, for more than 0 s" in line and "remove this file" in line
+    assert (
+        line.startswith(f"{path}: locked by process 17 on ")
+        and "building the index of /data, for more than 0 s" in line
+        and "remove this file" in line
+    )
     assert "waiting for process 17" in caplog.text
     # Free again, as it is when its holder dies.
     with locked(path, 0, "anything"):
         pass
 
 
-def test_where_there_are_no_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_there_are_no_locks_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -113,5 +133,8 @@ def test_where_there_are_no_locks_nobody_waits(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_lock_in_a_folder_that_is_not_there_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gone/lock: No such file or directory"), locked(tmp_path / "gone" / "lock", 0, "anything"):
+    with (
+        pytest.raises(UserError, match="gone/lock: No such file or directory"),
+        locked(tmp_path / "gone" / "lock", 0, "anything"),
+    ):
         pass

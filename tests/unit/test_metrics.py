@@ -28,7 +28,10 @@ def test_each_line_is_on_disk_at_once_with_plain_numbers(tmp_path):
     writer = MetricsWriter(tmp_path / "run", PLAIN, True)
     writer.log(1, {"loss": np.float32(0.5), "tokens": 3})
     writer.log(2, {"loss": math.nan, "grad_norm": math.inf})
-    assert lines(tmp_path / "run") == [{"step": 1, "loss": 0.5, "tokens": 3.0}, {"step": 2, "loss": None, "grad_norm": None}]
+    assert lines(tmp_path / "run") == [
+        {"step": 1, "loss": 0.5, "tokens": 3.0},
+        {"step": 2, "loss": None, "grad_norm": None},
+    ]
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     writer.close()
 
@@ -83,7 +86,13 @@ def test_tensorboard_has_each_step_once_after_a_resume_and_a_moving_picture(tmp_
         writer.video(start, "prediction", frames)
         writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 30.0),
+        (4, 40.0),
+        (5, 50.0),
+    ]
     assert "loss_by_noise_level/loss_t0.0-0.2" in events.Tags()["scalars"]
     picture = events.Images("prediction")[-1]
     with Image.open(io.BytesIO(picture.encoded_image_string)) as image:
@@ -127,7 +136,9 @@ def test_smoothing_keeps_straight_lines_and_averages_noise():
 
 
 def test_series_skips_lines_without_the_metric():
-    points = series([{"step": 2, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 3, "loss": None}, {"step": 4}], "loss")
+    points = series(
+        [{"step": 2, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 3, "loss": None}, {"step": 4}], "loss"
+    )
     assert points[0].tolist() == [1, 2] and points[1].tolist() == [3, 1]
 
 
@@ -142,7 +153,9 @@ def test_the_loss_curve_is_a_picture_with_every_curve(tmp_path):
         file.write('{"step": 30, "validation_loss": 0.5}\n{"step": 59, "validation_loss": 0.4}\n')
     plot_loss(tmp_path / "metrics.jsonl", tmp_path / "validated.png")
     pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("plain.png", "validated.png")]
-    orange = [int(((p[..., 0] > 240) & (abs(p[..., 1].astype(int) - 127) < 15) & (p[..., 2] < 40)).sum()) for p in pictures]
+    orange = [
+        int(((p[..., 0] > 240) & (abs(p[..., 1].astype(int) - 127) < 15) & (p[..., 2] < 40)).sum()) for p in pictures
+    ]
     assert orange[0] == 0 and orange[1] > 50, "the validation loss is drawn in orange"
     (tmp_path / "empty.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="no line with a loss"):

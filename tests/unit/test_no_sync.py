@@ -1,4 +1,6 @@
-"""A training step queues its work without waiting for it: no value of a tensor reaches the host, and whether to take a step is decided on the device."""
+"""A training step queues its work without waiting for it: no value of a tensor reaches the host, and whether to take a
+step is decided on the device.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 
 def host_step(session: Session, rows: list[Any], clip: float) -> float:
-    """The step as it was made before: megatron-core decides on the host, clips with a number and calls AdamW; returns the gradient norm."""
+    """The step as it was made before: megatron-core decides on the host, clips with a number and calls AdamW; returns
+    the gradient norm.
+    """
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
     from megatron_videogpt.train.step import run_schedule
@@ -30,7 +34,9 @@ def host_step(session: Session, rows: list[Any], clip: float) -> float:
     run_schedule(session.chunks, session.objective, rows, forward_only=False)
     session.optimizer.prepare_grads()
     norm = float(session.optimizer.get_grad_norm())
-    clip_grad_by_total_norm_fp32(session.optimizer.chained_optimizers[0].get_parameters(), max_norm=clip, total_norm=norm)
+    clip_grad_by_total_norm_fp32(
+        session.optimizer.chained_optimizers[0].get_parameters(), max_norm=clip, total_norm=norm
+    )
     for group in session.optimizer.param_groups:
         group["fused"] = False
     session.optimizer.step_with_ready_grads()
@@ -119,7 +125,9 @@ def test_first_step_by_hand() -> None:
         torch.testing.assert_close(p.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("factor", "limit"), [(math.nan, math.inf), (math.inf, math.inf), (1.0, 1e-3)], ids=["nan", "inf", "spike"])
+@pytest.mark.parametrize(
+    ("factor", "limit"), [(math.nan, math.inf), (math.inf, math.inf), (1.0, 1e-3)], ids=["nan", "inf", "spike"]
+)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_skipped_step_changes_nothing(factor: float, limit: float, fused: bool, first: bool) -> None:
@@ -147,7 +155,11 @@ def test_a_skipped_step_changes_nothing(factor: float, limit: float, fused: bool
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(allow_nan=True, allow_infinity=True, width=32), st.floats(0, allow_nan=False, allow_infinity=True), st.integers(0, 2))
+@given(
+    st.floats(allow_nan=True, allow_infinity=True, width=32),
+    st.floats(0, allow_nan=False, allow_infinity=True),
+    st.integers(0, 2),
+)
 def test_which_norms_are_taken(value: float, limit: float, frames: int) -> None:
     """`update` on a gradient of one number, whose norm is its size where its square is a float32 number."""
     from megatron_videogpt.train.step import update
@@ -243,4 +255,6 @@ def test_gradients_without_counted_frames_are_not_scaled() -> None:
         for parameter in session.chunks[0].parameters():
             parameter.main_grad.fill_(3.0)
         finalize_gradients(session.chunks, torch.tensor(count, dtype=torch.int))
-        assert all(torch.equal(p.main_grad, torch.full_like(p.main_grad, expected)) for p in session.chunks[0].parameters())
+        assert all(
+            torch.equal(p.main_grad, torch.full_like(p.main_grad, expected)) for p in session.chunks[0].parameters()
+        )

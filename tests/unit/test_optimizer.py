@@ -1,4 +1,6 @@
-"""The optimizer against torch's own AdamW, which is told by name what decays and is fed the gradients of the run before they are clipped."""
+"""The optimizer against torch's own AdamW, which is told by name what decays and is fed the gradients of the run before
+they are clipped.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Twin:
         exempt = [value for name, value in self.parameters.items() if name in NEVER_DECAYED]
         rest = [value for name, value in self.parameters.items() if name not in NEVER_DECAYED]
         assert len(exempt) == len(NEVER_DECAYED)
-        self.adam = torch.optim.AdamW([{"params": rest, "exempt": False}, {"params": exempt, "exempt": True}], foreach=False, fused=False)
+        self.adam = torch.optim.AdamW(
+            [{"params": rest, "exempt": False}, {"params": exempt, "exempt": True}], foreach=False, fused=False
+        )
         self.watch(monkeypatch)
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +68,15 @@ class Twin:
     def distance(self) -> float:
         """Largest relative difference of any main parameter."""
         mains = self.session.named()
-        return max(float((mains[name].detach() - value).norm() / value.norm()) for name, value in self.parameters.items())
+        return max(
+            float((mains[name].detach() - value).norm() / value.norm()) for name, value in self.parameters.items()
+        )
 
 
-@pytest.mark.parametrize(("precision", "decay", "clip"), [("fp32", "matrices", 0.25), ("fp32", "all", 0.0), ("bf16", "matrices", 0.0), ("bf16", "all", 0.25)])
+@pytest.mark.parametrize(
+    ("precision", "decay", "clip"),
+    [("fp32", "matrices", 0.25), ("fp32", "all", 0.0), ("bf16", "matrices", 0.0), ("bf16", "all", 0.25)],
+)
 def test_five_steps_are_torchs_own(precision: str, decay: str, clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(precision=precision, decay=decay, betas=(0.8, 0.9), eps=1e-3, clip_grad=clip)
     twin, options = Twin(session, monkeypatch), session.config.optimizer
@@ -91,15 +100,35 @@ def test_what_decays_is_said_by_dimensions_and_holds_for_every_parameter() -> No
     assert {group["weight_decay"] for group in Session(decay="all").optimizer.param_groups} == {0.1}
 
 
-BEFORE = {"lr": 1e-2, "min_lr": 0.0, "schedule": "constant", "warmup_steps": 2, "betas": (0.9, 0.95), "eps": 1e-3, "weight_decay": 0.1, "decay": "all"}
+BEFORE = {
+    "lr": 1e-2,
+    "min_lr": 0.0,
+    "schedule": "constant",
+    "warmup_steps": 2,
+    "betas": (0.9, 0.95),
+    "eps": 1e-3,
+    "weight_decay": 0.1,
+    "decay": "all",
+}
 BEFORE |= {"clip_grad": 0.5, "ema_decay": 0.9, "spike_factor": 3.0, "max_skipped": 10}
-TODAY = {"lr": 4e-3, "min_lr": 1e-3, "schedule": "cosine", "warmup_steps": 1, "betas": (0.7, 0.8), "eps": 1e-2, "weight_decay": 0.4, "decay": "matrices"}
+TODAY = {
+    "lr": 4e-3,
+    "min_lr": 1e-3,
+    "schedule": "cosine",
+    "warmup_steps": 1,
+    "betas": (0.7, 0.8),
+    "eps": 1e-2,
+    "weight_decay": 0.4,
+    "decay": "matrices",
+}
 TODAY |= {"clip_grad": 0.25, "ema_decay": 0.6, "spike_factor": 50.0, "max_skipped": 1}
 STEPS = 12
 
 
 def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option of the optimizer is another one after the resume: groups, rates, clipping, average and gate are those of today."""
+    """Every option of the optimizer is another one after the resume: groups, rates, clipping, average and gate are
+    those of today.
+    """
     from megatron_videogpt.checkpoint.load import load_checkpoint
     from megatron_videogpt.checkpoint.save import Saver
     from megatron_videogpt.checkpoint.saved import find_checkpoint
@@ -109,7 +138,10 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
     from megatron_videogpt.train.run import State
     from tests.unit.test_in_flight import samples, start
 
-    assert all(getattr(OptimizerConfig(**BEFORE), f.name) != getattr(OptimizerConfig(**TODAY), f.name) for f in fields(OptimizerConfig))
+    assert all(
+        getattr(OptimizerConfig(**BEFORE), f.name) != getattr(OptimizerConfig(**TODAY), f.name)
+        for f in fields(OptimizerConfig)
+    )
     monkeypatch.setattr(health, "REMEMBERED", 4)
     first, _ = start(tmp_path, steps=STEPS, **BEFORE)
     data, run = samples(broken=(8,)), first.run
@@ -132,11 +164,21 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
     second, _ = start(tmp_path, steps=STEPS, **TODAY)
     run = second.run
     saved = load_checkpoint(find_checkpoint(tmp_path), run.chunks, run.optimizer, run.average)
-    second, _ = start(tmp_path, steps=STEPS, session=run.session, state=State(**{f.name: saved[f.name] for f in fields(State)}), **TODAY)
+    second, _ = start(
+        tmp_path,
+        steps=STEPS,
+        session=run.session,
+        state=State(**{f.name: saved[f.name] for f in fields(State)}),
+        **TODAY,
+    )
     twin.session = run.session
     assert twin.distance() <= 1e-6
     for group in run.optimizer.param_groups:
-        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.7, 0.8), 1e-2, 0.4 * group["wd_mult"]) and group["fused"]
+        assert (group["betas"], group["eps"], group["weight_decay"]) == (
+            (0.7, 0.8),
+            1e-2,
+            0.4 * group["wd_mult"],
+        ) and group["fused"]
     # One step of warm-up, then a cosine over the other eleven.
     rates = [1e-3 + 3e-3 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 10)) for step in (3, 4, 5, 6)]
     for rate in rates:
@@ -146,7 +188,13 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
     assert twin.distance() <= 1e-6 and second.run.state.updates == 7
     names = {id(main): name for name, main in run.session.named().items()}
     mains = [main for group in run.optimizer.param_groups for main in group["params"]]
-    assert max(float((shard - average[names[id(main)]]).norm() / shard.norm()) for shard, main in zip(run.average.shards, mains)) <= 1e-6
+    assert (
+        max(
+            float((shard - average[names[id(main)]]).norm() / shard.norm())
+            for shard, main in zip(run.average.shards, mains)
+        )
+        <= 1e-6
+    )
     norms = second.gate.norms
     assert second.gate.limit == 50.0 * (sorted(norms)[1] + sorted(norms)[2]) / 2 and len(norms) == 4
     second.launch(data)

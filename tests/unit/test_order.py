@@ -19,8 +19,16 @@ def test_splitmix64_is_the_published_one() -> None:
     """The first outputs of the reference implementation seeded with 0 and with 1234567 (Vigna's splitmix64.c)."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     states = np.arange(3, dtype=np.uint64) * golden
-    assert [f"{value:016x}" for value in splitmix64(states).tolist()] == ["e220a8397b1dcdaf", "6e789e6aa1b965f4", "06c45d188009454f"]
-    assert splitmix64(states + np.uint64(1234567)).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [f"{value:016x}" for value in splitmix64(states).tolist()] == [
+        "e220a8397b1dcdaf",
+        "6e789e6aa1b965f4",
+        "06c45d188009454f",
+    ]
+    assert splitmix64(states + np.uint64(1234567)).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
     assert states.tolist() == [0, int(golden), 2 * int(golden) % 2**64]
 
 
@@ -47,7 +55,9 @@ def test_permutations_of_short_lists_are_all_alike(length: int) -> None:
 
 
 def test_long_permutations_look_random() -> None:
-    """70 million places (Panda-70M): no copies among a hundred thousand, ends alike, no trend, and neighbours land anywhere."""
+    """70 million places (Panda-70M): no copies among a hundred thousand, ends alike, no trend, and neighbours land
+    anywhere.
+    """
     length, key = 70_000_000, 5
     sent = permute(np.arange(100_000), length, key)
     assert len(set(sent.tolist())) == 100_000 and sent.min() >= 0 and sent.max() < length
@@ -74,7 +84,12 @@ def test_mixtures_keep_their_shares_at_every_place(weights: list[float]) -> None
 
 def test_mixtures_are_short_where_they_can_be() -> None:
     assert mixture_pattern([0.2, 0.8])[0].tolist() == [1, 1, 1, 0, 1]
-    assert [len(mixture_pattern(weights)[0]) for weights in ([3.0], [1, 1, 1], [0.25, 0.75], [0.1, 0.33, 0.57])] == [1, 3, 4, 100]
+    assert [len(mixture_pattern(weights)[0]) for weights in ([3.0], [1, 1, 1], [0.25, 0.75], [0.1, 0.33, 0.57])] == [
+        1,
+        3,
+        4,
+        100,
+    ]
     assert mixture_pattern([1e-9, 1.0])[1].tolist() == [1, 4095]
     for wrong in ([], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")]):
         with pytest.raises(ValueError, match="data.mixture"):
@@ -86,7 +101,9 @@ def test_mixtures_are_short_where_they_can_be() -> None:
 def test_buckets_hold_neighbours_in_cost_and_each_sample_once(windows: int, batch: int, seed: int) -> None:
     costs = np.random.default_rng(seed).integers(0, 30, windows * batch)
     order = bucketed(costs, batch, seed)
-    assert np.array_equal(np.sort(order), np.arange(windows * batch)) and np.array_equal(order, bucketed(costs, batch, seed))
+    assert np.array_equal(np.sort(order), np.arange(windows * batch)) and np.array_equal(
+        order, bucketed(costs, batch, seed)
+    )
     groups = order.reshape(windows, batch)
     assert np.array_equal(np.sort(groups, axis=1), groups)
     # Sorted by their cheapest sample, batches do not overlap in cost.

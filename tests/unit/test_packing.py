@@ -1,4 +1,6 @@
-"""Steps as they are planned: every sample in exactly one row, rows within the budget, equal counts, balanced costs, the same plan read_on_all_ranks."""
+"""Steps as they are planned: every sample in exactly one row, rows within the budget, equal counts, balanced costs, the
+same plan read_on_all_ranks.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from hypothesis import strategies as st
 from megatron_videogpt.codec.geometry import CodecGeometry, expected_geometry
 from megatron_videogpt.config.derived import typical_frame
 from megatron_videogpt.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
-from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, deal, fill_rows, row_ladder, sample_costs
+from megatron_videogpt.data.packing import (
+    StepPlan,
+    StepPlanner,
+    cost_weights,
+    deal,
+    fill_rows,
+    row_ladder,
+    sample_costs,
+)
 from megatron_videogpt.data.plans import Plans, plan_samples, sample_key
 from megatron_videogpt.data.splits import Longest
 from megatron_videogpt.model.flops import attention_flops, training_flops
@@ -49,14 +59,22 @@ class Videos:
         return int(longest(np.array([self.config.frames]), (np.array([6 * 16]), np.array([8 * 16])))[0])
 
 
-def planner(batch: int, dp: int, seed: int = 0, micro: int = 1, parallel: ParallelConfig | None = None, **data: object) -> StepPlanner:
+def planner(
+    batch: int, dp: int, seed: int = 0, micro: int = 1, parallel: ParallelConfig | None = None, **data: object
+) -> StepPlanner:
     options = DataConfig(frames=12, min_frames=3, frame_interval=(1, 3), clips=(2, 12), **data)  # type: ignore[arg-type]
-    config = Config(data=options, train=TrainConfig(global_batch_size=batch, micro_batch_size=micro), parallel=parallel or ParallelConfig())
+    config = Config(
+        data=options,
+        train=TrainConfig(global_batch_size=batch, micro_batch_size=micro),
+        parallel=parallel or ParallelConfig(),
+    )
     return StepPlanner(Videos(options), seed, config, WORK, dp)  # type: ignore[arg-type]
 
 
 def same(one: StepPlan, other: StepPlan) -> bool:
-    return one.rows == other.rows and [one.plans[i] for i in range(len(one.plans))] == [other.plans[i] for i in range(len(other.plans))]
+    return one.rows == other.rows and [one.plans[i] for i in range(len(one.plans))] == [
+        other.plans[i] for i in range(len(other.plans))
+    ]
 
 
 @given(
@@ -71,7 +89,17 @@ def same(one: StepPlan, other: StepPlan) -> bool:
     step=st.integers(0, 20),
 )
 @settings(max_examples=150, deadline=None)
-def test_packed_steps(batch: int, dp: int, budget: int, lengths: int, tensor: int, pipeline: tuple[int, int], buckets: int, seed: int, step: int) -> None:
+def test_packed_steps(
+    batch: int,
+    dp: int,
+    budget: int,
+    lengths: int,
+    tensor: int,
+    pipeline: tuple[int, int],
+    buckets: int,
+    seed: int,
+    step: int,
+) -> None:
     layout = ParallelConfig(tensor=tensor, pipeline=pipeline[0], virtual_pipeline=pipeline[1])
     made = planner(batch, dp, seed, parallel=layout, pack_tokens=budget, row_lengths=lengths, cost_buckets=buckets)
     plan = made.step(step * batch)
@@ -84,7 +112,12 @@ def test_packed_steps(batch: int, dp: int, budget: int, lengths: int, tensor: in
     assert all(3 <= row.length < budget + tensor for row in rows) and len({row.length for row in rows}) <= lengths
     # A row is at most one step of the ladder longer than its samples.
     assert all(row.length - sum(tokens[list(row.samples)]) < budget / lengths + tensor for row in rows if row.samples)
-    assert same(plan, planner(batch, dp, seed, parallel=layout, pack_tokens=budget, row_lengths=lengths, cost_buckets=buckets).step(step * batch))
+    assert same(
+        plan,
+        planner(batch, dp, seed, parallel=layout, pack_tokens=budget, row_lengths=lengths, cost_buckets=buckets).step(
+            step * batch
+        ),
+    )
     # Which samples a step has, and what they cost together, is no matter of the layout.
     other = planner(batch, dp + 1, seed, pack_tokens=budget + 7, cost_buckets=buckets).step(step * batch)
     assert [other.plans[i] for i in range(batch)] == [plan.plans[i] for i in range(batch)]
@@ -93,7 +126,9 @@ def test_packed_steps(batch: int, dp: int, budget: int, lengths: int, tensor: in
 @given(costs=st.lists(st.integers(0, 10**13), min_size=1, max_size=60), ranks=st.integers(1, 12))
 @settings(max_examples=150, deadline=None)
 def test_dealing_keeps_grahams_bound(costs: list[int], ranks: int) -> None:
-    """LPT is at most 4/3 - 1/(3m) of the best (Graham 1969), which is at least the mean, the largest cost, and two of the m+1 largest; exchanges only help."""
+    """LPT is at most 4/3 - 1/(3m) of the best (Graham 1969), which is at least the mean, the largest cost, and two of
+    the m+1 largest; exchanges only help.
+    """
     groups = deal(np.array(costs), ranks)
     assert sorted(itertools.chain(*groups)) == list(range(len(costs))) and len(groups) == ranks
     largest = sorted(costs, reverse=True)
@@ -104,7 +139,8 @@ def test_dealing_keeps_grahams_bound(costs: list[int], ranks: int) -> None:
         assert top == largest[0]
     if len(costs) <= 8 and ranks <= 3:
         best = min(
-            max(sum(c for c, r in zip(costs, where) if r == rank) for rank in range(ranks)) for where in itertools.product(range(ranks), repeat=len(costs))
+            max(sum(c for c, r in zip(costs, where) if r == rank) for rank in range(ranks))
+            for where in itertools.product(range(ranks), repeat=len(costs))
         )
         assert max(best, pair) == best <= top <= best * (Fraction(4, 3) - Fraction(1, 3 * ranks))
 
@@ -148,7 +184,8 @@ def test_rows_of_a_rank_are_balanced_by_cost() -> None:
     """Two long samples go into two rows, though one would hold both, and the short ones to the cheaper of them."""
     assert fill_rows([[0, 1, 2, 3]], [40, 38, 4, 2], [1600, 1444, 16, 4], 78) == [[[0], [1, 2, 3]]]
     assert fill_rows([[0, 1, 2, 3]], [50, 50, 50, 50], [10, 9, 8, 7], 100) == [[[0, 3], [1, 2]]]
-    # Where balance and budget cannot both be had, the budget wins: 60+40 and 50+50 fill both rows, the costliest first does not fit.
+    # Where balance and budget cannot both be had, the budget wins: 60+40 and 50+50 fill both rows, the costliest first
+    # does not fit.
     assert fill_rows([[0, 1, 2, 3]], [60, 50, 50, 40], [90, 10, 80, 70], 100) == [[[0, 3], [1, 2]]]
 
 
@@ -165,22 +202,31 @@ def test_unpacked_steps_are_in_order() -> None:
     """Six samples a rank in rows of two: rank 1 of 2 has samples 6..11; rows are padded to the layout's multiple."""
     plan = planner(12, 2, micro=2, parallel=ParallelConfig(tensor=4, sequence=True)).step(24)
     assert plan.plans.number.tolist() == list(range(24, 36))
-    assert [[row.samples for row in rank] for rank in plan.rows] == [[(0, 1), (2, 3), (4, 5)], [(6, 7), (8, 9), (10, 11)]]
+    assert [[row.samples for row in rank] for rank in plan.rows] == [
+        [(0, 1), (2, 3), (4, 5)],
+        [(6, 7), (8, 9), (10, 11)],
+    ]
     tokens = WORK.tokens(plan.plans)
     for row in itertools.chain(*plan.rows):
         assert row.length % 4 == 0 and 0 <= row.length - tokens[list(row.samples)].sum() < 4
 
 
 def test_buckets_keep_the_samples_of_their_window() -> None:
-    """Three steps of 20 samples have the 60 samples of their window, each in a batch of similar cost; without buckets, batches span all costs."""
+    """Three steps of 20 samples have the 60 samples of their window, each in a batch of similar cost; without buckets,
+    batches span all costs.
+    """
     made, plain = planner(20, 4, cost_buckets=3), planner(20, 4)
     for window in (0, 1):
         steps = [made.plans(60 * window + 20 * i) for i in range(3)]
         assert sorted(n for plans in steps for n in plans.number.tolist()) == list(range(60 * window, 60 * window + 60))
-        spreads = [[sample_costs(WORK.tokens(plans), WORK.pairs(plans), made.weights) for plans in some] for some in (steps, [plain.plans(0)])]
+        spreads = [
+            [sample_costs(WORK.tokens(plans), WORK.pairs(plans), made.weights) for plans in some]
+            for some in (steps, [plain.plans(0)])
+        ]
         bucketed, mixed = ([np.std(costs) / np.mean(costs) for costs in some] for some in spreads)
         assert np.mean(bucketed) < 0.7 * mixed[0]
-    # State is the number of consumed samples alone, also for a run whose batch size was another before: this step crosses the window's edge.
+    # State is the number of consumed samples alone, also for a run whose batch size was another before: this step
+    # crosses the window's edge.
     crossing = made.plans(50)
     assert crossing.number.tolist() == [*made.plans(40).number.tolist()[10:], *made.plans(60).number.tolist()[:10]]
 
@@ -190,7 +236,9 @@ def test_costs_are_flops_or_what_was_measured() -> None:
     channels, work = expected_geometry(config.codec).channels, clip_work((3, 4, 1), 6)
     needs = sample_work(config, expected_geometry(config.codec))
     a, b = cost_weights(config, needs)
-    assert a * work.tokens + b * work.pairs == pytest.approx(training_flops(config.model, channels, work.tokens, work.pairs), rel=1e-12)
+    assert a * work.tokens + b * work.pairs == pytest.approx(
+        training_flops(config.model, channels, work.tokens, work.pairs), rel=1e-12
+    )
     assert b == attention_flops(config.model, 1)
     measured = replace(config, data=replace(config.data, cost=(2e-6, 3e-11)))
     assert cost_weights(measured, needs) == (2e-6, 3e-11)
@@ -203,10 +251,15 @@ def test_costs_are_flops_or_what_was_measured() -> None:
 
 
 def test_what_cannot_be_planned_is_said_at_once() -> None:
-    with pytest.raises(ValueError, match=r"data.pack_tokens=1149: must hold the longest sample of this data, 1150 tokens") as caught:
+    with pytest.raises(
+        ValueError, match=r"data.pack_tokens=1149: must hold the longest sample of this data, 1150 tokens"
+    ) as caught:
         planner(8, 2, pack_tokens=1149)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="train.global_batch_size=10: must be a multiple of train.micro_batch_size=2 times 4 data parallel ranks"):
+    with pytest.raises(
+        ValueError,
+        match="train.global_batch_size=10: must be a multiple of train.micro_batch_size=2 times 4 data parallel ranks",
+    ):
         planner(10, 4, micro=2)
     assert planner(10, 4, pack_tokens=1150).step(0).rows
 
@@ -214,14 +267,24 @@ def test_what_cannot_be_planned_is_said_at_once() -> None:
 def test_fingerprints_tell_orders_apart() -> None:
     """Layout and packing do not matter; seed, and with buckets their windows, do."""
     base = planner(12, 2).fingerprint
-    assert {planner(12, 4).fingerprint, planner(24, 2).fingerprint, planner(12, 2, pack_tokens=2000, row_lengths=3).fingerprint} == {base}
-    others = [planner(12, 2, 1), planner(12, 2, cost_buckets=2), planner(24, 2, cost_buckets=2), planner(12, 2, cost_buckets=2, cost=(1.0, 0.1))]
+    assert {
+        planner(12, 4).fingerprint,
+        planner(24, 2).fingerprint,
+        planner(12, 2, pack_tokens=2000, row_lengths=3).fingerprint,
+    } == {base}
+    others = [
+        planner(12, 2, 1),
+        planner(12, 2, cost_buckets=2),
+        planner(24, 2, cost_buckets=2),
+        planner(12, 2, cost_buckets=2, cost=(1.0, 0.1)),
+    ]
     assert len({base, *(other.fingerprint for other in others)}) == 5
 
 
 def test_estimates_know_packed_rows() -> None:
-    """Memory is that of a full row; 40 samples of mean length on 4 ranks fill ceil(10 * tokens / budget) rows of each, even ones under an interleaved
-    pipeline of two, and the mean row has the rest of them."""
+    """Memory is that of a full row; 40 samples of mean length on 4 ranks fill ceil(10 * tokens / budget) rows of each,
+    even ones under an interleaved pipeline of two, and the mean row has the rest of them.
+    """
     data = DataConfig(frames=12, frame_interval=(1, 3), clips=(2, 12), pack_tokens=9000)
     config = Config(data=data, train=TrainConfig(global_batch_size=40))
     assert longest_row(config).tokens == pytest.approx(9000)
@@ -229,7 +292,11 @@ def test_estimates_know_packed_rows() -> None:
     count = -(-10 * work.tokens // 9000)
     assert packed_rows(config, 4) == micro_batches(config, 4) == count
     row = mean_row(config, 4, work)
-    assert row.tokens * count == pytest.approx(10 * work.tokens) and row.pairs * count == pytest.approx(10 * work.pairs) and row.tokens <= 9000
+    assert (
+        row.tokens * count == pytest.approx(10 * work.tokens)
+        and row.pairs * count == pytest.approx(10 * work.pairs)
+        and row.tokens <= 9000
+    )
     interleaved = replace(config, parallel=ParallelConfig(pipeline=2, virtual_pipeline=2))
     assert packed_rows(interleaved, 8) == 2 * -(-count // 2)
     plain = replace(config, data=replace(data, pack_tokens=0), train=replace(config.train, micro_batch_size=2))

@@ -22,11 +22,14 @@ def centre(frame: np.ndarray) -> tuple[float, float]:
 
 def test_same_pixels_in_another_process() -> None:
     code = (
-        "import hashlib; from megatron_videogpt.config.schema import PhysicsConfig as C; from megatron_videogpt.data.sources.physics import render_scene as r; "
+        "import hashlib; from megatron_videogpt.config.schema import PhysicsConfig as C; from "
+        "megatron_videogpt.data.sources.physics import render_scene as r; "
         "print(hashlib.sha256(b''.join(r(C(difficulty=d), 5 + d, 4, 9).tobytes() for d in (0, 1, 2))).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    here = hashlib.sha256(b"".join(render_scene(PhysicsConfig(difficulty=d), 5 + d, 4, 9).tobytes() for d in (0, 1, 2))).hexdigest()
+    here = hashlib.sha256(
+        b"".join(render_scene(PhysicsConfig(difficulty=d), 5 + d, 4, 9).tobytes() for d in (0, 1, 2))
+    ).hexdigest()
     assert there == here
 
 
@@ -38,7 +41,9 @@ def test_frames_are_a_subset_at_larger_intervals() -> None:
 
 @pytest.mark.parametrize("key", [0, 1, 2, 3])
 def test_free_fall_follows_the_parabola(key: int) -> None:
-    """Between bounces: second differences of height equal g t^2, horizontal speed constant (rounding: a quarter pixel)."""
+    """Between bounces: second differences of height equal g t^2, horizontal speed constant (rounding:
+    a quarter pixel).
+    """
     config = PhysicsConfig(scenes=("fall",), fps=24)
     path = np.array([centre(frame) for frame in render_scene(config, key, 8, 3)])
     step = 3 / 24

@@ -29,7 +29,17 @@ from megatron_videogpt.plan.memory import (
     resolve_recompute,
     with_policy,
 )
-from megatron_videogpt.plan.planner import bubble, device_of, layouts, plan_of, propose, rank_seconds, run_days, speed_of, step_time
+from megatron_videogpt.plan.planner import (
+    bubble,
+    device_of,
+    layouts,
+    plan_of,
+    propose,
+    rank_seconds,
+    run_days,
+    speed_of,
+    step_time,
+)
 
 CHANNELS = 4
 WORK = clip_work((2, 2, 2), 64)
@@ -53,7 +63,12 @@ def test_memory_of_states_is_bytes_per_parameter() -> None:
     alone = rank_memory(fp32, CHANNELS, 1, WORK)
     assert (alone.parameters, alone.gradients, alone.optimizer, alone.ema) == (4 * count, 4 * count, 8 * count, 0)
     bf16 = rank_memory(small("bf16", ema=0.99), CHANNELS, 4, WORK)
-    assert (bf16.parameters, bf16.gradients, bf16.optimizer, bf16.ema) == (2 * count, 4 * count, 12 * count / 4, 4 * count / 4)
+    assert (bf16.parameters, bf16.gradients, bf16.optimizer, bf16.ema) == (
+        2 * count,
+        4 * count,
+        12 * count / 4,
+        4 * count / 4,
+    )
     # The optimizer's state is sharded over data and context parallel ranks together.
     assert rank_memory(small("bf16", context=2), CHANNELS, 4, WORK).optimizer == 12 * count / 4
     assert alone.total == alone.states + alone.activations + alone.working
@@ -75,7 +90,9 @@ def test_one_layers_activations_by_hand() -> None:
     assert sharded.kept("none") == pytest.approx(layer.kept("none") / 2)
 
 
-@pytest.mark.parametrize(("pipeline", "chunks", "count"), [(1, 1, 3), (4, 1, 2), (4, 1, 9), (2, 2, 4), (4, 2, 8), (4, 4, 4)])
+@pytest.mark.parametrize(
+    ("pipeline", "chunks", "count"), [(1, 1, 3), (4, 1, 2), (4, 1, 9), (2, 2, 4), (4, 2, 8), (4, 4, 4)]
+)
 def test_micro_batches_in_flight_are_megatrons(pipeline: int, chunks: int, count: int) -> None:
     for rank in range(pipeline):
         most = max(sum(moment) for moment in in_flight(pipeline, chunks, rank, count))
@@ -123,10 +140,13 @@ def test_communication_by_hand() -> None:
     tokens, scored = 100, 54
 
     def sent(world: int, **parallel: object) -> dict[tuple[str, str], tuple[float, float]]:
-        return {(item.axis, item.what): (item.calls, item.size) for item in traffic(small(**parallel), CHANNELS, world, row)}
+        return {
+            (item.axis, item.what): (item.calls, item.size) for item in traffic(small(**parallel), CHANNELS, world, row)
+        }
 
     stream, count = 4 * tokens * wide, 8
-    # Two sums forward and two backward per layer, of which the last layer needs three for scored rows only; an all-reduce over two ranks sends the tensor once.
+    # Two sums forward and two backward per layer, of which the last layer needs three for scored rows only; an
+    # all-reduce over two ranks sends the tensor once.
     whole = 4 * layers - 3 + 3 * scored / tokens
     assert sent(2, tensor=2) == {("TP", "all-reduce"): (4 * layers * count, pytest.approx(whole * count * stream))}
     shared = sent(2, tensor=2, sequence=True, recompute="full")
@@ -186,7 +206,9 @@ def test_auto_that_cannot_fit_says_so_in_one_line(monkeypatch: pytest.MonkeyPatc
     config = small(recompute="auto")
     assert resolve_recompute(config, 1, CHANNELS, 80e9).parallel.recompute == "none"
     assert resolve_recompute(small(recompute="mlp"), 1, CHANNELS, 1.0) == small(recompute="mlp")
-    with pytest.raises(ValueError, match=r"^parallel\.recompute = auto: rows of [\d,]+ tokens need [\d.]+ GB even with full") as raised:
+    with pytest.raises(
+        ValueError, match=r"^parallel\.recompute = auto: rows of [\d,]+ tokens need [\d.]+ GB even with full"
+    ) as raised:
         resolve_recompute(config, 1, CHANNELS, 1e6)
     assert "\n" not in str(raised.value)
     monkeypatch.setattr(memory_module, "RESERVE", 0.0)
@@ -229,7 +251,10 @@ def test_stage_4_on_320_devices() -> None:
 
 def test_more_recomputation_and_slower_links_take_longer() -> None:
     config, work = load_config(STAGE4), expected_work(80, (2, 80), 240)
-    times = [step_time(with_policy(config, policy), CHANNELS, 320, work, device_of(config)).total for policy in ("none", "selective", "mlp", "full")]
+    times = [
+        step_time(with_policy(config, policy), CHANNELS, 320, work, device_of(config)).total
+        for policy in ("none", "selective", "mlp", "full")
+    ]
     assert times == sorted(times) and times[3] / times[0] == pytest.approx(4 / 3, rel=0.05)
     overlapped = step_time(config, CHANNELS, 320, work, device_of(config))
     exposed = replace(config, parallel=replace(config.parallel, overlap_grad_reduce=False, overlap_param_gather=False))
@@ -246,7 +271,9 @@ def test_days_follow_the_given_the_measured_and_the_assumed_speed(tmp_path: Path
     flops = (6 * 3_624_075_264 * work.tokens + 12 * work.pairs * 3072 * 32) * 320
     assert per_step * 320 * assumed.flops == pytest.approx(flops, rel=1e-3)
     lines = [{"step": n, "mfu": mfu, "tflops_per_device": 500 * mfu} for n, mfu in enumerate((0.1, 0.3, 0.5))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "validation_loss": 1.0}]))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 3, "validation_loss": 1.0}])
+    )
     measured = speed_of(config, None)
     assert (measured.mfu, measured.flops) == (0.3, 150e12) and "measured" in measured.source
     assert speed_of(config, 0.2).flops == pytest.approx(0.2 * 989e12)
@@ -258,14 +285,30 @@ def test_the_layouts_cover_every_axis() -> None:
         assert len({getattr(layout, name) for layout in seen}) > 1, name
     # Every product of sizes that divides 8 devices and, without PP, 4 heads.
     sizes = {(layout.tensor, layout.context, layout.pipeline) for layout in seen}
-    assert sizes == {(t, c, p) for t, c, p in itertools.product((1, 2, 4, 8), repeat=3) if 4 % (t * c) == 0 and 8 % (t * c * p) == 0}
+    assert sizes == {
+        (t, c, p) for t, c, p in itertools.product((1, 2, 4, 8), repeat=3) if 4 % (t * c) == 0 and 8 % (t * c * p) == 0
+    }
 
 
 def test_check_prints_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["check", str(STAGE4), "--gpus", "320", "--memory-gb", "64", "--mfu", "0.5", "--frame", "192x320"]
-    assert cli.main([*argv, "parallel.pipeline=4", "parallel.tensor=2", "parallel.sequence=true", "parallel.recompute=auto"]) == 0
+    assert (
+        cli.main(
+            [*argv, "parallel.pipeline=4", "parallel.tensor=2", "parallel.sequence=true", "parallel.recompute=auto"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    for expected in ("38,478", "this run", "selective", "attended pairs only", "reduce-scatter", "MFU 0.50 (as given", "fit 64 GB with 8% to spare", "(auto)"):
+    for expected in (
+        "38,478",
+        "this run",
+        "selective",
+        "attended pairs only",
+        "reduce-scatter",
+        "MFU 0.50 (as given",
+        "fit 64 GB with 8% to spare",
+        "(auto)",
+    ):
         assert expected in out, expected
     # Eight micro-batches on four even stages, but for the ends.
     (line,) = [line for line in out.splitlines() if "pipeline bubble" in line]

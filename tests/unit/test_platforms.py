@@ -15,16 +15,30 @@ def redirected() -> dict[str, Any]:
     activate("cpu")
     modules = {"torch.cuda": torch.cuda, "torch.cuda.random": torch.cuda.random}
     here = "megatron_videogpt.platforms.cpu"
-    return {f"{prefix}.{name}": value for prefix, module in modules.items() for name, value in vars(module).items() if getattr(value, "__module__", "") == here}
+    return {
+        f"{prefix}.{name}": value
+        for prefix, module in modules.items()
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == here
+    }
 
 
 def test_the_cpus_functions_are_objects_of_their_own() -> None:
-    """torch 2.7's compiler refuses one object under a name of torch.cuda and another name of torch, if its tables treat the names differently."""
+    """torch 2.7's compiler refuses one object under a name of torch.cuda and another name of torch, if its tables treat
+    the names differently.
+    """
     found = redirected()
-    assert {"torch.cuda.manual_seed", "torch.cuda.random.manual_seed", "torch.cuda.set_rng_state", "torch.cuda.Stream"} <= set(found)
+    assert {
+        "torch.cuda.manual_seed",
+        "torch.cuda.random.manual_seed",
+        "torch.cuda.set_rng_state",
+        "torch.cuda.Stream",
+    } <= set(found)
     for module in (torch.cuda, torch.cuda.random):
         for name in ("manual_seed", "get_rng_state", "set_rng_state"):
-            theirs = [key for key, value in {**vars(torch), **vars(torch.random)}.items() if value is getattr(module, name)]
+            theirs = [
+                key for key, value in {**vars(torch), **vars(torch.random)}.items() if value is getattr(module, name)
+            ]
             assert theirs == [], f"{module.__name__}.{name} is also torch.{theirs}"
 
 
@@ -54,7 +68,9 @@ def test_seeding_the_device_seeds_the_cpu() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_layers_can_be_wrapped_as_mindspeed_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its wrapper of `SelfAttention.__init__` takes the configuration from two or more positional arguments, or by name."""
+    """Its wrapper of `SelfAttention.__init__` takes the configuration from two or more positional arguments, or by
+    name.
+    """
     from megatron.core.transformer.attention import SelfAttention
 
     from tests.session import Session

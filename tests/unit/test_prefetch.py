@@ -1,4 +1,6 @@
-"""Data ahead: items in order, one before they are asked for and never two, errors where they belong, and an end that waits for no one."""
+"""Data ahead: items in order, one before they are asked for and never two, errors where they belong, and an end that
+waits for no one.
+"""
 
 from __future__ import annotations
 

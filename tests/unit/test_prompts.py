@@ -1,4 +1,6 @@
-"""Inputs of sampling: which files a folder gives and what their results are called, which frames are given and which are truth."""
+"""Inputs of sampling: which files a folder gives and what their results are called, which frames are given and which
+are truth.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def test_an_image_is_a_history_of_one_upright_frame(tmp_path, ending):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK"])
 def test_images_of_every_kind_of_pixel_are_read(tmp_path, mode):
-    Image.new("L", (48, 32), 255).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(tmp_path / f"x.{'tiff' if mode == 'CMYK' else 'png'}")
+    Image.new("L", (48, 32), 255).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(
+        tmp_path / f"x.{'tiff' if mode == 'CMYK' else 'png'}"
+    )
     assert read_prompt(Source("x", next(tmp_path.iterdir())), CONFIG, Unshuffle()).condition.shape == (1, 16, 32, 3)
 
 
@@ -144,6 +148,8 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
 def test_a_scene_knows_its_future():
     prompt = read_prompt(Source("s", scene=("fall", 7)), CONFIG, Unshuffle(), None, 2)
     frames = render_scene(replace(CONFIG.data.physics, scenes=("fall",)), 7, 9, 2)
-    assert np.array_equal(prompt.condition, frames[:4]) and np.array_equal(prompt.truth, frames[4:]) and prompt.fps == 12
+    assert (
+        np.array_equal(prompt.condition, frames[:4]) and np.array_equal(prompt.truth, frames[4:]) and prompt.fps == 12
+    )
     joined = read_prompt(Source("s", scene=("fall", 7)), CONFIG, Joining(), 3, 1)
     assert (len(joined.condition), len(joined.truth)) == (9, 20)

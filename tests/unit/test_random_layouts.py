@@ -1,4 +1,6 @@
-"""Every backend that can run on this machine against the oracle, over 200 random packed rows: output and gradients of q, k and v."""
+"""Every backend that can run on this machine against the oracle, over 200 random packed rows: output and gradients of
+q, k and v.
+"""
 
 from __future__ import annotations
 

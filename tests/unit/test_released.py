@@ -1,4 +1,6 @@
-"""The model of a checkpoint folder: what is written is read bit by bit, values and shapes that cannot belong together are refused in one line."""
+"""The model of a checkpoint folder: what is written is read bit by bit, values and shapes that cannot belong together
+are refused in one line.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 numbers = st.dictionaries(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda key: key != "__metadata__"),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+        lambda key: key != "__metadata__"
+    ),
     st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=4)),
     min_size=1,
     max_size=8,
@@ -39,10 +43,14 @@ numbers = st.dictionaries(
 
 @given(kinds=numbers, most=st.integers(1, 3000), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_written_tensors_are_what_safetensors_and_folder_read(tmp_path_factory: pytest.TempPathFactory, kinds: dict, most: int, seed: int) -> None:
+def test_written_tensors_are_what_safetensors_and_folder_read(
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict, most: int, seed: int
+) -> None:
     path = tmp_path_factory.mktemp("written")
     generator = torch.Generator().manual_seed(seed)
-    values = {key: (torch.randn(shape, generator=generator) * 50).to(DTYPES[kind]) for key, (kind, shape) in kinds.items()}
+    values = {
+        key: (torch.randn(shape, generator=generator) * 50).to(DTYPES[kind]) for key, (kind, shape) in kinds.items()
+    }
     (path / "config.json").write_text("{}")
     seen: list[int] = []
     files = write_tensors(path, entries(values), most, seen.append)
@@ -55,8 +63,12 @@ def test_written_tensors_are_what_safetensors_and_folder_read(tmp_path_factory: 
         length = struct.unpack("<Q", data[:8])[0]
         places = json.loads(data[8 : 8 + length])
         # What maps a file needs each tensor at a multiple of its width.
-        assert length % 8 == 0 and all(places[key]["data_offsets"][0] % value.element_size() == 0 for key, value in held.items())
-        assert not found.keys() & held.keys() and (len(held) == 1 or sum(value.nbytes for value in held.values()) <= most)
+        assert length % 8 == 0 and all(
+            places[key]["data_offsets"][0] % value.element_size() == 0 for key, value in held.items()
+        )
+        assert not found.keys() & held.keys() and (
+            len(held) == 1 or sum(value.nbytes for value in held.values()) <= most
+        )
         found |= held
     opened = Folder(path)
     assert found.keys() == values.keys() == set(opened.keys())
@@ -68,13 +80,23 @@ def test_written_tensors_are_what_safetensors_and_folder_read(tmp_path_factory: 
         assert file.metadata() == {"format": "pt"}
     if len(shards) > 1:
         index = json.loads((path / INDEX).read_text())
-        assert index["metadata"]["total_size"] == sum(seen) and {name: path / file for name, file in index["weight_map"].items()}.keys() == values.keys()
+        assert (
+            index["metadata"]["total_size"] == sum(seen)
+            and {name: path / file for name, file in index["weight_map"].items()}.keys() == values.keys()
+        )
         assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
 
 
 def test_transformers_reads_what_is_written(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    names = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "vocab_size": 12}
+    names = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+        "vocab_size": 12,
+    }
     config = transformers.Phi3Config(**names, pad_token_id=0)
     torch.manual_seed(0)
     state = transformers.Phi3Model(config).state_dict()
@@ -114,9 +136,14 @@ def test_a_folder_of_one_file_and_of_shards_give_the_model(folder: Path) -> None
 def test_hint_tokens_are_found_where_a_tokenizer_names_them(folder: Path) -> None:
     ids = {"<|diffusion|>": 5, "<img>": 6, "</img>": 7}
     forms = {
-        "tokenizer.json": {"added_tokens": [{"id": number, "content": token} for token, number in ids.items()] + [{"id": 3, "content": "<s>"}, 4]},
+        "tokenizer.json": {
+            "added_tokens": [{"id": number, "content": token} for token, number in ids.items()]
+            + [{"id": 3, "content": "<s>"}, 4]
+        },
         "added_tokens.json": {**ids, "<s>": 3},
-        "tokenizer_config.json": {"added_tokens_decoder": {str(number): {"content": token} for token, number in ids.items()}},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {str(number): {"content": token} for token, number in ids.items()}
+        },
     }
     hints = lambda path: Folder(path).hint_ids()  # noqa: E731
     assert hints(folder) is None
@@ -181,17 +208,38 @@ def test_values_that_cannot_belong_to_the_tensors(folder: Path, changes: dict[st
     refused(folder, part)
 
 
-@pytest.mark.parametrize("scaling", [{"rope_scaling": FACTORS}, {"rope_parameters": {**FACTORS, "type": None, "rope_type": "longrope", "rope_theta": 5e5}}])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_scaling": FACTORS},
+        {"rope_parameters": {**FACTORS, "type": None, "rope_type": "longrope", "rope_theta": 5e5}},
+    ],
+)
 def test_long_rope_in_the_forms_of_two_transformers(folder: Path, scaling: dict[str, Any]) -> None:
-    scaling = {key: {name: value for name, value in fields.items() if value is not None} for key, fields in scaling.items()}
+    scaling = {
+        key: {name: value for name, value in fields.items() if value is not None} for key, fields in scaling.items()
+    }
     (folder / "config.json").write_text(json.dumps({**CONFIG, **scaling, "original_max_position_embeddings": 1024}))
     model, _ = read_model_config(folder)
-    assert model.rope_scaling == {**FACTORS, "type": "longrope"} and model.rope_theta == (5e5 if "rope_parameters" in scaling else 1e4)
+    assert model.rope_scaling == {**FACTORS, "type": "longrope"} and model.rope_theta == (
+        5e5 if "rope_parameters" in scaling else 1e4
+    )
     assert (model.max_position_embeddings, model.original_max_position_embeddings) == (4096, 1024)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", '{"a": 1', '{"hidden_size": Infinity}', '{"a": 1e999}', '{"a":' * 100000, "\ufeff{}", '{"a": ' + "9" * 5000 + "}"]
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        '{"a": 1',
+        '{"hidden_size": Infinity}',
+        '{"a": 1e999}',
+        '{"a":' * 100000,
+        "\ufeff{}",
+        '{"a": ' + "9" * 5000 + "}",
+    ],
 )
 def test_config_that_is_not_a_json_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
@@ -221,5 +269,10 @@ def test_tensors_of_another_shape(folder: Path, key: str, shape: tuple[int, ...]
 def test_weights_are_floating_point_and_rows_exist(folder: Path) -> None:
     save_file({**tensors(), "llm.norm.weight": torch.ones(16, dtype=torch.int64)}, folder / WEIGHTS)
     entry = {item.hf: item for item in parameters(MODEL)}
-    refused(folder, "llm.norm.weight", "floating-point", call=lambda path: tensor_source(path, (1, 2, 3))(entry["llm.norm.weight"]))
+    refused(
+        folder,
+        "llm.norm.weight",
+        "floating-point",
+        call=lambda path: tensor_source(path, (1, 2, 3))(entry["llm.norm.weight"]),
+    )
     refused(folder, "12 rows", "12, 2, 3", call=lambda path: tensor_source(path, (12, 2, 3))(entry[EMBED_TOKENS]))

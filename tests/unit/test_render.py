@@ -31,7 +31,10 @@ def test_an_outline_surrounds_the_picture_and_covers_nothing():
 def test_video_enlarges_small_frames_and_marks_given_and_predicted(height, width, factor):
     video = prediction_video(plain(50, 2, height, width), plain(200, 3, height, width), None)
     assert video.shape[0] == 5 and video.shape[1] % 2 == 0 and video.shape[2] % 2 == 0
-    assert video.shape[2] in (factor * width + 8, factor * width + 9) and video.shape[1] in (factor * height + 32, factor * height + 33)
+    assert video.shape[2] in (factor * width + 8, factor * width + 9) and video.shape[1] in (
+        factor * height + 32,
+        factor * height + 33,
+    )
     for frame, colour, value in zip(video, [GIVEN] * 2 + [GENERATED] * 3, [50] * 2 + [200] * 3):
         assert tuple(frame[24, 0]) == colour and tuple(frame[24 + factor * height + 7, factor * width + 7]) == colour
         assert (frame[28 : 28 + factor * height, 4 : 4 + factor * width] == value).all()
@@ -60,7 +63,9 @@ def colours(path, *values):
     return [int((pixels == (value, 255, 0)).all(axis=1).sum()) for value in values]
 
 
-@pytest.mark.parametrize(("height", "width", "tile"), [(64, 64, (128, 128)), (128, 160, (128, 160)), (360, 640, (108, 192))])
+@pytest.mark.parametrize(
+    ("height", "width", "tile"), [(64, 64, (128, 128)), (128, 160, (128, 160)), (360, 640, (108, 192))]
+)
 def test_contact_sheet_shows_every_frame_once_a_row_at_a_legible_size(tmp_path, height, width, tile):
     path, area = tmp_path / "sheet.png", tile[0] * tile[1]
     contact_sheet(tinted(53, 3, height, width), tinted(201, 14, height, width), tinted(121, 4, height, width), path)
@@ -97,7 +102,14 @@ def test_errors_of_known_differences():
 
 def sample(key, start):
     frames = np.concatenate([plain(start + 10 * n, 1, 16, 16) for n in range(6)])
-    return Sample(key=key, name=str(key), mean=Unshuffle().encode(to_model_range(frames))[0], logvar=None, clips=(3, 3), pixels=frames)
+    return Sample(
+        key=key,
+        name=str(key),
+        mean=Unshuffle().encode(to_model_range(frames))[0],
+        logvar=None,
+        clips=(3, 3),
+        pixels=frames,
+    )
 
 
 def test_predicting_that_nothing_moves_is_as_good_as_repeating():
@@ -108,7 +120,9 @@ def test_predicting_that_nothing_moves_is_as_good_as_repeating():
         video = decode_continuation(codec, one.mean[:2], predicted)
         model, repeat = squared_errors(video, one.pixels, 2)
         # Frames 2, 3, 4 differ from frame 1 by 10, 20, 30 grey levels.
-        assert model == pytest.approx((100 + 400 + 900) / 3 / 255**2, rel=1e-4) and repeat == pytest.approx(model, rel=1e-4)
+        assert model == pytest.approx((100 + 400 + 900) / 3 / 255**2, rel=1e-4) and repeat == pytest.approx(
+            model, rel=1e-4
+        )
 
 
 def test_a_prediction_does_not_depend_on_the_batch():

@@ -1,4 +1,6 @@
-"""The allowance for rounding in attention: a processor that adds one product after the other stays within it, a kernel that is wrong by 1 % does not."""
+"""The allowance for rounding in attention: a processor that adds one product after the other stays within it, a kernel
+that is wrong by 1 % does not.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def one_by_one(a: Tensor, b: Tensor, backwards: bool = False) -> Tensor:
 
 
 def other_processor(inputs: list[Tensor], mask: Tensor, scale: float) -> list[Tensor]:
-    """Output and gradients as FlashAttention computes them (equal numbers of heads), with sums in another order in the backward pass."""
+    """Output and gradients as FlashAttention computes them (equal numbers of heads), with sums in another order in the
+    backward pass.
+    """
     q, k, v, grad = (x.transpose(0, 1) for x in inputs)
 
     def scores(backwards: bool) -> Tensor:
@@ -42,7 +46,10 @@ def other_processor(inputs: list[Tensor], mask: Tensor, scale: float) -> list[Te
     out = one_by_one(scores(False).softmax(-1), v)
     weights = torch.exp(scores(True) - sums)
     to_scores = scale * weights * (one_by_one(grad, v.mT) - (grad * out).sum(-1, keepdim=True))
-    return [x.transpose(0, 1) for x in (out, one_by_one(to_scores, k), one_by_one(to_scores.mT, q), one_by_one(weights.mT, grad))]
+    return [
+        x.transpose(0, 1)
+        for x in (out, one_by_one(to_scores, k), one_by_one(to_scores.mT, q), one_by_one(weights.mT, grad))
+    ]
 
 
 def test_a_processor_that_adds_one_by_one_is_right(large: Large) -> None:
@@ -65,7 +72,9 @@ def test_an_error_of_a_hundredth_is_found_among_large_scores(large: Large, monke
         assert found[which] > 5 * allowed[which]
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-13), (torch.float32, 5e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float64, 1e-13), (torch.float32, 5e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)]
+)
 def test_the_allowance_leaves_room_and_no_more(dtype: torch.dtype, most: float) -> None:
     for seed in range(0, 200, 20):
         case = random_case(seed)
@@ -73,4 +82,6 @@ def test_the_allowance_leaves_room_and_no_more(dtype: torch.dtype, most: float) 
         allowed = allowances([x.double() for x in inputs], dense_mask(intervals, len(case.intervals)), 32**-0.5, dtype)
         assert max(allowed) < most
         if dtype != torch.float64:
-            assert all(error < limit for error, limit in zip(verify.errors("ranged", inputs, intervals).found, allowed)), seed
+            assert all(
+                error < limit for error, limit in zip(verify.errors("ranged", inputs, intervals).found, allowed)
+            ), seed

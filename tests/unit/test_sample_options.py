@@ -86,7 +86,17 @@ def outcome(folder: Path, out: Path, patch: pytest.MonkeyPatch, sample: dict, *a
         return replace(fake, denoiser=denoiser)
 
     patch.setattr(cli, "load", load)
-    command = ["sample", str(folder / "a.mp4"), str(folder / "b.mp4"), "--checkpoint", "run", "--output", str(out), "--formats", "latents"]
+    command = [
+        "sample",
+        str(folder / "a.mp4"),
+        str(folder / "b.mp4"),
+        "--checkpoint",
+        "run",
+        "--output",
+        str(out),
+        "--formats",
+        "latents",
+    ]
     assert main([*command, *(part.format(folder=folder) for part in arguments)]) == 0
     seen["files"] = sorted(path.name for path in out.iterdir())
     seen["latents"] = {path.name: load_file(path) for path in sorted(out.glob("*.safetensors"))}
@@ -103,18 +113,34 @@ def test_another_value_of_any_option_changes_what_comes_out(folder, tmp_path, mo
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
     given = {"help", "inputs", "output", "checkpoint"}
-    assert set(ARGUMENTS) == {action.dest for action in parser._actions} - given, "an option of the command has no other value here"
-    assert set(CHANGED) == {field.name for field in fields(SampleConfig)} == set(options.SETTINGS), "an option of [sample] has no other value here"
+    assert set(ARGUMENTS) == {action.dest for action in parser._actions} - given, (
+        "an option of the command has no other value here"
+    )
+    assert set(CHANGED) == {field.name for field in fields(SampleConfig)} == set(options.SETTINGS), (
+        "an option of [sample] has no other value here"
+    )
     normal = outcome(folder, tmp_path / "normal", monkeypatch, {})
     assert same(normal, outcome(folder, tmp_path / "again", monkeypatch, {}))
-    ignored = [f"sample.{name}" for name, value in CHANGED.items() if same(normal, outcome(folder, tmp_path / f"set_{name}", monkeypatch, {name: value}))]
-    ignored += [name for name, words in ARGUMENTS.items() if same(normal, outcome(folder, tmp_path / f"told_{name}", monkeypatch, {}, *words))]
+    ignored = [
+        f"sample.{name}"
+        for name, value in CHANGED.items()
+        if same(normal, outcome(folder, tmp_path / f"set_{name}", monkeypatch, {name: value}))
+    ]
+    ignored += [
+        name
+        for name, words in ARGUMENTS.items()
+        if same(normal, outcome(folder, tmp_path / f"told_{name}", monkeypatch, {}, *words))
+    ]
     assert not ignored
 
 
 def test_options_that_others_leave_without_effect_are_refused(folder, tmp_path, monkeypatch, capsys):
     for sample, words, message in (
-        ({"guidance_schedule": ((0.0, 5.0),)}, ("--guidance", "2"), "--guidance 2: the schedule 0:5 holds from 0 on and overrides it"),
+        (
+            {"guidance_schedule": ((0.0, 5.0),)},
+            ("--guidance", "2"),
+            "--guidance 2: the schedule 0:5 holds from 0 on and overrides it",
+        ),
         ({}, ("--no-cache", "--cache-dtype", "bf16"), "--no-cache: leaves no cache for --cache-dtype"),
         ({}, ("--no-cache", "--cache-offload"), "--no-cache: leaves no cache for"),
     ):
@@ -124,4 +150,6 @@ def test_options_that_others_leave_without_effect_are_refused(folder, tmp_path, 
         assert len(lines) == 1 and message in lines[0], lines
     plain_run = outcome(folder, tmp_path / "plain", monkeypatch, {"guidance": 2.0})
     words = ("--guidance", "2", "--guidance-schedule", "none")
-    assert same(plain_run, outcome(folder, tmp_path / "none", monkeypatch, {"guidance_schedule": ((0.0, 5.0),)}, *words))
+    assert same(
+        plain_run, outcome(folder, tmp_path / "none", monkeypatch, {"guidance_schedule": ((0.0, 5.0),)}, *words)
+    )

@@ -1,4 +1,6 @@
-"""The sample command with a lossless codec and predictions that are known beforehand: what it writes, what it keeps, what it tells."""
+"""The sample command with a lossless codec and predictions that are known beforehand: what it writes, what it keeps,
+what it tells.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def noisy(histories, zs, t):
 
 
 def prompt(start, frames=3, height=16, width=24):
-    return Prompt(f"p{start}", np.concatenate([plain(start + 10 * n, 1, height, width) for n in range(frames)]), None, 12.0)
+    return Prompt(
+        f"p{start}", np.concatenate([plain(start + 10 * n, 1, height, width) for n in range(frames)]), None, 12.0
+    )
 
 
 def test_a_prompt_is_continued_the_same_way_alone_and_among_others_and_otherwise_with_another_seed():
@@ -41,7 +45,11 @@ def test_a_prompt_is_continued_the_same_way_alone_and_among_others_and_otherwise
     many = list(generate(model, prompts, settings, 5, seen.append, batch=3))
     for one, continuation in zip(prompts, many):
         (alone,) = generate(model, [one], settings, 5)
-        assert continuation.prompt is one and torch.equal(alone.latents, continuation.latents) and np.array_equal(alone.frames, continuation.frames)
+        assert (
+            continuation.prompt is one
+            and torch.equal(alone.latents, continuation.latents)
+            and np.array_equal(alone.frames, continuation.frames)
+        )
         assert alone.latents.shape[0] == 5 and alone.frames.shape == (5, *one.condition.shape[1:])
         (other,) = generate(model, [one], settings, 6)
         assert not torch.equal(other.latents, alone.latents)
@@ -90,9 +98,19 @@ def test_command_continues_a_scene(model, tmp_path, capsys):
     frames = render_scene(PhysicsConfig(size=32, scenes=("fall",)), 7, 9, 2)
     expected = float(np.square((frames[4:].astype(float) - frames[3]) / 255).mean())
     report = json.loads((tmp_path / "new" / "out.v2.json").read_text())
-    assert report["settings"]["clips"] == [3, 2] and report["settings"]["interval"] == 2 and report["settings"]["history"] == 4
-    assert report["settings"]["cache"] is True and report["versions"]["torch"] == torch.__version__ and report["frames_per_second"] > 0
-    assert report["errors"]["mse_model"] == pytest.approx(expected, rel=1e-4) and report["errors"]["ratio"] == pytest.approx(1, rel=1e-4)
+    assert (
+        report["settings"]["clips"] == [3, 2]
+        and report["settings"]["interval"] == 2
+        and report["settings"]["history"] == 4
+    )
+    assert (
+        report["settings"]["cache"] is True
+        and report["versions"]["torch"] == torch.__version__
+        and report["frames_per_second"] > 0
+    )
+    assert report["errors"]["mse_model"] == pytest.approx(expected, rel=1e-4) and report["errors"][
+        "ratio"
+    ] == pytest.approx(1, rel=1e-4)
     assert len(read_frames(output, range(9))) == 9
     assert sorted(path.name for path in output.parent.iterdir()) == ["out.v2.json", "out.v2.mp4", "out.v2.png"]
     text = capsys.readouterr().out
@@ -106,7 +124,21 @@ def test_command_continues_many_inputs_and_goes_on_after_a_bad_one(model, tmp_pa
     (folder / "b.mp4").write_text("not a video")
     Image.new("RGB", (64, 32), (0, 0, 200)).save(folder / "c.png")
     out = tmp_path / "out"
-    command = (folder, "--scene", "fall/7", "--output", out, "--video", tmp_path / "gone.mp4", "--formats", "mp4,latents", "--batch", 2, "--seed", 3)
+    command = (
+        folder,
+        "--scene",
+        "fall/7",
+        "--output",
+        out,
+        "--video",
+        tmp_path / "gone.mp4",
+        "--formats",
+        "mp4,latents",
+        "--batch",
+        2,
+        "--seed",
+        3,
+    )
     assert sample_command(*command) == 1
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
@@ -116,11 +148,16 @@ def test_command_continues_many_inputs_and_goes_on_after_a_bad_one(model, tmp_pa
         f"{name}{end}" for name in ("a", "a_2", "c", "fall_7") for end in (".json", ".mp4", ".safetensors")
     )
     assert captured.out.count("no ground truth") == 2 and captured.out.count("ratio 1.000") == 2
-    assert json.loads((out / "c.json").read_text())["errors"] == {} and json.loads((out / "a.json").read_text())["settings"]["seed"] == 3
+    assert (
+        json.loads((out / "c.json").read_text())["errors"] == {}
+        and json.loads((out / "a.json").read_text())["settings"]["seed"] == 3
+    )
     assert probe(out / "c.mp4").frames == 6 and probe(out / "a.mp4").frames == 9
     with safe_open(out / "c.safetensors", "pt") as file:
         given, new, facts = file.get_tensor("given"), file.get_tensor("generated"), file.metadata()
-    assert torch.equal(given, Unshuffle().encode(to_model_range(np.asarray(Image.open(folder / "c.png").resize((32, 16)))[None]))[0])
+    assert torch.equal(
+        given, Unshuffle().encode(to_model_range(np.asarray(Image.open(folder / "c.png").resize((32, 16)))[None]))[0]
+    )
     # Two Euler steps with the right prediction end exactly there.
     assert new.shape == (5, 192, 2, 4) and torch.allclose(new, given.expand_as(new), atol=1e-5)
     assert json.loads(facts["settings"])["clips"] == [3, 2] and facts["input"].endswith("c.png")
@@ -137,7 +174,13 @@ def test_comparisons_are_told_written_and_averaged(model, tmp_path, capsys, monk
         """A stand-in for the measures, which have tests of their own: the differences of the frames' means."""
         seen.append((predicted.shape, truth.shape, lpips))
         values = [abs(float(a.mean()) - float(b.mean())) for a, b in zip(predicted, truth)]
-        return {"frames": len(values), "psnr": values, "ssim": None, "lpips": None, "mean": {"psnr": sum(values) / len(values), "ssim": None, "lpips": None}}
+        return {
+            "frames": len(values),
+            "psnr": values,
+            "ssim": None,
+            "lpips": None,
+            "mean": {"psnr": sum(values) / len(values), "ssim": None, "lpips": None},
+        }
 
     monkeypatch.setattr(compare, "compare", differences)
     monkeypatch.setattr(compare, "find_lpips", lambda: (None, "no LPIPS: none here"))
@@ -148,14 +191,23 @@ def test_comparisons_are_told_written_and_averaged(model, tmp_path, capsys, monk
     text = capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
     # Nothing moves in the prediction: the truth is 1, 2, 3 and 4 steps away.
-    assert list(facts["prompts"]) == ["a", "b"] and facts["prompts"]["a"]["psnr"] == pytest.approx([5, 10, 15, 20], abs=2)
+    assert list(facts["prompts"]) == ["a", "b"] and facts["prompts"]["a"]["psnr"] == pytest.approx(
+        [5, 10, 15, 20], abs=2
+    )
     assert facts["prompts"]["b"]["mean"]["psnr"] == pytest.approx(30, abs=2) and facts["mean"] == {
         "psnr": pytest.approx((facts["prompts"]["a"]["mean"]["psnr"] + facts["prompts"]["b"]["mean"]["psnr"]) / 2),
         "ssim": None,
         "lpips": None,
     }
-    assert text.startswith("no LPIPS: none here\n") and text.count("nothing to compare with") == 1 and text.count("(mean of 4 frames)") == 2
-    assert f"mean of 2 prompts: PSNR {facts['mean']['psnr']:.2f} dB\n" in text and (tmp_path / "out" / "metrics.png").is_file()
+    assert (
+        text.startswith("no LPIPS: none here\n")
+        and text.count("nothing to compare with") == 1
+        and text.count("(mean of 4 frames)") == 2
+    )
+    assert (
+        f"mean of 2 prompts: PSNR {facts['mean']['psnr']:.2f} dB\n" in text
+        and (tmp_path / "out" / "metrics.png").is_file()
+    )
     assert {(first[0], second[0]) for first, second, _ in seen} == {(4, 4)}
     assert sample_command(a, "--output", tmp_path / "x.y.mp4", *command) == 0
     assert json.loads((tmp_path / "x.y.metrics.json").read_text())["prompts"] == {"a": facts["prompts"]["a"]}
@@ -165,7 +217,10 @@ def test_comparisons_are_told_written_and_averaged(model, tmp_path, capsys, monk
 
 def test_inputs_may_stand_between_options(model, tmp_path):
     a, b = ramp(tmp_path / "a.mp4", 6), ramp(tmp_path / "b.mp4", 6)
-    assert sample_command(a, "--clips", "1x2,1", b, "--output", tmp_path / "out", "--formats", "latents", "--interval", 1) == 0
+    assert (
+        sample_command(a, "--clips", "1x2,1", b, "--output", tmp_path / "out", "--formats", "latents", "--interval", 1)
+        == 0
+    )
     assert json.loads((tmp_path / "out" / "b.json").read_text())["settings"]["clips"] == [1, 1, 1]
 
 
@@ -190,21 +245,38 @@ def test_help_names_every_setting_of_the_configuration(capsys):
 
 
 def test_a_gif_shows_given_and_new_frames_at_their_rate(model, tmp_path):
-    assert sample_command(ramp(tmp_path / "in.mp4"), "--output", tmp_path / "x.mp4", "--formats", "gif", "--guidance-schedule", "0.5:1") == 0
+    assert (
+        sample_command(
+            ramp(tmp_path / "in.mp4"),
+            "--output",
+            tmp_path / "x.mp4",
+            "--formats",
+            "gif",
+            "--guidance-schedule",
+            "0.5:1",
+        )
+        == 0
+    )
     with Image.open(tmp_path / "x.gif") as gif, Image.open(tmp_path / "x.gif") as last:
         # Four given frames, as sample.history says, and five new ones without motion beside a truth that moves.
         assert gif.info["loop"] == 0 and gif.info["duration"] == 80 and gif.n_frames == 9
         last.seek(8)
         first, end = (np.asarray(image.convert("RGB")).astype(int) for image in (gif, last))
     middle = first.shape[0] // 2 + 12
-    assert abs(first[middle, 100, 0] - 16) <= 4 and abs(end[middle, 100, 0] - 144) <= 4 and abs(end[middle, -100, 0] - 64) <= 4
+    assert (
+        abs(first[middle, 100, 0] - 16) <= 4
+        and abs(end[middle, 100, 0] - 144) <= 4
+        and abs(end[middle, -100, 0] - 64) <= 4
+    )
     assert not (tmp_path / "x.mp4").exists() and not (tmp_path / "x.png").exists()
 
 
 def latents_alive():
     """Storage of all latents of 4 x 4 cells, in frames."""
     tensors = [item for item in gc.get_objects() if type(item) is torch.Tensor and item.shape[1:] == (192, 4, 4)]
-    return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values()) // (192 * 16 * 4)
+    return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values()) // (
+        192 * 16 * 4
+    )
 
 
 def test_a_long_rollout_holds_a_window_of_latents_and_no_frames(monkeypatch, tmp_path):
@@ -220,7 +292,12 @@ def test_a_long_rollout_holds_a_window_of_latents_and_no_frames(monkeypatch, tmp
     # The first run also loads what lasts.
     for clips, name in ((1, "first"), (5, "short"), (25, "long")):
         tracemalloc.start()
-        assert sample_command(tmp_path / "in.png", "--clips", f"8x{clips}", "--output", tmp_path / f"{name}.mp4", "--formats", "mp4") == 0
+        assert (
+            sample_command(
+                tmp_path / "in.png", "--clips", f"8x{clips}", "--output", tmp_path / f"{name}.mp4", "--formats", "mp4"
+            )
+            == 0
+        )
         peaks[name] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert probe(tmp_path / "long.mp4").frames == 201
@@ -248,20 +325,33 @@ def test_the_sheet_of_a_long_video_shows_every_second_frame(tmp_path, monkeypatc
 
     seen = {}
     monkeypatch.setattr(module, "SHEET_FRAMES", 4)
-    monkeypatch.setattr(module, "contact_sheet", lambda *values: seen.update(zip(("condition", "new", "truth", "path", "every"), values)))
+    monkeypatch.setattr(
+        module,
+        "contact_sheet",
+        lambda *values: seen.update(zip(("condition", "new", "truth", "path", "every"), values)),
+    )
     known = Prompt("p", prompt(0).condition, np.concatenate([plain(100 + n, 1) for n in range(4)]), 12.0)
     output = Output(tmp_path / "x", ("png",), known, torch.zeros(3, 192, 2, 3), 5)
     with output:
         for start in (200, 202, 204):
-            output.append(Clip(torch.zeros(2, 192, 2, 3), np.concatenate([plain(start + n, 1) for n in range(2)])[: 205 - start]))
+            output.append(
+                Clip(torch.zeros(2, 192, 2, 3), np.concatenate([plain(start + n, 1) for n in range(2)])[: 205 - start])
+            )
         output.finish({})
     # Eight frames, 0 to 7, of which the first three are given: 0, 2, 4 and 6 are shown.
-    assert [[int(frame.mean()) for frame in seen[part]] for part in ("condition", "new", "truth")] == [[0, 20], [201, 203], [101, 103]]
+    assert [[int(frame.mean()) for frame in seen[part]] for part in ("condition", "new", "truth")] == [
+        [0, 20],
+        [201, 203],
+        [101, 103],
+    ]
     assert seen["every"] == 2
 
 
 def test_a_failure_leaves_no_half_written_video(tmp_path):
-    with pytest.raises(RuntimeError), Output(tmp_path / "x", ("mp4",), prompt(0), torch.zeros(3, 192, 2, 3), 3) as output:
+    with (
+        pytest.raises(RuntimeError),
+        Output(tmp_path / "x", ("mp4",), prompt(0), torch.zeros(3, 192, 2, 3), 3) as output,
+    ):
         output.append(Clip(torch.zeros(1, 192, 2, 3), plain(0, 1)))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -286,14 +376,20 @@ def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path
         ((fine, "--output", broken / ".." / "text.png"), "must end in .mp4 or be a folder"),
         ((fine, short, "--output", "o.mp4"), "--output o.mp4: must be a folder for 2 inputs"),
         (("--output", "o.mp4"), "nothing to continue"),
-        ((tmp_path / "metrics.png", "--output", tmp_path, "--formats", "mp4", "--compare"), "would overwrite the input"),
+        (
+            (tmp_path / "metrics.png", "--output", tmp_path, "--formats", "mp4", "--compare"),
+            "would overwrite the input",
+        ),
         ((fine, "--output", fine.with_suffix("")), "is a file; expected a folder"),
         ((fine, "--output", tmp_path / "folder.mp4"), "is a folder; expected an mp4"),
         (("--scene", "fall/1", "--output", "o.avi"), "--output o.avi: must end in .mp4"),
         ((*scene, "--steps", 0), "sample.steps = 0: must be at least 1"),
         ((*scene, "--window", 2), "sample.window = 2: must hold a frame of history beside the longest clip"),
         ((*scene, "--window", 3), "beside the longest clip of sample.clips, 3 frames; use 4 or more, or shorter clips"),
-        ((*scene, "--clips", "2,12"), "sample.window = 12: must hold a frame of history beside the longest clip of sample.clips, 12 frames"),
+        (
+            (*scene, "--clips", "2,12"),
+            "sample.window = 12: must hold a frame of history beside the longest clip of sample.clips, 12 frames",
+        ),
         ((*scene, "--interval", 0), "--interval 0: must be at least 1"),
         ((*scene, "--history", 0), "--history 0: must be at least 1"),
         ((*scene, "--batch", 0), "--batch 0: must be at least 1"),
@@ -308,7 +404,15 @@ def test_command_reports_the_mistakes_of_a_user_in_one_line_each(model, tmp_path
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--clips", "8,x"), ("--clips", "8x0"), ("--scene", "dance/1"), ("--scene", "fall"), ("--formats", "mp4,avi"), ("--guidance-schedule", "3")]
+    "arguments",
+    [
+        ("--clips", "8,x"),
+        ("--clips", "8x0"),
+        ("--scene", "dance/1"),
+        ("--scene", "fall"),
+        ("--formats", "mp4,avi"),
+        ("--guidance-schedule", "3"),
+    ],
 )
 def test_command_line_that_cannot_be_parsed_ends_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

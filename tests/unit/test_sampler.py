@@ -39,7 +39,9 @@ class Recorded:
         tensors = load_file(folder / "sampler.safetensors")
         self.case = next(case for case in document["cases"] if case["name"] == name)
         self.initial = tensors[self.case["tensors"]["initial_history"]["key"]]
-        self.clips = [{part: tensors[entry["key"]] for part, entry in clip["tensors"].items()} for clip in self.case["clips"]]
+        self.clips = [
+            {part: tensors[entry["key"]] for part, entry in clip["tensors"].items()} for clip in self.case["clips"]
+        ]
         self.calls = []
 
     @property
@@ -113,7 +115,14 @@ def test_sigmas_go_from_noise_to_data_as_the_formula_says(steps, shift):
 @pytest.mark.parametrize(("steps", "shift", "guidance"), [(1, 1.0, 1.0), (7, 1.0, 3.0), (50, 4.0, 1.5)])
 def test_a_constant_prediction_is_reached(steps, shift, guidance):
     target, start = normal(0, "target", (2, 4, 2, 2)), normal(0, "start", (2, 4, 2, 2))
-    (end,) = denoise_clips(lambda histories, zs, t: [target] * len(zs), [normal(0, "history", (3, 4, 2, 2))], [start], steps, guidance, shift)
+    (end,) = denoise_clips(
+        lambda histories, zs, t: [target] * len(zs),
+        [normal(0, "history", (3, 4, 2, 2))],
+        [start],
+        steps,
+        guidance,
+        shift,
+    )
     assert torch.allclose(end, target, atol=2e-6)
 
 
@@ -122,20 +131,34 @@ def test_guidance_extrapolates_from_the_unconditional_prediction():
     cond, uncond, scale = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 0.5), 3.0
     history = torch.zeros(2, 1, 1, 1)
     (end,) = denoise_clips(
-        lambda histories, zs, t: [cond if len(past) else uncond for past in histories], [history], [torch.ones(1, 1, 1, 1)], 9, scale, time_shift=2.0
+        lambda histories, zs, t: [cond if len(past) else uncond for past in histories],
+        [history],
+        [torch.ones(1, 1, 1, 1)],
+        9,
+        scale,
+        time_shift=2.0,
     )
     assert float(end) == pytest.approx(0.5 + 3.0 * 1.5, abs=1e-5)
 
 
 def test_a_video_without_history_needs_no_second_branch():
     sizes = []
-    denoise_clips(lambda histories, zs, t: sizes.append(len(zs)) or zs, [torch.zeros(0, 1, 2, 2)], [torch.ones(2, 1, 2, 2)], 3, 3.0)
+    denoise_clips(
+        lambda histories, zs, t: sizes.append(len(zs)) or zs,
+        [torch.zeros(0, 1, 2, 2)],
+        [torch.ones(2, 1, 2, 2)],
+        3,
+        3.0,
+    )
     assert sizes == [1, 1, 1]
 
 
 def last_frame_plus_one(histories, zs, t):
     """Counts on: every new frame is one more than the frame before."""
-    return [past[-1:] + torch.arange(1.0, len(z) + 1).reshape(-1, 1, 1, 1).expand(-1, *z.shape[1:]) for past, z in zip(histories, zs)]
+    return [
+        past[-1:] + torch.arange(1.0, len(z) + 1).reshape(-1, 1, 1, 1).expand(-1, *z.shape[1:])
+        for past, z in zip(histories, zs)
+    ]
 
 
 def counting(frames, channels=1):
@@ -159,8 +182,19 @@ def test_generated_frames_become_history_and_the_window_slides():
 @pytest.mark.parametrize(
     ("clips", "window", "history", "message"),
     [
-        ((2, 2), 2, 3, r"clip 1 of 2 frames leaves no room for a frame of history; use a window of 3 or more, or shorter clips"),
-        ((2, 4), 4, 3, r"clips=\[2, 4\], window=4: clip 2 of 4 frames leaves no room for a frame of history; use a window of 5 or more"),
+        (
+            (2, 2),
+            2,
+            3,
+            r"clip 1 of 2 frames leaves no room for a frame of history; use a window of 3 or more, or shorter clips",
+        ),
+        (
+            (2, 4),
+            4,
+            3,
+            r"clips=\[2, 4\], window=4: clip 2 of 4 frames leaves no room for a frame of history; use a "
+            r"window of 5 or more",
+        ),
         ((4, 4), 4, 0, r"clip 2 of 4 frames leaves no room for a frame of history"),
         ((5,), 4, 0, r"clip 1 of 5 frames leaves no room for itself; use a window of 5 or more"),
         ((4, 3), 4, 0, None),  # nothing comes before the first clip, and the second one sees a frame

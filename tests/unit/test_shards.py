@@ -58,11 +58,20 @@ def fill(writer: ShardWriter, first: int, last: int) -> None:
         writer.add(f"folder/clip_{i:03d}", files, {**SOUND, "frames": 9 + i, "label": "x"}, position=i)
 
 
-names = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="/\\\x7f", exclude_categories=("Cs", "Cc")), min_size=1, max_size=150)
+names = st.text(
+    st.characters(
+        min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="/\\\x7f", exclude_categories=("Cs", "Cc")
+    ),
+    min_size=1,
+    max_size=150,
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(names.filter(lambda name: name not in (".", "..")), st.binary(max_size=1500)), max_size=6), st.sampled_from([0, 1, 2]))
+@given(
+    st.lists(st.tuples(names.filter(lambda name: name not in (".", "..")), st.binary(max_size=1500)), max_size=6),
+    st.sampled_from([0, 1, 2]),
+)
 def test_members_are_those_that_tarfile_finds(files: list[tuple[str, bytes]], tar_format: int) -> None:
     """USTAR, GNU and PAX; long names and letters beyond ASCII."""
     target = io.BytesIO()
@@ -89,7 +98,9 @@ def test_braces() -> None:
 
 
 def test_what_is_written_is_found_again(tmp_path: Path, cache: Cache) -> None:
-    """By tarfile, by the index that the writer's notes give, and by one that is built from the tar files; twice the same bytes."""
+    """By tarfile, by the index that the writer's notes give, and by one that is built from the tar files; twice the
+    same bytes.
+    """
     for folder in ("a", "b"):
         writer = ShardWriter(tmp_path / folder, "videos", shard_count=4)
         fill(writer, 0, 10)
@@ -104,18 +115,40 @@ def test_what_is_written_is_found_again(tmp_path: Path, cache: Cache) -> None:
     for path in (tmp_path / "a").glob("index*"):
         path.unlink()
     scanned = opened(tmp_path / "a", cache)
-    assert scanned.fingerprint == merged.fingerprint and scanned.entries.tobytes() == merged.entries.tobytes() and not scanned.rejected
+    assert (
+        scanned.fingerprint == merged.fingerprint
+        and scanned.entries.tobytes() == merged.entries.tobytes()
+        and not scanned.rejected
+    )
     assert isinstance(scanned.entries, np.memmap) and scanned.entries.dtype == ENTRY and scanned.kind == "videos"
     for i in range(10):
         entry = scanned.entries[i]
-        assert scanned.key(i) == f"folder/clip_{i:03d}" and scanned.data(i) == bytes([i]) * (100 + 7 * i) and scanned.suffix(i) == "mp4"
-        assert (entry["width"], entry["height"], entry["frames"], entry["fps"], entry["shard"]) == (64, 48, 9 + i, 25, i // 4)
-        assert scanned.meta(i) == {**SOUND, "frames": 9 + i, "label": "x", **({"caption": f"text {i}"} if i % 2 else {})}
+        assert (
+            scanned.key(i) == f"folder/clip_{i:03d}"
+            and scanned.data(i) == bytes([i]) * (100 + 7 * i)
+            and scanned.suffix(i) == "mp4"
+        )
+        assert (entry["width"], entry["height"], entry["frames"], entry["fps"], entry["shard"]) == (
+            64,
+            48,
+            9 + i,
+            25,
+            i // 4,
+        )
+        assert scanned.meta(i) == {
+            **SOUND,
+            "frames": 9 + i,
+            "label": "x",
+            **({"caption": f"text {i}"} if i % 2 else {}),
+        }
         assert scanned.shard_url(i) == f"{tmp_path}/a/shard-00000{i // 4}.tar"
 
 
 def test_an_interrupted_writer_goes_on_after_its_last_shard(tmp_path: Path) -> None:
-    whole, broken = ShardWriter(tmp_path / "whole", "videos", shard_count=4), ShardWriter(tmp_path / "broken", "videos", shard_count=4)
+    whole, broken = (
+        ShardWriter(tmp_path / "whole", "videos", shard_count=4),
+        ShardWriter(tmp_path / "broken", "videos", shard_count=4),
+    )
     assert broken.resume_position == -1
     fill(whole, 0, 11)
     whole.close()
@@ -165,7 +198,13 @@ def test_each_fault_is_counted_under_its_kind(tmp_path: Path, cache: Cache) -> N
     faults = {
         "extension": {"a.exe": b"x", "noextension": b"x", ".hidden.mp4": b"x"},
         "incomplete": {"a.json": meta(), "b.txt": b"only text"},
-        "metadata": {"a.safetensors": b"x", "a.json": b"[]", "b.safetensors": b"x", "c.safetensors": b"x", "c.json": meta(width=10**6)},
+        "metadata": {
+            "a.safetensors": b"x",
+            "a.json": b"[]",
+            "b.safetensors": b"x",
+            "c.safetensors": b"x",
+            "c.json": meta(width=10**6),
+        },
         "too_large": {"a.safetensors": b"x" * 3000, "a.json": meta()},
         "no_frames": {"a.safetensors": b"", "a.json": meta()},
         "unsafe_name": {"../a.safetensors": b"x", "/b.safetensors": b"x", "c/../../d.json": meta()},
@@ -182,7 +221,9 @@ def test_each_fault_is_counted_under_its_kind(tmp_path: Path, cache: Cache) -> N
 
 
 def test_damaged_tar_files_keep_what_came_before(tmp_path: Path, cache: Cache) -> None:
-    files = {f"k{i}.{suffix}": data for i in range(4) for suffix, data in (("safetensors", b"x" * 700), ("json", meta()))}
+    files = {
+        f"k{i}.{suffix}": data for i in range(4) for suffix, data in (("safetensors", b"x" * 700), ("json", meta()))
+    }
     for name, change, kind, left in (
         ("header", lambda data, place: data[: place + 5] + b"\xff" + data[place + 6 :], "corrupt_tar", 2),
         ("cut", lambda data, place: data[: place + 600], "truncated", 2),
@@ -204,7 +245,9 @@ def test_damaged_tar_files_keep_what_came_before(tmp_path: Path, cache: Cache) -
 
 
 def test_shards_of_others_are_read(tmp_path: Path, cache: Cache) -> None:
-    """As img2dataset and video2dataset write them: no geometry in the metadata, captions in text files, folders and ./ in names, other companions."""
+    """As img2dataset and video2dataset write them: no geometry in the metadata, captions in text files, folders and ./
+    in names, other companions.
+    """
     write_video(tmp_path / "clip.mp4", np.zeros((7, 48, 64, 3), np.uint8), 10)
     video = (tmp_path / "clip.mp4").read_bytes()
     folder = tmp_path / "data"
@@ -220,7 +263,9 @@ def test_shards_of_others_are_read(tmp_path: Path, cache: Cache) -> None:
     tar(folder / "00000.tar", {**files, "./00/002.mp4": b"no video", "./00/002.json": b"{"})
     index = opened(folder, cache)
     assert [index.key(i) for i in range(len(index))] == ["00/000", "00/001"]
-    assert [tuple(entry) for entry in index.entries[["width", "height", "frames", "fps"]].tolist()] == [(64, 48, 7, 10.0)] * 2
+    assert [tuple(entry) for entry in index.entries[["width", "height", "frames", "fps"]].tolist()] == [
+        (64, 48, 7, 10.0)
+    ] * 2
     assert [index.meta(i).get("caption") for i in range(2)] == ["a", "c"]
     assert counts(index) == {"unreadable": 1} and index.rejected[0].path == "00000.tar[00/002]"
 

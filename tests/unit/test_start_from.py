@@ -1,4 +1,6 @@
-"""What a run makes of the checkpoints it finds: weights of another precision are cast, and one that goes on must be the same model and have steps left."""
+"""What a run makes of the checkpoints it finds: weights of another precision are cast, and one that goes on must be the
+same model and have steps left.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def trained(output: Path, *options: str, step: int = 4) -> Any:
             parameter.copy_(torch.randn(parameter.shape, generator=draws))
     run.optimizer.reload_model_params()
     compat.seed_optimizer_state(run.optimizer)
-    Saver(run.config, run.chunks, run.optimizer, run.average, run.codec.fingerprint).save({**asdict(run.state), "step": step}, must=True)
+    Saver(run.config, run.chunks, run.optimizer, run.average, run.codec.fingerprint).save(
+        {**asdict(run.state), "step": step}, must=True
+    )
     return run
 
 
@@ -55,13 +59,17 @@ def mains(run: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("there", "here"), [("fp32", "bf16"), ("bf16", "fp32")])
 def test_weights_of_another_precision_and_position_table_are_cast(there: str, here: str, tmp_path: Path) -> None:
     given = weights(trained(tmp_path / "a", f"train.precision={there}"))
-    run = built(tmp_path / "b", f"train.precision={here}", f"train.init_from={tmp_path / 'a'}", "model.position_table_size=16")
+    run = built(
+        tmp_path / "b", f"train.precision={here}", f"train.init_from={tmp_path / 'a'}", "model.position_table_size=16"
+    )
     kept = torch.bfloat16 if here == "bf16" else torch.float32
     found, main = weights(run), mains(run)
     assert found.keys() == given.keys() == main.keys() and len(found) > 20
     for name, value in given.items():
         assert found[name].dtype == kept and torch.equal(found[name], value.to(kept)), name
-        assert main[name].dtype == torch.float32 and torch.equal(main[name].flatten(), value.to(kept).float().flatten()), name
+        assert main[name].dtype == torch.float32 and torch.equal(
+            main[name].flatten(), value.to(kept).float().flatten()
+        ), name
     # The table has no weights: it is computed for its size, cell i of S at the position 64 i / S.
     axis = run.chunks[0].embedding.axis
     assert axis.shape[0] == 16 and axis[1, 0] == pytest.approx(float(torch.sin(torch.tensor(64 / 16))), abs=1e-6)
@@ -70,7 +78,10 @@ def test_weights_of_another_precision_and_position_table_are_cast(there: str, he
 def test_a_run_that_goes_on_is_of_one_precision_and_table(tmp_path: Path) -> None:
     trained(tmp_path / "a")
     before = (tmp_path / "a" / "config.toml").read_text()
-    for option, text in (("train.precision=bf16", "precision is fp32 there and bf16 here"), ("model.position_table_size=16", "is 8 there and 16 here")):
+    for option, text in (
+        ("train.precision=bf16", "precision is fp32 there and bf16 here"),
+        ("model.position_table_size=16", "is 8 there and 16 here"),
+    ):
         with pytest.raises(ValueError, match=text):
             built(tmp_path / "a", option)
     with pytest.raises(ValueError, match="hidden_size is 32 there and 64 here"):
@@ -81,17 +92,23 @@ def test_a_run_that_goes_on_is_of_one_precision_and_table(tmp_path: Path) -> Non
 def test_a_run_that_went_further_is_left_alone(tmp_path: Path) -> None:
     trained(tmp_path / "a")
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"train.steps = 3: .*step_00000004 is at step 4 already; nothing to do") as caught:
+    with pytest.raises(
+        ValueError, match=r"train.steps = 3: .*step_00000004 is at step 4 already; nothing to do"
+    ) as caught:
         built(tmp_path / "a", "train.steps=3")
     assert "\n" not in str(caught.value)
     run = built(tmp_path / "a", "train.steps=4", "optimizer.lr=0.5")
     assert run.state.step == 4
-    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}, "nothing is trained with other options"
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}, (
+        "nothing is trained with other options"
+    )
     built(tmp_path / "a", "train.steps=5", "optimizer.lr=0.5")
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["optimizer"]["lr"] == 0.5
 
 
-def test_weights_without_a_shape_of_their_own_may_differ_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_without_a_shape_of_their_own_may_differ_and_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from megatron_videogpt.checkpoint.checks import check_same_shapes
     from megatron_videogpt.checkpoint.saved import find_checkpoint
 

@@ -28,15 +28,25 @@ def masks(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 def test_tiles_and_lists_match_the_dense_mask(mask: tuple[torch.Tensor, int], row_tile: int, key_tile: int) -> None:
     intervals, keys = mask
     dense = dense_mask(intervals, keys)
-    blocks = [[dense[r : r + row_tile, c : c + key_tile] for c in range(0, keys, key_tile)] for r in range(0, len(dense), row_tile)]
+    blocks = [
+        [dense[r : r + row_tile, c : c + key_tile] for c in range(0, keys, key_tile)]
+        for r in range(0, len(dense), row_tile)
+    ]
     full = torch.tensor([[bool(block.all()) and block.shape[1] == key_tile for block in row] for row in blocks])
     partial = torch.tensor([[bool(block.any()) for block in row] for row in blocks]) & ~full
     found = tiles(intervals, row_tile, key_tile, keys)
     assert torch.equal(found[0], partial) and torch.equal(found[1], full)
     by_row, by_key = tile_lists(intervals, row_tile, key_tile, keys)
     for lists, some, whole in ((by_row, partial, full), (by_key, partial.T, full.T)):
-        for counts, numbers, expected in ((lists.partial_count, lists.partial, some), (lists.full_count, lists.full, whole)):
-            assert counts.dtype == numbers.dtype == torch.int32 and numbers.is_contiguous() and numbers.shape == expected.shape
+        for counts, numbers, expected in (
+            (lists.partial_count, lists.partial, some),
+            (lists.full_count, lists.full, whole),
+        ):
+            assert (
+                counts.dtype == numbers.dtype == torch.int32
+                and numbers.is_contiguous()
+                and numbers.shape == expected.shape
+            )
             for count, row, chosen in zip(counts.tolist(), numbers.tolist(), expected):
                 assert row[:count] == chosen.nonzero().flatten().tolist() and not any(row[count:])
 
@@ -49,7 +59,12 @@ def test_building_grows_with_the_rows_and_not_with_their_square() -> None:
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             result = func(*args, **(kwargs or {}))
-            self.most = max([self.most, *(x.numel() for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor))])
+            self.most = max(
+                [
+                    self.most,
+                    *(x.numel() for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)),
+                ]
+            )
             return result
 
     rows = 38_784

@@ -22,7 +22,10 @@ def test_turns_are_summed_up_in_the_words_of_one(tmp_path: Path) -> None:
     assert [test["wall"] for test in read] == [4.0, 2.0, 1.0, 0.5]
     table = timing.table(read)
     assert table[1].split() == ["4.0", "6.0", "tests/parallel/test_c.py::test_three"]
-    assert [line.split() for line in table[-2:]] == [["6.0", "9.0", "2", "tests/parallel"], ["1.5", "2.2", "2", "tests/unit"]]
+    assert [line.split() for line in table[-2:]] == [
+        ["6.0", "9.0", "2", "tests/parallel"],
+        ["1.5", "2.2", "2", "tests/unit"],
+    ]
     assert timing.summary(read, 7.5) == [
         "ERROR tests/parallel/test_c.py::test_four",
         "FAILED tests/parallel/test_c.py::test_three",

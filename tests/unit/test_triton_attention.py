@@ -1,6 +1,8 @@
-"""The triton attention backend in Triton's interpreter, on a CPU, against the oracle in float64; tiles are small so that short rows have many.
+"""The triton attention backend in Triton's interpreter, on a CPU, against the oracle in float64; tiles are small so
+that short rows have many.
 
-The interpreter's bf16 products are wrong, so float32 and float16 only; `test_triton_compile` compiles the kernels for bf16.
+The interpreter's bf16 products are wrong, so float32 and float16 only; `test_triton_compile` compiles the kernels for
+bf16.
 """
 
 from __future__ import annotations
@@ -28,19 +30,25 @@ BUDGET = 120
 @pytest.fixture(scope="module")
 def backend() -> Iterator[ModuleType]:
     """`triton_attention` with interpreted kernels."""
-    with interpreted(*(f"{PACKAGE}.{name}" for name in ("triton_kernels", "triton_backward_kernels", "triton_attention"))) as modules:
+    with interpreted(
+        *(f"{PACKAGE}.{name}" for name in ("triton_kernels", "triton_backward_kernels", "triton_attention"))
+    ) as modules:
         yield modules[-1]
 
 
 @pytest.fixture
 def use(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes `verify` compute the backend `triton` with interpreted kernels in these tiles: (rows, keys) of forward, key_value, query."""
+    """Makes `verify` compute the backend `triton` with interpreted kernels in these tiles: (rows, keys) of forward,
+    key_value, query.
+    """
 
     def set_tiles(*shapes: tuple[int, int]) -> None:
         forward, key_value, query = (backend.Launch(*shape, 4, 1) for shape in shapes)
         launches = backend.Launches(forward, key_value, key_value, query)
 
-        def run(name: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True) -> Tensor:
+        def run(
+            name: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = True
+        ) -> Tensor:
             if name != "triton":
                 return attend(name, q, k, v, intervals, scale, deterministic)
             return backend.attend(q, k, v, intervals, scale, deterministic, launches)
@@ -66,13 +74,19 @@ def case_of(seed: int) -> Case:
     return case if seed % 4 == 0 else case._replace(heads=case.heads // case.kv_heads, kv_heads=1)
 
 
-@pytest.mark.parametrize("start", [pytest.param(start, marks=[pytest.mark.long] if start else []) for start in range(0, COUNT, 25)])
+@pytest.mark.parametrize(
+    "start", [pytest.param(start, marks=[pytest.mark.long] if start else []) for start in range(0, COUNT, 25)]
+)
 def test_matches_reference_on_random_rows(use: Callable[..., None], start: int) -> None:
-    """Every third in float16, every other one with atomics, every fourth head dimension; 25 have all pairs of tiles of two kernels."""
+    """Every third in float16, every other one with atomics, every fourth head dimension; 25 have all pairs of tiles of
+    two kernels.
+    """
     for seed in range(start, start + 25):
         case = case_of(seed)
         use(*shapes_of(seed))
-        inputs = case.tensors(HEAD_DIMS[(seed + seed // 4) % 4], torch.float16 if seed % 3 == 0 else torch.float32, seed=seed)
+        inputs = case.tensors(
+            HEAD_DIMS[(seed + seed // 4) % 4], torch.float16 if seed % 3 == 0 else torch.float32, seed=seed
+        )
         errors = verify.errors("triton", inputs, case.intervals[case.kept], deterministic=seed % 2 == 0)
         assert_right(errors, seed)
 
@@ -82,7 +96,11 @@ def test_random_rows_have_tiles_of_every_kind() -> None:
     for seed in range(COUNT):
         case, (row_tile, key_tile) = case_of(seed), shapes_of(seed)[0]
         in_part, in_full = tiles(case.intervals[case.kept], row_tile, key_tile, len(case.intervals))
-        full, partial, empty = full + int(in_full.sum()), partial + int(in_part.sum()), empty + int((~(in_part | in_full)).sum())
+        full, partial, empty = (
+            full + int(in_full.sum()),
+            partial + int(in_part.sum()),
+            empty + int((~(in_part | in_full)).sum()),
+        )
         ragged_full += int(in_full[-1].sum()) if len(case.kept) % row_tile else 0
     assert min(full, partial, empty) > 100 and ragged_full > 50
 
@@ -97,7 +115,9 @@ def inputs_of(intervals: Tensor, head_dim: int, dtype: torch.dtype = torch.float
 
 
 def test_large_scores(use: Callable[..., None]) -> None:
-    """Scores of thousands: nothing overflows, and errors are what rounding explains (the weights' are those of the scores, which are large numbers)."""
+    """Scores of thousands: nothing overflows, and errors are what rounding explains (the weights' are those of the
+    scores, which are large numbers).
+    """
     use((32, 32), (32, 32), (32, 32))
     intervals = pack([layout(training_shape((1, 2, 2), (3, 3)))] * 2, 7).intervals
     inputs = [x * 20 for x in inputs_of(intervals, 32)]
@@ -140,7 +160,9 @@ def test_longest_tiles_come_first(backend: ModuleType) -> None:
 def test_tiles_are_found_once_for_all_layers(backend: ModuleType) -> None:
     intervals = layout(training_shape((2, 2), (3, 3))).intervals
     launch = backend.Launch(16, 16, 4, 1)
-    assert backend._walks(intervals, launch, len(intervals)) is backend._walks(intervals.detach(), launch, len(intervals))
+    assert backend._walks(intervals, launch, len(intervals)) is backend._walks(
+        intervals.detach(), launch, len(intervals)
+    )
 
 
 def test_refuses_in_one_line(backend: ModuleType) -> None:

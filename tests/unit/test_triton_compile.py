@@ -1,4 +1,6 @@
-"""The Triton attention kernels compiled for real GPUs without one: registers spill no more than stated, and the products run on the matrix units."""
+"""The Triton attention kernels compiled for real GPUs without one: registers spill no more than stated, and the
+products run on the matrix units.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from tests.triton_tools import Compiled, compiled
 
 # Imported when triton is known to be there: `triton_tools` skips this file where it is not.
 backend, triton_kernels, triton_backward_kernels = (
-    importlib.import_module(f"megatron_videogpt.attention.{name}") for name in ("triton_attention", "triton_kernels", "triton_backward_kernels")
+    importlib.import_module(f"megatron_videogpt.attention.{name}")
+    for name in ("triton_attention", "triton_kernels", "triton_backward_kernels")
 )
 
 KERNELS = {
@@ -37,11 +40,24 @@ def compile_as_used(name: str, head_dim: int, capability: tuple[int, int], group
     kernel: Any = KERNELS[name]
     launch = getattr(backend.default_launches(head_dim, torch.bfloat16, capability), name)
     first, second = backend.HEAD_DIMS[head_dim]
-    every = {"GROUP": group, "ROW_TILE": launch.rows, "KEY_TILE": launch.keys, "FIRST": first, "SECOND": second, "ATOMIC": name == "atomic"}
+    every = {
+        "GROUP": group,
+        "ROW_TILE": launch.rows,
+        "KEY_TILE": launch.keys,
+        "FIRST": first,
+        "SECOND": second,
+        "ATOMIC": name == "atomic",
+    }
     constexprs = {key: value for key, value in every.items() if key in kernel.arg_names}
     strides = [arg for arg in kernel.arg_names if arg.startswith("stride")]
-    types = {arg: "*bf16" for arg in kernel.arg_names} | {arg: "i32" for arg in ["rows", "keys", "width", *strides]} | {"scale": "fp32"}
-    types |= {arg: "*i32" for arg in INT_TENSORS} | {arg: "*fp32" for arg in FLOAT_TENSORS | ({"grad_q"} if name == "atomic" else set())}
+    types = (
+        {arg: "*bf16" for arg in kernel.arg_names}
+        | {arg: "i32" for arg in ["rows", "keys", "width", *strides]}
+        | {"scale": "fp32"}
+    )
+    types |= {arg: "*i32" for arg in INT_TENSORS} | {
+        arg: "*fp32" for arg in FLOAT_TENSORS | ({"grad_q"} if name == "atomic" else set())
+    }
     return compiled(kernel, types, constexprs, launch.warps, launch.stages, strides, capability[0] * 10 + capability[1])
 
 
@@ -69,7 +85,9 @@ def test_consumer_gpu(name: str) -> None:
 
 @pytest.mark.parametrize("kernel", [*KERNELS.values(), triton_backward_kernels.delta_kernel], ids=[*KERNELS, "delta"])
 def test_a_new_row_length_does_not_recompile(kernel: Any) -> None:
-    """Triton compiles anew when an integer becomes 1 or a multiple of 16, unless it is told not to; strides do not change with the length."""
+    """Triton compiles anew when an integer becomes 1 or a multiple of 16, unless it is told not to; strides do not
+    change with the length.
+    """
     lengths = {param.name for param in kernel.params if param.name in ("rows", "keys", "width")}
     assert "rows" in lengths
     assert all(param.do_not_specialize for param in kernel.params if param.name in lengths)

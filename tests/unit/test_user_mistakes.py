@@ -47,21 +47,46 @@ MISTAKES: list[tuple[Prepare, tuple[str, ...], str]] = [
     (holds("taken"), (*TRAIN, "train.output=taken/run"), "train.output = taken/run: Not a directory"),
     (holds("videos/"), (*CHECK, "data.source=videos", "data.path=videos"), "data.path=videos: no videos in it"),
     (holds("shards/"), (*CHECK, "data.source=shards", "data.path=shards"), "data.path=shards: no *.tar in it"),
-    (holds("shards/a.tar", "x" * 600), (*CHECK, "data.source=shards", "data.path=shards"), "no usable sample in 1 tar files"),
-    (holds("vae/config.json", "{"), (*CHECK, "codec.name=autoencoder_kl", "codec.path=vae"), "codec.path=vae: config.json cannot be read"),
+    (
+        holds("shards/a.tar", "x" * 600),
+        (*CHECK, "data.source=shards", "data.path=shards"),
+        "no usable sample in 1 tar files",
+    ),
+    (
+        holds("vae/config.json", "{"),
+        (*CHECK, "codec.name=autoencoder_kl", "codec.path=vae"),
+        "codec.path=vae: config.json cannot be read",
+    ),
     (nothing, (*SAMPLE, "gone"), "gone: no such folder"),
     (holds("empty/"), (*SAMPLE, "empty"), "empty: no complete checkpoint"),
     (holds("hub/config.json", "{"), (*SAMPLE, "hub"), "config.json: not JSON"),
-    (nothing, ("sample", "gone.mp4", "--output", "out.mp4", "--checkpoint", "gone"), "gone.mp4: No such file or directory"),
-    (holds("text.mp4", "no video"), ("sample", "text.mp4", "--output", "out.mp4", "--checkpoint", "gone"), "text.mp4: not a readable video"),
-    (holds("folder/"), ("sample", "folder", "--output", "out", "--checkpoint", "gone"), "folder: no video or image in it"),
+    (
+        nothing,
+        ("sample", "gone.mp4", "--output", "out.mp4", "--checkpoint", "gone"),
+        "gone.mp4: No such file or directory",
+    ),
+    (
+        holds("text.mp4", "no video"),
+        ("sample", "text.mp4", "--output", "out.mp4", "--checkpoint", "gone"),
+        "text.mp4: not a readable video",
+    ),
+    (
+        holds("folder/"),
+        ("sample", "folder", "--output", "out", "--checkpoint", "gone"),
+        "folder: no video or image in it",
+    ),
     (nothing, ("demo", "--checkpoint", "gone", "--port", "70000"), "--port 70000: must be from 1 to 65535"),
 ]
 
 
 @pytest.mark.parametrize(("prepare", "argv", "told"), MISTAKES, ids=[told[:30] for *_, told in MISTAKES])
 def test_a_mistake_is_one_line(
-    prepare: Prepare, argv: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prepare: Prepare,
+    argv: tuple[str, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
@@ -72,7 +97,9 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), FileNotFoundError("ours")])
-def test_a_fault_below_a_command_is_no_mistake(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fault_below_a_command_is_no_mistake(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from megatron_videogpt.plan import data_report
 
     def broken(*_: object) -> None:

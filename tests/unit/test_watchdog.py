@@ -35,9 +35,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts one rank with the given body inside the watchdog's context; all are killed in the end."""
     processes: list[subprocess.Popen[str]] = []
 
-    def one(rank: int, body: str, minutes: float = 10.0, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+    def one(
+        rank: int, body: str, minutes: float = 10.0, prefix: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.Popen[str]:
         script = f"{BEGIN}with Watchdog({minutes}, output) as watchdog:\n    print('ready', flush=True)\n    {body}\n"
-        env = {**os.environ, "RANK": str(rank), "MASTER_PORT": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY), **environment}
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "MASTER_PORT": "1",
+            "TMPDIR": str(tmp_path),
+            "PYTHONPATH": str(REPOSITORY),
+            **environment,
+        }
         command = [*prefix, sys.executable, "-c", script, str(tmp_path / "run")]
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
@@ -73,7 +82,10 @@ def test_one_line_names_the_killed_rank_and_what_it_did(start: Start, tmp_path: 
 
 
 def test_helpers_of_a_killed_rank_are_ended(start: Start, tmp_path: Path) -> None:
-    body = "import subprocess; child = subprocess.Popen(['sleep', '600']); open(sys.argv[1] + f'/child_{rank}', 'w').write(str(child.pid)); " + FOREVER
+    body = (
+        "import subprocess; child = subprocess.Popen(['sleep', '600']); open(sys.argv[1] + f'/child_{rank}', "
+        "'w').write(str(child.pid)); " + FOREVER
+    )
     ranks = [start(rank, body, prefix=("setsid",)) for rank in range(2)]
     wait_until_ready(*ranks)
     time.sleep(0.5)
@@ -101,7 +113,9 @@ def test_an_error_of_its_own_is_told_once(start: Start) -> None:
 
 
 def test_a_phase_that_lasts_too_long_is_named(start: Start) -> None:
-    slow = start(0, f"time.sleep(2); watchdog.phase('quick'); watchdog.phase('reading data of step 7'); {FOREVER}", minutes=0.05)
+    slow = start(
+        0, f"time.sleep(2); watchdog.phase('quick'); watchdog.phase('reading data of step 7'); {FOREVER}", minutes=0.05
+    )
     codes, (line,) = ends(slow)
     assert codes == [1]
     assert line.startswith("error (rank 0): 'reading data of step 7' took longer than train.timeout_minutes = 0.05")
@@ -112,10 +126,16 @@ def test_an_unlimited_phase_may_last(start: Start) -> None:
 
 
 def test_a_lost_connection_is_one_line(start: Start, tmp_path: Path) -> None:
-    body = "watchdog.phase('saving'); raise RuntimeError('[tcp/pair.cc:1] Connection closed by peer [10.0.0.1]\\nfrom the depths')"
+    body = (
+        "watchdog.phase('saving'); raise RuntimeError('[tcp/pair.cc:1] Connection closed by peer "
+        "[10.0.0.1]\\nfrom the depths')"
+    )
     codes, (line,) = ends(start(0, body))
     assert codes == [1]
-    assert line.startswith("error (rank 0): 'saving' failed: [tcp/pair.cc:1] Connection closed by peer [10.0.0.1]; a rank on another node may be gone")
+    assert line.startswith(
+        "error (rank 0): 'saving' failed: [tcp/pair.cc:1] Connection closed by peer [10.0.0.1]; a rank on "
+        "another node may be gone"
+    )
     log = (tmp_path / "run" / "logs" / "rank_00000.log").read_text()
     assert "start: host" in log and "Traceback" in log and "from the depths" in log
 
@@ -132,7 +152,10 @@ def test_a_lost_connection_to_a_killed_neighbour_names_it(start: Start) -> None:
 def test_nobody_outlives_the_launcher(start: Start, tmp_path: Path) -> None:
     # The shell waits, as torchrun would.
     shell = start(
-        0, "open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); " + FOREVER, prefix=("bash", "-c", '"$@"; true', "bash"), TORCHELASTIC_RUN_ID="x"
+        0,
+        "open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); " + FOREVER,
+        prefix=("bash", "-c", '"$@"; true', "bash"),
+        TORCHELASTIC_RUN_ID="x",
     )
     wait_until_ready(shell)
     time.sleep(0.5)
@@ -176,7 +199,9 @@ def test_ranks_meet_where_nobody_else_comes(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "open", "foreign"])
-def test_a_place_that_somebody_else_prepared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_place_that_somebody_else_prepared_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     place, elsewhere = place_of(tmp_path, monkeypatch), tmp_path / "elsewhere"
     if kind == "link":
         elsewhere.mkdir(mode=0o700)
@@ -200,4 +225,6 @@ def test_the_same_fault_of_all_ranks_is_one_traceback(start: Start, tmp_path: Pa
     codes, lines = ends(*ranks)
     assert set(codes) == {1} and lines.count("KeyError: 'mine'") == 3
     # The others raise PeerFailed from it, which the command line keeps to itself.
-    assert sum("PeerFailed: rank " in line and "failed in the same way: KeyError: 'mine'" in line for line in lines) == 2
+    assert (
+        sum("PeerFailed: rank " in line and "failed in the same way: KeyError: 'mine'" in line for line in lines) == 2
+    )

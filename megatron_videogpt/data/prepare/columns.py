@@ -1,4 +1,6 @@
-"""Columns of a video: names and templates of them, conditions on them, and what lies beside a video as JSON and text."""
+"""Columns of a video: names and templates of them, conditions on them, and what lies beside a video as
+JSON and text.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def columns_of(spec: str, option: str = "template") -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(spec) if name is not None]
     except ValueError as error:
-        raise UserError(f"{option}={spec!r}: not a template of columns ({error}); write for example {{video_id}}.mp4") from error
+        raise UserError(
+            f"{option}={spec!r}: not a template of columns ({error}); write for example {{video_id}}.mp4"
+        ) from error
     wrong = [name for name in names if not name or re.search(r"[.\[\]]", name)]
     if wrong:
         raise UserError(f"{option}={spec!r}: {wrong[0]!r} must be the name of a column")
@@ -43,7 +47,9 @@ def value_of(name: str, spec: str, columns: Mapping[str, Any]) -> Any:
 
 
 def meets(name: str, columns: Mapping[str, Any], where: Sequence[str]) -> bool:
-    """Whether all conditions (``COLUMN==VALUE``, also != >= <= > <; numbers compare as numbers) hold; BadVideo when one cannot be decided."""
+    """Whether all conditions (``COLUMN==VALUE``, also != >= <= > <; numbers compare as numbers) hold; BadVideo when one
+    cannot be decided.
+    """
     return all(_compare(name, columns, condition) for condition in where)
 
 
@@ -57,13 +63,24 @@ def _compare(name: str, columns: Mapping[str, Any], condition: str) -> bool:
         pair = (float(value), float(text))
     except (TypeError, ValueError):
         if operator not in ("==", "!="):
-            raise BadVideo(name, f"{column}={str(value)[:40]!r} is no number that {condition!r} could compare", "metadata") from None
+            raise BadVideo(
+                name, f"{column}={str(value)[:40]!r} is no number that {condition!r} could compare", "metadata"
+            ) from None
     left, right = pair
-    return {"==": left == right, "!=": left != right, ">=": left >= right, "<=": left <= right, ">": left > right, "<": left < right}[operator]
+    return {
+        "==": left == right,
+        "!=": left != right,
+        ">=": left >= right,
+        "<=": left <= right,
+        ">": left > right,
+        "<": left < right,
+    }[operator]
 
 
 def read_sidecars(path: str) -> dict[str, Any]:
-    """Columns of the .json beside a video and, as "txt", the text of its .txt; BadVideo of kind "metadata" when one is unusable."""
+    """Columns of the .json beside a video and, as "txt", the text of its .txt; BadVideo of kind "metadata" when one is
+    unusable.
+    """
     columns: dict[str, Any] = {}
     for suffix in (".txt", ".json"):
         file = Path(path).with_suffix(suffix)

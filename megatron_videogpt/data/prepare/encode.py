@@ -1,4 +1,6 @@
-"""Videos -> latent shards: every frame encoded once, part by part; the parts are shared out among processes and do not depend on their number."""
+"""Videos -> latent shards: every frame encoded once, part by part; the parts are shared out among processes and do not
+depend on their number.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ MOVABLE = ("source", "codec_path", "batch")  # options that may change when a co
 class Encoding:
     """What is encoded and how.
 
-    stored: a name of `latents.STORED`; batch: frames per call of the codec; part: videos that one process writes into shards of their own;
-    shard_bytes: a shard is closed when it has so many; options: whatever else shall be noted in the output folder.
+    stored: a name of `latents.STORED`; batch: frames per call of the codec; part: videos that one process writes into
+    shards of their own; shard_bytes: a shard is closed when it has so many; options: whatever else shall be noted in
+    the output folder.
     """
 
     usable: Usable
@@ -70,7 +73,12 @@ class Encoding:
         """Key and metadata of a video."""
         collection = self.usable.collection
         row = collection.entries[entry]
-        geometry = {"width": int(row["width"]), "height": int(row["height"]), "frames": int(row["frames"]), "fps": round(float(row["fps"]), 4)}
+        geometry = {
+            "width": int(row["width"]),
+            "height": int(row["height"]),
+            "frames": int(row["frames"]),
+            "fps": round(float(row["fps"]), 4),
+        }
         if isinstance(collection, Folder):
             return self._keys[entry], {"source": collection.paths[entry], **geometry}
         key = collection.index.key(entry)
@@ -113,16 +121,27 @@ class Progress:
 
 
 def claim_output(encoding: Encoding) -> None:
-    """Note in the output folder what it is made of, or find the same there; ValueError, one line, when it is something else."""
+    """Note in the output folder what it is made of, or find the same there; ValueError, one line, when it is something
+    else.
+    """
     output, path = encoding.output, encoding.output / RECORD
     data = {"videos": len(encoding.usable.items), "fingerprint": encoding.usable.collection.fingerprint}
-    record = {**encoding.options, "part": encoding.part, "shard_bytes": encoding.shard_bytes, "facts": encoding.facts, **data}
+    record = {
+        **encoding.options,
+        "part": encoding.part,
+        "shard_bytes": encoding.shard_bytes,
+        "facts": encoding.facts,
+        **data,
+    }
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in record if name not in MOVABLE and before.get(name) != record[name]]
         if changed:
             was = f"{changed[0]}={before.get(changed[0])}, not {record[changed[0]]}"
-            raise UserError(f"--output={output}: holds latents of another command ({was}); choose another folder, or delete that one")
+            raise UserError(
+                f"--output={output}: holds latents of another command ({was}); choose another folder, or "
+                "delete that one"
+            )
         return
     if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise UserError(f"--output={output}: is not empty, and no latents were begun there; choose a new folder")
@@ -149,7 +168,8 @@ def encode_parts(encoding: Encoding, parts: Sequence[int], workers: int, timeout
 
 
 def finish(encoding: Encoding) -> Counter[str]:
-    """When all parts are complete: the index, the list of what was rejected (see `Usable.skipped`), and all of it counted by kind.
+    """When all parts are complete: the index, the list of what was rejected (see `Usable.skipped`), and all of it
+    counted by kind.
 
     Raises:
         ValueError: there is no latent at all.
@@ -176,7 +196,9 @@ def job_label(job: Job) -> str:
 
 
 def _encode_part(encoding: Encoding, part: int, pool: Pool, ahead: int, done: Progress) -> None:
-    writer = ShardWriter(encoding.output, "latents", encoding.facts, shard_bytes=encoding.shard_bytes, prefix=f"latents-{part:06d}")
+    writer = ShardWriter(
+        encoding.output, "latents", encoding.facts, shard_bytes=encoding.shard_bytes, prefix=f"latents-{part:06d}"
+    )
     resume = writer.resume_position
     report = encoding.report(part)
     unfinished = report.with_suffix(".partial")
@@ -198,7 +220,17 @@ def _encode_part(encoding: Encoding, part: int, pool: Pool, ahead: int, done: Pr
                     key, meta = encoding.describe(piece.video)
             except BadVideo as error:
                 bad, encoded = piece.video, []
-                rejected.write(json.dumps({"video": bad, "name": encoding.usable.collection.name(bad), "kind": error.kind, "reason": error.reason}) + "\n")
+                rejected.write(
+                    json.dumps(
+                        {
+                            "video": bad,
+                            "name": encoding.usable.collection.name(bad),
+                            "kind": error.kind,
+                            "reason": error.reason,
+                        }
+                    )
+                    + "\n"
+                )
                 rejected.flush()
                 done.rejections.add(error)
                 done.rejections.check()
@@ -218,7 +250,9 @@ def _pieces(encoding: Encoding, entries: np.ndarray) -> Iterator[Piece]:
     for entry in entries.tolist():
         row = encoding.usable.collection.entries[entry]
         frames = int(row["frames"])
-        width, height = resized_shape(int(row["width"]), int(row["height"]), encoding.longest_side, encoding.size_multiple)
+        width, height = resized_shape(
+            int(row["width"]), int(row["height"]), encoding.longest_side, encoding.size_multiple
+        )
         for first in range(0, frames, length):
             numbers = tuple(range(first, min(frames, first + length)))
             plan = SamplePlan(entry, 0, 0, entry, numbers, 1, (), (height, width))
@@ -245,7 +279,9 @@ def _result(pool: Pool, number: int, piece: Piece) -> tuple[Piece, Sample | BadV
 
 
 def _encode(encoding: Encoding, sample: Sample | BadVideo) -> Tensor:
-    """Frames as they are stored; BadVideo where they could not be read, or where the VAE gives no finite numbers (kind "codec")."""
+    """Frames as they are stored; BadVideo where they could not be read, or where the VAE gives no finite numbers (kind
+    "codec").
+    """
     if isinstance(sample, BadVideo):
         raise sample
     assert sample.pixels is not None

@@ -23,18 +23,18 @@ KEY_LENGTH = 90  # characters; with a suffix a tar header of 100 holds the name 
 
 @dataclass(frozen=True)
 class Listing:
-    """How rows are read.  Where a column is asked for, a template of columns will do: ``{youtube_id}_{time_start:0>6}.mp4``.
+    """How rows are read.  Where a column is asked for, a template of columns will do:
+    ``{youtube_id}_{time_start:0>6}.mp4``.
 
-    format: of tables and lists, when their names do not tell.
-    records, join: see `read_table`.
-    list_columns: of text lists, divided by white space; a single one takes whole lines.
-    video_column, key_column, caption_column, label_column: columns of tables, or of the JSON beside a video or in a shard.
+    format: of tables and lists, when their names do not tell. records, join: see `read_table`. list_columns: of text
+    lists, divided by white space; a single one takes whole lines. video_column, key_column, caption_column,
+    label_column: columns of tables, or of the JSON beside a video or in a shard.
         Without the last two, columns named caption and label are taken where they exist.
-    label_folder: the label is the name of the folder that the video lies in.
-    root: folder that relative paths of tables and lists start from; empty: the table's own.
-    search: find videos anywhere below root by their file names.
-    sidecars: videos in folders have columns of their own, in NAME.json, and a text in NAME.txt (the column txt).
-    where: conditions like ``split==train`` or ``aesthetic score>=5``, all of which a video must meet; numbers compare as numbers.
+    label_folder: the label is the name of the folder that the video lies in. root: folder that relative paths of tables
+    and lists start from; empty: the table's own. search: find videos anywhere below root by their file names. sidecars:
+    videos in folders have columns of their own, in NAME.json, and a text in NAME.txt (the column txt). where:
+    conditions like ``split==train`` or ``aesthetic score>=5``, all of which a video must meet; numbers compare as
+    numbers.
     """
 
     format: str = "auto"
@@ -66,7 +66,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """One video.  path: file that holds it; name: what people and metadata call it; suffix: with its dot, lower case; columns: of its table.
+    """One video.  path: file that holds it; name: what people and metadata call it; suffix: with its dot, lower case;
+    columns: of its table.
 
     key: empty, or in shards the one it had, until `list_rows` has made it unique.
     """
@@ -80,14 +81,16 @@ class Row:
 
 
 def list_rows(sources: Sequence[str], listing: Listing) -> Iterator[Row | BadVideo]:
-    """All videos of the sources, in the order of the sources and, in folders, of their names; nothing of a video is opened.
+    """All videos of the sources, in the order of the sources and, in folders, of their names; nothing of a video is
+    opened.
 
-    Keys are the relative paths without extension (in shards, the keys), letters, digits, - and _ kept and all else made _; one that was
-    there before gets -2, -3, ...
-    Rows of a table that do not meet ``listing.where`` are left out here, those with sidecars or in shards by `describe`.
+    Keys are the relative paths without extension (in shards, the keys), letters, digits, - and _ kept and all else made
+    _; one that was there before gets -2, -3, ... Rows of a table that do not meet ``listing.where`` are left out here,
+    those with sidecars or in shards by `describe`.
 
     Raises:
-        ValueError: one line: a source that does not exist, cannot be listed, or is no listing; an option that does not fit.
+        ValueError: one line: a source that does not exist, cannot be listed, or is no listing; an option that does not
+            fit.
     """
     check_listing(listing)
     seen: set[int] = set()
@@ -111,7 +114,8 @@ def check_listing(listing: Listing) -> None:
 
 
 def describe(row: Row, listing: Listing, extra: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Caption and label of a video: {"caption", "captions" when there are several, "label"}; None when it does not meet ``listing.where``.
+    """Caption and label of a video: {"caption", "captions" when there are several, "label"}; None when it does not meet
+    ``listing.where``.
 
     Args:
         row: from `list_rows`.
@@ -125,8 +129,16 @@ def describe(row: Row, listing: Listing, extra: Mapping[str, Any]) -> dict[str, 
     if (row.member or listing.sidecars) and not meets(row.name, columns, listing.where):
         return None
     meta: dict[str, Any] = {}
-    caption = value_of(row.name, listing.caption_column, columns) if listing.caption_column else columns.get("caption", columns.get("txt"))
-    texts = [str(text).strip() for text in (caption if isinstance(caption, list) else [caption]) if text is not None and str(text).strip()]
+    caption = (
+        value_of(row.name, listing.caption_column, columns)
+        if listing.caption_column
+        else columns.get("caption", columns.get("txt"))
+    )
+    texts = [
+        str(text).strip()
+        for text in (caption if isinstance(caption, list) else [caption])
+        if text is not None and str(text).strip()
+    ]
     if texts:
         meta["caption"] = texts[0]
     if len(texts) > 1:
@@ -155,7 +167,9 @@ def _rows_of(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, sorted by name; hidden files and folders (such as macOS's ._ copies) and links to folders are left out."""
+    """Files below a folder, sorted by name; hidden files and folders (such as macOS's ._ copies) and links to folders
+    are left out.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -183,12 +197,19 @@ def _shard_rows(path: Path) -> Iterator[Row | BadVideo]:
         if suffix == LATENTS:
             yield BadVideo(label_of(os.fspath(path), key), "latents, which are no video any more", "extension")
             continue
-        member = Member(*(int(entry[name]) for name in ("offset", "size", "meta_offset", "meta_size", "text_offset", "text_size")))
+        member = Member(
+            *(int(entry[name]) for name in ("offset", "size", "meta_offset", "meta_size", "text_offset", "text_size"))
+        )
         yield Row(os.fspath(path), label_of(os.fspath(path), key), key, f".{suffix}", {}, member)
 
 
 def _table_rows(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
-    needed = [*columns_of(listing.video_column), *columns_of(listing.key_column), *columns_of(listing.caption_column), *columns_of(listing.label_column)]
+    needed = [
+        *columns_of(listing.video_column),
+        *columns_of(listing.key_column),
+        *columns_of(listing.caption_column),
+        *columns_of(listing.label_column),
+    ]
     conditions = [match[1] for match in map(WHERE.match, listing.where) if match]
     wanted = [*needed, *conditions, "caption", "label"]
     kind = table_format(path, listing.format)
@@ -209,7 +230,9 @@ def _table_rows(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
             yield error
 
 
-def _table_row(place: str, root: Path, known: Mapping[str, str] | None, columns: dict[str, Any], listing: Listing) -> Row:
+def _table_row(
+    place: str, root: Path, known: Mapping[str, str] | None, columns: dict[str, Any], listing: Listing
+) -> Row:
     value = str(value_of(place, listing.video_column, columns) or "").strip()
     if not value:
         raise BadVideo(place, f"a row without {listing.video_column}", "metadata")
@@ -223,7 +246,9 @@ def _table_row(place: str, root: Path, known: Mapping[str, str] | None, columns:
     if ".." in name.parts or (name.is_absolute() and listing.root):
         raise BadVideo(value, f"leads out of {root}", "unsafe_name")
     if name.suffix.lower() not in EXTENSIONS:
-        raise BadVideo(value, f"{name.suffix or 'no extension'}: must be one of {', '.join(sorted(EXTENSIONS))}", "extension")
+        raise BadVideo(
+            value, f"{name.suffix or 'no extension'}: must be one of {', '.join(sorted(EXTENSIONS))}", "extension"
+        )
     return _row(root / name, name.as_posix(), {key: value for key, value in columns.items() if isinstance(key, str)})
 
 
@@ -242,17 +267,25 @@ def _row(path: Path, name: str, columns: Mapping[str, Any] | None = None) -> Row
 
 def _keyed(row: Row, listing: Listing, seen: set[int]) -> Row | BadVideo:
     try:
-        text = str(value_of(row.name, listing.key_column, row.columns)) if listing.key_column else row.key or os.path.splitext(row.name)[0]
+        text = (
+            str(value_of(row.name, listing.key_column, row.columns))
+            if listing.key_column
+            else row.key or os.path.splitext(row.name)[0]
+        )
     except BadVideo as error:
         return error
     return Row(row.path, row.name, unique_key(text, seen), row.suffix, row.columns, row.member)
 
 
 def unique_key(text: str, seen: set[int]) -> str:
-    """A key of letters, digits, - and _ that was not given before; ``seen`` holds 64-bit hashes of those that were, and gets this one."""
+    """A key of letters, digits, - and _ that was not given before; ``seen`` holds 64-bit hashes of those that were, and
+    gets this one.
+    """
     base = re.sub(r"[^A-Za-z0-9_-]", "_", text)
     if len(base) > KEY_LENGTH or not base:
-        base = f"{base[: KEY_LENGTH - 17]}-{blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
+        base = (
+            f"{base[: KEY_LENGTH - 17]}-{blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
+        )
     key, number = base, 1
     while (digest := int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")) in seen:
         number += 1

@@ -1,4 +1,6 @@
-"""Videos -> WebDataset shards: each is read, checked and perhaps cut in a process of its own, and written in the order of the listing."""
+"""Videos -> WebDataset shards: each is read, checked and perhaps cut in a process of its own, and written in the order
+of the listing.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ def prepare(
 
     Args:
         options: what to write.
-        output: folder for the shards, their index, prepare.toml, rejected.jsonl and report.json; nothing is written elsewhere.
+        output: folder for the shards, their index, prepare.toml, rejected.jsonl and report.json; nothing is written
+            elsewhere.
         workers: processes; 0 works in this one.
         timeout: seconds after which a video is given up.
         progress: called with rows that are done, rows in all, and rows rejected by this run.
@@ -68,16 +71,23 @@ def prepare(
         The report, and whether there was anything left to do.
 
     Raises:
-        ValueError: one line: an option or source that cannot be, another command's output, or no video that can be used.
+        ValueError: one line: an option or source that cannot be, another command's output, or no video that can be
+            used.
     """
     check_options(options)
     inside = [source for source in options.sources if output.resolve().is_relative_to(Path(source).resolve())]
     if inside:
-        raise UserError(f"--output={output}: lies inside the source {inside[0]}, which would then hold its own shards; choose a folder elsewhere")
+        raise UserError(
+            f"--output={output}: lies inside the source {inside[0]}, which would then hold its own shards; "
+            "choose a folder elsewhere"
+        )
     rows = partial(_rows, options)
     count, fingerprint = _survey(rows())
     if not count:
-        raise UserError(f"{', '.join(options.sources)}: no video in it that meets the conditions; see --where, or give folders, lists or tables of videos")
+        raise UserError(
+            f"{', '.join(options.sources)}: no video in it that meets the conditions; see --where, or give "
+            "folders, lists or tables of videos"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,7 +97,9 @@ def prepare(
             return _load_report(output), False
         writer = ShardWriter(output, "videos", shard_bytes=int(options.shard_mb * 1e6), shard_count=options.shard_count)
         with Pool(partial(read, options=options), workers, timeout, label=_label) as pool:
-            _write(output, writer, rows(), pool, 2 * workers + 2, lambda done, rejected: progress(done, count, rejected))
+            _write(
+                output, writer, rows(), pool, 2 * workers + 2, lambda done, rejected: progress(done, count, rejected)
+            )
         return _finish(output), True
 
 
@@ -101,7 +113,11 @@ def _survey(rows: Iterator[Row | BadVideo]) -> tuple[int, str]:
     digest, count = blake2b(digest_size=16), 0
     for row in rows:
         count += 1
-        facts = [str(row)] if isinstance(row, BadVideo) else [row.key, row.name, asdict(row.member) if row.member else None, row.columns]
+        facts = (
+            [str(row)]
+            if isinstance(row, BadVideo)
+            else [row.key, row.name, asdict(row.member) if row.member else None, row.columns]
+        )
         digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return count, digest.hexdigest()
 
@@ -112,7 +128,14 @@ def _record(options: Options, count: int, fingerprint: str) -> dict[str, Any]:
     listing, limits = values.pop("listing"), values.pop("limits")
     if listing["root"]:
         listing["root"] = os.path.abspath(listing["root"])
-    return {"version": VERSION, **values, **listing, **{f"max_{name}": value for name, value in limits.items()}, "rows": count, "fingerprint": fingerprint}
+    return {
+        "version": VERSION,
+        **values,
+        **listing,
+        **{f"max_{name}": value for name, value in limits.items()},
+        "rows": count,
+        "fingerprint": fingerprint,
+    }
 
 
 def _claim(output: Path, record: dict[str, Any]) -> bool:
@@ -124,16 +147,29 @@ def _claim(output: Path, record: dict[str, Any]) -> bool:
         if before != text:
             changed = [(old, new) for old, new in zip(before.splitlines(), text.splitlines()) if old != new]
             what = " and now ".join(changed[0]) if changed else "another version's layout"
-            raise UserError(f"{output}: was begun by another command, or the videos have changed since ({what}); choose another --output, or delete that one")
+            raise UserError(
+                f"{output}: was begun by another command, or the videos have changed since ({what}); choose "
+                "another --output, or delete that one"
+            )
         return not (output / REPORT).is_file()
     other = sorted(entry.name for entry in output.iterdir() if entry.name != LOCK)
     if other:
-        raise UserError(f"{output}: holds {other[0]}, and no {RECORD} of an earlier run; choose an empty or new folder with --output")
+        raise UserError(
+            f"{output}: holds {other[0]}, and no {RECORD} of an earlier run; choose an empty or new folder "
+            "with --output"
+        )
     _write_whole(path, text)
     return True
 
 
-def _write(output: Path, writer: ShardWriter, rows: Iterator[Row | BadVideo], pool: Pool, window: int, progress: Callable[[int, int], None]) -> None:
+def _write(
+    output: Path,
+    writer: ShardWriter,
+    rows: Iterator[Row | BadVideo],
+    pool: Pool,
+    window: int,
+    progress: Callable[[int, int], None],
+) -> None:
     """Write what rows give from where finished shards end."""
     begin = writer.resume_position + 1
     _keep_rejected(output / REJECTED, begin)
@@ -146,15 +182,24 @@ def _write(output: Path, writer: ShardWriter, rows: Iterator[Row | BadVideo], po
                 rejected.flush()
                 bad += 1
                 if bad <= NAMED:
-                    log.warning("rejected (%s) %s%s", result.kind, result, f"; more are named in {output / REJECTED} only" if bad == NAMED else "")
+                    log.warning(
+                        "rejected (%s) %s%s",
+                        result.kind,
+                        result,
+                        f"; more are named in {output / REJECTED} only" if bad == NAMED else "",
+                    )
             for ready in result if isinstance(result, list) else ():
-                writer.add(ready.key, {ready.suffix.removeprefix("."): ready.data.tobytes()}, ready.meta, position=number)
+                writer.add(
+                    ready.key, {ready.suffix.removeprefix("."): ready.data.tobytes()}, ready.meta, position=number
+                )
             progress(number + 1, bad)
     writer.close()
     merge_index(output, "videos")
 
 
-def _in_order(pool: Pool, rows: Iterator[tuple[int, Row | BadVideo]], begin: int, window: int) -> Iterator[tuple[int, list[Ready] | BadVideo | None]]:
+def _in_order(
+    pool: Pool, rows: Iterator[tuple[int, Row | BadVideo]], begin: int, window: int
+) -> Iterator[tuple[int, list[Ready] | BadVideo | None]]:
     """Results in the order of the rows from number ``begin`` on, at most ``window`` of them ahead."""
     ahead: deque[tuple[int, BadVideo | None]] = deque()
     for number, row in rows:
@@ -200,7 +245,14 @@ def _finish(output: Path) -> Report:
     entries = index.entries
     seconds = float((entries["frames"] / entries["fps"].astype(np.float64)).sum())
     size = sum(size for _, size in index.shards)
-    report = Report(len(entries), int(entries["frames"].sum(dtype=np.int64)), round(seconds / 3600, 4), round(size / 1e9, 6), len(index.shards), rejected)
+    report = Report(
+        len(entries),
+        int(entries["frames"].sum(dtype=np.int64)),
+        round(seconds / 3600, 4),
+        round(size / 1e9, 6),
+        len(index.shards),
+        rejected,
+    )
     _write_whole(output / REPORT, json.dumps(asdict(report), indent=1) + "\n")
     return report
 

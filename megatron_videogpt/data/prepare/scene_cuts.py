@@ -1,4 +1,6 @@
-"""Cutting videos where the picture changes at once, without encoding anything again: pieces are runs of the source's own packets."""
+"""Cutting videos where the picture changes at once, without encoding anything again: pieces are runs of the source's
+own packets.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,20 @@ from ..video.container import DEFAULTS, Limits, Video, check_count, check_size, 
 
 THRESHOLD = 27.0  # PySceneDetect's own default for ContentDetector
 DETECTION_WIDTH = 256  # pixels to which pictures are brought before they are compared, as PySceneDetect does
-MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".avi": "avi"}  # all else goes into Matroska, which takes nearly every codec
+MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".webm": "webm",
+    ".avi": "avi",
+}  # all else goes into Matroska, which takes nearly every codec
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A scene, or what can be taken out of it.  first, frames: in the source's numbers; start, end: seconds after the source's first frame."""
+    """A scene, or what can be taken out of it.  first, frames: in the source's numbers; start, end: seconds after the
+    source's first frame.
+    """
 
     first: int
     frames: int
@@ -32,7 +42,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Packets:
-    """Packets in decoding order.  number: frame numbers int64 (-1: not shown); key: bool; times: seconds by frame number, and the end as one more."""
+    """Packets in decoding order.  number: frame numbers int64 (-1: not shown); key: bool; times: seconds by frame
+    number, and the end as one more.
+    """
 
     number: np.ndarray
     key: np.ndarray
@@ -44,14 +56,18 @@ def require_scenedetect() -> None:
     try:
         import scenedetect.common  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--scenes needs PySceneDetect 0.7 or newer ({error}); pip install scenedetect-headless") from error
+        raise UserError(
+            f"--scenes needs PySceneDetect 0.7 or newer ({error}); pip install scenedetect-headless"
+        ) from error
 
 
-def cut_scenes(video: Video, suffix: str, min_frames: int, threshold: float = THRESHOLD, limits: Limits = DEFAULTS) -> list[Piece]:
+def cut_scenes(
+    video: Video, suffix: str, min_frames: int, threshold: float = THRESHOLD, limits: Limits = DEFAULTS
+) -> list[Piece]:
     """Scenes of a video as files of their own, without sound.
 
-    A piece begins at its scene's first key frame to which no later frame refers back, and ends at the last packet up to which nothing is missing:
-    frames before and after, which could be kept by encoding only, are left out.
+    A piece begins at its scene's first key frame to which no later frame refers back, and ends at the last packet up to
+    which nothing is missing: frames before and after, which could be kept by encoding only, are left out.
 
     Args:
         video: path or bytes.
@@ -96,7 +112,9 @@ def detect_cuts(video: Video, threshold: float = THRESHOLD, limits: Limits = DEF
         for count, frame in enumerate(container.decode(stream), 1):
             check_size(video, frame.width, frame.height, limits)
             factor = max(1, round(frame.width / DETECTION_WIDTH))
-            picture = frame.to_ndarray(width=max(1, frame.width // factor), height=max(1, frame.height // factor), format="bgr24")
+            picture = frame.to_ndarray(
+                width=max(1, frame.width // factor), height=max(1, frame.height // factor), format="bgr24"
+            )
             cuts += [cut.frame_num for cut in detector.process_frame(FrameTimecode(count - 1, 25.0), picture)]
     if not count:
         raise BadVideo(name_of(video), "no frame in it", "no_frames")
@@ -142,7 +160,10 @@ def _packets(video: Video, limits: Limits) -> _Packets:
         raise BadVideo(name_of(video), "no frames", "no_frames")
     if None in stamps or len(set(stamps)) < len(stamps) or not base:
         if reordered or len(stamps) < len(shown):
-            raise BadVideo(name_of(video), "cannot be cut: its frames are stored in another order than shown, and have no time stamps")
+            raise BadVideo(
+                name_of(video),
+                "cannot be cut: its frames are stored in another order than shown, and have no time stamps",
+            )
         return _Packets(np.arange(len(stamps)), np.array(keys), np.arange(len(stamps) + 1) / rate)
     order = {pts: number for number, pts in enumerate(sorted(stamps))}
     times = (np.array(sorted(stamps), np.float64) - min(stamps)) * base
@@ -151,7 +172,9 @@ def _packets(video: Video, limits: Limits) -> _Packets:
     return _Packets(number, np.array(keys), np.append(times, times[-1] + step))
 
 
-def _remux(video: Video, suffix: str, runs: Sequence[tuple[int, int]], packets: _Packets, limits: Limits) -> Iterator[Piece]:
+def _remux(
+    video: Video, suffix: str, runs: Sequence[tuple[int, int]], packets: _Packets, limits: Limits
+) -> Iterator[Piece]:
     """The pieces' files, with time stamps from 0, in one pass over the source."""
     if not runs:
         return
@@ -185,4 +208,6 @@ def _piece(taken: list, stream, suffix: str, packets: _Packets, first: int, last
             output.mux(packet)
     number = int(packets.number[first])
     count = last - first
-    return Piece(number, count, float(packets.times[number]), float(packets.times[number + count]), suffix, file.getvalue())
+    return Piece(
+        number, count, float(packets.times[number]), float(packets.times[number + count]), suffix, file.getvalue()
+    )

@@ -23,19 +23,30 @@ FORMATS = {
     ".parquet": "parquet",
 }
 """What a file name's ending says about a table."""
-FIELD_LIMIT = 1 << 24  # characters of a CSV field; Python's own limit of 131072 is below the caption lists of long videos
+FIELD_LIMIT = (
+    1 << 24
+)  # characters of a CSV field; Python's own limit of 131072 is below the caption lists of long videos
 
 
 def table_format(path: Path, asked: str = "auto") -> str:
     """The format of a table; ValueError when its name does not tell."""
     found = FORMATS.get(path.suffix.lower(), "") if asked == "auto" else asked
     if found not in FORMATS.values():
-        raise UserError(f"{path}: must be a folder, a video, a .tar, a list (.txt) or a table ({', '.join(FORMATS)}); else say what it is with --format")
+        raise UserError(
+            f"{path}: must be a folder, a video, a .tar, a list (.txt) or a table ({', '.join(FORMATS)}); "
+            "else say what it is with --format"
+        )
     return found
 
 
 def read_table(
-    path: Path, kind: str, list_columns: Sequence[str], records: str, join: str, wanted: Sequence[str], needed: Sequence[str]
+    path: Path,
+    kind: str,
+    list_columns: Sequence[str],
+    records: str,
+    join: str,
+    wanted: Sequence[str],
+    needed: Sequence[str],
 ) -> Iterator[dict[str, Any] | BadVideo]:
     """Rows of a table in its order; what is wrong with a single row comes as a BadVideo in its place.
 
@@ -44,7 +55,8 @@ def read_table(
         kind: one of the values of `FORMATS`.
         list_columns: names of a text list's columns, divided by white space; one name takes whole lines.
         records: name of the list of objects inside a JSON file; empty: the file is that list.
-        join: "LIST:COLUMN:VALUE" for JSON: every record gets, under the name VALUE, the values of the objects in LIST with the same COLUMN.
+        join: "LIST:COLUMN:VALUE" for JSON: every record gets, under the name VALUE, the values of the objects in LIST
+            with the same COLUMN.
         wanted: columns that are read of a Parquet file, where they exist.
         needed: columns that a CSV or Parquet file must have.
 
@@ -63,7 +75,10 @@ def read_table(
         else:
             yield from _read_parquet(path, wanted, needed)
     except (OSError, csv.Error, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as {kind} ({' '.join(str(error).split())}); check the file, or say what it is with --format") from error
+        raise UserError(
+            f"{path}: cannot be read as {kind} ({' '.join(str(error).split())}); check the file, or say what "
+            "it is with --format"
+        ) from error
 
 
 def _read_list(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -83,7 +98,13 @@ def _read_csv(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[dic
         for row in reader:
             # DictReader puts surplus fields under None, and None into the columns that a short row lacks.
             count = len(row) - 1 + len(row[None]) if None in row else sum(value is not None for value in row.values())
-            yield row if count == header else BadVideo(f"{path.name}:{reader.line_num}", f"{count} columns, but the header names {header}", "metadata")
+            yield (
+                row
+                if count == header
+                else BadVideo(
+                    f"{path.name}:{reader.line_num}", f"{count} columns, but the header names {header}", "metadata"
+                )
+            )
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any] | BadVideo]:
@@ -99,7 +120,11 @@ def parse_object(text: str | bytes, name: str) -> dict[str, Any] | BadVideo:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         return BadVideo(name, f"not JSON ({error})", "metadata")
-    return value if isinstance(value, dict) else BadVideo(name, f"a JSON {type(value).__name__}, not an object", "metadata")
+    return (
+        value
+        if isinstance(value, dict)
+        else BadVideo(name, f"a JSON {type(value).__name__}, not an object", "metadata")
+    )
 
 
 def _read_json(path: Path, records: str, join: str) -> Iterator[dict[str, Any] | BadVideo]:
@@ -135,7 +160,11 @@ def _list_in(path: Path, document: Any, name: str, option: str) -> list[Any]:
     if isinstance(found, list):
         return found
     inside = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
-    hint = f"it is an object with the lists {', '.join(inside)}: name one with {option}" if inside else f"name a list of objects with {option}"
+    hint = (
+        f"it is an object with the lists {', '.join(inside)}: name one with {option}"
+        if inside
+        else f"name a list of objects with {option}"
+    )
     raise UserError(f"{path}: no list {name!r} in it; {hint}" if name else f"{path}: must be a list of objects; {hint}")
 
 
@@ -158,4 +187,7 @@ def _read_parquet(path: Path, wanted: Sequence[str], needed: Sequence[str]) -> I
 def _check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in names]
     if missing:
-        raise UserError(f"{path}: has no column {missing[0]!r}, its columns are {', '.join(names) or 'none'}; choose others with --video-column, ...")
+        raise UserError(
+            f"{path}: has no column {missing[0]!r}, its columns are {', '.join(names) or 'none'}; choose "
+            "others with --video-column, ..."
+        )

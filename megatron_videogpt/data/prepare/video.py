@@ -21,10 +21,10 @@ from .tables import parse_object
 class Options:
     """What decides the bytes that are written.
 
-    sources, listing: see `list_rows`.  limit: only the first so many rows; 0 for all.
-    shard_mb, shard_count: a shard is closed after the video with which it reaches so many 10^6 bytes, or so many videos.
-    min_side, max_aspect, min_frames: smaller, longer-stretched and shorter videos (with scenes: pieces) are rejected.
-    scenes, scene_threshold: see `cut_scenes`.  limits: see `Limits`.
+    sources, listing: see `list_rows`.  limit: only the first so many rows; 0 for all. shard_mb, shard_count: a shard is
+    closed after the video with which it reaches so many 10^6 bytes, or so many videos. min_side, max_aspect,
+    min_frames: smaller, longer-stretched and shorter videos (with scenes: pieces) are rejected. scenes,
+    scene_threshold: see `cut_scenes`.  limits: see `Limits`.
     """
 
     sources: tuple[str, ...]
@@ -42,7 +42,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Ready:
-    """A video as it goes into a shard.  data: uint8 array of the file's bytes, which travels between processes in shared memory."""
+    """A video as it goes into a shard.  data: uint8 array of the file's bytes, which travels between processes in
+    shared memory.
+    """
 
     key: str
     suffix: str
@@ -58,7 +60,10 @@ def check_options(options: Options) -> None:
         (options.shard_count >= 1, f"--shard-count={options.shard_count}: must be at least 1"),
         (options.max_aspect >= 1, f"--max-aspect={options.max_aspect:g}: must be at least 1, which is a square"),
         (options.min_frames >= 1, f"--min-frames={options.min_frames}: must be at least 1"),
-        (options.scene_threshold > 0, f"--scene-threshold={options.scene_threshold:g}: must be above 0; PySceneDetect's is {THRESHOLD:g}"),
+        (
+            options.scene_threshold > 0,
+            f"--scene-threshold={options.scene_threshold:g}: must be above 0; PySceneDetect's is {THRESHOLD:g}",
+        ),
     ]
     for holds, message in rules:
         if not holds:
@@ -85,24 +90,44 @@ def _read_row(row: Row, options: Options) -> list[Ready] | None:
     if described is None:
         return None
     # Shards keep the metadata they had; sidecars may hold pages of subtitles, and give caption and label only.
-    described = {"source": row.name} | {name: value for name, value in extra.items() if row.member and name != "txt"} | described
+    described = (
+        {"source": row.name}
+        | {name: value for name, value in extra.items() if row.member and name != "txt"}
+        | described
+    )
     video = Blob(row.name, _read(row.path, row.member, options.limits))
     if not options.scenes:
         return [_ready(row.key, row.suffix, video, described, options)]
     pieces = cut_scenes(video, row.suffix, options.min_frames, options.scene_threshold, options.limits)
     if not pieces:
-        raise BadVideo(row.name, f"no scene of which {options.min_frames} frames or more begin with a key frame", "too_short")
+        raise BadVideo(
+            row.name, f"no scene of which {options.min_frames} frames or more begin with a key frame", "too_short"
+        )
     ready = []
     for number, piece in enumerate(pieces):
         place = {"start": round(piece.start, 6), "end": round(piece.end, 6), "first_frame": piece.first}
-        ready.append(_ready(f"{row.key}_{number:04d}", piece.suffix, Blob(f"{row.name}[{piece.first}:]{piece.suffix}", piece.data), described | place, options))
+        ready.append(
+            _ready(
+                f"{row.key}_{number:04d}",
+                piece.suffix,
+                Blob(f"{row.name}[{piece.first}:]{piece.suffix}", piece.data),
+                described | place,
+                options,
+            )
+        )
     return ready
 
 
 def _ready(key: str, suffix: str, video: Blob, described: dict[str, Any], options: Options) -> Ready:
     info = probe(video, options.limits)
     _check_video(info, video.name, options)
-    facts = {"width": info.width, "height": info.height, "frames": info.frames, "fps": round(info.fps, 6), "duration": round(info.frames / info.fps, 6)}
+    facts = {
+        "width": info.width,
+        "height": info.height,
+        "frames": info.frames,
+        "fps": round(info.fps, 6),
+        "duration": round(info.frames / info.fps, 6),
+    }
     return Ready(key, suffix, np.frombuffer(video.data, np.uint8), described | facts)
 
 
@@ -121,7 +146,9 @@ def _read(path: str, member: Member | None, limits: Limits) -> bytes:
     if member is None:
         identity(path, limits)
     elif member.size > limits.bytes:
-        raise BadVideo(path, f"a member of {member.size / 1e6:.1f} MB, --max-video-mb={limits.bytes / 1e6:g}", "too_large")
+        raise BadVideo(
+            path, f"a member of {member.size / 1e6:.1f} MB, --max-video-mb={limits.bytes / 1e6:g}", "too_large"
+        )
     try:
         with open(path, "rb") as file:
             file.seek(member.offset if member else 0)
@@ -138,7 +165,9 @@ def _companions(row: Row) -> dict[str, Any]:
     member, columns = row.member, {}
     assert member is not None
     if member.text_size:
-        columns["txt"] = _read(row.path, Member(member.text_offset, member.text_size), Limits()).decode("utf-8", "replace")
+        columns["txt"] = _read(row.path, Member(member.text_offset, member.text_size), Limits()).decode(
+            "utf-8", "replace"
+        )
     if member.meta_size:
         found = parse_object(_read(row.path, Member(member.meta_offset, member.meta_size), Limits()), row.name)
         if isinstance(found, BadVideo):

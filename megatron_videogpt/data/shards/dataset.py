@@ -26,10 +26,12 @@ LOCK_SECONDS = 2 * 3600.0
 def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAULTS) -> Index:
     """The index of a data set; built when it is missing or the shards have changed, by one process while others wait.
 
-    It is written beside the shards, or to the cache's folder where that cannot be done; the lock of who builds it lies there too.
+    It is written beside the shards, or to the cache's folder where that cannot be done; the lock of who builds it lies
+    there too.
 
     Args:
-        url: a folder of ``*.tar``, one tar file, or a braced list ``.../shard-{000000..000127}.tar``; a path or any fsspec URL.
+        url: a folder of ``*.tar``, one tar file, or a braced list ``.../shard-{000000..000127}.tar``; a path or any
+            fsspec URL.
         cache: see `Cache`.
         workers: processes that build.
         limits: videos over them are left out.
@@ -38,7 +40,10 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
         ValueError: one line: no tar file there, none usable, or storage that does not answer.
     """
     folder, shards, selected = find_shards(str(url))
-    identity = [*(name for name, _ in shards if selected), *([] if limits == DEFAULTS else [limits.bytes, limits.frames, limits.pixels])]
+    identity = [
+        *(name for name, _ in shards if selected),
+        *([] if limits == DEFAULTS else [limits.bytes, limits.frames, limits.pixels]),
+    ]
     stem = f"index-{blake2b(json.dumps(identity).encode(), digest_size=6).hexdigest()}" if identity else "index"
     beside = f"{local_path(folder) if is_local(folder) else folder}/{stem}"
     kept = str(Path(cache.folder) / "indexes" / blake2b(folder.encode(), digest_size=10).hexdigest() / stem)
@@ -52,7 +57,9 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
     try:
         Path(place).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.cache={cache.folder}: cannot be written ({error.strerror}); set it to a folder that can") from error
+        raise UserError(
+            f"data.cache={cache.folder}: cannot be written ({error.strerror}); set it to a folder that can"
+        ) from error
     # Beside the index, so that it holds for all machines that share the folder.
     with locked(Path(place).parent / f".{stem}.lock", LOCK_SECONDS, f"building the index of {folder}"):
         if (index := existing()) is not None:
@@ -63,7 +70,10 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
         try:
             save(place, shards, kind, facts, part)
         except OSError as error:
-            raise UserError(f"data.path={url}: its index cannot be written to {place}.* ({error.strerror}); make room, or set data.cache") from error
+            raise UserError(
+                f"data.path={url}: its index cannot be written to {place}.* ({error.strerror}); make room, or "
+                "set data.cache"
+            ) from error
     index = load(place, folder, shards, cache)
     if index is None:
         raise UserError(f"data.path={url}: the shards changed while they were indexed; try again")
@@ -79,7 +89,9 @@ def load_index(folder: str | Path) -> Index:
 
 
 def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
-    """(folder, (file name, bytes) of each tar file, whether only some of the folder are meant); ValueError when there is none."""
+    """(folder, (file name, bytes) of each tar file, whether only some of the folder are meant); ValueError when there
+    is none.
+    """
     wanted = expand_braces(url) if url.endswith(".tar") else []
     folder = (wanted[0].rpartition("/")[0] or ".") if wanted else url.rstrip("/")
     if any((name.rpartition("/")[0] or ".") != folder for name in wanted):
@@ -90,7 +102,9 @@ def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
     if missing:
         raise UserError(f"data.path={url}: {len(missing)} of {len(names)} shards are not there, e.g. {missing[0]}")
     if not names:
-        raise UserError(f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (tools/prepare_videos.py makes them)")
+        raise UserError(
+            f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (tools/prepare_videos.py makes them)"
+        )
     return folder, [(name, sizes[name]) for name in sorted(set(names))], bool(wanted)
 
 
@@ -102,7 +116,11 @@ def expand_braces(url: str) -> list[str]:
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if bounds and int(bounds[2]) - int(bounds[1]) >= 1_000_000:
         raise UserError(f"data.path={url}: over a million shards")
-    choices = [f"{n:0{len(bounds[1])}d}" for n in range(int(bounds[1]), int(bounds[2]) + 1)] if bounds else match[1].split(",")
+    choices = (
+        [f"{n:0{len(bounds[1])}d}" for n in range(int(bounds[1]), int(bounds[2]) + 1)]
+        if bounds
+        else match[1].split(",")
+    )
     return [name for choice in choices for name in expand_braces(url[: match.start()] + choice + url[match.end() :])]
 
 
@@ -121,7 +139,9 @@ def _list(folder: str) -> dict[str, int]:
         system, path = filesystem(folder)
         system.invalidate_cache()
         return {
-            item["name"].rpartition("/")[2]: int(item["size"]) for item in system.ls(path, detail=True) if item["type"] == "file" and item["size"] is not None
+            item["name"].rpartition("/")[2]: int(item["size"])
+            for item in system.ls(path, detail=True)
+            if item["type"] == "file" and item["size"] is not None
         }
 
     try:
@@ -135,11 +155,15 @@ def _facts(folder: str, shards: list[tuple[str, int]], cache: Cache) -> dict[str
     found: list[dict[str, Any]] = []
     for name, _ in shards:
         try:
-            facts = json.loads(cache.fetch(f"{folder}/{name.removesuffix('.tar')}.json").read_text(encoding="utf-8"))["facts"]
+            facts = json.loads(cache.fetch(f"{folder}/{name.removesuffix('.tar')}.json").read_text(encoding="utf-8"))[
+                "facts"
+            ]
         except (BadVideo, OSError, ValueError, KeyError, TypeError):
             continue
         if facts not in found:
             found.append(facts)
     if len(found) > 1:
-        raise UserError(f"data.path={folder}: latents of different codecs or sizes in one folder: {found[0]} and {found[1]}")
+        raise UserError(
+            f"data.path={folder}: latents of different codecs or sizes in one folder: {found[0]} and {found[1]}"
+        )
     return found[0] if found else {}

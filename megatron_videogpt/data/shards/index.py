@@ -1,7 +1,8 @@
 """Indexes of shards: where each sample is and how large its video, in three files that are mapped into memory.
 
-``index.json`` says what the data set is, ``index.npy`` holds a row of `ENTRY` per sample, ``index.keys`` the keys one after another (UTF-8);
-``index.rejected.jsonl`` names what was left out.  Equal shards give equal bytes on every machine.
+``index.json`` says what the data set is, ``index.npy`` holds a row of `ENTRY` per sample, ``index.keys`` the keys one
+after another (UTF-8); ``index.rejected.jsonl`` names what was left out.  Equal shards give equal bytes on every
+machine.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ FILES = (".npy", ".keys", ".rejected.jsonl", ".json")  # the last one says that 
 class Index:
     """Samples of a data set of shards.
 
-    url: folder of the shards; kind: videos or latents; shards: (file name, bytes) of each; facts: of latents; entries: `ENTRY`, memory-mapped;
-    keys: uint8, memory-mapped; fingerprint: sha256 of all that, not of where it lies; rejected: what was left out when it was built.
+    url: folder of the shards; kind: videos or latents; shards: (file name, bytes) of each; facts: of latents; entries:
+    `ENTRY`, memory-mapped; keys: uint8, memory-mapped; fingerprint: sha256 of all that, not of where it lies; rejected:
+    what was left out when it was built.
     """
 
     url: str
@@ -74,7 +76,9 @@ class Index:
         return self.cache.read(self.shard_url(i), int(self.entries[i]["offset"]), int(self.entries[i]["size"]))
 
     def meta(self, i: int) -> dict[str, Any]:
-        """A sample's JSON, with ``caption`` from its text file where the JSON has none; {} without either.  BadVideo when it cannot be read."""
+        """A sample's JSON, with ``caption`` from its text file where the JSON has none; {} without either.  BadVideo
+        when it cannot be read.
+        """
         entry, found = self.entries[i], {}
         if entry["meta_size"]:
             data = self.cache.read(self.shard_url(i), int(entry["meta_offset"]), int(entry["meta_size"]))
@@ -90,12 +94,20 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
 
     Readers see the old one or the new one, and several processes may write the same one at the same time.
     """
-    description: dict[str, Any] = {"version": VERSION, "kind": kind, "shards": [list(shard) for shard in shards], "facts": facts, "suffixes": list(SUFFIXES)}
+    description: dict[str, Any] = {
+        "version": VERSION,
+        "kind": kind,
+        "shards": [list(shard) for shard in shards],
+        "facts": facts,
+        "suffixes": list(SUFFIXES),
+    }
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     digest.update(part.entries.view(np.uint8).data)
     digest.update(part.keys)
     description |= {"entries": len(part.entries), "key_bytes": len(part.keys), "fingerprint": digest.hexdigest()}
-    lines = [json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n" for error in part.rejected]
+    lines = [
+        json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n" for error in part.rejected
+    ]
 
     def write(extension: str, action: Callable[[Path], Any]) -> None:
         partial_file = partial_name(place + extension)
@@ -117,7 +129,9 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
 
 
 def load(place: str, url: str, shards: list[tuple[str, int]] | None, cache: Cache) -> Index | None:
-    """The index at ``place`` (a path or URL without extension); None when there is none, or it is damaged or of other shards (None: not compared)."""
+    """The index at ``place`` (a path or URL without extension); None when there is none, or it is damaged or of other
+    shards (None: not compared).
+    """
     try:
         rows, keys, rejected, description = (cache.fetch(place + extension) for extension in FILES)
         found = json.loads(description.read_text(encoding="utf-8"))
@@ -125,13 +139,30 @@ def load(place: str, url: str, shards: list[tuple[str, int]] | None, cache: Cach
         if found["version"] != VERSION or found["suffixes"] != list(SUFFIXES) or shards not in (None, listed):
             return None
         entries = np.load(rows, mmap_mode="r", allow_pickle=False)
-        whole = entries.dtype == ENTRY and entries.shape == (found["entries"],) and keys.stat().st_size == found["key_bytes"]
+        whole = (
+            entries.dtype == ENTRY
+            and entries.shape == (found["entries"],)
+            and keys.stat().st_size == found["key_bytes"]
+        )
         if not whole or entries["shard"].max(initial=0) >= max(1, len(listed)):
             return None
         lines = [json.loads(line) for line in rejected.read_text(encoding="utf-8").splitlines()]
-        errors = tuple(BadVideo(line["name"], line["reason"], line["kind"] if line["kind"] in REASONS else "unreadable") for line in lines)
+        errors = tuple(
+            BadVideo(line["name"], line["reason"], line["kind"] if line["kind"] in REASONS else "unreadable")
+            for line in lines
+        )
         mapped = np.memmap(keys, np.uint8, "r") if found["key_bytes"] else np.empty(0, np.uint8)
-        return Index(url, str(found["kind"]), tuple(listed), dict(found["facts"]), entries, mapped, str(found["fingerprint"]), errors, cache)
+        return Index(
+            url,
+            str(found["kind"]),
+            tuple(listed),
+            dict(found["facts"]),
+            entries,
+            mapped,
+            str(found["fingerprint"]),
+            errors,
+            cache,
+        )
     except (BadVideo, OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -148,7 +179,11 @@ def build(url: str, shards: list[tuple[str, int]], cache: Cache, workers: int, l
     tasks = (partial(scan_shard, shard, limits) for shard in urls)
     scans = parallel(tasks, len(urls), workers if len(urls) > FEW else 0, SCAN_TIMEOUT, "indexing shards")
     for shard, found in zip(urls, scans):
-        parts.append(found if isinstance(found, Part) else Part(np.empty(0, ENTRY), b"", [BadVideo(shard, found.reason, found.kind)]))
+        parts.append(
+            found
+            if isinstance(found, Part)
+            else Part(np.empty(0, ENTRY), b"", [BadVideo(shard, found.reason, found.kind)])
+        )
     part = join(parts)
     _probe_missing(urls, part, cache, workers, limits)
     if not len(part.entries):
@@ -156,7 +191,9 @@ def build(url: str, shards: list[tuple[str, int]], cache: Cache, workers: int, l
         raise UserError(f"data.path={url}: no usable sample in {len(shards)} tar files{first}")
     latents = part.entries["suffix"] == SUFFIXES.index(LATENTS)
     if latents.any() and not latents.all():
-        raise UserError(f"data.path={url}: {latents.sum()} latents and {(~latents).sum()} videos; put them into two folders")
+        raise UserError(
+            f"data.path={url}: {latents.sum()} latents and {(~latents).sum()} videos; put them into two folders"
+        )
     return ("latents" if latents.all() else "videos"), part
 
 
@@ -212,7 +249,10 @@ def _probe_missing(urls: list[str], part: Part, cache: Cache, workers: int, limi
         start = int(row["key_start"])
         return urls[int(row["shard"])], part.keys[start : start + int(row["key_size"])].decode()
 
-    tasks = (partial(probe_member, *place(i), int(part.entries[i]["offset"]), int(part.entries[i]["size"]), limits, cache) for i in missing)
+    tasks = (
+        partial(probe_member, *place(i), int(part.entries[i]["offset"]), int(part.entries[i]["size"]), limits, cache)
+        for i in missing
+    )
     failed: dict[str, BadVideo] = {}
     for i, found in zip(missing, parallel(tasks, len(missing), workers, PROBE_TIMEOUT, "probing videos")):
         if isinstance(found, BadVideo):

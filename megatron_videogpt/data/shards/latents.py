@@ -1,7 +1,9 @@
-"""Latent shards: the posterior of every frame of a video, stored once, so that training reads it instead of decoding and encoding.
+"""Latent shards: the posterior of every frame of a video, stored once, so that training reads it instead of decoding
+and encoding.
 
-A member ``key.safetensors`` holds one tensor: ``moments`` [F, 2, C, h, w] (mean and log-variance of the scaled latents) or, of a deterministic codec,
-``mean`` [F, C, h, w]; float32, float16 or bfloat16.  A frame is contiguous, so that a sample reads only its frames.
+A member ``key.safetensors`` holds one tensor: ``moments`` [F, 2, C, h, w] (mean and log-variance of the scaled latents)
+or, of a deterministic codec, ``mean`` [F, C, h, w]; float32, float16 or bfloat16.  A frame is contiguous, so that a
+sample reads only its frames.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ def to_stored(mean: Tensor, logvar: Tensor | None, stored: str) -> Tensor:
     """
     latents = (mean if logvar is None else torch.stack([mean, logvar], 1)).to("cpu", STORED[stored])
     if not latents.isfinite().all():
-        raise UserError(f"the VAE gave numbers that are not finite, or too large for {stored}: encode with --dtype=bf16 or fp32, store with --store=fp32")
+        raise UserError(
+            f"the VAE gave numbers that are not finite, or too large for {stored}: encode with --dtype=bf16 "
+            "or fp32, store with --store=fp32"
+        )
     return latents
 
 
@@ -57,7 +62,11 @@ def pack(pieces: list[Tensor]) -> bytes:
 
 def facts_of(codec: Codec, longest_side: int, size_multiple: int, stored: str) -> dict[str, Any]:
     """What a latent data set says about itself in its index; `check_facts` compares it."""
-    geometry = {"channels": codec.channels, "spatial_stride": codec.spatial_stride, "temporal_stride": codec.temporal_stride}
+    geometry = {
+        "channels": codec.channels,
+        "spatial_stride": codec.spatial_stride,
+        "temporal_stride": codec.temporal_stride,
+    }
     return {
         "codec": codec.name,
         "fingerprint": codec.fingerprint,
@@ -75,19 +84,30 @@ def check_facts(path: str, facts: dict[str, Any], config: DataConfig, codec: Geo
     """
     again = "or encode the videos again (tools/encode_latents.py)"
     if not facts:
-        raise UserError(f"data.path={path}: latents that do not say which VAE made them: put index.json or the shards' own .json files beside them, {again}")
+        raise UserError(
+            f"data.path={path}: latents that do not say which VAE made them: put index.json or the shards' "
+            f"own .json files beside them, {again}"
+        )
     for name in ("longest_side", "size_multiple"):
         theirs, ours = facts.get(name), getattr(config, name)
         if theirs != ours:
-            raise UserError(f"data.path={path}: latents of data.{name}={theirs}, but this run has data.{name}={ours}: set it to {theirs}, {again}")
+            raise UserError(
+                f"data.path={path}: latents of data.{name}={theirs}, but this run has data.{name}={ours}: set "
+                f"it to {theirs}, {again}"
+            )
     remedy = f"use the VAE that made them in codec.name and codec.path, {again}"
     for name in ("channels", "spatial_stride", "temporal_stride"):
         theirs, ours = facts.get(name), getattr(codec, name)
         if theirs != ours:
-            raise UserError(f"data.path={path}: latents of a VAE with {name}={theirs}, but this run's has {ours}: {remedy}")
+            raise UserError(
+                f"data.path={path}: latents of a VAE with {name}={theirs}, but this run's has {ours}: {remedy}"
+            )
     theirs, ours = facts.get("fingerprint"), getattr(codec, "fingerprint", None)
     if ours is not None and theirs != ours:
-        names = f"latents of the VAE {facts.get('codec')} {str(theirs)[:12]}, but this run has {getattr(codec, 'name', '')} {ours[:12]}"
+        names = (
+            f"latents of the VAE {facts.get('codec')} {str(theirs)[:12]}, but this run has "
+            f"{getattr(codec, 'name', '')} {ours[:12]}"
+        )
         raise UserError(f"data.path={path}: {names} (name and fingerprint): {remedy}")
 
 
@@ -132,11 +152,21 @@ class LatentsJob:
 
         kind, dtype, shape, start = parse_header(fetch(0, min(self.size, LONGEST_HEADER)), self.size, self._name)
         plan = self.plan
-        expected = (self.frames, *((2,) if kind == "moments" else ()), self.channels, plan.size[0] // self.stride, plan.size[1] // self.stride)
+        expected = (
+            self.frames,
+            *((2,) if kind == "moments" else ()),
+            self.channels,
+            plan.size[0] // self.stride,
+            plan.size[1] // self.stride,
+        )
         if shape != expected:
-            raise BadVideo(self._name, f"latents of shape {list(shape)} where the index gives {list(expected)}", "codec")
+            raise BadVideo(
+                self._name, f"latents of shape {list(shape)} where the index gives {list(expected)}", "codec"
+            )
         if plan.frames[-1] >= self.frames:
-            raise BadVideo(self._name, f"frame {plan.frames[-1]} asked for, but it has {self.frames} frames", "too_short")
+            raise BadVideo(
+                self._name, f"frame {plan.frames[-1]} asked for, but it has {self.frames} frames", "too_short"
+            )
         frame = math.prod(shape[1:]) * WIDTHS[dtype]
         data = b"".join(fetch(start + first * frame, count * frame) for first, count in runs(plan.frames))
         if len(data) != frame * len(plan.frames):
@@ -150,7 +180,9 @@ class LatentsJob:
 
 
 def parse_header(head: bytes, size: int, name: str) -> tuple[str, str, tuple[int, ...], int]:
-    """(tensor's name, dtype, shape, where its bytes start) of a safetensors member of ``size`` bytes that begins with ``head``; BadVideo unless it is sound."""
+    """(tensor's name, dtype, shape, where its bytes start) of a safetensors member of ``size`` bytes that begins with
+    ``head``; BadVideo unless it is sound.
+    """
     if len(head) < 8:
         raise BadVideo(name, "too short for a safetensors file", "truncated")
     (length,) = struct.unpack("<Q", head[:8])
@@ -162,12 +194,18 @@ def parse_header(head: bytes, size: int, name: str) -> tuple[str, str, tuple[int
         header.pop("__metadata__", None)
         ((tensor, entry),) = header.items()
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = dtype in WIDTHS and RANKS.get(tensor) == len(shape) and all(type(n) is int and 0 < n < 2**31 for n in shape)
+        sound = (
+            dtype in WIDTHS and RANKS.get(tensor) == len(shape) and all(type(n) is int and 0 < n < 2**31 for n in shape)
+        )
         sound = sound and begin == 0 and end == math.prod(shape) * WIDTHS[dtype] and (tensor == "mean" or shape[1] == 2)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadVideo(name, "a safetensors header that is damaged, or not that of one tensor", "metadata") from error
     if not sound:
-        raise BadVideo(name, f"holds {tensor!r:.40} {dtype!r:.20} {list(shape)[:8]}, not moments [F, 2, C, h, w] or mean [F, C, h, w]", "metadata")
+        raise BadVideo(
+            name,
+            f"holds {tensor!r:.40} {dtype!r:.20} {list(shape)[:8]}, not moments [F, 2, C, h, w] or mean [F, C, h, w]",
+            "metadata",
+        )
     if 8 + length + end != size:
         kind = "truncated" if 8 + length + end > size else "metadata"
         raise BadVideo(name, f"{size} bytes where its header gives {8 + length + end}", kind)

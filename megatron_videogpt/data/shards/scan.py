@@ -1,7 +1,8 @@
 """What a shard holds: the members of a WebDataset tar file, grouped by key, with the geometry that their JSON gives.
 
-A name up to the first dot after the last slash is its key.  ``key.mp4`` (or another video, or ``key.safetensors``) makes a sample, ``key.json`` its
-metadata, ``key.txt`` its caption; other companions that such data sets have are left alone.
+A name up to the first dot after the last slash is its key.  ``key.mp4`` (or another video, or ``key.safetensors``)
+makes a sample, ``key.json`` its metadata, ``key.txt`` its caption; other companions that such data sets have are left
+alone.
 """
 
 from __future__ import annotations
@@ -23,17 +24,37 @@ LATENTS = "safetensors"
 # Their numbers are stored in indexes: add at the end only.
 SUFFIXES = (LATENTS, *"3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv y4m".split())
 TEXTS = ("txt", "text", "caption")
-COMPANIONS = frozenset("cls id npy npz jpg jpeg png webp mp3 m4a wav flac aac ogg srt vtt csv tsv html xml md5 sha256".split())
+COMPANIONS = frozenset(
+    "cls id npy npz jpg jpeg png webp mp3 m4a wav flac aac ogg srt vtt csv tsv html xml md5 sha256".split()
+)
 LONGEST_JSON = 1 << 20  # bytes
 ENTRY = np.dtype(
-    [("shard", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("meta_offset", "<u8"), ("meta_size", "<u4"), ("text_offset", "<u8"), ("text_size", "<u4")]
-    + [("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("fps", "<f4"), ("key_start", "<u8"), ("key_size", "<u4"), ("suffix", "u1")]
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        ("meta_offset", "<u8"),
+        ("meta_size", "<u4"),
+        ("text_offset", "<u8"),
+        ("text_size", "<u4"),
+    ]
+    + [
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("frames", "<u4"),
+        ("fps", "<f4"),
+        ("key_start", "<u8"),
+        ("key_size", "<u4"),
+        ("suffix", "u1"),
+    ]
 )
 
 
 @dataclass
 class Part:
-    """What one shard adds to an index: `ENTRY` rows (shard 0), keys one after another in UTF-8, and what is left out; rows without frames are to be probed."""
+    """What one shard adds to an index: `ENTRY` rows (shard 0), keys one after another in UTF-8, and what is left out;
+    rows without frames are to be probed.
+    """
 
     entries: np.ndarray
     keys: bytes
@@ -42,7 +63,9 @@ class Part:
 
 @dataclass
 class _Group:
-    """Members of one key by role (video, meta, text), what its JSON says, and whether something about it was reported already."""
+    """Members of one key by role (video, meta, text), what its JSON says, and whether something about it was reported
+    already.
+    """
 
     found: dict[str, Member] = field(default_factory=dict)
     suffix: str = ""
@@ -93,7 +116,9 @@ def scan_shard(url: str, limits: Limits) -> Part:
     return Part(entries, b"".join(keys), rejected)
 
 
-def probe_member(url: str, key: str, offset: int, size: int, limits: Limits, cache: Cache) -> tuple[int, int, int, float]:
+def probe_member(
+    url: str, key: str, offset: int, size: int, limits: Limits, cache: Cache
+) -> tuple[int, int, int, float]:
     """(width, height, frames, fps) of a video in a shard; BadVideo when it is none."""
     info = probe(Blob(label_of(url, key), cache.read(url, offset, size)), limits)
     return info.width, info.height, info.frames, info.fps
@@ -108,7 +133,11 @@ def _place(groups: dict[str, _Group], member: Member, shard: str, url: str, read
     role = "video" if suffix in SUFFIXES else "meta" if suffix == "json" else "text" if suffix in TEXTS else ""
     if not key or not role:
         group.reported = True
-        raise BadVideo(f"{shard}[{member.name}]", f"extension .{suffix} is no video's (known: {' '.join(SUFFIXES[1:])})", "extension")
+        raise BadVideo(
+            f"{shard}[{member.name}]",
+            f"extension .{suffix} is no video's (known: {' '.join(SUFFIXES[1:])})",
+            "extension",
+        )
     if role in group.found:
         raise BadVideo(f"{shard}[{member.name}]", f"the key {key} has another {role} already", "incomplete")
     group.found[role] = member
@@ -131,9 +160,13 @@ def _row(label: str, group: _Group, limits: Limits) -> tuple | None:
     if video is None:
         if group.reported or not group.found:
             return None
-        raise BadVideo(label, f"no video, only {' and '.join(member.name for member in group.found.values())}", "incomplete")
+        raise BadVideo(
+            label, f"no video, only {' and '.join(member.name for member in group.found.values())}", "incomplete"
+        )
     if video.size > limits.bytes:
-        raise BadVideo(label, f"{video.size / 1e6:.1f} MB, more than data.max_video_mb={limits.bytes / 1e6:g}", "too_large")
+        raise BadVideo(
+            label, f"{video.size / 1e6:.1f} MB, more than data.max_video_mb={limits.bytes / 1e6:g}", "too_large"
+        )
     if video.size == 0:
         raise BadVideo(label, "an empty file", "no_frames")
     if group.geometry is None and group.suffix == LATENTS:
@@ -141,7 +174,10 @@ def _row(label: str, group: _Group, limits: Limits) -> tuple | None:
             return None
         raise BadVideo(label, "latents without sound width, height and frames in their JSON", "metadata")
     companions = [group.found.get(role) for role in ("meta", "text")]
-    places = [(member.offset, member.size) if member is not None and member.size <= LONGEST_JSON else (0, 0) for member in companions]
+    places = [
+        (member.offset, member.size) if member is not None and member.size <= LONGEST_JSON else (0, 0)
+        for member in companions
+    ]
     return video.offset, video.size, *places[0], *places[1], *(group.geometry or (0, 0, 0, 0.0))
 
 
@@ -159,12 +195,27 @@ def parse_json(label: str, data: bytes) -> dict[str, Any]:
 
 
 def geometry_of(label: str, found: dict[str, Any], limits: Limits) -> tuple[int, int, int, float] | None:
-    """(width, height, frames, fps or 0) that metadata gives; None where it does not give them all; BadVideo where no video within limits has them."""
+    """(width, height, frames, fps or 0) that metadata gives; None where it does not give them all; BadVideo where no
+    video within limits has them.
+    """
     width, height, frames = (found.get(name) for name in ("width", "height", "frames"))
     if width is None or height is None or frames is None:
         return None
-    sound = all(type(value) is int for value in (width, height, frames)) and SMALLEST_SIDE <= min(width, height) and max(width, height) <= LARGEST_SIDE
+    sound = (
+        all(type(value) is int for value in (width, height, frames))
+        and SMALLEST_SIDE <= min(width, height)
+        and max(width, height) <= LARGEST_SIDE
+    )
     if not sound or width * height > limits.pixels or not 1 <= frames <= limits.frames:
-        raise BadVideo(label, f"metadata of a video with {str(frames):.20} frames of {str(width):.20}x{str(height):.20} pixels", "metadata")
+        raise BadVideo(
+            label,
+            f"metadata of a video with {str(frames):.20} frames of {str(width):.20}x{str(height):.20} pixels",
+            "metadata",
+        )
     fps = found.get("fps")
-    return width, height, frames, float(fps) if isinstance(fps, int | float) and 0 < fps < 1e6 and math.isfinite(fps) else 0.0
+    return (
+        width,
+        height,
+        frames,
+        float(fps) if isinstance(fps, int | float) and 0 < fps < 1e6 and math.isfinite(fps) else 0.0,
+    )

@@ -17,7 +17,9 @@ FILES, FOLDER, EXTENSIONS = (b"0", b"\0", b"7"), b"5", (b"x", b"g", b"L", b"K")
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file of a tar file: its name (forward slashes, no leading ``./``), where its bytes start, and how many."""
+    """A regular file of a tar file: its name (forward slashes, no leading ``./``), where its bytes start,
+    and how many.
+    """
 
     name: str
     offset: int
@@ -53,7 +55,9 @@ def members(shard: str, read: Callable[[int, int], bytes], length: int) -> Itera
         data, place = place + BLOCK, place + BLOCK + -(-size // BLOCK) * BLOCK
         name = extended.get("path", name)
         if data + size > length:
-            yield BadVideo(f"{shard}[{name}]", f"ends early: {max(0, length - data)} of {size} bytes are there", "truncated")
+            yield BadVideo(
+                f"{shard}[{name}]", f"ends early: {max(0, length - data)} of {size} bytes are there", "truncated"
+            )
             return
         if kind in EXTENSIONS:
             try:

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class ShardWriter:
-    """Writes tar files ``<prefix>-000000.tar``, ... each of which appears whole, with a sidecar file that says what it holds.
+    """Writes tar files ``<prefix>-000000.tar``, ... each of which appears whole, with a sidecar file that says what it
+    holds.
 
     The same samples give the same bytes.  In a folder with shards of the same prefix it continues after the last one.
 
@@ -38,7 +39,13 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: str | Path, kind: str, facts: dict[str, Any] | None = None, shard_bytes: int = 10**9, shard_count: int = 10_000, prefix: str = "shard"
+        self,
+        folder: str | Path,
+        kind: str,
+        facts: dict[str, Any] | None = None,
+        shard_bytes: int = 10**9,
+        shard_count: int = 10_000,
+        prefix: str = "shard",
     ) -> None:
         self._folder, self._kind, self._facts, self._prefix = Path(folder), kind, facts or {}, prefix
         self._limits = shard_bytes, shard_count
@@ -46,7 +53,10 @@ class ShardWriter:
         self._number, self._position = 0, -1
         for path in sorted(self._folder.glob(f"{prefix}-[0-9]*.tar")):
             record = read_sidecar(path, kind, self._facts)
-            self._number, self._position = int(path.stem.rpartition("-")[2]) + 1, max(self._position, record["position"])
+            self._number, self._position = (
+                int(path.stem.rpartition("-")[2]) + 1,
+                max(self._position, record["position"]),
+            )
         self._resume = self._position
         for path in self._folder.glob(f"{prefix}-[0-9]*.tar.partial"):
             path.unlink()
@@ -73,16 +83,25 @@ class ShardWriter:
         """
         videos = [suffix for suffix in files if suffix in SUFFIXES and (suffix == LATENTS) == (self._kind == "latents")]
         if len(videos) != 1 or any(suffix not in (*videos, *TEXTS) for suffix in files):
-            raise ValueError(f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have {' '.join(TEXTS)}")
+            raise ValueError(
+                f"sample {key}: extensions {list(files)}: needs one of {' '.join(SUFFIXES)}, and may have "
+                f"{' '.join(TEXTS)}"
+            )
         if split_name(f"{key}.x") != (key, "x") or {"..", ".", ""} & set(key.split("/")) or not key.isprintable():
-            raise ValueError(f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part")
+            raise ValueError(
+                f"sample {key!r}: a key must be a relative path without '..', and without a dot in its last part"
+            )
         try:
             geometry = geometry_of(key, meta, Limits(frames=2**32 - 1, pixels=2**62))
         except BadVideo as error:
             raise UserError(f"sample {error}") from error
         if geometry is None:
             raise ValueError(f"sample {key}: its metadata needs width, height and frames")
-        if self._tar is not None and position > self._position and (self._tar.offset >= self._limits[0] or len(self._rows) >= self._limits[1]):
+        if (
+            self._tar is not None
+            and position > self._position
+            and (self._tar.offset >= self._limits[0] or len(self._rows) >= self._limits[1])
+        ):
             self._finish()
         if key in self._keys:
             raise ValueError(f"sample {key}: its key is in this shard already")
@@ -117,7 +136,13 @@ class ShardWriter:
         assert self._tar is not None
         self._tar.close()
         partial = Path(f"{self._path}.partial")
-        record = {"kind": self._kind, "facts": self._facts, "bytes": partial.stat().st_size, "position": self._position, "samples": self._rows}
+        record = {
+            "kind": self._kind,
+            "facts": self._facts,
+            "bytes": partial.stat().st_size,
+            "position": self._position,
+            "samples": self._rows,
+        }
         sidecar = self._path.with_suffix(".json")
         Path(f"{sidecar}.partial").write_text(json.dumps(record), encoding="utf-8")
         os.replace(f"{sidecar}.partial", sidecar)
@@ -132,9 +157,13 @@ def read_sidecar(path: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         bytes_then, kind_then, facts_then = record["bytes"], record["kind"], record["facts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: has no sidecar file {path.stem}.json, so it was not written by this tool; choose another folder") from error
+        raise UserError(
+            f"{path}: has no sidecar file {path.stem}.json, so it was not written by this tool; choose another folder"
+        ) from error
     if bytes_then != path.stat().st_size:
-        raise UserError(f"{path}: {path.stat().st_size} bytes, but its sidecar file says {bytes_then}; delete both and run again")
+        raise UserError(
+            f"{path}: {path.stat().st_size} bytes, but its sidecar file says {bytes_then}; delete both and run again"
+        )
     if (kind_then, facts_then) != (kind, facts):
         raise UserError(f"{path}: holds {kind_then} {facts_then}, not {kind} {facts}; choose another folder")
     return record
@@ -151,8 +180,17 @@ def merge_index(folder: str | Path, kind: str, facts: dict[str, Any] | None = No
     for path in paths:
         record = read_sidecar(path, kind, facts or {})
         keys = [key.encode() for key, *_ in record["samples"]]
-        rows = [(0, *places_and_geometry, 0, len(key), suffix) for key, (_, suffix, *places_and_geometry) in zip(keys, record["samples"])]
+        rows = [
+            (0, *places_and_geometry, 0, len(key), suffix)
+            for key, (_, suffix, *places_and_geometry) in zip(keys, record["samples"])
+        ]
         entries = np.array(rows, ENTRY)
         entries["key_start"] = np.cumsum(entries["key_size"], dtype=np.uint64) - entries["key_size"]
         parts.append(Part(entries, b"".join(keys), []))
-    save(str(Path(folder) / "index"), [(path.name, path.stat().st_size) for path in paths], kind, facts or {}, join(parts))
+    save(
+        str(Path(folder) / "index"),
+        [(path.name, path.stat().st_size) for path in paths],
+        kind,
+        facts or {},
+        join(parts),
+    )

@@ -82,9 +82,10 @@ class Shards:
     def holdout_hashes(self, entries: np.ndarray) -> np.ndarray:
         """uint64 [n]: hashes of the keys.
 
-        Clips of one source video should fall on one side, so keys like ``VIDEOID_0003`` are hashed without their number; if one source
-        then seems to hold over a quarter of the clips (all keys are ``clip_0003``), the number is no part of a source, and whole keys are hashed;
-        where every shard has the same single key, places in the index are.
+        Clips of one source video should fall on one side, so keys like ``VIDEOID_0003`` are hashed without their
+        number; if one source then seems to hold over a quarter of the clips (all keys are ``clip_0003``), the number is
+        no part of a source, and whole keys are hashed; where every shard has the same single key, places in the index
+        are.
         """
         sources = self.hashes(entries, numbered=False)
         if np.bincount((sources >> np.uint64(48)).astype(np.int64)).max() * 4 <= len(entries):
@@ -95,9 +96,24 @@ class Shards:
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a member."""
         found = self.entries[entry]
-        url, key, offset, size = self.index.shard_url(entry), self.index.key(entry), int(found["offset"]), int(found["size"])
+        url, key, offset, size = (
+            self.index.shard_url(entry),
+            self.index.key(entry),
+            int(found["offset"]),
+            int(found["size"]),
+        )
         if self.index.kind == "latents":
-            return LatentsJob(plan, url, key, offset, size, int(found["frames"]), self.index.facts["channels"], self.index.facts["spatial_stride"], self.cache)
+            return LatentsJob(
+                plan,
+                url,
+                key,
+                offset,
+                size,
+                int(found["frames"]),
+                self.index.facts["channels"],
+                self.index.facts["spatial_stride"],
+                self.cache,
+            )
         return MemberJob(plan, url, key, offset, size, self.reading, self.cache)
 
     def hashes(self, entries: np.ndarray, numbered: bool) -> np.ndarray:
@@ -106,12 +122,18 @@ class Shards:
         for i in range(0, len(entries), BLOCK):
             block = self.entries[entries[i : i + BLOCK]]
             starts, sizes = block["key_start"].astype(np.int64), block["key_size"].astype(np.int64)
-            parts.append(hash_strings(self.index.keys, starts, sizes if numbered else source_sizes(self.index.keys, starts, sizes)))
+            parts.append(
+                hash_strings(
+                    self.index.keys, starts, sizes if numbered else source_sizes(self.index.keys, starts, sizes)
+                )
+            )
         return np.concatenate(parts)
 
 
 def open_folder(config: DataConfig, path: str) -> tuple[Folder, list[BadVideo]]:
-    """(the videos of a folder, files that are none); every file is probed once.  ValueError, one line, when there is no such folder, or nothing in it."""
+    """(the videos of a folder, files that are none); every file is probed once.  ValueError, one line, when there is no
+    such folder, or nothing in it.
+    """
     root, limits = Path(path), limits_of(config)
     paths: list[str] = []
     rows: list[tuple[int, int, int, float, int]] = []

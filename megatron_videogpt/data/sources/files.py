@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ...errors import UserError
 
-EXTENSIONS = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv .y4m".split())
+EXTENSIONS = frozenset(
+    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv .y4m".split()
+)
 
 
 def list_videos(folder: str | Path) -> list[Path]:

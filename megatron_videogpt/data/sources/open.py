@@ -1,4 +1,6 @@
-"""Where samples come from: the physics generator, folders of videos, shards of videos or of latents, or a mixture, each split into training and validation."""
+"""Where samples come from: the physics generator, folders of videos, shards of videos or of latents, or a mixture, each
+split into training and validation.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,21 @@ log = logging.getLogger(__name__)
 
 TIME_SPLIT = 0.8  # a lone video is trained on its first part and validated on the rest
 NAMED = 20  # videos left out that are named; the others are counted
-KINDS = ("", "too_large", "too_small", "too_elongated", "too_short", "too_small")  # of rejection, by the number of the rule in `_faults`
+KINDS = (
+    "",
+    "too_large",
+    "too_small",
+    "too_elongated",
+    "too_short",
+    "too_small",
+)  # of rejection, by the number of the rule in `_faults`
 
 
 @dataclass(frozen=True)
 class Source:
-    """Training and validation samples, and what had to be left out: the first few by name, all of it counted by kind."""
+    """Training and validation samples, and what had to be left out: the first few by name, all of it
+    counted by kind.
+    """
 
     train: Split
     validation: Split
@@ -67,7 +78,10 @@ def open_source(config: DataConfig, codec: Geometry) -> Source:
     _check(config, codec)
     if config.source == "physics":
         check_physics(config.physics)
-        return Source(PhysicsSplit("train", config, codec.temporal_stride), PhysicsSplit("validation", config, codec.temporal_stride))
+        return Source(
+            PhysicsSplit("train", config, codec.temporal_stride),
+            PhysicsSplit("validation", config, codec.temporal_stride),
+        )
     if config.decoder != "pyav":
         check_torchcodec(config.decoder)
     if not config.mixture:
@@ -90,16 +104,33 @@ def _check(config: DataConfig, codec: Geometry) -> None:
     rules = [
         (config.source in sources, f"data.source={config.source!r}: choose {', '.join(sources)}"),
         (config.frames >= 1, f"data.frames={config.frames}: must be at least 1"),
-        (0 <= config.min_frames <= config.frames, f"data.min_frames={config.min_frames}: must be between 0 and data.frames={config.frames}"),
+        (
+            0 <= config.min_frames <= config.frames,
+            f"data.min_frames={config.min_frames}: must be between 0 and data.frames={config.frames}",
+        ),
         (1 <= low <= high, f"data.frame_interval={[low, high]}: needs 1 <= smallest <= largest"),
         (1 <= config.clips[0] <= config.clips[1], f"data.clips={list(config.clips)}: needs 1 <= smallest <= largest"),
-        (config.clips[0] <= config.frames, f"data.clips={list(config.clips)}: the smallest exceeds data.frames={config.frames}"),
-        (0 < config.validation_fraction < 1, f"data.validation_fraction={config.validation_fraction}: must be between 0 and 1"),
+        (
+            config.clips[0] <= config.frames,
+            f"data.clips={list(config.clips)}: the smallest exceeds data.frames={config.frames}",
+        ),
+        (
+            0 < config.validation_fraction < 1,
+            f"data.validation_fraction={config.validation_fraction}: must be between 0 and 1",
+        ),
     ]
-    rules += [(weight > 0, f"data.mixture: the weight {weight} of {path} must be above 0") for path, weight in config.mixture.items()]
+    rules += [
+        (weight > 0, f"data.mixture: the weight {weight} of {path} must be above 0")
+        for path, weight in config.mixture.items()
+    ]
     if config.source == "physics":
         side = config.physics.size
-        rules += [(side % codec.spatial_stride == 0, f"data.physics.size={side}: must be a multiple of the codec's stride {codec.spatial_stride}")]
+        rules += [
+            (
+                side % codec.spatial_stride == 0,
+                f"data.physics.size={side}: must be a multiple of the codec's stride {codec.spatial_stride}",
+            )
+        ]
     else:
         multiple = config.size_multiple
         rules += [
@@ -125,9 +156,18 @@ def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> _Open
         log.warning("skipped video %s", error)
     bad, total = usable.left_out.total(), usable.left_out.total() + len(usable.items)
     if bad:
-        log.warning("%d of %d videos in %s skipped: %s", bad, total, path, ", ".join(f"{count} {kind}" for kind, count in usable.left_out.most_common()))
+        log.warning(
+            "%d of %d videos in %s skipped: %s",
+            bad,
+            total,
+            path,
+            ", ".join(f"{count} {kind}" for kind, count in usable.left_out.most_common()),
+        )
     if not len(usable.items):
-        raise UserError(f"data.path={path}: none of {total} videos can be used" + (f"; the first: {usable.skipped[0]}" if bad else ""))
+        raise UserError(
+            f"data.path={path}: none of {total} videos can be used"
+            + (f"; the first: {usable.skipped[0]}" if bad else "")
+        )
     train, validation, notes = _divide(usable.collection, usable.items, config, codec.temporal_stride, needed, dataset)
     for note in notes:
         log.warning(note)
@@ -158,7 +198,11 @@ def usable_videos(config: DataConfig, codec: Geometry, path: str, needed: int, n
             if fault and count:
                 left_out[KINDS[fault]] += count
         for i in np.flatnonzero(faults)[: max(0, named - len(skipped))].tolist():
-            skipped.append(BadVideo(collection.name(start + i), _reason(block[i], int(faults[i]), config, needed), KINDS[faults[i]]))
+            skipped.append(
+                BadVideo(
+                    collection.name(start + i), _reason(block[i], int(faults[i]), config, needed), KINDS[faults[i]]
+                )
+            )
     return Usable(collection, np.concatenate(items) if items else np.empty(0, small), tuple(skipped), left_out)
 
 
@@ -182,11 +226,13 @@ def _reason(entry: np.void, fault: int, config: DataConfig, needed: int) -> str:
     size, frames = f"{entry['width']}x{entry['height']}", int(entry["frames"])
     return (
         "",
-        f"too large: {size} pixels, {frames} frames; limits are data.max_megapixels={config.max_megapixels:g}, data.max_video_frames={config.max_video_frames}",
+        f"too large: {size} pixels, {frames} frames; limits are "
+        f"data.max_megapixels={config.max_megapixels:g}, data.max_video_frames={config.max_video_frames}",
         f"too small: {size}, data.min_side={config.min_side}",
         f"too elongated: {size}, data.max_aspect={config.max_aspect:g}",
         f"too short: {frames} frames, a sample spans {needed}",
-        f"a {size} picture at longest side {config.longest_side} has a side below {config.size_multiple} pixels: raise data.longest_side",
+        f"a {size} picture at longest side {config.longest_side} has a side below {config.size_multiple} "
+        "pixels: raise data.longest_side",
     )[fault]
 
 

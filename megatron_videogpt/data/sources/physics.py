@@ -24,7 +24,10 @@ def check_physics(config: PhysicsConfig) -> None:
     """Raise ValueError, one line, when an option cannot be rendered."""
     unknown = [name for name in config.scenes if name not in KINDS]
     if unknown or not config.scenes:
-        raise UserError(f"data.physics.scenes={list(config.scenes)}: unknown or no scene kind {unknown}; choose from {', '.join(KINDS)}")
+        raise UserError(
+            f"data.physics.scenes={list(config.scenes)}: unknown or no scene kind {unknown}; choose from "
+            f"{', '.join(KINDS)}"
+        )
     if config.difficulty not in (0, 1, 2):
         raise UserError(f"data.physics.difficulty={config.difficulty}: must be 0, 1 or 2")
     if config.size < 16 or config.size % 16:
@@ -108,7 +111,11 @@ def _draw(scene: Scene, canvas: Image.Image, scale: float) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for (x, y), bob in scene.strings:
         end = bob.position
-        draw.line([(x * scale, y * scale), (end.x * scale, end.y * scale)], fill=scene.ground, width=max(1, round(1.2 * scale)))
+        draw.line(
+            [(x * scale, y * scale), (end.x * scale, end.y * scale)],
+            fill=scene.ground,
+            width=max(1, round(1.2 * scale)),
+        )
     for body in scene.bodies:
         if isinstance(body.shape, pymunk.Circle):
             _draw_disc(draw, body, scale)

@@ -1,8 +1,8 @@
 """The kinds of physics scenes: who stands where, and with which velocity, when the clock starts.
 
 World units: the frame is a square of side 64, x to the right, y *down*; seconds; gravity 45 units/s^2 (slow enough that
-a fall lasts about 30 rendered frames at 24 fps, so that motion is spread over a whole training clip).
-Start conditions keep every scene moving for about three seconds: walls and ceiling are elastic, nothing leaves the frame.
+a fall lasts about 30 rendered frames at 24 fps, so that motion is spread over a whole training clip). Start conditions
+keep every scene moving for about three seconds: walls and ceiling are elastic, nothing leaves the frame.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ BLUE: Colour = (44, 98, 190)
 
 @dataclass
 class Body:
-    """A moving shape and its looks; ``accent`` (if any) marks a stripe through the centre, so that rotation can be seen."""
+    """A moving shape and its looks; ``accent`` (if any) marks a stripe through the centre, so that rotation can be
+    seen.
+    """
 
     shape: pymunk.Circle | pymunk.Poly
     rigid: pymunk.Body
@@ -77,13 +79,19 @@ class Scene:
 
 
 def new_scene(rng: random.Random, difficulty: int) -> Scene:
-    """An empty room: floor, two walls, ceiling; colours and gravity by difficulty (0, 1, 2 as in `PhysicsConfig.difficulty`)."""
+    """An empty room: floor, two walls, ceiling; colours and gravity by difficulty (0, 1, 2 as in
+    `PhysicsConfig.difficulty`).
+    """
     space = pymunk.Space()
     space.iterations = 12
     scene = Scene(space, rng, difficulty, BACKGROUND, GROUND)
     space.gravity = (0.0, GRAVITY)
     if difficulty > 0:
-        scene.background = tuple(scene.integer(150, 250) for _ in range(3)) if rng.random() < 0.6 else tuple(scene.integer(10, 110) for _ in range(3))  # type: ignore
+        scene.background = (
+            tuple(scene.integer(150, 250) for _ in range(3))
+            if rng.random() < 0.6
+            else tuple(scene.integer(10, 110) for _ in range(3))
+        )  # type: ignore
         scene.ground = tuple((c + 128) % 256 for c in scene.background)  # type: ignore[assignment]
     if difficulty > 1:
         angle, strength = scene.uniform(-1.0, 1.0), GRAVITY * scene.uniform(0.4, 1.5)
@@ -104,7 +112,15 @@ def add_walls(scene: Scene, floor_elasticity: float, wall_elasticity: float = 1.
         scene.space.add(segment)
 
 
-def add_ball(scene: Scene, x: float, y: float, radius: float, velocity: tuple[float, float], elasticity: float = 1.0, friction: float = 0.0) -> Body:
+def add_ball(
+    scene: Scene,
+    x: float,
+    y: float,
+    radius: float,
+    velocity: tuple[float, float],
+    elasticity: float = 1.0,
+    friction: float = 0.0,
+) -> Body:
     """A disc of mass proportional to its area."""
     mass = radius * radius / 64.0
     body = pymunk.Body(mass, pymunk.moment_for_circle(mass, 0, radius))
@@ -114,7 +130,15 @@ def add_ball(scene: Scene, x: float, y: float, radius: float, velocity: tuple[fl
 
 
 def add_box(
-    scene: Scene, x: float, y: float, width: float, height: float, velocity: tuple[float, float], elasticity: float, friction: float, angle: float = 0.0
+    scene: Scene,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    velocity: tuple[float, float],
+    elasticity: float,
+    friction: float,
+    angle: float = 0.0,
 ) -> Body:
     """A rectangle of mass proportional to its area, centred at (x, y)."""
     mass = width * height / 200.0
@@ -124,7 +148,9 @@ def add_box(
     return _finish(scene, body, shape, elasticity, friction)
 
 
-def _finish(scene: Scene, body: pymunk.Body, shape: pymunk.Circle | pymunk.Poly, elasticity: float, friction: float) -> Body:
+def _finish(
+    scene: Scene, body: pymunk.Body, shape: pymunk.Circle | pymunk.Poly, elasticity: float, friction: float
+) -> Body:
     shape.elasticity, shape.friction = elasticity, friction
     scene.space.add(body, shape)
     colour = scene.colour(len(scene.bodies))
@@ -139,7 +165,9 @@ def _columns(scene: Scene, count: int) -> list[float]:
     return [width * (i + 0.5) + scene.uniform(-0.1, 0.1) * width for i in range(count)]
 
 
-def _scatter(scene: Scene, count: int, y: tuple[float, float], speed: Callable[[], tuple[float, float]], elasticity: float) -> None:
+def _scatter(
+    scene: Scene, count: int, y: tuple[float, float], speed: Callable[[], tuple[float, float]], elasticity: float
+) -> None:
     """Bodies side by side: discs at difficulty 0, discs and boxes above."""
     friction = 0.0 if scene.difficulty == 0 else 0.4
     largest = 8.5 if count == 1 else min(8.0, 0.36 * SIDE / count)
@@ -152,7 +180,17 @@ def _scatter(scene: Scene, count: int, y: tuple[float, float], speed: Callable[[
             add_ball(scene, x, height, radius, speed(), elasticity, friction)
         else:
             side = 1.5 * radius
-            add_box(scene, x, height, side, side * scene.uniform(0.8, 1.2), speed(), elasticity, friction, scene.uniform(0, math.pi))
+            add_box(
+                scene,
+                x,
+                height,
+                side,
+                side * scene.uniform(0.8, 1.2),
+                speed(),
+                elasticity,
+                friction,
+                scene.uniform(0, math.pi),
+            )
 
 
 def fall(scene: Scene) -> None:
@@ -208,7 +246,10 @@ def pendulum(scene: Scene) -> None:
         length = scene.uniform(24, 29) if count == 1 else scene.uniform(16, 34)
         radius = scene.uniform(7, 8.5) if count == 1 else scene.uniform(4, 5)
         pivot = (SIDE / 2 if count == 1 else 20.0 + 24.0 * i, 6.0)
-        amplitude, phase = (scene.uniform(0.7, 0.9) if count == 1 else scene.uniform(0.3, 0.4)), scene.uniform(0, 2 * math.pi)
+        amplitude, phase = (
+            (scene.uniform(0.7, 0.9) if count == 1 else scene.uniform(0.3, 0.4)),
+            scene.uniform(0, 2 * math.pi),
+        )
         angle = amplitude * math.cos(phase)
         rate = -amplitude * math.sin(phase) * math.sqrt(GRAVITY / length)
         x, y = pivot[0] + length * math.sin(angle), pivot[1] + length * math.cos(angle)

@@ -1,4 +1,6 @@
-"""Opening video files: limits that are checked before anything large is read, containers that open no other files, one error for all damage."""
+"""Opening video files: limits that are checked before anything large is read, containers that open no other files, one
+error for all damage.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,17 @@ MOST_SAMPLES = 10_000_000  # of all tracks, in fragments
 # Containers only: playlists, concatenations and session descriptions would make FFmpeg open other files and addresses.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe"
 # Everything that FFmpeg and PyAV were seen to raise, or may, over damaged files.
-_BROKEN = (av.FFmpegError, ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_BROKEN = (
+    av.FFmpegError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,9 @@ def identity(video: Video, limits: Limits) -> tuple[str, int, int]:
     if size == 0:
         raise BadVideo(name_of(video), "empty file", "no_frames")
     if size > limits.bytes:
-        raise BadVideo(name_of(video), f"{size / 1e6:.1f} MB, more than data.max_video_mb={limits.bytes / 1e6:g}", "too_large")
+        raise BadVideo(
+            name_of(video), f"{size / 1e6:.1f} MB, more than data.max_video_mb={limits.bytes / 1e6:g}", "too_large"
+        )
     return name_of(video), size, modified
 
 
@@ -85,14 +99,24 @@ def check_count(video: Video, frames: int, limits: Limits) -> None:
 def check_size(video: Video, width: int, height: int, limits: Limits) -> None:
     """BadVideo when a picture is, or claims to be, larger than allowed, or smaller than a codec can use."""
     if width * height > limits.pixels:
-        raise BadVideo(name_of(video), f"picture of {width}x{height} pixels, data.max_megapixels={limits.pixels / 1e6:g}", "too_large")
+        raise BadVideo(
+            name_of(video),
+            f"picture of {width}x{height} pixels, data.max_megapixels={limits.pixels / 1e6:g}",
+            "too_large",
+        )
     if not (SMALLEST_SIDE <= width <= LARGEST_SIDE and SMALLEST_SIDE <= height <= LARGEST_SIDE):
         kind = "too_large" if max(width, height) > LARGEST_SIDE else "too_small"
-        raise BadVideo(name_of(video), f"picture of {width}x{height} pixels; sides must be within {SMALLEST_SIDE}..{LARGEST_SIDE}", kind)
+        raise BadVideo(
+            name_of(video),
+            f"picture of {width}x{height} pixels; sides must be within {SMALLEST_SIDE}..{LARGEST_SIDE}",
+            kind,
+        )
 
 
 def _check_table(video: Video, file: BinaryIO, limits: Limits) -> None:
-    """Refuse an mp4 file whose tables claim too many frames: FFmpeg allocates for all of them when it opens the file."""
+    """Refuse an mp4 file whose tables claim too many frames: FFmpeg allocates for all of them when it
+    opens the file.
+    """
 
     budget = iter(range(MOST_BOXES))
     many = BadVideo(name_of(video), "an mp4 file of too many parts", "too_large")
@@ -150,8 +174,13 @@ def opened(video: Video, limits: Limits, threads: int) -> Iterator[tuple]:
         source = os.fspath(video)
         with open(source, "rb") as file:
             _check_table(video, file, limits)
-    # FFmpeg looks at a few frames when it opens a file, and forgets sizes over max_pixels: there, only what no header should claim is refused.
-    options = {"max_pixels": str(max(limits.pixels, LARGEST_CLAIM)), "format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    # FFmpeg looks at a few frames when it opens a file, and forgets sizes over max_pixels: there, only what no header
+    # should claim is refused.
+    options = {
+        "max_pixels": str(max(limits.pixels, LARGEST_CLAIM)),
+        "format_whitelist": FORMATS,
+        "protocol_whitelist": "file",
+    }
     with av.open(source, options=options, metadata_errors="replace") as container:
         if not container.streams.video:
             raise BadVideo(name_of(video), "no video stream", "no_frames")

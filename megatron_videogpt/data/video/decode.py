@@ -11,7 +11,19 @@ import numpy as np
 
 from ...errors import UserError
 from ..bad import BadVideo
-from .container import DEFAULTS, Blob, Limits, Video, check_count, check_size, clear_errors, identity, limits_of, name_of, opened
+from .container import (
+    DEFAULTS,
+    Blob,
+    Limits,
+    Video,
+    check_count,
+    check_size,
+    clear_errors,
+    identity,
+    limits_of,
+    name_of,
+    opened,
+)
 from .pictures import VideoWriter, resize_frames, resized_shape, to_model_range, to_pixels, write_video
 
 __all__ = [
@@ -45,7 +57,9 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class _Timeline:
-    """Presentation times of all packets, ascending, in stream units (int64); None where the container has no usable ones."""
+    """Presentation times of all packets, ascending, in stream units (int64); None where the container has no usable
+    ones.
+    """
 
     count: int
     times: np.ndarray | None
@@ -56,7 +70,8 @@ def probe(video: Video, limits: Limits = DEFAULTS) -> VideoInfo:
     """Count the frames of a video and decode its first picture.
 
     Raises:
-        BadVideo: missing, not a readable video, no frames, damaged, over the limits, or a picture side outside [8, 8192].
+        BadVideo: missing, not a readable video, no frames, damaged, over the limits, or a picture side outside [8,
+            8192].
     """
     shapes: list[tuple[int, int]] = []
 
@@ -98,7 +113,8 @@ def read_clip(
     threads: int = 1,
     decoder: str = "pyav",
 ) -> np.ndarray:
-    """The frames with the given numbers, each resized as soon as it is decoded: equal to ``resize_frames(read_frames(...))``.
+    """The frames with the given numbers, each resized as soon as it is decoded: equal to
+    ``resize_frames(read_frames(...))``.
 
     Args:
         video, indices, limits, threads: as for `read_frames`.
@@ -126,7 +142,9 @@ def read_clip(
     return _read(video, indices, limits, threads, small)
 
 
-def _read(video: Video, indices: Sequence[int], limits: Limits, threads: int, convert: Callable[[av.VideoFrame], np.ndarray]) -> np.ndarray:
+def _read(
+    video: Video, indices: Sequence[int], limits: Limits, threads: int, convert: Callable[[av.VideoFrame], np.ndarray]
+) -> np.ndarray:
     wanted = [int(index) for index in indices]
     if not wanted or wanted[0] < 0 or any(b <= a for a, b in zip(wanted, wanted[1:])):
         raise ValueError(f"read_frames: indices {wanted[:8]}: must be ascending frame numbers from 0")
@@ -148,7 +166,9 @@ def _decode(
         if not isinstance(video, Blob):
             remembered[:] = [timeline]
         if wanted[-1] >= timeline.count:
-            raise BadVideo(name_of(video), f"frame {wanted[-1]} asked for, but it has {timeline.count} frames", "too_short")
+            raise BadVideo(
+                name_of(video), f"frame {wanted[-1]} asked for, but it has {timeline.count} frames", "too_short"
+            )
         if timeline.times is not None:
             number = {int(timeline.times[index]): index for index in wanted}
             if _sought(container, stream, int(timeline.times[wanted[0]])):
@@ -164,7 +184,13 @@ def _decode(
 
 
 def _collect(
-    video: Video, container, stream, wanted: list[int], number: dict[int, int] | None, limits: Limits, convert: Callable[[av.VideoFrame], np.ndarray]
+    video: Video,
+    container,
+    stream,
+    wanted: list[int],
+    number: dict[int, int] | None,
+    limits: Limits,
+    convert: Callable[[av.VideoFrame], np.ndarray],
 ) -> dict[int, np.ndarray]:
     """Decode forward until the last wanted frame; ``number`` maps times to wanted frame numbers (None: count)."""
     needed, found = set(wanted), {}

@@ -52,24 +52,39 @@ def resized_shape(width: int, height: int, longest_side: int, multiple: int) -> 
     scale = longest_side / max(width, height)
     target = (round(width * scale) // multiple * multiple, round(height * scale) // multiple * multiple)
     if min(target) == 0:
-        raise UserError(f"a {width}x{height} picture at longest side {longest_side} has a side below {multiple} pixels: raise data.longest_side")
+        raise UserError(
+            f"a {width}x{height} picture at longest side {longest_side} has a side below {multiple} pixels: "
+            "raise data.longest_side"
+        )
     return target
 
 
 def to_model_range(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """uint8 [F, H, W, 3] -> float32 [F, 3, H, W] in [-1, 1] on a device, which gets bytes and makes them floats."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+    return (
+        torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+    )
 
 
 def to_pixels(video: Tensor) -> np.ndarray:
     """float [F, 3, H, W] in [-1, 1] (clamped) -> uint8 [F, H, W, 3]; inverse of `to_model_range`."""
-    return ((video.detach().float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return (
+        ((video.detach().float().clamp(-1, 1) + 1.0) * 127.5)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+        .cpu()
+        .numpy()
+    )
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Write uint8 [F, H, W, 3] as one mp4, see `VideoWriter`."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}")
+        raise ValueError(
+            f"write_video: expected uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {list(frames.shape)}"
+        )
     with VideoWriter(path, fps) as video:
         video.append(frames)
 
@@ -77,8 +92,8 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
 class VideoWriter:
     """A video that grows by whatever is appended: H.264 (yuv420p, mp4), which every player and browser shows.
 
-    Odd sides get one repeated row or column, because yuv420p needs even ones.  The file appears under its name when the `with` block ends without an
-    error, and is complete then.
+    Odd sides get one repeated row or column, because yuv420p needs even ones.  The file appears under its name when the
+    `with` block ends without an error, and is complete then.
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: float) -> None:
@@ -95,10 +110,14 @@ class VideoWriter:
             return
         frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
         if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": "16", "preset": "medium"})
+            self._stream = self._container.add_stream(
+                "libx264", rate=self._rate, options={"crf": "16", "preset": "medium"}
+            )
             self._stream.width, self._stream.height, self._stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for frame in frames:
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            self._container.mux(
+                self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:

@@ -1,4 +1,5 @@
-"""Decoding with torchcodec, where it is installed, on the CPU or on an NVIDIA GPU (``data.decoder``); PyAV (`decode.py`) is the default.
+"""Decoding with torchcodec, where it is installed, on the CPU or on an NVIDIA GPU (``data.decoder``); PyAV
+(`decode.py`) is the default.
 
 On the CPU the pictures equal PyAV's to the bit for the usual formats; a GPU's colours may differ by a level or two.
 """
@@ -26,13 +27,24 @@ def check_torchcodec(decoder: str) -> None:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         text = " ".join(str(error).split())[:160]
-        raise UserError(f"data.decoder={decoder}: torchcodec does not load ({text}); install it and FFmpeg, or use data.decoder=pyav") from error
+        raise UserError(
+            f"data.decoder={decoder}: torchcodec does not load ({text}); install it and FFmpeg, or use "
+            "data.decoder=pyav"
+        ) from error
 
 
 def read_clip(
-    video: str | os.PathLike[str] | Blob, indices: Sequence[int], longest_side: int, multiple: int, limits: Limits, threads: int = 1, decoder: str = DECODERS[0]
+    video: str | os.PathLike[str] | Blob,
+    indices: Sequence[int],
+    longest_side: int,
+    multiple: int,
+    limits: Limits,
+    threads: int = 1,
+    decoder: str = DECODERS[0],
 ) -> np.ndarray:
-    """As `decode.read_clip`: uint8 ``[len(indices), h, w, 3]``; BadVideo when the file cannot be used, ValueError where torchcodec is missing."""
+    """As `decode.read_clip`: uint8 ``[len(indices), h, w, 3]``; BadVideo when the file cannot be used, ValueError where
+    torchcodec is missing.
+    """
     check_torchcodec(decoder)
     from torchcodec.decoders import VideoDecoder
 
@@ -47,10 +59,17 @@ def read_clip(
     try:
         # Exact seeking counts the frames, as PyAV's reader does: headers lie.
         source: Any = video.data if isinstance(video, Blob) else name
-        reader = VideoDecoder(source, seek_mode="exact", num_ffmpeg_threads=threads, dimension_order="NHWC", device=device)
+        reader = VideoDecoder(
+            source, seek_mode="exact", num_ffmpeg_threads=threads, dimension_order="NHWC", device=device
+        )
         _check(name, reader.metadata, list(indices), limits)
         parts = [list(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
-        return np.concatenate([resize_frames(reader.get_frames_at(indices=part).data.cpu().numpy(), longest_side, multiple) for part in parts])
+        return np.concatenate(
+            [
+                resize_frames(reader.get_frames_at(indices=part).data.cpu().numpy(), longest_side, multiple)
+                for part in parts
+            ]
+        )
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         raise BadVideo(name, f"torchcodec: {error}") from error
 

@@ -1,4 +1,6 @@
-"""What a `config.json` of the exported model holds: the fields of a Phi-3 configuration, and those that the video model needs beside them."""
+"""What a `config.json` of the exported model holds: the fields of a Phi-3 configuration, and those that the video model
+needs beside them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ except ImportError:  # transformers 4
 class VideoGPTConfig(PreTrainedConfig):
     """Sizes of a next-clip-diffusion model; fields named as in Phi-3 mean what they mean there.
 
-    patch_size: latent cells per patch side; in_channels: latent channels; pos_embed_max_size: side S of the 2-D position table, in patches;
-    diffusion_token_id, img_start_token_id, img_end_token_id: rows of the text embedding table that hold the three hint tokens;
-    longest_side: pixels that the pipeline resizes the longer side of a picture to.
+    patch_size: latent cells per patch side; in_channels: latent channels; pos_embed_max_size: side S of the 2-D
+    position table, in patches; diffusion_token_id, img_start_token_id, img_end_token_id: rows of the text embedding
+    table that hold the three hint tokens; longest_side: pixels that the pipeline resizes the longer side of a picture
+    to.
     """
 
     model_type = "videogpt"
@@ -61,38 +64,55 @@ class VideoGPTConfig(PreTrainedConfig):
 
     @property
     def hint_ids(self) -> tuple[int, int, int]:
-        """Rows of `<|diffusion|>`, `<img>`, `</img>` in the text embedding table; ValueError where the file does not name them."""
+        """Rows of `<|diffusion|>`, `<img>`, `</img>` in the text embedding table; ValueError where the file does not
+        name them.
+        """
         ids = (self.diffusion_token_id, self.img_start_token_id, self.img_end_token_id)
         if any(not isinstance(number, int) or not 0 <= number < self.vocab_size for number in ids):
             raise ValueError(
                 f"config.json: diffusion_token_id, img_start_token_id, img_end_token_id are {list(ids)}: "
-                f"expected three numbers from 0 to {self.vocab_size - 1}, those of <|diffusion|>, <img>, </img> in the model's tokenizer"
+                f"expected three numbers from 0 to {self.vocab_size - 1}, those of <|diffusion|>, <img>, "
+                "</img> in the model's tokenizer"
             )
         return ids  # type: ignore[return-value]
 
     def check(self) -> None:
         """ValueError, one line, where no model can be built of these sizes."""
         _ = self.hint_ids
-        if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_size % 4 or self.num_attention_heads % self.kv_heads:
+        if (
+            self.hidden_size % (2 * self.num_attention_heads)
+            or self.hidden_size % 4
+            or self.num_attention_heads % self.kv_heads
+        ):
             raise ValueError(
-                f"config.json: hidden_size={self.hidden_size}, num_attention_heads={self.num_attention_heads}, num_key_value_heads={self.kv_heads}: "
+                f"config.json: hidden_size={self.hidden_size}, "
+                f"num_attention_heads={self.num_attention_heads}, num_key_value_heads={self.kv_heads}: "
                 "heads need an even size, hidden_size must divide by 4, and query heads by key/value heads"
             )
         if not self.rope_scaling:
             return
-        kind, half = self.rope_scaling.get("type", self.rope_scaling.get("rope_type")), self.hidden_size // self.num_attention_heads // 2
+        kind, half = (
+            self.rope_scaling.get("type", self.rope_scaling.get("rope_type")),
+            self.hidden_size // self.num_attention_heads // 2,
+        )
         if kind not in ("su", "longrope"):
             raise ValueError(f"config.json: rope_scaling type {kind!r} is not supported; expected su or longrope")
         if len(self.rope_factors) != half:
-            raise ValueError(f"config.json: rope_scaling has {len(self.rope_factors)} factors; expected {half}, half the size of a head")
+            raise ValueError(
+                f"config.json: rope_scaling has {len(self.rope_factors)} factors; expected {half}, half the "
+                "size of a head"
+            )
 
     @property
     def rope_factors(self) -> list[float]:
         """Long RoPE's divisors of the frequencies, empty for none.
 
-        The released model names the length 5000 to its rotary code, whatever the sequence, and that length chooses between long and short factors.
+        The released model names the length 5000 to its rotary code, whatever the sequence, and that length chooses
+        between long and short factors.
         """
-        return (self.rope_scaling or {}).get("long_factor" if self.original_max_position_embeddings < 5000 else "short_factor", [])
+        return (self.rope_scaling or {}).get(
+            "long_factor" if self.original_max_position_embeddings < 5000 else "short_factor", []
+        )
 
     @property
     def rope_attention_factor(self) -> float:

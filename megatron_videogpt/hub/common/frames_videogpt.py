@@ -1,4 +1,6 @@
-"""Pictures in and out: what a user may pass as a video, the size that training saw, and the VAE between pixels and latents."""
+"""Pictures in and out: what a user may pass as a video, the size that training saw, and the VAE between pixels and
+latents.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ BATCH = 16  # frames per encoder or decoder call
 
 
 class TinyVAE(nn.Module):
-    """The tiny codec of megatron_videogpt with what a diffusers pipeline asks of its parts; its latents are scaled already."""
+    """The tiny codec of megatron_videogpt with what a diffusers pipeline asks of its parts; its latents are scaled
+    already.
+    """
 
     model: Any
 
@@ -50,8 +54,12 @@ class TinyVAE(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Settings and weights as `load_vae` reads them, and the codec's code beside them in the folder above."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "TinyAutoencoder", **self.model.shape.to_dict()}, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, Path(folder) / VAE_WEIGHTS)
+        (Path(folder) / "config.json").write_text(
+            json.dumps({"_class_name": "TinyAutoencoder", **self.model.shape.to_dict()}, indent=2) + "\n"
+        )
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, Path(folder) / VAE_WEIGHTS
+        )
         copy_file(Path(inspect.getfile(type(self.model))), Path(folder).parent)
 
 
@@ -64,14 +72,18 @@ def load_vae(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no readable config.json of a VAE ({error}); pass vae=... or put a diffusers VAE there") from error
+        raise ValueError(
+            f"{folder}: no readable config.json of a VAE ({error}); pass vae=... or put a diffusers VAE there"
+        ) from error
     kind = settings.pop("_class_name", None)
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: no .safetensors file in it; pickled weights are never loaded")
     try:
         vae = _tiny(folder, settings) if kind == "TinyAutoencoder" else _diffusers(folder, kind)
     except (OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder}: does not load as the {kind} that its config.json names ({one_line(error)})") from error
+        raise ValueError(
+            f"{folder}: does not load as the {kind} that its config.json names ({one_line(error)})"
+        ) from error
     return vae.to(dtype or torch.float32).eval().requires_grad_(False)
 
 
@@ -81,20 +93,34 @@ def _tiny(folder: Path, settings: dict[str, Any]) -> nn.Module:
     except ModuleNotFoundError as error:
         if not str(error.name).endswith("tiny_codec"):
             raise
-        raise ValueError(f"{folder}: the tiny codec's code is not beside {Path(__file__).name}; import the pipeline from the exported folder") from None
-    tiny = code.TinyAutoencoder(code.TinyShape(**{key: value for key, value in settings.items() if not key.startswith("_")}))
+        raise ValueError(
+            f"{folder}: the tiny codec's code is not beside {Path(__file__).name}; import the pipeline from "
+            "the exported folder"
+        ) from None
+    tiny = code.TinyAutoencoder(
+        code.TinyShape(**{key: value for key, value in settings.items() if not key.startswith("_")})
+    )
     tiny.load_state_dict(load_file(folder / VAE_WEIGHTS))
     return TinyVAE(tiny)
 
 
 def _diffusers(folder: Path, kind: str | None) -> nn.Module:
     if kind not in VAE_CLASSES:
-        raise ValueError(f"{folder}/config.json: _class_name is {kind!r}; expected TinyAutoencoder, {', '.join(VAE_CLASSES)}")
+        raise ValueError(
+            f"{folder}/config.json: _class_name is {kind!r}; expected TinyAutoencoder, {', '.join(VAE_CLASSES)}"
+        )
     # diffusers fills missing weights with random numbers and only warns, hence the loading report.
-    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True, "low_cpu_mem_usage": False}
+    options = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "low_cpu_mem_usage": False,
+    }
     vae, report = getattr(diffusers, kind).from_pretrained(folder, **options)
     if report["missing_keys"]:
-        raise ValueError(f"{folder}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one")
+        raise ValueError(
+            f"{folder}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one"
+        )
     return vae
 
 
@@ -107,7 +133,8 @@ def one_line(error: BaseException) -> str:
 def model_index(vae_class: str | None) -> dict[str, Any]:
     """`model_index.json`: `VideoGPTPipeline.from_pretrained` does not read it, DiffusionPipeline's does.
 
-    With the folder on sys.path, that one loads the model and a diffusers VAE by itself; any other VAE has to be passed to it.
+    With the folder on sys.path, that one loads the model and a diffusers VAE by itself; any other VAE has to be passed
+    to it.
     """
     return {
         "_class_name": ["pipeline_videogpt", "VideoGPTPipeline"],
@@ -118,11 +145,15 @@ def model_index(vae_class: str | None) -> dict[str, Any]:
 
 
 def write_code(folder: Path, vae_class: str | None, model: Path) -> None:
-    """Copy the Python files that lie beside this one and in the folder `model`, but for a tiny codec's own, and write `model_index.json`.
+    """Copy the Python files that lie beside this one and in the folder `model`, but for a tiny codec's own, and write
+    `model_index.json`.
 
-    In megatron_videogpt these are two folders, of which one imports from the other; in the new folder all lie side by side.
+    In megatron_videogpt these are two folders, of which one imports from the other; in the new folder all lie side by
+    side.
     """
-    for path in {file.name: file for place in (Path(__file__).parent, model) for file in sorted(place.glob("*_videogpt.py"))}.values():
+    for path in {
+        file.name: file for place in (Path(__file__).parent, model) for file in sorted(place.glob("*_videogpt.py"))
+    }.values():
         copy_file(path, folder)
         copied = folder / path.name
         copied.write_text(copied.read_text(encoding="utf-8").replace("from " + "..common.", "from ."), encoding="utf-8")
@@ -160,22 +191,39 @@ def encode(vae: Any, frames: np.ndarray) -> Tensor:
     stride = _temporal_stride(vae)
     if (len(pixels) - 1) % stride:
         raise ValueError(f"video of {len(pixels)} frames: this VAE takes 1 + {stride}n frames; cut or extend the video")
-    mean = vae.encode(pixels.to(computing_device(vae), vae.dtype).transpose(0, 1)[None]).latent_dist.mean[0].transpose(0, 1).float()
-    shift, scale = (torch.tensor(values, device=mean.device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    mean = (
+        vae.encode(pixels.to(computing_device(vae), vae.dtype).transpose(0, 1)[None])
+        .latent_dist.mean[0]
+        .transpose(0, 1)
+        .float()
+    )
+    shift, scale = (
+        torch.tensor(values, device=mean.device).view(-1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     return (mean - shift) / scale
 
 
 @torch.no_grad()
 def decode(vae: Any, history: Tensor, new: Tensor) -> Tensor:
-    """Scaled latents ``[f, C, h, w]`` that follow a history ``[H, C, h, w]`` -> their pixels ``[F, 3, H, W]`` float32 in [0, 1]."""
+    """Scaled latents ``[f, C, h, w]`` that follow a history ``[H, C, h, w]`` -> their pixels ``[F, 3, H, W]`` float32
+    in [0, 1].
+    """
     if _is(vae, "TinyVAE"):
         pixels = _batched(vae.model.decode, new, vae)
     elif not _is(vae, "AutoencoderKLWan"):
-        pixels = _batched(lambda part: vae.decode(part).sample, new / vae.config.scaling_factor + (vae.config.shift_factor or 0.0), vae)
+        pixels = _batched(
+            lambda part: vae.decode(part).sample,
+            new / vae.config.scaling_factor + (vae.config.shift_factor or 0.0),
+            vae,
+        )
     else:
         # Causal in time: what comes first shapes what follows, and the very first latent frame is a single picture.
         device = computing_device(vae)
-        shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+        shift, scale = (
+            torch.tensor(values, device=device).view(-1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
         raw = torch.cat([history.to(device), new.to(device)]).float() * scale + shift
         pixels = vae.decode(raw.to(vae.dtype).transpose(0, 1)[None]).sample[0].transpose(0, 1).float()
         pixels = pixels[len(pixels) - _temporal_stride(vae) * len(new) if len(history) else 0 :]
@@ -183,7 +231,8 @@ def decode(vae: Any, history: Tensor, new: Tensor) -> Tensor:
 
 
 def _is(vae: Any, kind: str) -> bool:
-    # By name: the same file may have been loaded twice, from the folder and from the cache of transformers or diffusers.
+    # By name: the same file may have been loaded twice, from the folder and from the cache of transformers or
+    # diffusers.
     return type(vae).__name__ == kind
 
 
@@ -199,8 +248,8 @@ def _batched(run: Callable[[Tensor], Tensor], inputs: Tensor, vae: Any) -> Tenso
 def to_videos(video: Any) -> list[np.ndarray]:
     """What a user may pass -> videos, uint8 ``[F, H, W, 3]`` each.
 
-    A PIL image, a list of them, an array or tensor ``[H, W, 3]``, ``[F, H, W, 3]`` or ``[B, F, H, W, 3]`` (uint8 from 0 to 255, or any floating dtype
-    from 0 to 1), or a list of videos.
+    A PIL image, a list of them, an array or tensor ``[H, W, 3]``, ``[F, H, W, 3]`` or ``[B, F, H, W, 3]`` (uint8 from 0
+    to 255, or any floating dtype from 0 to 1), or a list of videos.
 
     Raises:
         ValueError: anything else, or pictures of different sizes in one video.
@@ -209,7 +258,10 @@ def to_videos(video: Any) -> list[np.ndarray]:
         pixels = _bytes(video)
         return list(pixels) if pixels.ndim == 5 else [pixels if pixels.ndim == 4 else pixels[None]]
     if not isinstance(video, (list, tuple)) or not len(video):
-        raise ValueError(f"video: {type(video).__name__} is not a video; pass PIL images, an array or tensor [F, H, W, 3], or a list of videos")
+        raise ValueError(
+            f"video: {type(video).__name__} is not a video; pass PIL images, an array or tensor [F, H, W, 3], "
+            "or a list of videos"
+        )
     if all(isinstance(item, Image.Image) or getattr(item, "ndim", 0) == 3 for item in video):
         pictures = [_bytes(item) for item in video]
         sizes = sorted({picture.shape[:2] for picture in pictures})
@@ -233,13 +285,15 @@ def _bytes(picture: Any) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"video: {values.dtype} from {values.min()} to {values.max()}; expected uint8, or floats in [0, 1]")
+        raise ValueError(
+            f"video: {values.dtype} from {values.min()} to {values.max()}; expected uint8, or floats in [0, 1]"
+        )
     return (values.astype(np.float32) * 255).round().astype(np.uint8)
 
 
 def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.ndarray:
-    """The size that training saw: halved by box filter while the shorter side is at least twice the limit, bicubic to the limit on the longer side,
-    then a centred crop of both sides to a multiple.
+    """The size that training saw: halved by box filter while the shorter side is at least twice the limit, bicubic to
+    the limit on the longer side, then a centred crop of both sides to a multiple.
 
     Args:
         frames: uint8 ``[F, H, W, 3]``.
@@ -252,7 +306,10 @@ def resize_frames(frames: np.ndarray, longest_side: int, multiple: int) -> np.nd
     full = tuple(round(side * scale) for side in (width, height))
     target = tuple(side // multiple * multiple for side in full)
     if min(target) == 0:
-        raise ValueError(f"video: {width}x{height} pictures at longest side {longest_side} have a side below {multiple} pixels; raise longest_side")
+        raise ValueError(
+            f"video: {width}x{height} pictures at longest side {longest_side} have a side below {multiple} "
+            "pixels; raise longest_side"
+        )
     left, top = ((side - kept) // 2 for side, kept in zip(full, target))
     out = []
     for frame in frames:

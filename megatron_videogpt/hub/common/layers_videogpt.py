@@ -1,4 +1,6 @@
-"""The layers of the exported model: a Phi-3 decoder whose attention pattern is the caller's, and what stands before and after it."""
+"""The layers of the exported model: a Phi-3 decoder whose attention pattern is the caller's, and what stands before and
+after it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ except ImportError:  # the folder itself is on sys.path
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""`attend(layer, q, k, v)` -> attention output; all ``[B, heads, L, d]``, keys and values with fewer heads where they are grouped."""
+"""`attend(layer, q, k, v)` -> attention output; all ``[B, heads, L, d]``, keys and values with fewer heads where they
+are grouped.
+"""
 
 
 def computing_device(module: nn.Module) -> torch.device:
@@ -43,7 +47,9 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Timesteps ``[...]`` in [0, 1] -> ``[..., D]``: linear, SiLU, linear on 128 cosines and 128 sines computed in float32."""
+    """Timesteps ``[...]`` in [0, 1] -> ``[..., D]``: linear, SiLU, linear on 128 cosines and 128 sines computed in
+    float32.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,7 +136,9 @@ class Decoder(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm without weights, modulated by the frame's timestep, then a linear map to the values of a patch, channel fastest."""
+    """LayerNorm without weights, modulated by the frame's timestep, then a linear map to the values of a patch, channel
+    fastest.
+    """
 
     def __init__(self, config: VideoGPTConfig) -> None:
         super().__init__()
@@ -145,22 +153,30 @@ class FinalLayer(nn.Module):
 
 
 def position_table(side: int, width: int) -> Tensor:
-    """The fixed 2-D table ``[1, S*S, D]`` float32: of each entry (row, column) first the column's sines and cosines, then the row's."""
+    """The fixed 2-D table ``[1, S*S, D]`` float32: of each entry (row, column) first the column's sines and cosines,
+    then the row's.
+    """
     omega = 1.0 / 10000.0 ** (torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
     # Rounded to float32 first, because released checkpoints carry a table made that way.
     place = (torch.arange(side, dtype=torch.float32, device="cpu") / (side / 64)).double()[:, None] * omega
     axis = torch.cat([place.sin(), place.cos()], dim=-1).float()
-    return torch.cat([axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)], dim=-1).reshape(1, side * side, width)
+    return torch.cat([axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)], dim=-1).reshape(
+        1, side * side, width
+    )
 
 
 def rotary_tables(config: VideoGPTConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[L, d/2]``, rounded to the dtype only at the end: frequencies in bfloat16 would be radians off after some frames."""
+    """Cosines and sines ``[L, d/2]``, rounded to the dtype only at the end: frequencies in bfloat16 would be radians
+    off after some frames.
+    """
     dim = config.hidden_size // config.num_attention_heads
     inverse = config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.int64, device=positions.device).float() / dim)
     if config.rope_scaling:
         inverse = torch.tensor(config.rope_factors, dtype=torch.float32, device=positions.device) * inverse
     angle = positions.float()[:, None] * (1.0 / inverse)
-    return (angle.cos() * config.rope_attention_factor).to(dtype), (angle.sin() * config.rope_attention_factor).to(dtype)
+    return (angle.cos() * config.rope_attention_factor).to(dtype), (angle.sin() * config.rope_attention_factor).to(
+        dtype
+    )
 
 
 def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,7 +1,9 @@
-"""The sampler: from noise to clean clips, clip after clip over a sliding window (section 9 of tests/golden/README.md in megatron_videogpt).
+"""The sampler: from noise to clean clips, clip after clip over a sliding window (section 9 of tests/golden/README.md in
+megatron_videogpt).
 
-It knows the model only as a `Denoiser`, which remembers the clean history; whether that means keys and values or computing it again is the
-denoiser's own affair.  Pure torch: this file is also part of every exported Hugging Face folder.
+It knows the model only as a `Denoiser`, which remembers the clean history; whether that means keys and values or
+computing it again is the denoiser's own affair.  Pure torch: this file is also part of every exported Hugging Face
+folder.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ class Denoiser(Protocol):
     def remember(self, histories: list[Tensor], kept: list[int]) -> None:
         """What the next clips follow: per video clean latents ``[H, C, h, w]``, H may be 0.
 
-        kept: per video how many of the leading frames are exactly those of the last call; their keys and values still hold.  0 after the window has
-        moved: positions count from its first frame, and deeper layers have seen the frames before it.
+        kept: per video how many of the leading frames are exactly those of the last call; their keys and values still
+        hold.  0 after the window has moved: positions count from its first frame, and deeper layers have seen the
+        frames before it.
         """
         ...
 
     def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Per video a noisy clip ``[G, C, h, w]`` at timestep t in [0, 1) -> the predicted clean clips given the histories, and, where `guided`, those
-        given nothing (their positions start at 0)."""
+        """Per video a noisy clip ``[G, C, h, w]`` at timestep t in [0, 1) -> the predicted clean clips given the
+        histories, and, where `guided`, those given nothing (their positions start at 0).
+        """
         ...
 
 
@@ -35,11 +39,11 @@ class Denoiser(Protocol):
 class Settings:
     """How a rollout is sampled.
 
-    clips: frames of each clip, in order; window: most frames that the model sees at once, history and clip together, above every clip that follows
-    something; steps: Euler steps a clip;
-    guidance: scale of history-conditioned classifier-free guidance, 1 for none; guidance_schedule: (t, scale) pairs in ascending order of t, each
-    scale in force from its t on (before the first one `guidance` is), empty for one scale throughout; history_noise: share of noise mixed into the history
-    from the second clip on; time_shift: see `sigmas`.
+    clips: frames of each clip, in order; window: most frames that the model sees at once, history and clip together,
+    above every clip that follows something; steps: Euler steps a clip; guidance: scale of history-conditioned
+    classifier-free guidance, 1 for none; guidance_schedule: (t, scale) pairs in ascending order of t, each scale in
+    force from its t on (before the first one `guidance` is), empty for one scale throughout; history_noise: share of
+    noise mixed into the history from the second clip on; time_shift: see `sigmas`.
     """
 
     clips: tuple[int, ...]
@@ -51,7 +55,9 @@ class Settings:
     time_shift: float = 1.0
 
     def check(self, given: bool = True) -> None:
-        """ValueError, one line, for settings that cannot be sampled with.  given: there is a history before the first clip."""
+        """ValueError, one line, for settings that cannot be sampled with.  given: there is a history before the first
+        clip.
+        """
         sigmas(self.steps, self.time_shift)
         if not self.clips or min(self.clips) < 1:
             raise ValueError(f"clips={list(self.clips)}: needs at least one clip, each of 1 frame or more")
@@ -60,14 +66,19 @@ class Settings:
             least = frames + (1 if given or number > 1 else 0)
             if self.window < least:
                 raise ValueError(
-                    f"clips={list(self.clips)}, window={self.window}: clip {number} of {frames} frames leaves no room for "
-                    f"{'a frame of history' if frames <= self.window else 'itself'}; use a window of {least} or more, or shorter clips"
+                    f"clips={list(self.clips)}, window={self.window}: clip {number} of {frames} frames leaves "
+                    "no room for "
+                    f"{'a frame of history' if frames <= self.window else 'itself'}; use a window of {least} "
+                    "or more, or shorter clips"
                 )
         if not 0 <= self.history_noise < 1:
             raise ValueError(f"history_noise={self.history_noise}: must be at least 0 and below 1")
         starts = [start for start, _ in self.guidance_schedule]
         if starts != sorted(set(starts)) or any(not 0 <= start < 1 for start in starts):
-            raise ValueError(f"guidance_schedule={list(self.guidance_schedule)}: needs (t, scale) pairs, t ascending from 0 to below 1")
+            raise ValueError(
+                f"guidance_schedule={list(self.guidance_schedule)}: needs (t, scale) pairs, t ascending from "
+                "0 to below 1"
+            )
 
     def scale_at(self, t: float) -> float:
         """The guidance scale of a step that starts at t."""
@@ -81,8 +92,9 @@ Noise = Callable[[int, int, str, "tuple[int, ...]"], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What an observer is shown before each Euler step: number of the clip and of the step, the noisy latents of all videos, the predictions with and
-    (where the step is guided) without history."""
+    """What an observer is shown before each Euler step: number of the clip and of the step, the noisy latents of all
+    videos, the predictions with and (where the step is guided) without history.
+    """
 
     clip: int
     number: int
@@ -116,23 +128,32 @@ class Recompute:
 
 
 def sigmas(steps: int, time_shift: float) -> Tensor:
-    """Noise levels from 0 (noise) to 1 (data), float32 ``[steps + 1]``: ``i / steps``, then ``s / (s + f - f*s)`` with f = time_shift.
+    """Noise levels from 0 (noise) to 1 (data), float32 ``[steps + 1]``: ``i / steps``, then ``s / (s + f - f*s)`` with
+    f = time_shift.
 
     Raises:
         ValueError: steps below 1 or time_shift not above 0.
     """
     if steps < 1 or not time_shift > 0:
-        raise ValueError(f"sampling with steps={steps}, time_shift={time_shift}: needs at least 1 step and a time_shift above 0")
+        raise ValueError(
+            f"sampling with steps={steps}, time_shift={time_shift}: needs at least 1 step and a time_shift above 0"
+        )
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float32)
     return even / (even + time_shift - time_shift * even)
 
 
 def denoise_clips(
-    denoiser: Denoiser, noises: list[Tensor], settings: Settings, has_history: bool = True, clip: int = 0, observer: Observer | None = None
+    denoiser: Denoiser,
+    noises: list[Tensor],
+    settings: Settings,
+    has_history: bool = True,
+    clip: int = 0,
+    observer: Observer | None = None,
 ) -> list[Tensor]:
     """Turn the noise of one clip per video into clean latents, given what the denoiser remembers.
 
-    With scale s, ``v = v_uncond + s * (v_cond - v_uncond)``; at scale 1, or without any history, the unconditional branch is not computed.
+    With scale s, ``v = v_uncond + s * (v_cond - v_uncond)``; at scale 1, or without any history, the unconditional
+    branch is not computed.
 
     Args:
         noises: per video ``[G, C, h, w]``, standard normal.
@@ -156,8 +177,11 @@ def denoise_clips(
     return clips
 
 
-def rollout(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None) -> Iterator[list[Tensor]]:
-    """Continue every video by the clips of the settings; yields per clip the new latents of all videos ``[G, C, h, w]``.
+def rollout(
+    denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None
+) -> Iterator[list[Tensor]]:
+    """Continue every video by the clips of the settings; yields per clip the new latents of all videos ``[G, C, h,
+    w]``.
 
     No more than a window of latents is held, however many clips there are.
 
@@ -176,11 +200,20 @@ def rollout(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noi
         known = [history[start:] for history, start in zip(known, cut)]
         noised = bool(number and settings.history_noise)
         kept = [0 if start or noised else old for start, old in zip(cut, valid)]
-        fed = [_mix(past, noise(video, number, "history", tuple(past.shape)), settings.history_noise) for video, past in enumerate(known)] if noised else known
+        fed = (
+            [
+                _mix(past, noise(video, number, "history", tuple(past.shape)), settings.history_noise)
+                for video, past in enumerate(known)
+            ]
+            if noised
+            else known
+        )
         denoiser.remember(fed, kept)
         # Frames that were fed with noise are not what the next clip's history holds.
         valid = [0 if noised else len(past) for past in known]
-        start = [noise(video, number, "init", (frames, *past.shape[1:])).to(past.device) for video, past in enumerate(known)]
+        start = [
+            noise(video, number, "init", (frames, *past.shape[1:])).to(past.device) for video, past in enumerate(known)
+        ]
         clips = denoise_clips(denoiser, start, settings, any(len(past) for past in known), number, observer)
         yield clips
         # The clean frames are kept: history noise is drawn anew for each clip and does not pile up.
@@ -191,7 +224,9 @@ def _mix(history: Tensor, noise: Tensor, level: float) -> Tensor:
     return (1 - level) * history + level * noise.to(history.device)
 
 
-def continue_videos(denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None) -> list[Tensor]:
+def continue_videos(
+    denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None
+) -> list[Tensor]:
     """All clips of `rollout` joined: per video the new latents ``[sum(clips), C, h, w]``."""
     clips = list(rollout(denoiser, histories, settings, noise, observer))
     return [torch.cat(parts) for parts in zip(*clips)]

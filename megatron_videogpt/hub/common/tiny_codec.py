@@ -35,7 +35,9 @@ class TinyShape:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), 3x3; the second convolution starts at zero, so that depth costs nothing at first."""
+    """x + conv(silu(conv(silu(x)))), 3x3; the second convolution starts at zero, so that depth costs
+    nothing at first.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,7 +53,8 @@ class ResidualBlock(nn.Module):
 class TinyAutoencoder(nn.Module):
     """Pixels [F, 3, H, W] in [-1, 1] to normalised latents [F, channels, H/8, W/8] and back.
 
-    ``shift`` and ``scale`` (buffers, one value a channel) make latents of the training mixture zero mean and unit variance.
+    ``shift`` and ``scale`` (buffers, one value a channel) make latents of the training mixture zero mean and unit
+    variance.
     """
 
     shift: Tensor
@@ -87,23 +90,28 @@ class TinyAutoencoder(nn.Module):
         return (self.raw_latents(video) - self.shift[:, None, None]) * self.scale[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [F, 3, 8h, 8w] of normalised latents; not clamped, so that training sees the error outside [-1, 1] too."""
+        """Pixels [F, 3, 8h, 8w] of normalised latents; not clamped, so that training sees the error outside [-1, 1]
+        too.
+        """
         coarse = silu(self.upscale(self.decoder(self.open(latents))))
         detail = pixel_shuffle(self.paint(silu(self.fine(pixel_shuffle(coarse, 2)))), 4)
         return detail + pixel_shuffle(self.linear_paint(latents), STRIDE)
 
     @torch.no_grad()
     def start_from_principal_components(self, pixels: Tensor) -> None:
-        """Set the linear paths to the principal components of 8x8 blocks of ``pixels`` [F, 3, H, W]; the rest starts at zero output.
+        """Set the linear paths to the principal components of 8x8 blocks of ``pixels`` [F, 3, H, W]; the rest starts at
+        zero output.
 
-        From random weights, hundreds of steps go into finding this subspace.  Component i (standard deviation s_i) is stored with
-        variance proportional to s_i, which minimises the pixel error that a given noise on the latents causes; a Hadamard
-        rotation then spreads the components so that every channel has the same variance.
+        From random weights, hundreds of steps go into finding this subspace.  Component i (standard deviation s_i) is
+        stored with variance proportional to s_i, which minimises the pixel error that a given noise on the latents
+        causes; a Hadamard rotation then spreads the components so that every channel has the same variance.
         """
         channels = self.shape.channels
         rotation = torch.ones(1, 1, dtype=torch.float64)
         while len(rotation) < channels:
-            rotation = torch.cat([torch.cat([rotation, rotation], 1), torch.cat([rotation, -rotation], 1)]) / math.sqrt(2)
+            rotation = torch.cat([torch.cat([rotation, rotation], 1), torch.cat([rotation, -rotation], 1)]) / math.sqrt(
+                2
+            )
         if len(rotation) != channels:
             raise ValueError(f"channels={channels}: must be a power of two")
         blocks = pixel_unshuffle(pixels, STRIDE).transpose(0, 1).flatten(1).double()

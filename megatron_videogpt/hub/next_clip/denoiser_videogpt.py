@@ -20,7 +20,8 @@ except ImportError:  # the folder itself is on sys.path
 class HubDenoiser:
     """Implements the sampler's `Denoiser`; videos of equal length and size go through the model together.
 
-    cache_dtype: of keys and values, None for that of the weights; offload: they stay in host memory and come to the device a layer at a time.
+    cache_dtype: of keys and values, None for that of the weights; offload: they stay in host memory and come to the
+    device a layer at a time.
     """
 
     def __init__(self, model: VideoGPTModel, cache_dtype: torch.dtype | None = None, offload: bool = False) -> None:
@@ -53,7 +54,9 @@ class HubDenoiser:
         return cond, uncond if guided else None
 
 
-def denoiser_of(model: VideoGPTModel, cache: bool = True, cache_dtype: torch.dtype | None = None, offload: bool = False) -> Denoiser:
+def denoiser_of(
+    model: VideoGPTModel, cache: bool = True, cache_dtype: torch.dtype | None = None, offload: bool = False
+) -> Denoiser:
     """A denoiser with keys and values kept, or without: then the history goes through the model again at every step."""
     return HubDenoiser(model, cache_dtype, offload) if cache else Recompute(recomputing(model))
 
@@ -65,7 +68,9 @@ def recomputing(model: VideoGPTModel) -> Callable[[list[Tensor], list[Tensor], f
     def function(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
         result, device = list(clips), computing_device(model)
         for videos in _alike([(len(history), *clip.shape) for history, clip in zip(histories, clips)]):
-            noisy, history = (torch.stack([source[video] for video in videos]).to(device) for source in (clips, histories))
+            noisy, history = (
+                torch.stack([source[video] for video in videos]).to(device) for source in (clips, histories)
+            )
             _place(result, videos, model.recompute(noisy, torch.full(noisy.shape[:2], t, device=noisy.device), history))
         return result
 

@@ -1,4 +1,5 @@
-"""The next-clip-diffusion model without megatron-core: noisy clips between clean ones through a Phi-3 decoder, with keys and values of the clean past kept.
+"""The next-clip-diffusion model without megatron-core: noisy clips between clean ones through a Phi-3 decoder, with
+keys and values of the clean past kept.
 
 Layout, positions, masks and names of the state dict are those of the released Video-GPT.
 """
@@ -33,7 +34,9 @@ class VideoGPTOutput(ModelOutput):
 
 
 class VideoGPTCache:
-    """Keys (rotated) and values of the clean frames of several equally long videos, ``[B, kv_heads, tokens, d]`` per layer."""
+    """Keys (rotated) and values of the clean frames of several equally long videos, ``[B, kv_heads, tokens, d]`` per
+    layer.
+    """
 
     def __init__(self, layers: int, dtype: torch.dtype | None = None, offload: bool = False) -> None:
         self.dtype, self.offload = dtype, offload
@@ -60,7 +63,10 @@ class VideoGPTCache:
         """Forget all but the first frames; they never looked at later ones, so what is kept of them still holds."""
         if frames < self.frames:
             tokens = frames * (self.grid[0] * self.grid[1] + 2)
-            self.layers = [pair and (pair[0][:, :, :tokens].clone(), pair[1][:, :, :tokens].clone()) if frames else None for pair in self.layers]
+            self.layers = [
+                pair and (pair[0][:, :, :tokens].clone(), pair[1][:, :, :tokens].clone()) if frames else None
+                for pair in self.layers
+            ]
             self.frames = frames
 
 
@@ -91,9 +97,15 @@ class VideoGPTModel(PreTrainedModel):
             _start(self.pos_embed, lambda tensor: tensor.copy_(table))
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1])
-            _start(module.weight, lambda tensor: init.normal_(tensor, std=0.0 if zero else self.config.initializer_range))
+            _start(
+                module.weight, lambda tensor: init.normal_(tensor, std=0.0 if zero else self.config.initializer_range)
+            )
         elif isinstance(module, nn.Conv2d):
-            bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5 if module is self.input_x_embedder.proj else 0.0
+            bound = (
+                (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
+                if module is self.input_x_embedder.proj
+                else 0.0
+            )
             _start(module.weight, lambda tensor: init.uniform_(tensor, -bound, bound))
         elif isinstance(module, RMSNorm):
             _start(module.weight, init.ones_)
@@ -101,9 +113,15 @@ class VideoGPTModel(PreTrainedModel):
             _start(module.bias, init.zeros_)
 
     def forward(
-        self, noisy_latents: Tensor, timesteps: Tensor, clean_latents: Tensor | None, clips: list[int], return_dict: bool = True
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        clean_latents: Tensor | None,
+        clips: list[int],
+        return_dict: bool = True,
     ) -> VideoGPTOutput | tuple[Tensor]:
-        """The training layout: clip by clip all noisy frames, then (but for the last clip) all clean ones; the mask is dense.
+        """The training layout: clip by clip all noisy frames, then (but for the last clip) all clean ones; the mask is
+        dense.
 
         Args:
             noisy_latents: ``[B, N, C, h, w]``; the samples of a batch share their clips.
@@ -117,18 +135,30 @@ class VideoGPTModel(PreTrainedModel):
         clean = noisy_latents[:, :0] if clean_latents is None else clean_latents
         if not clips or min(clips) < 1 or sum(clips) != noisy_latents.shape[1] or clean.shape[1] != sum(clips[:-1]):
             raise ValueError(
-                f"clips={list(clips)} with {noisy_latents.shape[1]} noisy and {clean.shape[1]} clean frames: the clips must add up to the noisy frames, "
+                f"clips={list(clips)} with {noisy_latents.shape[1]} noisy and {clean.shape[1]} clean frames: "
+                "the clips must add up to the noisy frames, "
                 "and all but the last one to the clean frames"
             )
         starts = [sum(clips[:k]) for k in range(len(clips) + 1)]
-        blocks = [(k, is_clean, frame) for k in range(len(clips)) for is_clean in (False, True) for frame in range(starts[k], starts[k + 1])]
-        sample = self._dense([block for block in blocks if not block[1] or block[0] < len(clips) - 1], noisy_latents, timesteps, clean)
+        blocks = [
+            (k, is_clean, frame)
+            for k in range(len(clips))
+            for is_clean in (False, True)
+            for frame in range(starts[k], starts[k + 1])
+        ]
+        sample = self._dense(
+            [block for block in blocks if not block[1] or block[0] < len(clips) - 1], noisy_latents, timesteps, clean
+        )
         return VideoGPTOutput(sample=sample) if return_dict else (sample,)
 
     def recompute(self, noisy: Tensor, t: Tensor, history: Tensor) -> Tensor:
-        """A noisy clip ``[B, G, C, h, w]`` at ``[B, G]`` after clean frames ``[B, H, C, h, w]`` (H may be 0), without a cache: see `denoise`."""
+        """A noisy clip ``[B, G, C, h, w]`` at ``[B, G]`` after clean frames ``[B, H, C, h, w]`` (H may be 0), without a
+        cache: see `denoise`.
+        """
         frames = history.shape[1]
-        blocks = [(0, True, frame) for frame in range(frames)] + [(1, False, frames + frame) for frame in range(noisy.shape[1])]
+        blocks = [(0, True, frame) for frame in range(frames)] + [
+            (1, False, frames + frame) for frame in range(noisy.shape[1])
+        ]
         return self._dense(blocks, noisy, t, history)
 
     def _dense(self, blocks: list[tuple[int, bool, int]], noisy: Tensor, t: Tensor, clean: Tensor) -> Tensor:
@@ -155,12 +185,16 @@ class VideoGPTModel(PreTrainedModel):
         return self._predict(hidden[:, noisy_at, 2:], t, grid)
 
     def new_cache(self, dtype: torch.dtype | None = None, offload: bool = False) -> VideoGPTCache:
-        """An empty cache for `encode_clean`; dtype None keeps that of the weights, offload keeps it in host memory and brings a layer at a time."""
+        """An empty cache for `encode_clean`; dtype None keeps that of the weights, offload keeps it in host memory and
+        brings a layer at a time.
+        """
         return VideoGPTCache(self.config.num_hidden_layers, dtype, offload)
 
     @torch.no_grad()
     def encode_clean(self, frames: Tensor, cache: VideoGPTCache) -> None:
-        """Append clean frames ``[B, F, C, h, w]`` to a cache; ValueError where their size is not that of the frames in it."""
+        """Append clean frames ``[B, F, C, h, w]`` to a cache; ValueError where their size is not that of the frames in
+        it.
+        """
         grid = self._grid(frames)
         _check_fit(cache, frames, grid)
         cache.grid, tokens = grid, grid[0] * grid[1] + 2
@@ -172,11 +206,16 @@ class VideoGPTModel(PreTrainedModel):
                 cache.append(layer, k, v)
                 return _prefix_attention(q, every_k, every_v, [1, tokens - 2, 1] * count)
 
-            self.llm(self._clean_tokens(part, grid).flatten(1, 2), self._positions(range(cache.frames, cache.frames + count), grid), attend)
+            self.llm(
+                self._clean_tokens(part, grid).flatten(1, 2),
+                self._positions(range(cache.frames, cache.frames + count), grid),
+                attend,
+            )
             cache.frames += count
 
     def denoise(self, noisy: Tensor, t: Tensor | float, cache: VideoGPTCache | None = None) -> Tensor:
-        """Predict the clean latents of one noisy clip after the clean frames of a cache, running the clip's tokens alone.
+        """Predict the clean latents of one noisy clip after the clean frames of a cache, running the clip's tokens
+        alone.
 
         Args:
             noisy: ``[B, G, C, h, w]``.
@@ -195,7 +234,9 @@ class VideoGPTModel(PreTrainedModel):
         order = torch.cat([order[:, 0], order[:, 1], order[:, 2:].flatten()])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return _prefix_attention(q, *(cache.joined(layer, k, v) if cache else (k, v)), [count, count, len(order) - 2 * count])
+            return _prefix_attention(
+                q, *(cache.joined(layer, k, v) if cache else (k, v)), [count, count, len(order) - 2 * count]
+            )
 
         x = self._noisy_tokens(noisy, t, grid).flatten(1, 2)[:, order]
         hidden = self.llm(x, self._positions(range(past, past + count), grid)[order], attend)[:, 2 * count :]
@@ -204,9 +245,16 @@ class VideoGPTModel(PreTrainedModel):
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches down and across."""
         patch, side, shape = self.config.patch_size, self.config.pos_embed_max_size, tuple(latents.shape)
-        if len(shape) != 5 or shape[2] != self.config.in_channels or shape[3] % patch or shape[4] % patch or not 0 < max(shape[3:]) <= patch * side:
+        if (
+            len(shape) != 5
+            or shape[2] != self.config.in_channels
+            or shape[3] % patch
+            or shape[4] % patch
+            or not 0 < max(shape[3:]) <= patch * side
+        ):
             raise ValueError(
-                f"latents {list(shape)}: expected [batch, frames, {self.config.in_channels}, h, w], h and w multiples of {patch} of at most {patch * side}"
+                f"latents {list(shape)}: expected [batch, frames, {self.config.in_channels}, h, w], h and w "
+                f"multiples of {patch} of at most {patch * side}"
             )
         return shape[3] // patch, shape[4] // patch
 
@@ -219,7 +267,9 @@ class VideoGPTModel(PreTrainedModel):
         """``[B, F, P, D]`` with the centred crop of the position table added."""
         side = self.config.pos_embed_max_size
         top, left = (side - grid[0]) // 2, (side - grid[1]) // 2
-        crop = self.pos_embed.view(side, side, -1)[top : top + grid[0], left : left + grid[1]].reshape(1, grid[0] * grid[1], -1)
+        crop = self.pos_embed.view(side, side, -1)[top : top + grid[0], left : left + grid[1]].reshape(
+            1, grid[0] * grid[1], -1
+        )
         patches = embedder(latents.flatten(0, 1))
         return (patches + crop.to(patches.dtype)).unflatten(0, latents.shape[:2])
 
@@ -240,7 +290,9 @@ class VideoGPTModel(PreTrainedModel):
     def _predict(self, hidden: Tensor, t: Tensor, grid: tuple[int, int]) -> Tensor:
         """Hidden states of noisy patches ``[B, F, P, D]`` -> latents ``[B, F, C, h, w]``."""
         patch = self.config.patch_size
-        values = self.final_layer(hidden, self.t_embedder(t)).float().unflatten(2, grid).unflatten(-1, (patch, patch, -1))
+        values = (
+            self.final_layer(hidden, self.t_embedder(t)).float().unflatten(2, grid).unflatten(-1, (patch, patch, -1))
+        )
         return values.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
 
@@ -253,14 +305,16 @@ def _start(tensor: Tensor, fill: Callable[[Tensor], object]) -> None:
 def dense_mask(blocks: list[tuple[int, bool, int]], patches: int) -> Tensor:
     """Who sees whom, boolean ``[L, L]``, for frames given as (clip, clean, number).
 
-    A noisy token sees its own clip's noisy tokens up to its level (hint, time token, patches) and every earlier clean clip; a clean token sees
-    the clean frames before it and its own frame up to its level (start, patches, end).
+    A noisy token sees its own clip's noisy tokens up to its level (hint, time token, patches) and every earlier clean
+    clip; a clean token sees the clean frames before it and its own frame up to its level (start, patches, end).
     """
     levels = {False: [0, 1] + [2] * patches, True: [0] + [1] * patches + [2]}
     clip, clean, frame, level = torch.tensor([(k, c, f, a) for k, c, f in blocks for a in levels[c]]).T
     noisy_noisy = ((clean == 0)[:, None] & (clean == 0)) & (clip[:, None] == clip) & (level <= level[:, None])
     noisy_clean = ((clean == 0)[:, None] & (clean == 1)) & (clip < clip[:, None])
-    clean_clean = ((clean == 1)[:, None] & (clean == 1)) & ((frame < frame[:, None]) | (frame == frame[:, None]) & (level <= level[:, None]))
+    clean_clean = ((clean == 1)[:, None] & (clean == 1)) & (
+        (frame < frame[:, None]) | (frame == frame[:, None]) & (level <= level[:, None])
+    )
     return noisy_noisy | noisy_clean | clean_clean
 
 
@@ -269,14 +323,19 @@ def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, groups: list[int]) -> Ten
     parts, end = [], k.shape[2] - q.shape[2]
     for part in q.split(groups, dim=2):
         end += part.shape[2]
-        parts.append(F.scaled_dot_product_attention(part, k[:, :, :end], v[:, :, :end], enable_gqa=q.shape[1] != k.shape[1]))
+        parts.append(
+            F.scaled_dot_product_attention(part, k[:, :, :end], v[:, :, :end], enable_gqa=q.shape[1] != k.shape[1])
+        )
     return torch.cat(parts, dim=2)
 
 
 def _check_fit(cache: VideoGPTCache, frames: Tensor, grid: tuple[int, int]) -> None:
     held = cache.layers[0]
     if held is not None and (cache.grid != grid or len(held[0]) != len(frames)):
-        raise ValueError(f"a cache of {len(held[0])} videos of {cache.grid} patches cannot go with latents {list(frames.shape)}: use a cache of its own")
+        raise ValueError(
+            f"a cache of {len(held[0])} videos of {cache.grid} patches cannot go with latents "
+            f"{list(frames.shape)}: use a cache of its own"
+        )
 
 
 VideoGPTModel.register_for_auto_class("AutoModel")

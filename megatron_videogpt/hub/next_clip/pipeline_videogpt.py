@@ -1,4 +1,6 @@
-"""`VideoGPTPipeline`: continue a video clip by clip, in the manner of diffusers; needs torch, transformers and diffusers only."""
+"""`VideoGPTPipeline`: continue a video clip by clip, in the manner of diffusers; needs torch, transformers and
+diffusers only.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 try:
-    from ..common.frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code
+    from ..common.frames_videogpt import (
+        decode,
+        encode,
+        load_vae,
+        one_line,
+        pixel_multiple,
+        resize_frames,
+        to_videos,
+        write_code,
+    )
     from ..common.sampling_videogpt import Noise, Settings, Step, rollout, sigmas
     from .denoiser_videogpt import denoiser_of
     from .modeling_videogpt import VideoGPTModel
@@ -32,8 +43,9 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass
 class VideoGPTPipelineOutput(BaseOutput):
-    """frames: per video its new frames, without those that were given: a list of PIL images ("pil"), float32 arrays ``[F, H, W, 3]`` ("np") or tensors
-    ``[F, 3, H, W]`` ("pt") in [0, 1], or scaled latents ``[f, C, h, w]`` ("latent")."""
+    """frames: per video its new frames, without those that were given: a list of PIL images ("pil"), float32 arrays
+    ``[F, H, W, 3]`` ("np") or tensors ``[F, 3, H, W]`` ("pt") in [0, 1], or scaled latents ``[f, C, h, w]`` ("latent").
+    """
 
     frames: list[Any]
 
@@ -52,12 +64,17 @@ class VideoGPTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, dtype: torch.dtype | None = None, vae_dtype: torch.dtype | None = None, vae: nn.Module | None = None
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        dtype: torch.dtype | None = None,
+        vae_dtype: torch.dtype | None = None,
+        vae: nn.Module | None = None,
     ) -> VideoGPTPipeline:
         """The pipeline of a local folder: the model at its root, the VAE in `vae/`.
 
         Args:
-            pretrained_model_name_or_path: the folder (nothing is downloaded: `huggingface_hub.snapshot_download` does that).
+            pretrained_model_name_or_path: the folder (nothing is downloaded: `huggingface_hub.snapshot_download` does
+                that).
             dtype: of the model; None for that of the file.
             vae_dtype: of the VAE; None for float32.
             vae: one to use instead of the folder's.
@@ -67,13 +84,23 @@ class VideoGPTPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder}: no folder with a config.json; a repository of the Hub: pass what huggingface_hub.snapshot_download returns")
+            raise ValueError(
+                f"{folder}: no folder with a config.json; a repository of the Hub: pass what "
+                "huggingface_hub.snapshot_download returns"
+            )
         codec = load_vae(folder / "vae", vae_dtype) if vae is None else vae
         try:
-            options = {"dtype": dtype or "auto", "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+            options = {
+                "dtype": dtype or "auto",
+                "use_safetensors": True,
+                "local_files_only": True,
+                "output_loading_info": True,
+            }
             model, report = VideoGPTModel.from_pretrained(folder, **options)
         except (OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-            raise ValueError(f"{folder}: its weights do not load into the model of its config.json ({one_line(error)})") from error
+            raise ValueError(
+                f"{folder}: its weights do not load into the model of its config.json ({one_line(error)})"
+            ) from error
         if report["missing_keys"]:
             # transformers fills them with random numbers and only warns.
             missing = sorted(report["missing_keys"])
@@ -81,16 +108,21 @@ class VideoGPTPipeline(DiffusionPipeline):
         return cls(model.eval(), codec)
 
     def save_pretrained(self, save_directory: str | Path, max_shard_size: int | str = "5GB") -> None:
-        """Write a folder that `from_pretrained`, and AutoModel, read: weights, settings, the VAE and the Python files."""
+        """Write a folder that `from_pretrained`, and AutoModel, read: weights, settings, the VAE and
+        the Python files.
+        """
         model, vae, folder = *self._parts(), Path(save_directory)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         vae.save_pretrained(folder / "vae")
         write_code(folder, type(vae).__name__, Path(__file__).parent)
 
-    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
         """Not supported: raises ValueError."""
         raise ValueError(
-            "enable_sequential_cpu_offload is not supported (the model reads single weights outside of its layers' calls): "
+            "enable_sequential_cpu_offload is not supported (the model reads single weights outside of its "
+            "layers' calls): "
             "use enable_model_cpu_offload, which needs room for the model alone, and cache_offload=True"
         )
 
@@ -117,12 +149,14 @@ class VideoGPTPipeline(DiffusionPipeline):
         """Continue one video or several.
 
         Args:
-            video: PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single picture, or a list of videos.
+            video: PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single
+                picture, or a list of videos.
             clips: frames of each new clip, in order (latent frames, for a VAE with temporal stride).
             num_inference_steps: Euler steps per clip.
             guidance_scale: history-conditioned classifier-free guidance, 1 for none.
             generator: one for all videos, or one a video, whose result then does not depend on the others.
-            guidance_schedule: (t, scale) pairs in ascending order of t: other scales from noise level t on, t from 0 (noise) to 1 (data).
+            guidance_schedule: (t, scale) pairs in ascending order of t: other scales from noise level t on, t from 0
+                (noise) to 1 (data).
             history_noise: share of noise mixed into the history from the second clip on.
             time_shift: time shifting factor of the noise levels, 1 leaves them even.
             window: most frames, history and clip together, that the model sees at once; above the longest clip.
@@ -131,23 +165,38 @@ class VideoGPTPipeline(DiffusionPipeline):
             return_dict: False for a plain tuple.
             cache: keep keys and values of the history; without, the result is the same and takes several times as long.
             cache_dtype: of the cache, None for that of the weights; cache_offload: keep it in host memory.
-            callback_on_step_end: called as ``callback(pipeline, step, t, {"latents": [...]})`` after every step, with steps counted over all clips;
-                it may look, or raise; latents that it replaces are not taken over.
+            callback_on_step_end: called as ``callback(pipeline, step, t, {"latents": [...]})`` after every step, with
+                steps counted over all clips; it may look, or raise; latents that it replaces are not taken over.
 
         Raises:
             ValueError: one line, before anything is computed where it can be known.
         """
         model, vae = self._parts()
-        settings = Settings(tuple(clips), window, num_inference_steps, guidance_scale, tuple(guidance_schedule), history_noise, time_shift)
+        settings = Settings(
+            tuple(clips),
+            window,
+            num_inference_steps,
+            guidance_scale,
+            tuple(guidance_schedule),
+            history_noise,
+            time_shift,
+        )
         settings.check()
         if not cache and (cache_dtype is not None or cache_offload):
-            raise ValueError(f"cache=False with cache_dtype={cache_dtype}, cache_offload={cache_offload}: there is no cache; leave them out")
+            raise ValueError(
+                f"cache=False with cache_dtype={cache_dtype}, cache_offload={cache_offload}: there is no "
+                "cache; leave them out"
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}")
         multiple = pixel_multiple(vae, model.config.patch_size)
-        videos = [resize_frames(frames, longest_side or model.config.longest_side, multiple) for frames in to_videos(video)]
+        videos = [
+            resize_frames(frames, longest_side or model.config.longest_side, multiple) for frames in to_videos(video)
+        ]
         if isinstance(generator, (list, tuple)) and len(generator) != len(videos):
-            raise ValueError(f"generator: {len(generator)} generators for {len(videos)} videos; pass one for all, or one a video")
+            raise ValueError(
+                f"generator: {len(generator)} generators for {len(videos)} videos; pass one for all, or one a video"
+            )
         device = self._execution_device
         histories = [encode(vae, frames).to(device) for frames in videos]
         denoiser = denoiser_of(model, cache, cache_dtype, cache_offload)
@@ -158,20 +207,29 @@ class VideoGPTPipeline(DiffusionPipeline):
                 watch.finish(clip)
                 new.append(clip)
         latents = [torch.cat(parts) for parts in zip(*new)]
-        frames = latents if output_type == "latent" else [_shown(decode(vae, *pair), output_type) for pair in zip(histories, latents)]
+        frames = (
+            latents
+            if output_type == "latent"
+            else [_shown(decode(vae, *pair), output_type) for pair in zip(histories, latents)]
+        )
         self.maybe_free_model_hooks()
         return VideoGPTPipelineOutput(frames) if return_dict else (frames,)
 
     def _parts(self) -> tuple[Any, Any]:
         if self.model is None or self.vae is None:
-            raise ValueError("this pipeline has no model or no VAE: load it with VideoGPTPipeline.from_pretrained, or pass model=... and vae=...")
+            raise ValueError(
+                "this pipeline has no model or no VAE: load it with VideoGPTPipeline.from_pretrained, or "
+                "pass model=... and vae=..."
+            )
         return self.model, self.vae
 
 
 class _Watch:
     """Turns the sampler's reports, made before each step, into reports made after each step."""
 
-    def __init__(self, pipeline: VideoGPTPipeline, bar: Any, settings: Settings, callback: Callable[..., Any] | None) -> None:
+    def __init__(
+        self, pipeline: VideoGPTPipeline, bar: Any, settings: Settings, callback: Callable[..., Any] | None
+    ) -> None:
         self.pipeline, self.bar, self.callback = pipeline, bar, callback
         self.levels, self.done = sigmas(settings.steps, settings.time_shift), 0
 
@@ -183,7 +241,9 @@ class _Watch:
     def finish(self, latents: list[Tensor]) -> None:
         """A step is over."""
         if self.callback is not None:
-            self.callback(self.pipeline, self.done, float(self.levels[self.done % (len(self.levels) - 1)]), {"latents": latents})
+            self.callback(
+                self.pipeline, self.done, float(self.levels[self.done % (len(self.levels) - 1)]), {"latents": latents}
+            )
         self.done += 1
         self.bar.update()
 
@@ -201,4 +261,6 @@ def _shown(pixels: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return pixels
     values = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return values if output_type == "np" else [Image.fromarray(frame) for frame in (values * 255).round().astype(np.uint8)]
+    return (
+        values if output_type == "np" else [Image.fromarray(frame) for frame in (values * 255).round().astype(np.uint8)]
+    )

@@ -28,7 +28,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of `sample.cache_dtype`."""
 
 PASS_TOKENS = 1 << 12
-"""Most tokens of history that one pass encodes: activations stay bounded, whatever the window, and matrix products are large enough to be efficient."""
+"""Most tokens of history that one pass encodes: activations stay bounded, whatever the window, and matrix products are
+large enough to be efficient.
+"""
 
 
 @contextmanager
@@ -45,13 +47,19 @@ def _evaluating(chunks: list[Any]) -> Iterator[None]:
 
 
 def forward_row(chunks: list[Any], inputs: Inputs, cached: Row | None = None) -> Tensor:
-    """Model output ``[noisy patches, p*p*C]`` of one whole packed row on every rank, through all context shards and pipeline stages, without gradients.
+    """Model output ``[noisy patches, p*p*C]`` of one whole packed row on every rank, through all context shards and
+    pipeline stages, without gradients.
 
-    chunks: the model chunks of this rank, one but for interleaved pipelines.  cached: where keys and values of the row are kept.
+    chunks: the model chunks of this rank, one but for interleaved pipelines.  cached: where keys and values of the row
+    are kept.
     """
     shard = inputs.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
     with torch.no_grad(), _evaluating(chunks):
-        output = chunks[0](shard, cached) if parallel_state.get_pipeline_model_parallel_world_size() == 1 else _through_stages(chunks, shard, cached)
+        output = (
+            chunks[0](shard, cached)
+            if parallel_state.get_pipeline_model_parallel_world_size() == 1
+            else _through_stages(chunks, shard, cached)
+        )
     return _join_shards(output, inputs)
 
 
@@ -86,7 +94,8 @@ def _join_shards(output: Tensor, inputs: Inputs) -> Tensor:
 
 
 def predict_function(chunks: list[Any], config: Config, device: torch.device) -> Function:
-    """`function(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at timestep t -> predicted clean clips.
+    """`function(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at
+    timestep t -> predicted clean clips.
 
     Several videos share one packed row; sizes and lengths may differ.
     """
@@ -109,30 +118,38 @@ def predict_function(chunks: list[Any], config: Config, device: torch.device) ->
 
 
 def _clips_of(output: Tensor, clips: list[Tensor], patch: int) -> list[Tensor]:
-    """Patches of all noisy clips of a row ``[patches, p*p*C]`` -> latents, each like its clip ``[G, C, h, w]``, on its device."""
+    """Patches of all noisy clips of a row ``[patches, p*p*C]`` -> latents, each like its clip ``[G, C, h, w]``, on its
+    device.
+    """
     grids = [grid_of(clip, patch) for clip in clips]
     parts = output.split([len(clip) * rows * columns for clip, (rows, columns) in zip(clips, grids)])
     return [unpatchify(part, len(clip), grid, patch).to(clip.device) for part, clip, grid in zip(parts, clips, grids)]
 
 
 class _NoisyRow(NamedTuple):
-    """The row of one denoising step, but for its latents and timestep.  inputs: on the device; row: its place in the cache."""
+    """The row of one denoising step, but for its latents and timestep.  inputs: on the device; row: its place in the
+    cache.
+    """
 
     inputs: Inputs
     row: Row
 
 
 class CachedDenoiser:
-    """A denoiser that encodes the history once: a step computes the tokens of the noisy clips only, against the keys and values of the clean ones.
+    """A denoiser that encodes the history once: a step computes the tokens of the noisy clips only, against the keys
+    and values of the clean ones.
 
-    With guidance the clips stand in the row twice, the second time without history.  most_tokens: of history in one pass.
+    With guidance the clips stand in the row twice, the second time without history.  most_tokens: of history in one
+    pass.
     """
 
     def __init__(self, chunks: list[Any], config: Config, device: torch.device, most_tokens: int = PASS_TOKENS) -> None:
         self.chunks, self.config, self.device, self.most_tokens = chunks, config, device, most_tokens
         dtype = DTYPES.get(config.sample.cache_dtype)
         # A dtype that the keys have anyway needs no conversion.
-        self.cache = KeyValueCache(None if dtype is chunks[0].config.params_dtype else dtype, config.sample.cache_offload)
+        self.cache = KeyValueCache(
+            None if dtype is chunks[0].config.params_dtype else dtype, config.sample.cache_offload
+        )
         self.scratch = 0
         self.regions: list[Region] = []
         self.rows: dict[tuple[Any, ...], _NoisyRow] = {}
@@ -143,7 +160,9 @@ class CachedDenoiser:
         grids = [grid_of(history, patch) for history in histories]
         blocks = [rows * columns + 2 for rows, columns in grids]
         regions = regions_of([len(history) for history in histories], blocks)
-        moves = [(self.regions[n].start, regions[n].start, frames * blocks[n]) for n, frames in enumerate(kept) if frames]
+        moves = [
+            (self.regions[n].start, regions[n].start, frames * blocks[n]) for n, frames in enumerate(kept) if frames
+        ]
         self.cache.arrange(regions[-1].end, self.scratch, moves)
         self.regions, self.rows = regions, {}
         spans = [(first, len(history)) for first, history in zip(kept, histories)]
@@ -151,8 +170,13 @@ class CachedDenoiser:
             self._encode([(self.regions[video], first, histories[video][first:end]) for video, first, end in portion])
 
     def _encode(self, parts: list[tuple[Region, int, Tensor]]) -> None:
-        """One pass of clean tokens.  parts: a video's region, the number of the first frame, and the frames ``[n, C, h, w]``."""
-        patch, first_of = self.config.model.patch_size, [region.start + first * region.block for region, first, _ in parts]
+        """One pass of clean tokens.  parts: a video's region, the number of the first frame, and the frames ``[n, C, h,
+        w]``.
+        """
+        patch, first_of = (
+            self.config.model.patch_size,
+            [region.start + first * region.block for region, first, _ in parts],
+        )
         sequences = []
         for region, first, frames in parts:
             clean = layout(ClipShape((Clip(len(frames), has_noisy=False),), grid_of(frames, patch)))
@@ -202,7 +226,9 @@ class CachedDenoiser:
             row += count
         self._reserve(inputs.length)
         places = torch.arange(kept, kept + inputs.length, device=self.device)
-        return _NoisyRow(replace(inputs, intervals=intervals).to(self.device), Row(self.cache, places, kept, kept + inputs.length, 0))
+        return _NoisyRow(
+            replace(inputs, intervals=intervals).to(self.device), Row(self.cache, places, kept, kept + inputs.length, 0)
+        )
 
     def _assemble(self, sequences: list[Sequence]) -> Inputs:
         model = self.config.model

@@ -1,5 +1,6 @@
-"""What goes into the decoder (patch projections, hint tokens, time tokens, 2-D positions) and what comes out: the predicted clean latents of every noisy
-patch (tests/golden/README.md, section 7)."""
+"""What goes into the decoder (patch projections, hint tokens, time tokens, 2-D positions) and what comes out: the
+predicted clean latents of every noisy patch (tests/golden/README.md, section 7).
+"""
 
 from __future__ import annotations
 
@@ -33,11 +34,15 @@ class VideoEmbedding(nn.Module):
         return torch.cat([self.axis[grid[:, 1]], self.axis[grid[:, 0]]], dim=-1)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """A packed row, or a shard of one -> hidden states ``[l, 1, D]`` in the parameters' dtype; padding rows are zero."""
+        """A packed row, or a shard of one -> hidden states ``[l, 1, D]`` in the parameters' dtype; padding rows are
+        zero.
+        """
         dtype = self.hint.dtype
         noisy = self.noisy_patch(inputs.noisy.to(dtype)) + self.positions(inputs.noisy_grid).to(dtype)
         clean = self.clean_patch(inputs.clean.to(dtype)) + self.positions(inputs.clean_grid).to(dtype)
-        values = torch.cat([self.hint[inputs.hint_ids], self.time_token(inputs.timestep)[inputs.time_frames], noisy, clean])
+        values = torch.cat(
+            [self.hint[inputs.hint_ids], self.time_token(inputs.timestep)[inputs.time_frames], noisy, clean]
+        )
         rows = torch.cat([inputs.hint_rows, inputs.time_rows, inputs.noisy_rows, inputs.clean_rows])
         hidden = torch.zeros(len(inputs.positions), values.shape[1], dtype=dtype, device=values.device)
         # Unlike index_copy, this keeps the row numbers alone for its backward pass, not the values too.

@@ -1,4 +1,6 @@
-"""Next clip diffusion: denoise every clip given the clean clips before it (Video-GPT; reference README sections 2-8)."""
+"""Next clip diffusion: denoise every clip given the clean clips before it (Video-GPT; reference
+README sections 2-8).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class NextClipDiffusion:
         return layout(training_shape(sample.clips, grid_of(sample.mean, self.patch_size)))
 
     def sequence(self, sample: Sample) -> Sequence:
-        """One sample with its noise (section 8): a timestep per clip, a retention per clean frame, two draws from the posterior."""
+        """One sample with its noise (section 8): a timestep per clip, a retention per clean frame, two draws from the
+        posterior.
+        """
         key, shape = sample.key, tuple(sample.mean.shape)
         target = posterior(sample.mean, sample.logvar, key, "target posterior")
         timestep = uniform(key, "timestep", len(sample.clips)).repeat_interleave(torch.tensor(sample.clips))

@@ -1,6 +1,8 @@
-"""Comparison with recorded numbers: every case of a folder in the format of tests/golden/README.md, whose sections are named below.
+"""Comparison with recorded numbers: every case of a folder in the format of tests/golden/README.md, whose sections are
+named below.
 
-Errors are fractions of the recorded tensor's largest absolute value, but for ids, positions and masks (differing entries) and gradient norms (relative).
+Errors are fractions of the recorded tensor's largest absolute value, but for ids, positions and masks (differing
+entries) and gradient norms (relative).
 """
 
 from __future__ import annotations
@@ -24,7 +26,17 @@ from ...model.patches import patchify, position_axis, table_places, unpatchify
 from ...model.rope import angles, attention_factor, inverse_frequencies
 from ...model.timesteps import timestep_embedding
 from ...sequence.intervals import dense_mask
-from ...sequence.layout import CLEAN, DIFFUSION, IMG_END, IMG_START, NOISY, Layout, history_shape, layout, training_shape
+from ...sequence.layout import (
+    CLEAN,
+    DIFFUSION,
+    IMG_END,
+    IMG_START,
+    NOISY,
+    Layout,
+    history_shape,
+    layout,
+    training_shape,
+)
 from ..noise import mix
 from .denoiser import build_denoiser
 from .objective import NextClipDiffusion
@@ -72,7 +84,11 @@ class Report:
 
     def failures(self) -> list[str]:
         """One line per quantity above its limit."""
-        return [f"{name}: {error:.3g} in case {case}, limit {LIMITS[name]:g}" for name, (error, case) in self.worst.items() if error > LIMITS[name]]
+        return [
+            f"{name}: {error:.3g} in case {case}, limit {LIMITS[name]:g}"
+            for name, (error, case) in self.worst.items()
+            if error > LIMITS[name]
+        ]
 
 
 class Cases:
@@ -99,11 +115,17 @@ class Cases:
 
 
 Opened = Callable[[Path, tuple[int, int, int]], tuple[ModelConfig, int, Callable[[Parameter], Tensor]]]
-"""`opened(folder, hint ids)`: the model of a checkpoint in the released layout, its latent channels, and its tensors by parameter."""
+"""`opened(folder, hint ids)`: the model of a checkpoint in the released layout, its latent channels, and its tensors by
+parameter.
+"""
 
 
-def check_folder(folder: Path, parallel: ParallelConfig, opened: Opened, build: Callable[[Config, int], Any], report: Report) -> None:
-    """Every case of every file in `folder`, each through a model that `build(config, channels)` makes and the case's own checkpoint fills."""
+def check_folder(
+    folder: Path, parallel: ParallelConfig, opened: Opened, build: Callable[[Config, int], Any], report: Report
+) -> None:
+    """Every case of every file in `folder`, each through a model that `build(config, channels)` makes and the case's
+    own checkpoint fills.
+    """
     check_masks(Cases(folder, "masks_positions"), report)
     models: dict[str, tuple[Any, Config]] = {}
 
@@ -130,9 +152,14 @@ def case_layout(sample: dict[str, Any], inference: bool) -> Layout:
     """Our layout of a recorded sample."""
     grid = (sample["latent_h"] // 2, sample["latent_w"] // 2)
     if grid[0] * grid[1] != sample["patches_per_frame"]:
-        raise UserError(f"{sample['latent_h']}x{sample['latent_w']} latents with {sample['patches_per_frame']} patches: only patch size 2 is known here")
+        raise UserError(
+            f"{sample['latent_h']}x{sample['latent_w']} latents with {sample['patches_per_frame']} patches: "
+            "only patch size 2 is known here"
+        )
     blocks = sample["frame_blocks"]
-    return layout(history_shape(blocks[0], blocks[1], grid) if inference else training_shape(tuple(n for n in blocks if n), grid))
+    return layout(
+        history_shape(blocks[0], blocks[1], grid) if inference else training_shape(tuple(n for n in blocks if n), grid)
+    )
 
 
 def check_masks(cases: Cases, report: Report) -> None:
@@ -178,7 +205,10 @@ def check_forward(cases: Cases, case: dict[str, Any], model: Any, config: Config
     sequences = [_sequence(cases, sample) for sample in case["samples"]]
     caught: dict[str, Tensor] = {}
     hooks = [model.embedding.register_forward_hook(lambda m, i, o: caught.update(inputs_embeds=o))]
-    hooks += [layer.register_forward_hook(lambda m, i, o, n=n: caught.update({f"layer{n}_out": o[0]})) for n, layer in enumerate(model.decoder.layers)]
+    hooks += [
+        layer.register_forward_hook(lambda m, i, o, n=n: caught.update({f"layer{n}_out": o[0]}))
+        for n, layer in enumerate(model.decoder.layers)
+    ]
     hooks.append(model.decoder.final_layernorm.register_forward_hook(lambda m, i, o: caught.update(final_norm_out=o)))
     with torch.no_grad():
         output = model(assemble(sequences, config.model.patch_size, config.model.position_table_size, 1))
@@ -190,7 +220,12 @@ def check_forward(cases: Cases, case: dict[str, Any], model: Any, config: Config
         start = 0
         for b, item in enumerate(sequences):
             rows = start + reference_order(item.layout)
-            report.compare("intermediates", caught[name][rows, 0], cases.tensors[entry["key"]][b, case["pad_len"][b] :], case["name"])
+            report.compare(
+                "intermediates",
+                caught[name][rows, 0],
+                cases.tensors[entry["key"]][b, case["pad_len"][b] :],
+                case["name"],
+            )
             start += len(item.layout)
 
 
@@ -199,15 +234,27 @@ def check_loss(cases: Cases, case: dict[str, Any], model: Any, config: Config, r
     name, objective = case["name"], NextClipDiffusion(config.model.patch_size, config.model.position_table_size)
     for sample in case["samples"]:
         for data, noise, retention, mixed in (("x1", "x0", "t", "noisy"), ("x1_clean", "x0_clean", "t_clean", "clean")):
-            report.compare("noising", mix(*(cases.get(sample, key) for key in (data, noise, retention))), cases.get(sample, mixed), name)
+            report.compare(
+                "noising",
+                mix(*(cases.get(sample, key) for key in (data, noise, retention))),
+                cases.get(sample, mixed),
+                name,
+            )
     sequences = [_sequence(cases, sample, target="x1") for sample in case["samples"]]
     inputs = assemble(sequences, config.model.patch_size, config.model.position_table_size, 1)
     model.zero_grad(set_to_none=True)
     total, count, per_frame = objective.loss(model(inputs), inputs)
     (total / count).backward()
     report.compare("loss", (total / count).reshape(1), torch.tensor([case["loss"]]), name)
-    report.compare("loss per frame", per_frame, torch.cat([cases.get(sample, "loss_per_frame") for sample in case["samples"]]), name)
-    gradients = gather_released(model, config.model, lambda parameter: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    report.compare(
+        "loss per frame",
+        per_frame,
+        torch.cat([cases.get(sample, "loss_per_frame") for sample in case["samples"]]),
+        name,
+    )
+    gradients = gather_released(
+        model, config.model, lambda parameter: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    )
     for key, recorded in case["grad_norm"].items():
         ours = float(gradients[key].norm())
         # A parameter that took no part there has a gradient here, of zeros.
@@ -222,7 +269,9 @@ def check_loss(cases: Cases, case: dict[str, Any], model: Any, config: Config, r
 
 
 def check_sampler(cases: Cases, case: dict[str, Any], model: Any, config: Config, report: Report) -> None:
-    """A whole chain from its initial history, with the recorded noises (README section 9), without and with a cache of the history."""
+    """A whole chain from its initial history, with the recorded noises (README section 9), without and with a cache of
+    the history.
+    """
     for quantity, cache in (("sampler", False), ("cached sampler", True)):
         denoiser = build_denoiser([model], replace(config, sample=SampleConfig(cache=cache)), torch.device("cpu"))
         _check_chain(cases, case, denoiser, quantity, report)
@@ -249,12 +298,25 @@ def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantit
             denoiser.remember(histories, kept)
 
     start = [cases.get(case, "initial_history")]
-    new = continue_videos(Watched(), start, settings, lambda video, clip, purpose, shape: cases.get(clips[clip], f"{purpose}_noise"), trace.append)[0]
+    new = continue_videos(
+        Watched(),
+        start,
+        settings,
+        lambda video, clip, purpose, shape: cases.get(clips[clip], f"{purpose}_noise"),
+        trace.append,
+    )[0]
     for number, (clip, final) in enumerate(zip(clips, new.split(settings.clips))):
         name, of_clip = f"{case['name']} clip {number}", trace[number * steps : (number + 1) * steps]
         ours = {"final": final, "history": fed[number], "sigmas": sigmas(steps, settings.time_shift)}
-        ours |= {"z": torch.stack([*(step.z[0] for step in of_clip), final]), "x1_cond": torch.stack([step.x1_cond[0] for step in of_clip])}
-        ours |= {"x1_uncond": torch.stack([step.x1_uncond[0] for step in of_clip if step.x1_uncond])} if case["guidance"] else {}
+        ours |= {
+            "z": torch.stack([*(step.z[0] for step in of_clip), final]),
+            "x1_cond": torch.stack([step.x1_cond[0] for step in of_clip]),
+        }
+        ours |= (
+            {"x1_uncond": torch.stack([step.x1_uncond[0] for step in of_clip if step.x1_uncond])}
+            if case["guidance"]
+            else {}
+        )
         for key, value in ours.items():
             report.compare(quantity, value, cases.get(clip, key), f"{name} {key}")
 
@@ -277,10 +339,14 @@ def check_components(cases: Cases, model: Any, config: Config, report: Report) -
             report.compare("components", ours, tensors["values"], name)
 
 
-def _check_patches(case: dict[str, Any], tensors: dict[str, Tensor], model: Any, config: ModelConfig, report: Report) -> None:
+def _check_patches(
+    case: dict[str, Any], tensors: dict[str, Tensor], model: Any, config: ModelConfig, report: Report
+) -> None:
     name, latent, patch = case["name"], tensors["latent"], config.patch_size
     frames, grid = latent.shape[0], (latent.shape[2] // patch, latent.shape[3] // patch)
-    positions = model.embedding.positions(table_places(frames, grid, config.position_table_size)).reshape(frames, -1, config.hidden_size)
+    positions = model.embedding.positions(table_places(frames, grid, config.position_table_size)).reshape(
+        frames, -1, config.hidden_size
+    )
     report.compare("components", positions[0], tensors["pos_embed_crop"], name)
     patches = patchify(latent, patch).reshape(frames, grid[0] * grid[1], -1)
     report.compare("components", model.embedding.noisy_patch(patches) + positions, tensors["noisy_tokens"], name)
@@ -298,7 +364,13 @@ def _check_patches(case: dict[str, Any], tensors: dict[str, Tensor], model: Any,
 def _check_rope(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
     scaling = {"type": "longrope", "long_factor": tensors["long_factor"].tolist()} if "long_factor" in tensors else {}
     extents = {key: case[key] for key in ("max_position_embeddings", "original_max_position_embeddings") if key in case}
-    config = ModelConfig(hidden_size=case["head_dim"], num_attention_heads=1, rope_theta=case["rope_theta"], rope_scaling=scaling, **extents)
+    config = ModelConfig(
+        hidden_size=case["head_dim"],
+        num_attention_heads=1,
+        rope_theta=case["rope_theta"],
+        rope_scaling=scaling,
+        **extents,
+    )
     frequencies, factor = inverse_frequencies(config), attention_factor(config)
     turned = angles(tensors["position"], frequencies)[:, 0, 0]
     report.compare("components", frequencies, tensors["inv_freq"], case["name"])

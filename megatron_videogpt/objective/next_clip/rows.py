@@ -14,8 +14,9 @@ from ...sequence.row import Inputs
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to the model, a timestep per
-    noisy frame, the targets (None when sampling), and whether they count in the loss."""
+    """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to
+    the model, a timestep per noisy frame, the targets (None when sampling), and whether they count in the loss.
+    """
 
     layout: Layout
     noisy: Tensor
@@ -32,7 +33,10 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
     patches = torch.tensor([item.noisy.shape[-2] * item.noisy.shape[-1] // patch**2 for item in sequences])
     hints = [(0, NOISY, DIFFUSION), (1, CLEAN, IMG_START), (2, CLEAN, IMG_END)]
     hint_rows = [row.rows(kind, role) for _, kind, role in hints]
-    places = {kind: [table_places(len(getattr(item, kind)), grid_of(item.noisy, patch), table_side) for item in sequences] for kind in ("noisy", "clean")}
+    places = {
+        kind: [table_places(len(getattr(item, kind)), grid_of(item.noisy, patch), table_side) for item in sequences]
+        for kind in ("noisy", "clean")
+    }
     per_frame = patches.repeat_interleave(frames)
     counted = torch.tensor([float(item.scored) for item in sequences]).repeat_interleave(frames)
     noisy = torch.cat([patchify(item.noisy, patch) for item in sequences])

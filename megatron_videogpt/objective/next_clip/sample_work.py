@@ -16,8 +16,8 @@ from ...model.flops import attention_flops, linear_flops
 class SampleWork:
     """`data.packing.SampleWork` of next clip diffusion.
 
-    cell: pixels per side of a patch, the codec's stride times `model.patch_size`; weights: FLOPs of a token and of an attended pair; several: whether
-    samples may have more than one clip.
+    cell: pixels per side of a patch, the codec's stride times `model.patch_size`; weights: FLOPs of a token and of an
+    attended pair; several: whether samples may have more than one clip.
     """
 
     cell: int
@@ -41,7 +41,9 @@ class SampleWork:
         return clean + noisy
 
     def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """int64 [n]: most tokens of a sample of so many frames: its last clip has one.  sizes: heights and widths in pixels."""
+        """int64 [n]: most tokens of a sample of so many frames: its last clip has one.  sizes: heights and widths in
+        pixels.
+        """
         blocks = 2 * frames - 1 if self.several else frames
         return blocks * ((sizes[0] // self.cell) * (sizes[1] // self.cell) + 2)
 

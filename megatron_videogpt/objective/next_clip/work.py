@@ -1,6 +1,8 @@
-"""What a training sequence of next clip diffusion asks for: closed forms of its layout and mask, of one and in expectation.
+"""What a training sequence of next clip diffusion asks for: closed forms of its layout and mask, of one and in
+expectation.
 
-No NumPy here: `check` asks, and importing it would take much of its time; `sample_work` has the same for arrays of samples.
+No NumPy here: `check` asks, and importing it would take much of its time; `sample_work` has the same for arrays of
+samples.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def clip_work(clips: Sequence[int], patches: int) -> Work:
 
 
 def _work(frames: int, last: float, squares: float, kept_squared: float, patches: int) -> Work:
-    """last: frames of the last clip; squares: sum of n*n over the clips; kept_squared: square of the frames with a clean copy."""
+    """last: frames of the last clip; squares: sum of n*n over the clips; kept_squared: square of the frames with a
+    clean copy.
+    """
     block, kept = patches + 2, frames - last
     # A clean frame sees all earlier clean frames (block tokens each way) and itself by roles: 1 + P(P+1) + B pairs.
     clean = block * block * (kept_squared - kept) / 2 + kept * (1 + patches * (patches + 1) + block)
@@ -61,7 +65,9 @@ def expected_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
 
 
 def longest_work(frames: int, clips: tuple[int, int], patches: int) -> Work:
-    """The longest sequence that the split can give: a last clip of one frame (of all frames where there is one clip only)."""
+    """The longest sequence that the split can give: a last clip of one frame (of all frames where there is one clip
+    only).
+    """
     return clip_work((frames - 1, 1) if clips[1] > 1 else (frames,), patches)
 
 
