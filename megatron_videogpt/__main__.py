@@ -43,27 +43,35 @@ A run that was interrupted continues from its newest complete checkpoint: give t
 TRAIN_EXAMPLES = """\
 examples:
   python -m megatron_videogpt train examples/videogpt/quickstart.toml parallel.tensor=1 parallel.sequence=false
-  torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.output=runs/mine train.steps=100
-  torchrun --nproc_per_node=8 -m megatron_videogpt train examples/videogpt/stage1.toml data.source=videos data.path=/videos parallel.tensor=8
+  torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.output=runs/mine \\
+      train.steps=100
+  torchrun --nproc_per_node=8 -m megatron_videogpt train examples/videogpt/stage1.toml data.source=videos \\
+      data.path=/videos parallel.tensor=8
 
-Overrides are TOML values (8, 0.5, true, "text", [8, 8]); what is not TOML is taken as text, so that train.output=runs/mine needs no quotes.
-`python -m megatron_videogpt options` lists every option.  It writes into train.output: config.toml, metrics.jsonl, checkpoints, pictures.
+Overrides are TOML values (8, 0.5, true, "text", [8, 8]); what is not TOML is taken as text, so that
+train.output=runs/mine needs no quotes. `python -m megatron_videogpt options` lists every option.  It writes into
+train.output: config.toml, metrics.jsonl, checkpoints, pictures.
 """
 
 CHECK = """\
-Validate the TOML file FILE without training, and print what its run would take: parameters, sequence lengths, FLOPs, memory of a rank by component
-and recompute policy, communication, pipeline bubble and days; then the layouts that should be fastest on these devices.  With --data, open the data
-that the run would read instead, and print token statistics, padding and balance of its rows; no picture is read.
+Validate the TOML file FILE without training, and print what its run would take: parameters, sequence lengths, FLOPs,
+memory of a rank by component and recompute policy, communication, pipeline bubble and days; then the layouts that
+should be fastest on these devices.  With --data, open the data that the run would read instead, and print token
+statistics, padding and balance of its rows; no picture is read.
 """
 
 CHECK_EXAMPLES = """\
 examples:
   python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --memory-gb 80
-  python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --frame 192x320 parallel.tensor=4 parallel.sequence=true
-  python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 64 --memory-gb 64 --mfu 0.35 logging.peak_tflops=376
-  python -m megatron_videogpt check examples/videogpt/stage4.toml --data --gpus 320 data.source=shards data.path=/data/shards data.pack_tokens=65536
+  python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --frame 192x320 parallel.tensor=4 \\
+      parallel.sequence=true
+  python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 64 --memory-gb 64 --mfu 0.35 \\
+      logging.peak_tflops=376
+  python -m megatron_videogpt check examples/videogpt/stage4.toml --data --gpus 320 data.source=shards \\
+      data.path=/data/shards data.pack_tokens=65536
 
-Memory agrees with measured runs within 15 %; times rest on assumptions that are printed with them.  See docs/planner.md.
+Memory agrees with measured runs within 15 %; times rest on assumptions that are printed with them.  See
+docs/planner.md.
 """
 
 OPTIONS = "Print a TOML file with every option, its default and what it does: a file to start from."

@@ -24,13 +24,17 @@ from megatron_videogpt.errors import UserError, exit_code
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 EPILOG = """
-Writes a Hugging Face folder with the key names, shapes and text table of the released model (examples/videogpt/base.toml, or fewer layers), converts it with
-tools/convert_checkpoint.py from-hf and to-hf as separate processes, and compares every tensor.  The full size needs 24 GB of disk.
+Writes a Hugging Face folder with the key names, shapes and text table of the released model
+(examples/videogpt/base.toml, or fewer layers), converts it with tools/convert_checkpoint.py from-hf and to-hf as
+separate processes, and compares every tensor.  The full size needs 24 GB of disk.
 
 What is measured, several times a second, over a command and all its child processes together:
-  own memory     anonymous and shared memory (Pss_Anon + Pss_Shmem of /proc/PID/smaps_rollup): what the machine must have, or the command is killed
-  with files     that and the pages of mapped files that are resident (Pss), which the kernel drops when memory runs short
-  VmHWM          the kernel's own highest resident set of each process, summed: free of sampling, but mapped files count, and what processes share
+  own memory     anonymous and shared memory (Pss_Anon + Pss_Shmem of /proc/PID/smaps_rollup): what the machine must
+                 have, or the command is killed
+  with files     that and the pages of mapped files that are resident (Pss), which the kernel drops when memory runs
+                 short
+  VmHWM          the kernel's own highest resident set of each process, summed: free of sampling, but mapped files
+                 count, and what processes share
                  counts for each of them, so that it is far above the truth where a converter forks to write
 Bytes that were read or written without mapping lie in the system's page cache and count nowhere here.
 
@@ -215,9 +219,8 @@ def benchmark(args: argparse.Namespace, work: Path) -> int:
     print(f"TP{args.tensor} x PP{args.pipeline} and back\n")
     print("| step | processes | time | own memory | with files | VmHWM | samples |\n|---|---|---|---|---|---|---|")
     print("\n".join(rows))
-    print(
-        f"\n{'every tensor is bit-equal' if not wrong else f'{len(wrong)} tensors DIFFER, such as ' + ', '.join(wrong[:5])}"
-    )
+    differing = f"{len(wrong)} tensors DIFFER, such as {', '.join(wrong[:5])}"
+    print(f"\n{differing if wrong else 'every tensor is bit-equal'}")
     fits = largest <= args.limit_gb * GB
     print(f"own memory {largest / GB:.2f} GB at most, {'within' if fits else 'OVER'} the limit of {args.limit_gb:g} GB")
     return 0 if fits and not wrong else 1

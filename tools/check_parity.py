@@ -17,9 +17,9 @@ GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 """What is compared where no folder is given; its README.md describes the format."""
 
 EPILOG = """
-The folder holds masks_positions, forward_train, loss, sampler and components (.json with .safetensors beside it; missing ones are skipped) and one
-folder per checkpoint that a case names; tests/golden/README.md describes the format.  Exit status: 0 when every quantity is within its limit,
-1 when one is not, 2 when the folder cannot be read.
+The folder holds masks_positions, forward_train, loss, sampler and components (.json with .safetensors beside it;
+missing ones are skipped) and one folder per checkpoint that a case names; tests/golden/README.md describes the format.
+Exit status: 0 when every quantity is within its limit, 1 when one is not, 2 when the folder cannot be read.
 
 examples:
   python tools/check_parity.py                                    the numbers that come with this project

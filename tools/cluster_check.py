@@ -20,8 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-TINY = """model.num_layers=8 model.hidden_size=128 model.ffn_hidden_size=256 model.num_attention_heads=8 model.position_table_size=16
-optimizer.lr=1e-3 optimizer.warmup_steps=0"""
+TINY = """model.num_layers=8 model.hidden_size=128 model.ffn_hidden_size=256 model.num_attention_heads=8
+model.position_table_size=16 optimizer.lr=1e-3 optimizer.warmup_steps=0"""
 """The model that layouts are compared with: heads of 16 channels, the fewest that FlexAttention takes."""
 LAYOUTS = (
     {"tensor": 2},
@@ -268,10 +268,8 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
         torch.cuda.synchronize()
         seconds = (time.perf_counter() - started) / TIMED
         tokens = sum(row.length for rows in batches[WARM_UP:] for row in rows) * session.replicas / TIMED
-        peak, exposed = (
-            everywhere(float(platform.memory_peak())),
-            everywhere(profiled(lambda: session.step(batches[-1]), platform)),
-        )  # noqa: B023
+        peak = everywhere(float(platform.memory_peak()))
+        exposed = everywhere(profiled(lambda: session.step(batches[-1]), platform))  # noqa: B023
         estimate = rank_memory(layout, codec.channels, world, longest_of(layout, grid[0] * grid[1])).total
         memory_text = f"{max(peak) / 1e9:.1f} | {estimate / 1e9:.1f} | {estimate / max(peak):.2f}"
         if platform.name == "cpu":

@@ -38,12 +38,13 @@ PATIENCE = 240
 """Seconds without a finished layout after which a launch counts as hung."""
 
 EPILOG = f"""
-Every layout takes {STEPS} steps of AdamW on the same {STEPS * BATCH} samples.  Compared with one process in the same precision: the loss and the gradient norm
-of each step (largest relative difference), and every main parameter and average afterwards: norm of the difference / norm of the parameter, and / norm of
-what training has added to it (the worst ones are named).
-Limits: fp32 {LIMITS["fp32"]["loss"]:g} for losses, gradient norms and parameters; bf16 {LIMITS["bf16"]["loss"]:g} for losses, {LIMITS["bf16"]["norm"]:g} for
-gradient norms, {LIMITS["bf16"]["update"]:g} for what was added.
-Layouts of the same number of processes share one launch.  Exit status: 0 when every layout agrees, 1 when one does not, 2 for a wrong command line.
+Every layout takes {STEPS} steps of AdamW on the same {STEPS * BATCH} samples.  Compared with one process in the same
+precision: the loss and the gradient norm of each step (largest relative difference), and every main parameter and
+average afterwards: norm of the difference / norm of the parameter, and / norm of what training has added to it (the
+worst ones are named). Limits: fp32 {LIMITS["fp32"]["loss"]:g} for losses, gradient norms and parameters; bf16
+{LIMITS["bf16"]["loss"]:g} for losses, {LIMITS["bf16"]["norm"]:g} for gradient norms, {LIMITS["bf16"]["update"]:g} for
+what was added. Layouts of the same number of processes share one launch.  Exit status: 0 when every layout agrees, 1
+when one does not, 2 for a wrong command line.
 
 examples:
   python tools/compare_layouts.py --fast                              the layouts that the test suite runs, fp32
@@ -196,30 +197,36 @@ def facts(cases: Iterable[Case], folder: Path) -> str:
 
 TEXT = """# Every layout gives the numbers of one process
 
-Written by `{command}` on {date}: {machine}; {versions}. Building and training took
-{seconds} s altogether, beside starting the processes.
+Written by `{command}` on {date}: {machine}; {versions}. Building and training took {seconds} s altogether, beside
+starting the processes.
 
-Each layout runs as real processes over gloo, takes {steps} steps of AdamW (learning rate 1e-3, no warm-up, gradient norm clipped to 1, epsilon 1e-5, weight
-decay 0.1) with global batches of {batch} samples, and is compared with **one process in the same precision** and the same model.
+Each layout runs as real processes over gloo, takes {steps} steps of AdamW (learning rate 1e-3, no warm-up, gradient
+norm clipped to 1, epsilon 1e-5, weight decay 0.1) with global batches of {batch} samples, and is compared with **one
+process in the same precision** and the same model.
 
-- *loss*, *gradient norm*: largest relative difference over the {steps} steps. *parameter*: after the last step, norm of the difference divided by the norm
-  of the parameter, for the worst parameter of the model, whose released name follows; `ema.` marks an exponential moving average. *update*: likewise,
-  divided by the norm of what training has added to the parameter. Compared are the optimizer's float32 main parameters; the weights that the model
-  computes with must be these, rounded.
-- Limits: fp32 {fp32[loss]:g} / {fp32[norm]:g} / {fp32[parameter]:g} for loss, gradient norm and parameter. bf16 {bf16[loss]:g} / {bf16[norm]:g} for loss and
-  gradient norm, and {bf16[update]:g} for the update: gradients are rounded to bf16 on their way, and Adam makes updates of the same size of small ones.
-- Start weights are spread and non-zero. The real start has a zero head, which would give the backbone no gradient in the first step and hide errors.
-  Matrices have a standard deviation of 0.5 / sqrt(inputs). With twice that, two bf16 runs of one process that differ only in packing drift 0.6% apart
-  in gradient norm within four steps (1.2% with CP2, equal to 0.01% in the first step): a bf16 comparison would then measure chaos, not layouts.
-- Adam divides by the root of the second moment: where a gradient is smaller than epsilon's scale, rounding errors alone decide an update's size, and the
-  smaller epsilon, the more so. Epsilon is the project's default, not one chosen for this table.
-- Samples have {splits} frames per clip in turn and two resolutions, so that rows of "micro-batches of 2" hold two latent grids; in step {single}
-  every sample is a single clip.
+- *loss*, *gradient norm*: largest relative difference over the {steps} steps. *parameter*: after the last step, norm of
+  the difference divided by the norm of the parameter, for the worst parameter of the model, whose released name
+  follows; `ema.` marks an exponential moving average. *update*: likewise, divided by the norm of what training has
+  added to the parameter. Compared are the optimizer's float32 main parameters; the weights that the model computes with
+  must be these, rounded.
+- Limits: fp32 {fp32[loss]:g} / {fp32[norm]:g} / {fp32[parameter]:g} for loss, gradient norm and parameter. bf16
+  {bf16[loss]:g} / {bf16[norm]:g} for loss and gradient norm, and {bf16[update]:g} for the update: gradients are rounded
+  to bf16 on their way, and Adam makes updates of the same size of small ones.
+- Start weights are spread and non-zero. The real start has a zero head, which would give the backbone no gradient in
+  the first step and hide errors. Matrices have a standard deviation of 0.5 / sqrt(inputs). With twice that, two bf16
+  runs of one process that differ only in packing drift 0.6% apart in gradient norm within four steps (1.2% with CP2,
+  equal to 0.01% in the first step): a bf16 comparison would then measure chaos, not layouts.
+- Adam divides by the root of the second moment: where a gradient is smaller than epsilon's scale, rounding errors alone
+  decide an update's size, and the smaller epsilon, the more so. Epsilon is the project's default, not one chosen for
+  this table.
+- Samples have {splits} frames per clip in turn and two resolutions, so that rows of "micro-batches of 2" hold two
+  latent grids; in step {single} every sample is a single clip.
 - {facts}
-- Overlapped gradient reduction and parameter gathering are on unless a row says "no overlap"; "small buckets" cuts the 0.4 million parameters of the
-  plain model into buckets of 20,000, so that several are under way at once.
+- Overlapped gradient reduction and parameter gathering are on unless a row says "no overlap"; "small buckets" cuts the
+  0.4 million parameters of the plain model into buckets of 20,000, so that several are under way at once.
 - Models: {models}.
-- TP tensor, SP sequence, CP context, PP pipeline, VP virtual pipeline, DP data parallel; options are those of `parallel.`, `ema` is `optimizer.ema_decay`.
+- TP tensor, SP sequence, CP context, PP pipeline, VP virtual pipeline, DP data parallel; options are those of
+  `parallel.`, `ema` is `optimizer.ema_decay`.
 
 | layout | processes | precision | loss | gradient norm | worst parameter | worst update | verdict |
 |---|---|---|---|---|---|---|---|

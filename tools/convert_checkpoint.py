@@ -19,27 +19,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_videogpt.errors import UserError, exit_code
 
 DESCRIPTION = """\
-to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this package
-from-hf   such a folder, the released Video-GPT, or a stock Phi-3-mini (its backbone; the video parts start afresh) -> a run in the layout you ask for
+to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this
+          package
+from-hf   such a folder, the released Video-GPT, or a stock Phi-3-mini (its backbone; the video parts start afresh) -> a
+          run in the layout you ask for
 
-Nothing gets lost on the way: tensors that the model has no use for, dtypes, tokenizer and VAE travel along (docs/checkpoints.md).  Everything is read one
-tensor at a time, compared after it is written, and appears under its name only when it is complete.
+Nothing gets lost on the way: tensors that the model has no use for, dtypes, tokenizer and VAE travel along
+(docs/checkpoints.md).  Everything is read one tensor at a time, compared after it is written, and appears under its
+name only when it is complete.
 """
 
 TO_EXAMPLES = """\
 examples:
-  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf                        the newest checkpoint
+  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf  # the newest checkpoint
   python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output ema-hf --weights average --dtype bf16
-  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf --step 90000 --vae ../sdxl-vae --license mit --verify
+  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf --step 90000 --vae ../sdxl-vae \\
+      --license mit --verify
 """
 
 FROM_EXAMPLES = """\
 examples:
   python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --verify
-  python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --tensor 2 --pipeline 2       written by four processes
-  python tools/convert_checkpoint.py from-hf Phi-3-mini-4k-instruct --output runs/phi3 --vae ../sdxl-vae    a backbone to start training from
+  # written by four processes:
+  python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --tensor 2 --pipeline 2
+  # a backbone to start training from:
+  python tools/convert_checkpoint.py from-hf Phi-3-mini-4k-instruct --output runs/phi3 --vae ../sdxl-vae
 
-Sample from the run, or train from it: python -m megatron_videogpt train FILE.toml train.init_from=runs/released train.output=runs/mine
+Sample from the run, or train from it:
+  python -m megatron_videogpt train FILE.toml train.init_from=runs/released train.output=runs/mine
 """
 
 

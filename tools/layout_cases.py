@@ -19,8 +19,8 @@ gradient but zero.
 BLANKS = ((1, 6), (3, 3), (3, 4))
 """(step, number) of samples that could not be read: alone in their rows, or beside others, as the layout has it."""
 
-COMMON = """train.platform=cpu train.global_batch_size=8 model.hidden_size=64 model.ffn_hidden_size=128 model.position_table_size=16 optimizer.lr=1e-3
-optimizer.warmup_steps=0 train.threads=1 attention.backend=ranged"""
+COMMON = """train.platform=cpu train.global_batch_size=8 model.hidden_size=64 model.ffn_hidden_size=128
+model.position_table_size=16 optimizer.lr=1e-3 optimizer.warmup_steps=0 train.threads=1 attention.backend=ranged"""
 MODELS = {
     "plain": "model.num_layers=8 model.num_attention_heads=8",
     "7 layers": "model.num_layers=7 model.num_attention_heads=8",

@@ -19,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 EPILOG = """
-Every process watches what its operations produce, in the forward pass, the backward pass and the optimizer, and reports the largest tensor: a mask or scores of
-L x L elements would show.  Memory inside kernels does not pass that watch, so the peak of the resident set is reported too.
+Every process watches what its operations produce, in the forward pass, the backward pass and the optimizer, and reports
+the largest tensor: a mask or scores of L x L elements would show.  Memory inside kernels does not pass that watch, so
+the peak of the resident set is reported too.
 
 examples:
-  python tools/long_sequence.py                                                  80 frames of 242 tokens through TP2 x CP2: 38,478 tokens
-  python tools/long_sequence.py --tensor 1 --context 1                           the same in one process: the loss must be the same
-  python tools/long_sequence.py --clips 2,1 --grid 4,5 --attention reference     seconds; dense attention, whose L x L tensors are found
+  python tools/long_sequence.py  # 80 frames of 242 tokens through TP2 x CP2: 38,478 tokens
+  python tools/long_sequence.py --tensor 1 --context 1  # the same in one process: the loss must be the same
+  # seconds; dense attention, whose L x L tensors are found:
+  python tools/long_sequence.py --clips 2,1 --grid 4,5 --attention reference
 """
 
 
@@ -52,9 +54,11 @@ def arguments() -> argparse.Namespace:
 def options(args: argparse.Namespace) -> list[str]:
     """The run's configuration."""
     width = 96 * args.heads
-    return f"""train.platform=cpu train.precision=fp32 train.global_batch_size=1 train.threads=1 model.num_layers={args.layers} model.hidden_size={width}
-        model.ffn_hidden_size={width * 8 // 3} model.num_attention_heads={args.heads} model.position_table_size=192 attention.backend={args.attention}
-        optimizer.lr=1e-4 parallel.tensor={args.tensor} parallel.context={args.context} parallel.recompute={args.recompute}""".split()
+    return f"""train.platform=cpu train.precision=fp32 train.global_batch_size=1 train.threads=1
+    model.num_layers={args.layers} model.hidden_size={width} model.ffn_hidden_size={width * 8 // 3}
+    model.num_attention_heads={args.heads} model.position_table_size=192 attention.backend={args.attention}
+    optimizer.lr=1e-4 parallel.tensor={args.tensor} parallel.context={args.context}
+    parallel.recompute={args.recompute}""".split()
 
 
 def resident(field: str) -> int:

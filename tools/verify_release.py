@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_videogpt.errors import is_user_error, one_line  # noqa: E402
-from tools.release_checks import (
+from tools.release_checks import (  # noqa: E402
     Task,
     check_folder,
     check_hints,
@@ -25,28 +25,31 @@ from tools.release_checks import (
 )  # noqa: E402
 
 DESCRIPTION = """\
-For someone who has the released Video-GPT weights (config.json, *.safetensors, tokenizer, vae/): is all that this package assumes about them true?
+For someone who has the released Video-GPT weights (config.json, *.safetensors, tokenizer, vae/): is all that this
+package assumes about them true?
 
   folder        opens without a pickle and without anything broken in it
   tensors       every key and shape of the format, and the number of parameters
   hint tokens   the ids of <|diffusion|>, <img> and </img> in its tokenizer, and their rows in the text table
-  stages        its config.json against the model that stage1.toml to stage4.toml train: sizes, rotary factors, position table
-  round trip    to a megatron-core checkpoint and back with tools/convert_checkpoint.py: every tensor bit-equal, every field and file still there
+  stages        its config.json against the model that stage1.toml to stage4.toml train: sizes, rotary factors, position
+                table
+  round trip    to a megatron-core checkpoint and back with tools/convert_checkpoint.py: every tensor bit-equal, every
+                field and file still there
   predictions   three continuations, of your videos or of physics scenes, as mp4 and png to look at
 
-Each prints PASS or FAIL with numbers; a Markdown report lies in the output folder afterwards.  Please send it to the project, passed or failed: its
-README says whether anybody has run this on the real weights.
+Each prints PASS or FAIL with numbers; a Markdown report lies in the output folder afterwards.  Please send it to the
+project, passed or failed: its README says whether anybody has run this on the real weights.
 """
 
 EPILOG = """
-At the released size the round trip needs 16 GB of disk; for the predictions the weights alone take 8 GB of a GPU's memory (bf16), or 15 GB of the host's
-(float32).  --history, --clips and --steps make predictions shorter.
-Exit status: 0 when nothing failed, 1 when something did, 2 for a wrong command line.
+At the released size the round trip needs 16 GB of disk; for the predictions the weights alone take 8 GB of a GPU's
+memory (bf16), or 15 GB of the host's (float32).  --history, --clips and --steps make predictions shorter. Exit status:
+0 when nothing failed, 1 when something did, 2 for a wrong command line.
 
 examples:
   python tools/verify_release.py Video-GPT --videos a.mp4 b.mp4 c.mp4
-  python tools/verify_release.py Video-GPT --vae sdxl-vae --history 8 --clips 8 --steps 10      quick predictions, of scenes
-  python tools/verify_release.py Video-GPT --skip predictions                                   everything that needs no GPU
+  python tools/verify_release.py Video-GPT --vae sdxl-vae --history 8 --clips 8 --steps 10  # quick predictions, of scenes
+  python tools/verify_release.py Video-GPT --skip predictions  # everything that needs no GPU
 """
 
 Check = Callable[[Task], list[str]]

@@ -18,8 +18,8 @@ from .saved import Saved
 log = logging.getLogger(__name__)
 
 DECIDING = tuple(
-    """source mixture frames min_frames frame_interval clips longest_side size_multiple min_side max_aspect validation_fraction cost_buckets max_video_mb
-    max_video_frames max_megapixels physics""".split()
+    """source mixture frames min_frames frame_interval clips longest_side size_multiple min_side max_aspect
+    validation_fraction cost_buckets max_video_mb max_video_frames max_megapixels physics""".split()
 )
 """Options of the data section that decide which sample has which number, and what it is."""
 

@@ -24,28 +24,29 @@ RANGES: tuple[Rule, ...] = (
     (
         "at least 1",
         lambda v: v >= 1,
-        """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.patch_size model.position_table_size
-        model.max_position_embeddings model.original_max_position_embeddings data.physics.size data.physics.epoch_scenes data.frames
-        data.frame_interval data.clips data.longest_side data.size_multiple data.min_side data.max_aspect data.prefetch data.row_lengths
-        data.decode_threads data.max_video_frames parallel.tensor parallel.context
-        parallel.pipeline parallel.virtual_pipeline parallel.pipeline_layers optimizer.max_skipped
-        train.steps train.global_batch_size train.micro_batch_size eval.samples sample.clips sample.window sample.steps logging.every""",
+        """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.patch_size
+        model.position_table_size model.max_position_embeddings model.original_max_position_embeddings data.physics.size
+        data.physics.epoch_scenes data.frames data.frame_interval data.clips data.longest_side data.size_multiple
+        data.min_side data.max_aspect data.prefetch data.row_lengths data.decode_threads data.max_video_frames
+        parallel.tensor parallel.context parallel.pipeline parallel.virtual_pipeline parallel.pipeline_layers
+        optimizer.max_skipped train.steps train.global_batch_size train.micro_batch_size eval.samples sample.clips
+        sample.window sample.steps logging.every""",
     ),
     (
         "at least 0",
         lambda v: v >= 0,
-        """model.num_query_groups model.init_std data.workers data.min_frames data.pack_tokens data.cost data.cost_buckets
-        optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay
-        optimizer.clip_grad optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb
-        train.seed train.threads train.gc_every checkpoint.every checkpoint.keep
-        checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history
-        sample.guidance logging.peak_tflops""",
+        """model.num_query_groups model.init_std data.workers data.min_frames data.pack_tokens data.cost
+        data.cost_buckets optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad
+        optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb train.seed
+        train.threads train.gc_every checkpoint.every checkpoint.keep checkpoint.keep_every checkpoint.retries
+        logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history sample.guidance
+        logging.peak_tflops""",
     ),
     (
         "above 0",
         lambda v: v > 0,
-        """data.worker_timeout data.cache_gb data.max_video_mb data.max_megapixels model.norm_epsilon model.rope_theta data.physics.fps optimizer.lr
-        optimizer.eps train.timeout_minutes sample.time_shift""",
+        """data.worker_timeout data.cache_gb data.max_video_mb data.max_megapixels model.norm_epsilon model.rope_theta
+        data.physics.fps optimizer.lr optimizer.eps train.timeout_minutes sample.time_shift""",
     ),
     ("from 0 to 1", lambda v: 0 <= v <= 1, "data.max_bad_fraction"),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas optimizer.ema_decay sample.history_noise"),

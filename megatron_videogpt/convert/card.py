@@ -45,9 +45,10 @@ tags:
 
 # Next-clip diffusion video model
 
-Continues a video: given frames, it generates the next clip of frames by diffusion in the latent space of a VAE, then the clip after
-that, and so on.  A decoder of {model.num_layers} layers, width {model.hidden_size}, with {model.num_attention_heads} query heads
-({model.kv_heads} for keys and values); latents of {export.weights.channels} channels in patches of {model.patch_size} x {model.patch_size}.
+Continues a video: given frames, it generates the next clip of frames by diffusion in the latent space of a VAE, then
+the clip after that, and so on.  A decoder of {model.num_layers} layers, width {model.hidden_size}, with
+{model.num_attention_heads} query heads ({model.kv_heads} for keys and values); latents of {export.weights.channels}
+channels in patches of {model.patch_size} x {model.patch_size}.
 
 ## Use
 
@@ -64,12 +65,14 @@ from pipeline_videogpt import VideoGPTPipeline
 
 pipeline = VideoGPTPipeline.from_pretrained(folder)
 # frames: PIL images, or uint8 [F, H, W, 3]
-result = pipeline(video=frames, clips={clips}, num_inference_steps={sample.steps}, guidance_scale={sample.guidance}).frames
+steps, guidance = {sample.steps}, {sample.guidance}
+result = pipeline(video=frames, clips={clips}, num_inference_steps=steps, guidance_scale=guidance).frames
 ```
 
 `trust_remote_code` runs the Python files of this folder: read them first.  They need torch,
 {needs} (tried: {tried}).
-Where the model and the VAE do not fit the device together: `pipeline.enable_model_cpu_offload()` (needs accelerate) instead of `pipeline.to("cuda")`.
+Where the model and the VAE do not fit the device together: `pipeline.enable_model_cpu_offload()` (needs accelerate)
+instead of `pipeline.to("cuda")`.
 
 ## Training data
 

@@ -15,11 +15,12 @@ from typing import Any
 from ..errors import UserError
 
 DESCRIPTION = """\
-Open a page on this machine where a trained model continues a clip: drop in a video or an image, or take a physics scene, choose clips, steps and
-guidance, and watch and download the result.
+Open a page on this machine where a trained model continues a clip: drop in a video or an image, or take a physics
+scene, choose clips, steps and guidance, and watch and download the result.
 
-The page is for this machine alone unless --host says otherwise; it has no password, loads nothing from the internet and sends nothing there.  What is
-uploaded and made lies in a temporary folder, which is deleted when the command ends (Ctrl+C).
+The page is for this machine alone unless --host says otherwise; it has no password, loads nothing from the internet and
+sends nothing there.  What is uploaded and made lies in a temporary folder, which is deleted when the command ends
+(Ctrl+C).
 """
 
 EXAMPLES = """\

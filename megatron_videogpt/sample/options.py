@@ -15,10 +15,11 @@ FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "latents": ".safetensors
 DESCRIPTION = """\
 Continue videos, images and physics scenes with a trained model, clip after clip.
 
-The model is given some frames (the history; an image is a history of one), and generates the clips that you ask for one after another; finished clips
-become history.  For each input it writes NAME.mp4 (given frames outlined in blue, generated ones in orange, ground truth at the left where there is
-some), NAME.png (all frames side by side) and NAME.json (settings, versions and errors) into OUT, or OUT.mp4, OUT.png, OUT.json for a single one.
-What you do not say comes from the configuration that the model was trained with.
+The model is given some frames (the history; an image is a history of one), and generates the clips that you ask for one
+after another; finished clips become history.  For each input it writes NAME.mp4 (given frames outlined in blue,
+generated ones in orange, ground truth at the left where there is some), NAME.png (all frames side by side) and
+NAME.json (settings, versions and errors) into OUT, or OUT.mp4, OUT.png, OUT.json for a single one. What you do not say
+comes from the configuration that the model was trained with.
 """
 
 EXAMPLES = """\
@@ -26,11 +27,15 @@ examples:
   16 new frames after a video's frames but its last 16, which serve as ground truth:
     python -m megatron_videogpt sample --checkpoint runs/quickstart in.mp4 --output out.mp4 --clips 8,8
   the first 8 frames of every fourth frame, then 24 new ones, stronger guidance by the history:
-    python -m megatron_videogpt sample --checkpoint runs/mine in.mp4 --output out.mp4 --history 8 --interval 4 --clips 24 --guidance 3.0
-  a folder of videos and images and two scenes of the built-in physics generator, with errors against what really followed:
-    python -m megatron_videogpt sample --checkpoint runs/quickstart clips/ --scene bounce/3 --scene fall/1 --output out/ --compare
+    python -m megatron_videogpt sample --checkpoint runs/mine in.mp4 --output out.mp4 --history 8 --interval 4 \\
+        --clips 24 --guidance 3.0
+  a folder of videos and images and two scenes of the built-in physics generator, with errors against what really
+  followed:
+    python -m megatron_videogpt sample --checkpoint runs/quickstart clips/ --scene bounce/3 --scene fall/1 --output \\
+        out/ --compare
   240 frames from a picture and a Hugging Face folder, the model shared by two devices:
-    torchrun --nproc_per_node=2 -m megatron_videogpt sample --checkpoint hub/videogpt photo.jpg --output long.mp4 --clips 8x30
+    torchrun --nproc_per_node=2 -m megatron_videogpt sample --checkpoint hub/videogpt photo.jpg --output long.mp4 \\
+        --clips 8x30
 """
 
 SETTINGS = (

@@ -16,8 +16,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools import layouts_worker as worker
 
-MODEL = """train.platform=cpu train.precision=fp32 train.threads=1 attention.backend=ranged model.num_layers=4 model.hidden_size=64 model.ffn_hidden_size=64
-model.num_attention_heads=4 model.num_query_groups=1 model.position_table_size=16"""
+MODEL = """train.platform=cpu train.precision=fp32 train.threads=1 attention.backend=ranged model.num_layers=4
+model.hidden_size=64 model.ffn_hidden_size=64 model.num_attention_heads=4 model.num_query_groups=1
+model.position_table_size=16"""
 """One key-value head: fewer than tensor or context parallel ranks."""
 
 

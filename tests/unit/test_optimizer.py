@@ -18,10 +18,10 @@ from tests.session import Session
 
 pytestmark = pytest.mark.usefixtures("processes")
 
-NEVER_DECAYED = """embedding.noisy_patch.bias embedding.clean_patch.bias embedding.time_token.mlp.0.bias embedding.time_token.mlp.2.bias
-decoder.layers.0.input_layernorm.weight decoder.layers.0.pre_mlp_layernorm.weight decoder.layers.1.input_layernorm.weight
-decoder.layers.1.pre_mlp_layernorm.weight decoder.final_layernorm.weight head.time_embedder.mlp.0.bias head.time_embedder.mlp.2.bias head.modulation.bias
-head.linear.bias""".split()
+NEVER_DECAYED = """embedding.noisy_patch.bias embedding.clean_patch.bias embedding.time_token.mlp.0.bias
+embedding.time_token.mlp.2.bias decoder.layers.0.input_layernorm.weight decoder.layers.0.pre_mlp_layernorm.weight
+decoder.layers.1.input_layernorm.weight decoder.layers.1.pre_mlp_layernorm.weight decoder.final_layernorm.weight
+head.time_embedder.mlp.0.bias head.time_embedder.mlp.2.bias head.modulation.bias head.linear.bias""".split()
 """Of the parameters of a `Session`, with `optimizer.decay = "matrices"`."""
 
 
