@@ -48,7 +48,7 @@ memory (bf16), or 15 GB of the host's (float32).  --history, --clips and --steps
 
 examples:
   python tools/verify_release.py Video-GPT --videos a.mp4 b.mp4 c.mp4
-  python tools/verify_release.py Video-GPT --vae sdxl-vae --history 8 --clips 8 --steps 10  # quick predictions, of scenes
+  python tools/verify_release.py Video-GPT --vae sdxl-vae --history 8 --clips 8 --steps 10  # quick, of scenes
   python tools/verify_release.py Video-GPT --skip predictions  # everything that needs no GPU
 """
 
