@@ -53,26 +53,6 @@ train.output=runs/mine needs no quotes. `python -m megatron_videogpt options` li
 train.output: config.toml, metrics.jsonl, checkpoints, pictures.
 """
 
-CHECK = """\
-Validate the TOML file FILE without training, and print what its run would take: parameters, sequence lengths, FLOPs,
-memory of a rank by component and recompute policy, communication, pipeline bubble and days; then the layouts that
-should be fastest on these devices.  With --data, open the data that the run would read instead, and print token
-statistics, padding and balance of its rows; no picture is read.
-"""
-
-CHECK_EXAMPLES = """\
-examples:
-  python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --memory-gb 80
-  python -m megatron_videogpt check examples/videogpt/stage4.toml --gpus 320 --frame 192x320 parallel.tensor=4 \\
-      parallel.sequence=true
-  python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 64 --memory-gb 64 --mfu 0.35 \\
-      logging.peak_tflops=376
-  python -m megatron_videogpt check examples/videogpt/stage4.toml --data --gpus 320 data.source=shards \\
-      data.path=/data/shards data.pack_tokens=65536
-
-Memory agrees with measured runs within 15 %; times rest on assumptions that are printed with them.  See
-docs/planner.md.
-"""
 
 OPTIONS = "Print a TOML file with every option, its default and what it does: a file to start from."
 SAMPLE = "Continue a video with a trained model, clip by clip, and write the result as an mp4 and a contact sheet."
@@ -95,43 +75,13 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
         "train", help="train a model", parents=[common], description=TRAIN, epilog=TRAIN_EXAMPLES, formatter_class=raw
     )
     about = "validate a configuration and estimate its cost"
-    check = commands.add_parser(
-        "check", help=about, parents=[common], description=CHECK, epilog=CHECK_EXAMPLES, formatter_class=raw
-    )
+    check = commands.add_parser("check", help=about, parents=[common], formatter_class=raw)
     for command in (train, check):
         command.add_argument("file", metavar="FILE.toml", help="the configuration")
         command.add_argument(
             "overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file"
         )
-    check.add_argument(
-        "--gpus",
-        type=_positive(int),
-        metavar="N",
-        help="processes of the run (default: one model replica, TP x CP x PP)",
-    )
-    check.add_argument(
-        "--memory-gb",
-        type=_positive(float),
-        metavar="GB",
-        help="memory of a device in 10^9 bytes (default: parallel.memory_gb, else 80)",
-    )
-    check.add_argument(
-        "--mfu",
-        type=_positive(float),
-        metavar="SHARE",
-        help="model FLOP utilisation (default: measured in train.output, else 0.4)",
-    )
-    check.add_argument(
-        "--frame",
-        type=_frame,
-        metavar="HxW",
-        help="size of all frames in pixels (default: 16:9 for means, square for the longest row)",
-    )
-    check.add_argument(
-        "--data",
-        action="store_true",
-        help="look at the data: videos, sequences, padding and balance of rows; see data.pack_tokens",
-    )
+    _add_check(check)
 
     sample = commands.add_parser(
         "sample", help="continue a video with a trained model", parents=[common], description=SAMPLE
@@ -153,27 +103,10 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """An argument type: a number above 0."""
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    from .plan.cli import add_arguments
 
-    def parse_number(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind("0")
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r}: must be a {'whole ' if kind is int else ''}number above 0")
-        return value
-
-    return parse_number
-
-
-def _frame(text: str) -> tuple[int, int]:
-    """``192x320`` -> (192, 320): height, width."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be height x width in pixels, for example 192x320")
-    return int(parts[0]), int(parts[1])
+    add_arguments(parser)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -208,17 +141,10 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_check(args: argparse.Namespace) -> None:
-    """Validate and print the estimates; folders that are not there yet are only noted."""
-    from .config.check import load_checked
-    from .plan.report import print_report
+    """See `plan.cli`."""
+    from .plan.cli import run
 
-    config = load_checked(args.file, args.overrides, args.gpus)
-    if args.data:
-        from .plan.data_report import print_data_report
-
-        print_data_report(config, args.gpus or config.parallel.model_size)
-        return
-    print_report(config, args.gpus or config.parallel.model_size, args.memory_gb, args.mfu, args.frame)
+    run(args)
 
 
 def run_sample(args: argparse.Namespace) -> int:
@@ -237,8 +163,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_options(args: argparse.Namespace) -> None:
     """Defaults and help texts, as a file to start from."""
-    from .config.load import config_to_toml
     from .config.schema import Config
+    from .config.toml import config_to_toml
 
     print(config_to_toml(Config()), end="")
 

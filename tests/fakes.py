@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, SampleConfig
+from megatron_videogpt.config.schema import Config, SampleConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.hub.common.sampling_videogpt import Recompute
 from megatron_videogpt.sample.generate import Model
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_videogpt.config.schema import ModelConfig
-from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Entry, write_tensors
+from megatron_videogpt.convert.folder import INDEX, WEIGHTS
 from megatron_videogpt.convert.released import read_model_config
+from megatron_videogpt.convert.tensor_files import Entry, write_tensors
 from megatron_videogpt.model.parameters import EMBED_TOKENS, hf_shape, parameters
 
 MODEL = ModelConfig(

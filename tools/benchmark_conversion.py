@@ -121,7 +121,7 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
     import torch
 
     from megatron_videogpt.config.load import load_config
-    from megatron_videogpt.convert.folder import Entry, write_tensors
+    from megatron_videogpt.convert.tensor_files import Entry, write_tensors
     from megatron_videogpt.model.parameters import EMBED_TOKENS, POSITION_TABLE, hf_shape, parameters
 
     model = replace(load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, num_layers=layers)

@@ -44,7 +44,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import Config, DataConfig, TrainConfig
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.data.sources.open import Source, open_source
 from megatron_videogpt.data.video.decode import resize_frames

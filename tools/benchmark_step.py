@@ -35,7 +35,7 @@ from megatron_videogpt.config.derived import typical_frame  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.plan.estimate import longest_row  # noqa: E402
-from megatron_videogpt.plan.memory import resolve_recompute  # noqa: E402
+from megatron_videogpt.plan.recompute import resolve_recompute  # noqa: E402
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
 
 

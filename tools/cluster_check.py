@@ -226,8 +226,9 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
     from megatron_videogpt.config.derived import typical_frame
     from megatron_videogpt.objective.next_clip.work import expected_work
     from megatron_videogpt.plan.estimate import patches_of
-    from megatron_videogpt.plan.memory import rank_memory, resolve_recompute
+    from megatron_videogpt.plan.memory import rank_memory
     from megatron_videogpt.plan.planner import propose
+    from megatron_videogpt.plan.recompute import resolve_recompute
     from tools.exposed import profiled
 
     codec, frame = expected_geometry(config.codec), typical_frame(config)

@@ -270,7 +270,7 @@ def to_hf(args: argparse.Namespace) -> None:
     check_output(args.output)
     start()
     from megatron_videogpt.convert.export import Export
-    from megatron_videogpt.convert.ingest import codec_of
+    from megatron_videogpt.convert.settings import codec_of
     from megatron_videogpt.convert.write import write_folder
 
     if args.vae is not None:

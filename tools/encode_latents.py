@@ -29,7 +29,7 @@ from megatron_videogpt.__main__ import fail
 from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.locks import locked
 from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from safetensors.torch import save_file
 
-from megatron_videogpt.config.schema import PhysicsConfig
+from megatron_videogpt.config.schema_data import PhysicsConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.sources.physics import render_scene
 from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range, to_pixels

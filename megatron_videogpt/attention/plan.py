@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 MASKED_OUT = -1e30
-"""Added to scores that do not attend.  Finite: a row that sees nothing of one rectangle must still get numbers that
-merging can weigh with zero.
-"""
+"""Added to scores that do not attend.  Finite: a row that sees nothing of a rectangle gets numbers to weigh with 0."""
 
 _WIDTH = 96
 """Most groups in a chunk."""

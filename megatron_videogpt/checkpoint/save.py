@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..config.load import config_to_toml
 from ..config.schema import Config
+from ..config.toml import config_to_toml
 from ..errors import RunError
 from ..platforms import compat, compat_saving
 from ..platforms.together import first_error, from_rank_zero, raise_together

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..config.derived import frame_side
-from ..config.load import value_of
+from ..config.options import value_of
 from ..config.problems import Report
 from ..config.sections import enter
 from ..errors import UserError

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 from .derived import dp_size
-from .load import show
 from .problems import Report
 from .schema import Config
+from .toml import show
 
 
 def missing_paths(config: Config) -> list[str]:

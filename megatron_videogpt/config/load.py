@@ -8,18 +8,17 @@ reported in one `ConfigError`.
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from ..errors import UserError
-from . import sections
+from .options import default_of, options, type_of
 from .schema import Config
+from .toml import show, to_toml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +26,6 @@ else:
     import tomli as tomllib
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table {...}"}
-BARE_KEY = "[A-Za-z0-9_-]+"
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts in quotes"}
 
 
@@ -39,49 +37,6 @@ class ConfigError(UserError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of the schema: full dotted name, type, default, help text and the names it may take (empty: any)."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    choices: tuple[str, ...]
-
-
-def default_of(item: Field) -> Any:
-    """A dataclass field's default value."""
-    return item.default_factory() if item.default_factory is not MISSING else item.default
-
-
-def options(section: type = Config, prefix: str = "", of: Config | None = None) -> Iterator[Option]:
-    """Every option of the schema in its order, sub-sections after the section they belong to.
-
-    of: the configuration whose codec and objective are meant; None for the default ones.
-    """
-    kinds = {
-        item.name: _type_of(item, section, None if of is None or prefix else vars(getattr(of, item.name)).get("name"))
-        for item in fields(section)
-    }
-    for item in sorted(fields(section), key=lambda item: is_dataclass(kinds[item.name])):
-        if is_dataclass(kinds[item.name]):
-            yield from options(kinds[item.name], f"{prefix}{item.name}.", of)
-        else:
-            known = (
-                sections.names(prefix[:-1])
-                if item.name == "name" and prefix[:-1] in sections.KINDS
-                else item.metadata["choices"]
-            )
-            yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
-
-
-def _type_of(item: Field, section: type, name: Any = None) -> Any:
-    """The type of a field of a section; of a section that others own, the one of this name (`sections.find`)."""
-    kind = item.metadata.get("kind")
-    return get_type_hints(section)[item.name] if kind is None else sections.find(kind, name).options
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -193,7 +148,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list
 
 
 def _merge(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    kinds = {item.name: _type_of(item, section) for item in fields(section)}
+    kinds = {item.name: type_of(item, section) for item in fields(section)}
     merged = dict(below)
     for key, value in above.items():
         both_tables = isinstance(value, dict) and isinstance(below.get(key), dict)
@@ -210,7 +165,7 @@ def _build(section: Any, values: dict[str, Any], prefix: str, problems: list[str
         kind = (
             None
             if key not in items
-            else _type_of(items[key], section, value.get("name") if isinstance(value, dict) else None)
+            else type_of(items[key], section, value.get("name") if isinstance(value, dict) else None)
         )
         if kind is None:
             problems.append(_unknown(name, value))
@@ -283,55 +238,3 @@ def _unknown(name: str, value: Any) -> str:
     else:
         hint = "`python -m megatron_videogpt options` lists all of them"
     return f"{name} = {show(value)}: there is no such option; {hint}"
-
-
-def show(value: Any) -> str:
-    """A value as it is written in TOML, shortened for messages."""
-    text = to_toml(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def to_toml(value: Any) -> str:
-    """One value in TOML's syntax (dates of a file that were never an option's type fall back to text)."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(to_toml(entry) for entry in value) + "]"
-    if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(
-                f"{key if re.fullmatch(BARE_KEY, key) else _quote(key)} = {to_toml(entry)}"
-                for key, entry in value.items()
-            )
-            + "}"
-        )
-    return _quote(str(value))
-
-
-def _quote(text: str) -> str:
-    """A TOML basic string: JSON's escapes, but code points beyond 16 bits must stay as they are, and DEL must not."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def config_to_toml(config: Config) -> str:
-    """A complete TOML file, with the help texts as comments, that `load_config` reads back as an equal `Config`."""
-    lines: list[str] = []
-    section = ""
-    for option in options(of=config):
-        prefix, _, leaf = option.name.rpartition(".")
-        if prefix != section:
-            lines += ["", f"[{prefix}]"]
-            section = prefix
-        lines.append(f"{leaf} = {to_toml(value_of(config, option.name))}  # {option.help}")
-    return "\n".join(lines[1:]) + "\n"
-
-
-def value_of(config: Config, name: str) -> Any:
-    """The value of a dotted option name."""
-    value: Any = config
-    for key in name.split("."):
-        value = getattr(value, key)
-    return value

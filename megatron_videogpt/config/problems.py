@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .load import options, show, to_toml, value_of
+from .options import options, value_of
 from .schema import Config
+from .toml import show, to_toml
 
 
 class Report:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..config.load import options, show, value_of
+from ..config.options import options, value_of
 from ..config.schema import Config
+from ..config.toml import show
 from .export import Export
 
 SECTIONS = ("model", "codec", "data", "objective", "optimizer", "train")

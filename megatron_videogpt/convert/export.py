@@ -12,9 +12,10 @@ from ..config.schema import Config
 from ..errors import UserError
 from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
 from ..model.patches import position_axis
-from .folder import CARRIED_STARTS, Entry
+from .folder import CARRIED_STARTS
 from .sharded import Weights
 from .side import NAME, Side
+from .tensor_files import Entry
 
 SCRATCH_HINT_IDS, SCRATCH_VOCABULARY = (1, 2, 3), 4
 """The text table of a model that never had one: a placeholder of zeros, then the three hint rows."""

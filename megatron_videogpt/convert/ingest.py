@@ -7,31 +7,24 @@ Folders in the released layout, and stock Phi-3 ones, whose backbone is taken wh
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..codec.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS, codec_geometry
+from ..codec.geometry import codec_geometry
 from ..codec.options import CodecConfig
-from ..config.load import config_from_dict
-from ..config.schema import Config, ModelConfig, TrainConfig
+from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
 from ..model.tensors import initial
-from .folder import Entry, Folder
+from .folder import Folder
 from .hints import TOKENIZER_FILES
 from .released import backbone, sizes_of
-from .untrusted import Stored, read_header, read_object, read_tensor
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .tensor_files import Entry
+from .untrusted import read_object
 
 UNUSED = (EMBED_TOKENS, POSITION_TABLE, "lm_head.weight")
 """Keys that folders have and the model has no parameter for: they travel along."""
@@ -46,8 +39,6 @@ STOCK_CHANNELS, STOCK_PATCH, STOCK_TABLE = 4, 2, 192
 SEED = 0
 """Of what a stock folder does not have."""
 SHOWN = 20
-CODECS = {**{kind: name for name, kind in DIFFUSERS_CLASSES.items()}, "TinyAutoencoder": "tiny"}
-TRAINING = "videogpt_config.toml"
 
 
 def is_stock(folder: Folder) -> bool:
@@ -257,80 +248,3 @@ def _tokens(folder: Folder) -> set[int]:
             if re.fullmatch("[0-9]{1,9}", number)
         }
     return taken
-
-
-def codec_of(vae: Path | None, name: str = "") -> CodecConfig:
-    """The codec section for a VAE folder of the kinds that exported folders hold; without one, of a codec that is not
-    known yet (an empty path).
-    """
-    if vae is None:
-        return CodecConfig(name=name or "autoencoder_kl")
-    kind = read_object(vae / "config.json").get("_class_name")
-    found = CODECS.get(kind) if isinstance(kind, str) else None
-    if found is None:
-        raise UserError(f"{vae}/config.json: _class_name is {str(kind)[:60]!r}; expected one of {', '.join(CODECS)}")
-    if name and name != found:
-        raise UserError(f"--codec {name}: {vae} holds {found}; leave out one of the two")
-    if found == "tiny":
-        _check_tiny(vae)
-        return CodecConfig(name="tiny")
-    return CodecConfig(name=found, path=str(vae))
-
-
-def _check_tiny(vae: Path) -> None:
-    """ValueError unless it is the codec of this release, which is what ``codec.name="tiny"`` loads."""
-    theirs, ours = vae / "diffusion_pytorch_model.safetensors", read_header(TINY_WEIGHTS)
-    held = read_header(theirs)
-    same = held.keys() == ours.keys() and all(_same(held[key], ours[key]) for key in ours)
-    if not same:
-        raise UserError(
-            f"{theirs}: another tiny codec than this release's; use the release of this package that wrote it"
-        )
-
-
-def _same(one: Stored, other: Stored) -> bool:
-    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(read_tensor(one), read_tensor(other))
-
-
-def folder_config(folder: Path, codec: CodecConfig | None = None) -> Config:
-    """The whole configuration for a folder: the one it was trained with where it says (`videogpt_config.toml`),
-    defaults elsewhere, with the model of config.json and the codec of vae/.
-    """
-    opened = Folder(folder)
-    config = training_config(opened)
-    vae = folder / "vae"
-    found = codec or codec_of(vae if os.path.lexists(vae / "config.json") else None)
-    if is_stock(opened):
-        model = backbone(opened.config, f"{folder}/config.json", STOCK_PATCH, STOCK_TABLE)
-    else:
-        model, _ = sizes_of(opened)
-    # Heads in one group each is what 0 stands for.
-    groups = 0 if model.num_query_groups == model.num_attention_heads else model.num_query_groups
-    return replace(
-        config, model=replace(model, num_query_groups=groups), codec=replace(found, batch_size=config.codec.batch_size)
-    )
-
-
-def training_config(folder: Folder) -> Config:
-    """What `videogpt_config.toml` of a folder says; defaults where there is none."""
-    path = folder.path / TRAINING
-    if not path.is_file() or path.is_symlink():
-        return Config()
-    try:
-        # Not `load_config`: a file from outside may not name others with base = "...".
-        return without_paths(config_from_dict(tomllib.loads(path.read_text(encoding="utf-8"))))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not TOML ({' '.join(str(error).split())[:100]})") from None
-
-
-def without_paths(config: Config) -> Config:
-    """A configuration that names no file or folder: a published one tells nothing about its author's machine, and a
-    foreign one points to nothing on ours.
-    """
-    train = replace(config.train, output=TrainConfig().output, init_from="")
-    return replace(
-        config,
-        data=replace(config.data, path="", mixture={}, cache=""),
-        codec=replace(config.codec, path=""),
-        train=train,
-    )

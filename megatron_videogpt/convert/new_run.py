@@ -19,12 +19,14 @@ from ..checkpoint.folders import checkpoint_name, checkpoint_root
 from ..codec.build import build_codec
 from ..codec.options import CodecConfig
 from ..config.check import find_problems
-from ..config.load import ConfigError, config_to_toml
+from ..config.load import ConfigError
 from ..config.schema import Config, ParallelConfig
+from ..config.toml import config_to_toml
 from ..errors import UserError
 from ..model.parameters import parameters
 from ..model.tensors import from_hf, shard
-from .ingest import Source, folder_config
+from .ingest import Source
+from .settings import folder_config
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
 

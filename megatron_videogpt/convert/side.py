@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .folder import Entry, write_tensors
+from .tensor_files import Entry, write_tensors
 from .untrusted import Stored, read_header, read_object, read_tensor
 
 NAME = "released"

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from ..codec.geometry import codec_geometry
 from ..config.derived import frame_side
-from ..config.load import config_to_toml
+from ..config.toml import config_to_toml
 from ..errors import UserError
 from ..model.parameters import parameters
 from .card import model_card
 from .export import NO_TOKENIZER, Export
-from .folder import CARRIED_NAMES, Entry, Folder, write_tensors
-from .ingest import CODECS, TRAINING, codec_of, without_paths
+from .folder import CARRIED_NAMES, Folder
+from .settings import CODECS, TRAINING, codec_of, without_paths
 from .standalone import hub_config, write_code, write_json, write_vae
+from .tensor_files import Entry, write_tensors
 from .untrusted import read_object
 
 

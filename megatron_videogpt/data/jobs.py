@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..config.schema import DataConfig, PhysicsConfig
+from ..config.schema_data import DataConfig, PhysicsConfig
 from .bad import BadVideo
 from .plans import Sample, SamplePlan, derived_key
 from .remote import Cache

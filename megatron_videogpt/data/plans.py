@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 from torch import Tensor
 
-from ..config.schema import DataConfig
+from ..config.schema_data import DataConfig
 from .order import GOLDEN, splitmix64
 
 PLAN_STREAM = 0x706C616E  # keeps these draws apart from other uses of a key

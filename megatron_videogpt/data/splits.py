@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..config.schema import DataConfig
+from ..config.schema_data import DataConfig
 from .jobs import Job, PhysicsJob
-from .order import mixture_pattern, permute
+from .order import permute
 from .plans import Plans, SamplePlan, plan_samples, sample_key, video_span
 
 SAMPLING = 2  # version of how samples are drawn; part of every fingerprint
@@ -108,7 +108,7 @@ class PhysicsSplit:
             "fps": physics.fps,
             "epoch_scenes": physics.epoch_scenes,
         }
-        return _digest({"name": self.name, "physics": data, **_drawing(self.config, self.temporal_stride)})
+        return digest({"name": self.name, "physics": data, **_drawing(self.config, self.temporal_stride)})
 
     def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
         """See `Split`."""
@@ -159,7 +159,7 @@ class VideoSplit:
             "videos": len(self.items),
             "samples": len(self),
         }
-        return _digest(
+        return digest(
             {
                 **description,
                 **_drawing(self.config, self.temporal_stride),
@@ -216,60 +216,6 @@ class VideoSplit:
         return frames if self.part is None else np.full_like(frames, self.part[1])
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """Several data sets, each with its own epochs; a repeating pattern says which one the next sample is from.
-
-    splits: `VideoSplit`s whose ``dataset`` is their place here; weights: above 0.  ``len``: samples until the last data
-    set has given an epoch.
-    """
-
-    name: str
-    splits: tuple[VideoSplit, ...]
-    weights: tuple[float, ...]
-
-    def __len__(self) -> int:
-        pattern, counts, _ = self._pattern
-        return max(-(-len(split) // int(count)) for split, count in zip(self.splits, counts)) * len(pattern)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """See `Split`."""
-        total = sum(self.weights)
-        return _digest(
-            {
-                "mixture": [
-                    (split.fingerprint, round(weight / total, 12)) for split, weight in zip(self.splits, self.weights)
-                ]
-            }
-        )
-
-    def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
-        """See `Split`."""
-        given = np.asarray(numbers, np.int64)
-        pattern, counts, before = self._pattern
-        cycles, places = np.divmod(given, len(pattern))
-        datasets = pattern[places]
-        own = cycles * counts[datasets] + before[places]
-        groups = [np.flatnonzero(datasets == i) for i in range(len(self.splits))]
-        plans = Plans.concatenate(
-            [split.plans(seed, own[group]) for split, group in zip(self.splits, groups) if len(group)]
-        )
-        return replace(plans.take(np.argsort(np.concatenate(groups), kind="stable")), number=given)
-
-    def job(self, plan: SamplePlan) -> Job:
-        """See `Split`."""
-        return self.splits[plan.dataset].job(plan)
-
-    def largest_tokens(self, longest: Longest) -> int:
-        """See `Split`."""
-        return max(split.largest_tokens(longest) for split in self.splits)
-
-    @cached_property
-    def _pattern(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return mixture_pattern(self.weights)
-
-
 def resized_sizes(
     width: np.ndarray, height: np.ndarray, longest_side: int, multiple: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -297,5 +243,5 @@ def _keys(seed: int, epochs: np.ndarray, places: np.ndarray, split: str) -> np.n
     return np.array(keys, np.int64)
 
 
-def _digest(description: dict[str, Any]) -> str:
+def digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..config.schema import SCENES
+from ..config.schema_data import SCENES
 from ..data.sources.files import EXTENSIONS
 from ..errors import UserError
 from ..sample.generate import Model

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..config.load import ConfigError
-from ..config.schema import SCENES, Config, SampleConfig
+from ..config.schema import Config, SampleConfig
+from ..config.schema_data import SCENES
 from ..errors import UserError
 from ..sample.generate import Model, continue_row, encode
 from ..sample.options import SETTINGS, resolve

@@ -18,10 +18,11 @@ from ..codec.geometry import expected_geometry
 from ..config.derived import dp_size
 from ..config.schema import Config
 from ..data.bad import REASONS
+from ..data.mixture import Mixture
 from ..data.packing import SampleWork, StepPlanner
 from ..data.plans import Plans
 from ..data.sources.open import Source, open_source
-from ..data.splits import Mixture, Split, VideoSplit
+from ..data.splits import Split, VideoSplit
 from ..objective.build import sample_work
 from .balance import DealingStatistics, measure
 from .report import table_of

@@ -20,7 +20,8 @@ from ..model.flops import attention_flops, layer_parameters, training_flops
 from ..objective.next_clip.work import Work, packed
 from .communication import Links, Traffic, traffic
 from .estimate import longest_row, mean_row
-from .memory import Memory, layer_bytes, least_recompute, micro_batches, rank_memory
+from .memory import Memory, layer_bytes, micro_batches, rank_memory
+from .recompute import least_recompute
 
 PEAK_TFLOPS = 989.0
 """Assumed where `logging.peak_tflops` is 0: an H100's dense bf16 peak."""

@@ -16,8 +16,9 @@ from ..model.flops import attention_flops, component_parameters, linear_flops, t
 from ..objective.next_clip.work import Work, expected_work, longest_work
 from .communication import Links, traffic
 from .estimate import longest_row, mean_row, patches_of, rank_parameters
-from .memory import POLICIES, RESERVE, Memory, least_recompute, micro_batches, pipeline_memory, with_policy
+from .memory import POLICIES, RESERVE, Memory, micro_batches, pipeline_memory
 from .planner import Plan, Speed, device_of, plan_of, propose, run_days, speed_of
+from .recompute import least_recompute, with_policy
 
 MEMORY_GB = 80.0
 """Memory of a device that plans assume when none is named."""

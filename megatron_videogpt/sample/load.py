@@ -18,7 +18,8 @@ from ..codec.build import build_codec
 from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
 from ..convert.folder import Folder
-from ..convert.ingest import folder_config, is_stock, open_source
+from ..convert.ingest import is_stock, open_source
+from ..convert.settings import folder_config
 from ..errors import RunError, UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..config.check import find_problems
 from ..config.load import ConfigError
-from ..config.schema import SCENES, Config, SampleConfig
+from ..config.schema import Config, SampleConfig
+from ..config.schema_data import SCENES
 
 FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "latents": ".safetensors"}
 """What can be asked for, and how its file name ends."""

@@ -27,8 +27,8 @@ from ..checkpoint.saved import find_checkpoint, newest_checkpoint
 from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..config.check import check_config
-from ..config.load import config_to_toml
 from ..config.schema import Config
+from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
 from ..data.packing import StepPlanner
 from ..data.sources.open import Source, open_source
@@ -38,7 +38,7 @@ from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
 from ..objective.base import Objective
 from ..objective.build import build_network, build_objective, sample_work
-from ..plan.memory import resolve_recompute
+from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together
 from .feed import is_reader

@@ -14,16 +14,12 @@ writes so; what a killed one leaves says neither.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import shutil
-import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -31,8 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import PeerFailed, UserError, is_user_error, one_line
+from ..errors import PeerFailed, is_user_error, one_line
 from .logs import log_path
+from .processes import kill_children, launcher, private_folder, process_start_time
 
 INTERVAL = 0.5
 """Seconds between two looks."""
@@ -75,79 +72,6 @@ class Phase:
     grace: float = 0.0
 
 
-def _stat(pid: int | str) -> list[str]:
-    """What the kernel says of a process: state, parent, group, ..., start at place 19 (`man proc_pid_stat`, without the
-    first two); empty when it is gone.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def process_start_time(pid: int) -> str | None:
-    """When a process started, as the kernel counts; None when it is gone or only waits to be reaped.  "?" where /proc
-    does not say.
-    """
-    fields = _stat(pid)
-    if not fields:
-        return None if os.path.isdir("/proc/self") or not _answers(pid) else "?"
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def kill_children(pid: int) -> None:
-    """Kill the helpers that a rank leaves behind (loaders, checkpoint writers): its children, and its process group
-    where it leads one.
-    """
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        other, fields = int(path.parent.name), _stat(path.parent.name)
-        if fields and other != pid and str(pid) in fields[1:3]:
-            try:
-                os.kill(other, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
-
-
-def _answers(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _launcher() -> int:
-    """Process id of torchrun's agent; -1 when it died before this process got here, and the system's first process took
-    its place.
-    """
-    parent = os.getppid()
-    try:
-        return -1 if parent == 1 and b"torch" not in Path("/proc/1/cmdline").read_bytes() else parent
-    except OSError:
-        return parent
-
-
-def private_folder() -> Path:
-    """A folder in the temporary folder that belongs to this user and that nobody else can enter; UserError where
-    another one is in its place.
-    """
-    folder = Path(tempfile.gettempdir()) / f"megatron_videogpt_{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    # Of the name itself: a link of somebody else's leads where he likes, tomorrow elsewhere.
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a folder"
-        raise UserError(
-            f"{folder}: {kind} of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; expected a "
-            f"folder of user {os.getuid()} with mode 0700, "
-            "through which the ranks of a node find each other: remove it, or set TMPDIR to a folder of your own"
-        )
-    return folder
-
-
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an exception is a communication library's way to say that another rank is gone or silent."""
     if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
@@ -169,7 +93,7 @@ class Watchdog:
         self.log = logging.getLogger(__name__)
         self._now = Phase("starting", time.monotonic(), True)
         self._stop = threading.Event()
-        self._launcher = _launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self.launcher = launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._started = time.time()
         self._born = process_start_time(os.getpid())
         self._folder = self._meet() if "RANK" in os.environ else None
@@ -253,9 +177,9 @@ class Watchdog:
                     f"{log_path(self.output, self.rank).parent}, or raise the limit where so long is right; {RESTART}"
                 )
             self._look()
-            if self._launcher and os.getppid() != self._launcher:
+            if self.launcher and os.getppid() != self.launcher:
                 self._end(
-                    f"error: the launcher (torchrun, pid {self._launcher}) is gone, and a run cannot go on "
+                    f"error: the launcher (torchrun, pid {self.launcher}) is gone, and a run cannot go on "
                     f"without it; {RESTART}"
                 )
 

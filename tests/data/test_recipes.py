@@ -17,7 +17,7 @@ import pytest
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.load import tomllib
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.video.decode import read_clip

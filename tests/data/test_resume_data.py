@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.data.sources.open import open_source
 from tests.loading import loader_of

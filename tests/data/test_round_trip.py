@@ -16,7 +16,8 @@ from tqdm import tqdm
 from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import Config, DataConfig, TrainConfig
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.jobs import FileJob, MemberJob, reading_of
 from megatron_videogpt.data.plans import Plans

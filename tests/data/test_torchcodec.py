@@ -14,7 +14,7 @@ import pytest
 
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.sources.open import open_source
 from tests.clips import BIRD, CINEPAK, SMALL, SOUND, TRAILER
 

@@ -17,7 +17,7 @@ import pytest
 from megatron_videogpt.data import reader
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.workers import Pool
-from megatron_videogpt.train.watchdog import process_start_time
+from megatron_videogpt.train.processes import process_start_time
 
 
 def work(task: tuple) -> object:

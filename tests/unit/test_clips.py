@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.plans import Plans, derived_key, plan_samples, sample_key, shortest_video, split_clips
 from megatron_videogpt.objective.next_clip.sample_work import SampleWork, kept_frames
 from megatron_videogpt.objective.next_clip.work import clip_work

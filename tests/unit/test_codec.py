@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.geometry import TINY_WEIGHTS, codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import PhysicsConfig
+from megatron_videogpt.config.schema_data import PhysicsConfig
 from megatron_videogpt.data.sources.physics import render_scene
 from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
 from tests import clips

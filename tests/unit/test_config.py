@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.config.check import RANGES, check_config, find_problems, load_checked
 from megatron_videogpt.config.check_data import missing_paths
-from megatron_videogpt.config.load import (
-    ConfigError,
-    config_from_dict,
-    config_to_toml,
-    load_config,
-    options,
-    parse_overrides,
-    read_config,
-)
+from megatron_videogpt.config.load import ConfigError, config_from_dict, load_config, parse_overrides, read_config
+from megatron_videogpt.config.options import options
 from megatron_videogpt.config.schema import Config, ModelConfig
+from megatron_videogpt.config.toml import config_to_toml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "videogpt"
 

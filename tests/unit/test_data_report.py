@@ -14,7 +14,8 @@ from rich.console import Console
 
 from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.geometry import CodecGeometry
-from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.packing import StepPlanner
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.model.flops import training_flops

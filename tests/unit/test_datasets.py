@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_videogpt.codec.geometry import CodecGeometry
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.jobs import MemberJob
 from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.data.shards.index import Index

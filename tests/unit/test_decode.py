@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.video import decode
 from megatron_videogpt.data.video.decode import (
     BadVideo,

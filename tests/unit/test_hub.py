@@ -63,7 +63,7 @@ def golden(reference: Path) -> VideoGPTModel:
 @pytest.mark.usefixtures("processes")
 @torch.no_grad()
 def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
-    from megatron_videogpt.objective.next_clip.parity import Cases
+    from megatron_videogpt.objective.next_clip.parity_cases import Cases
 
     cases = Cases(reference, "forward_train")
     assert cases.hint_ids == golden.config.hint_ids
@@ -88,7 +88,7 @@ def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
 @pytest.mark.usefixtures("processes")
 @torch.no_grad()
 def test_recorded_components(reference: Path, golden: VideoGPTModel) -> None:
-    from megatron_videogpt.objective.next_clip.parity import Cases
+    from megatron_videogpt.objective.next_clip.parity_cases import Cases
 
     cases = Cases(reference, "components")
     for case in cases:

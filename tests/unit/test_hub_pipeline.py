@@ -25,6 +25,7 @@ from tests.hub_folder import export
 pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
 
 from megatron_videogpt.hub.common import frames_videogpt as frames_module  # noqa: E402
+from megatron_videogpt.hub.common import videos_videogpt as videos_module  # noqa: E402
 from megatron_videogpt.hub.next_clip.denoiser_videogpt import denoiser_of  # noqa: E402
 from megatron_videogpt.hub.next_clip.modeling_videogpt import VideoGPTModel  # noqa: E402
 from megatron_videogpt.hub.next_clip.pipeline_videogpt import VideoGPTPipeline  # noqa: E402
@@ -44,17 +45,17 @@ def picture(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("size", [(48, 64), (50, 71), (130, 300), (40, 33), (256, 256)])
 def test_pictures_are_resized_as_in_training(size: tuple[int, int]) -> None:
     frames = picture(2, *size)
-    assert np.array_equal(frames_module.resize_frames(frames, 64, 16), resize_frames(frames, 64, 16))
+    assert np.array_equal(videos_module.resize_frames(frames, 64, 16), resize_frames(frames, 64, 16))
 
 
 def test_what_may_be_a_video() -> None:
     one = picture(2, 16, 32)
     pictures = [Image.fromarray(frame) for frame in one]
     for given_video in (one, torch.from_numpy(one), pictures, list(one), [one], one / 255, torch.from_numpy(one / 255)):
-        videos = frames_module.to_videos(given_video)
+        videos = videos_module.to_videos(given_video)
         assert len(videos) == 1 and np.array_equal(videos[0], one)
-    assert [video.shape[0] for video in frames_module.to_videos([one, pictures[0], pictures])] == [2, 1, 2]
-    assert len(frames_module.to_videos(np.stack([one, one, one]))) == 3
+    assert [video.shape[0] for video in videos_module.to_videos([one, pictures[0], pictures])] == [2, 1, 2]
+    assert len(videos_module.to_videos(np.stack([one, one, one]))) == 3
     for wrong, message in (
         ("a.mp4", "str is not a video"),
         (one.transpose(0, 3, 1, 2), "colours last"),
@@ -62,7 +63,7 @@ def test_what_may_be_a_video() -> None:
         ([], "not a video"),
     ):
         with pytest.raises(ValueError, match=message):
-            frames_module.to_videos(wrong)
+            videos_module.to_videos(wrong)
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -86,7 +87,7 @@ def test_every_dtype_and_layout_of_a_video(dtype: torch.dtype) -> None:
     if dtype != torch.bfloat16:
         layouts += [(pixels.numpy(), [values]), (pixels.numpy()[:, ::-1], [values.flip(1)])]
     for number, (video, expected) in enumerate(layouts):
-        found = frames_module.to_videos(video)
+        found = videos_module.to_videos(video)
         assert len(found) == len(expected) and all(np.array_equal(a, b.numpy()) for a, b in zip(found, expected)), (
             number
         )
@@ -97,7 +98,7 @@ def test_every_dtype_and_layout_of_a_video(dtype: torch.dtype) -> None:
 def test_values_outside_of_a_dtype_s_range_are_one_line(dtype: torch.dtype) -> None:
     for value in (2.0, -0.5, float("nan")) if dtype.is_floating_point else (1,):
         with pytest.raises(ValueError, match=r"expected uint8, or floats in \[0, 1\]") as caught:
-            frames_module.to_videos(torch.full((1, 4, 4, 3), value, dtype=dtype))
+            videos_module.to_videos(torch.full((1, 4, 4, 3), value, dtype=dtype))
         assert "\n" not in str(caught.value)
 
 

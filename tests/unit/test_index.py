@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_videogpt.codec.geometry import CodecGeometry
-from megatron_videogpt.config.schema import DataConfig, PhysicsConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.jobs import FileJob
+from megatron_videogpt.data.mixture import Mixture
 from megatron_videogpt.data.plans import Plans, SamplePlan
 from megatron_videogpt.data.sources.datasets import FILE_ENTRY
 from megatron_videogpt.data.sources.files import list_videos
 from megatron_videogpt.data.sources.open import open_source
-from megatron_videogpt.data.splits import Mixture, VideoSplit, resized_sizes
+from megatron_videogpt.data.splits import VideoSplit, resized_sizes
 from megatron_videogpt.data.video.decode import read_frames, resize_frames, resized_shape, write_video
 from megatron_videogpt.objective.next_clip.sample_work import SampleWork
 from megatron_videogpt.objective.next_clip.work import clip_work

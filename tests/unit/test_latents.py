@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import DataConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.plans import SamplePlan
 from megatron_videogpt.data.remote import Cache

@@ -21,7 +21,8 @@ import torch
 
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema import Config, DataConfig, PhysicsConfig, TrainConfig
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
 from megatron_videogpt.data.plans import Plans, Sample, SamplePlan, sample_key
@@ -30,7 +31,7 @@ from megatron_videogpt.data.splits import Longest
 from megatron_videogpt.data.video.decode import to_model_range, to_pixels, write_video
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.build import build_objective
-from megatron_videogpt.train.watchdog import process_start_time
+from megatron_videogpt.train.processes import process_start_time
 from tests.loading import loader_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 
 from megatron_videogpt.codec.geometry import CodecGeometry, expected_geometry
 from megatron_videogpt.config.derived import typical_frame
-from megatron_videogpt.config.schema import Config, DataConfig, ParallelConfig, TrainConfig
-from megatron_videogpt.data.packing import (
-    StepPlan,
-    StepPlanner,
-    cost_weights,
-    deal,
-    fill_rows,
-    row_ladder,
-    sample_costs,
-)
+from megatron_videogpt.config.schema import Config, ParallelConfig, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig
+from megatron_videogpt.data.dealing import deal, fill_rows, row_ladder
+from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, sample_costs
 from megatron_videogpt.data.plans import Plans, plan_samples, sample_key
 from megatron_videogpt.data.splits import Longest
 from megatron_videogpt.model.flops import attention_flops, training_flops

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from megatron_videogpt.config.schema import PhysicsConfig
+from megatron_videogpt.config.schema_data import PhysicsConfig
 from megatron_videogpt.data.sources.physics import render_scene, scene_kind
 from megatron_videogpt.data.sources.scenes import GRAVITY, KINDS, RED
 

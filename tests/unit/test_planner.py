@@ -18,17 +18,7 @@ from megatron_videogpt.objective.next_clip.work import Work, clip_work, expected
 from megatron_videogpt.plan import memory as memory_module
 from megatron_videogpt.plan.communication import inside_node, traffic
 from megatron_videogpt.plan.estimate import rank_parameters
-from megatron_videogpt.plan.memory import (
-    RESERVE,
-    in_flight,
-    layer_bytes,
-    least_recompute,
-    pipeline_memory,
-    rank_memory,
-    recompute_choices,
-    resolve_recompute,
-    with_policy,
-)
+from megatron_videogpt.plan.memory import RESERVE, in_flight, layer_bytes, pipeline_memory, rank_memory
 from megatron_videogpt.plan.planner import (
     bubble,
     device_of,
@@ -40,6 +30,7 @@ from megatron_videogpt.plan.planner import (
     speed_of,
     step_time,
 )
+from megatron_videogpt.plan.recompute import least_recompute, recompute_choices, resolve_recompute, with_policy
 
 CHANNELS = 4
 WORK = clip_work((2, 2, 2), 64)

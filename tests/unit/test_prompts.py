@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_videogpt.config.schema import DataConfig, SampleConfig
+from megatron_videogpt.config.schema import SampleConfig
+from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.sources.physics import render_scene
 from megatron_videogpt.data.video.decode import write_video
 from megatron_videogpt.sample.prompts import Source, find_sources, plan, read_prompt

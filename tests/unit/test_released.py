@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Entry, Folder, write_tensors
+from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Folder
 from megatron_videogpt.convert.released import read_model_config, tensor_source
+from megatron_videogpt.convert.tensor_files import Entry, write_tensors
 from megatron_videogpt.convert.untrusted import DTYPES
 from megatron_videogpt.model.parameters import EMBED_TOKENS, parameters
 

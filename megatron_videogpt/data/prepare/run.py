@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...config.load import to_toml
+from ...config.toml import to_toml
 from ...errors import UserError, unusable
 from ..bad import BadVideo
 from ..locks import locked

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...codec.base import Codec
 from ...codec.geometry import Geometry
-from ...config.schema import DataConfig
+from ...config.schema_data import DataConfig
 from ...errors import UserError
 from ..bad import BadVideo
 from ..jobs import place, read_member

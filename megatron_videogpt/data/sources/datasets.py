@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...codec.geometry import Geometry
-from ...config.schema import DataConfig
+from ...config.schema_data import DataConfig
 from ..bad import BadVideo
 from ..jobs import FileJob, Job, MemberJob, Reading, reading_of
 from ..order import splitmix64

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...codec.geometry import Geometry
-from ...config.schema import DataConfig
+from ...config.schema_data import DataConfig
 from ...errors import UserError
 from ..bad import BadVideo
+from ..mixture import Mixture
 from ..plans import shortest_video
-from ..splits import BLOCK, Mixture, PhysicsSplit, Split, VideoSplit, resized_sizes
+from ..splits import BLOCK, PhysicsSplit, Split, VideoSplit, resized_sizes
 from ..video.decode import limits_of
 from ..video.torchcodec import check_torchcodec
 from .datasets import Folder, Shards, open_folder, open_shards

@@ -12,7 +12,7 @@ import numpy as np
 import pymunk
 from PIL import Image, ImageDraw
 
-from ...config.schema import PhysicsConfig
+from ...config.schema_data import PhysicsConfig
 from ...errors import UserError
 from .scenes import KINDS, SIDE, Body, Scene, new_scene
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import av
 
-from ...config.schema import DataConfig
+from ...config.schema_data import DataConfig
 from ..bad import BadVideo
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile

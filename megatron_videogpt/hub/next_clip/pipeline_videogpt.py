@@ -25,18 +25,18 @@ try:
         load_vae,
         one_line,
         pixel_multiple,
-        resize_frames,
-        to_videos,
         write_code,
     )
     from ..common.sampling_videogpt import Noise, Settings, Step, rollout, sigmas
+    from ..common.videos_videogpt import resize_frames, to_videos
     from .denoiser_videogpt import denoiser_of
     from .modeling_videogpt import VideoGPTModel
 except ImportError:  # the folder itself is on sys.path
     from denoiser_videogpt import denoiser_of  # type: ignore[no-redef]
-    from frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, resize_frames, to_videos, write_code  # type: ignore[no-redef]
+    from frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, write_code  # type: ignore[no-redef]
     from modeling_videogpt import VideoGPTModel  # type: ignore[no-redef]
     from sampling_videogpt import Noise, Settings, Step, rollout, sigmas  # type: ignore[no-redef]
+    from videos_videogpt import resize_frames, to_videos  # type: ignore[no-redef]
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

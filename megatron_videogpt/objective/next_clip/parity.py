@@ -7,14 +7,12 @@ entries) and gradient norms (relative).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...config.schema import Config, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
@@ -22,9 +20,7 @@ from ...errors import UserError
 from ...hub.common.sampling_videogpt import Denoiser, Settings, Step, continue_videos, sigmas
 from ...model.init import gather_released, load_released
 from ...model.parameters import Parameter
-from ...model.patches import patchify, position_axis, table_places, unpatchify
-from ...model.rope import angles, attention_factor, inverse_frequencies
-from ...model.timesteps import timestep_embedding
+from ...model.patches import unpatchify
 from ...sequence.intervals import dense_mask
 from ...sequence.layout import (
     CLEAN,
@@ -41,78 +37,9 @@ from ..noise import mix
 from .denoiser import build_denoiser
 from .objective import NextClipDiffusion
 from .order import reference_order
+from .parity_cases import Cases, Report
+from .parity_components import check_components
 from .rows import Sequence, assemble
-
-LIMITS = {
-    "ids": 0.0,
-    "positions": 0.0,
-    "masks": 0.0,
-    "noising": 1e-6,
-    "components": 2e-5,
-    "forward": 2e-5,
-    "intermediates": 2e-5,
-    "loss": 1e-5,
-    "loss per frame": 1e-5,
-    "gradient norms": 1e-4,
-    "gradients": 1e-4,
-    "sampler": 5e-4,
-    "cached sampler": 5e-4,
-}
-
-
-@dataclass
-class Report:
-    """Worst error of each quantity, and the case that has it."""
-
-    worst: dict[str, tuple[float, str]] = field(default_factory=dict)
-    compared: dict[str, int] = field(default_factory=dict)
-
-    def add(self, quantity: str, error: float, case: str) -> None:
-        """Record one comparison; a NaN counts as infinite."""
-        error = float("inf") if error != error else error
-        self.compared[quantity] = self.compared.get(quantity, 0) + 1
-        if quantity not in self.worst or error > self.worst[quantity][0]:
-            self.worst[quantity] = (error, case)
-
-    def compare(self, quantity: str, ours: Tensor, recorded: Tensor, case: str) -> None:
-        """Largest deviation as a fraction of the recorded tensor's largest absolute value."""
-        if tuple(ours.shape) != tuple(recorded.shape):
-            raise ValueError(f"{case}, {quantity}: shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
-        if recorded.numel():
-            scale = recorded.abs().max().clamp_min(1e-12)
-            self.add(quantity, float((ours.detach().cpu() - recorded).abs().max() / scale), case)
-
-    def failures(self) -> list[str]:
-        """One line per quantity above its limit."""
-        return [
-            f"{name}: {error:.3g} in case {case}, limit {LIMITS[name]:g}"
-            for name, (error, case) in self.worst.items()
-            if error > LIMITS[name]
-        ]
-
-
-class Cases:
-    """One pair of files, `<name>.json` and `<name>.safetensors`."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        path = folder / f"{name}.json"
-        self.present = path.is_file()
-        self.meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if self.present else {"cases": []}
-        self.tensors = load_file(folder / f"{name}.safetensors") if self.present else {}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.meta["cases"])
-
-    def get(self, holder: dict[str, Any], name: str) -> Tensor:
-        """A tensor that a case, sample or clip names."""
-        return self.tensors[holder["tensors"][name]["key"]]
-
-    @property
-    def hint_ids(self) -> tuple[int, int, int]:
-        """Token ids of `<|diffusion|>`, `<img>`, `</img>`."""
-        ids = self.meta["token_ids"]
-        return ids["diffusion"], ids["img_start"], ids["img_end"]
-
 
 Opened = Callable[[Path, tuple[int, int, int]], tuple[ModelConfig, int, Callable[[Parameter], Tensor]]]
 """`opened(folder, hint ids)`: the model of a checkpoint in the released layout, its latent channels, and its tensors by
@@ -319,60 +246,3 @@ def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantit
         )
         for key, value in ours.items():
             report.compare(quantity, value, cases.get(clip, key), f"{name} {key}")
-
-
-def check_components(cases: Cases, model: Any, config: Config, report: Report) -> None:
-    """Single parts (README section 7)."""
-    for case in cases:
-        name, tensors = case["name"], {key: cases.get(case, key) for key in case["tensors"]}
-        if name == "time":
-            report.compare("components", timestep_embedding(tensors["t"]), tensors["sinusoid"], name)
-            report.compare("components", model.embedding.time_token(tensors["t"]), tensors["time_token"], name)
-            report.compare("components", model.head.time_embedder(tensors["t"]), tensors["t_embedder"], name)
-        elif "pos_embed_crop" in tensors:
-            _check_patches(case, tensors, model, config.model, report)
-        elif "inv_freq" in tensors:
-            _check_rope(case, tensors, report)
-        elif "row_col" in case:
-            axis = position_axis(case["pos_embed_max_size"], case["hidden_size"])
-            ours = torch.stack([torch.cat([axis[column], axis[row]]) for row, column in case["row_col"]])
-            report.compare("components", ours, tensors["values"], name)
-
-
-def _check_patches(
-    case: dict[str, Any], tensors: dict[str, Tensor], model: Any, config: ModelConfig, report: Report
-) -> None:
-    name, latent, patch = case["name"], tensors["latent"], config.patch_size
-    frames, grid = latent.shape[0], (latent.shape[2] // patch, latent.shape[3] // patch)
-    positions = model.embedding.positions(table_places(frames, grid, config.position_table_size)).reshape(
-        frames, -1, config.hidden_size
-    )
-    report.compare("components", positions[0], tensors["pos_embed_crop"], name)
-    patches = patchify(latent, patch).reshape(frames, grid[0] * grid[1], -1)
-    report.compare("components", model.embedding.noisy_patch(patches) + positions, tensors["noisy_tokens"], name)
-    report.compare("components", model.embedding.clean_patch(patches) + positions, tensors["clean_tokens"], name)
-    hidden, per_frame = tensors["final_in"], grid[0] * grid[1]
-    sequence = Sequence(layout(history_shape(0, frames, grid)), latent, latent[:0], tensors["final_t"])
-    inputs = assemble([sequence], patch, config.position_table_size, 1)
-    states = torch.zeros(inputs.length, 1, config.hidden_size)
-    states[inputs.noisy_rows, 0] = hidden.reshape(-1, config.hidden_size)
-    tokens = model.head(states, inputs)
-    report.compare("components", tokens.reshape(frames, per_frame, -1), tensors["final_tokens"], name)
-    report.compare("components", unpatchify(tokens, frames, grid, patch), tensors["final_latent"], name)
-
-
-def _check_rope(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
-    scaling = {"type": "longrope", "long_factor": tensors["long_factor"].tolist()} if "long_factor" in tensors else {}
-    extents = {key: case[key] for key in ("max_position_embeddings", "original_max_position_embeddings") if key in case}
-    config = ModelConfig(
-        hidden_size=case["head_dim"],
-        num_attention_heads=1,
-        rope_theta=case["rope_theta"],
-        rope_scaling=scaling,
-        **extents,
-    )
-    frequencies, factor = inverse_frequencies(config), attention_factor(config)
-    turned = angles(tensors["position"], frequencies)[:, 0, 0]
-    report.compare("components", frequencies, tensors["inv_freq"], case["name"])
-    report.compare("components", turned.cos() * factor, tensors["cos"], case["name"])
-    report.compare("components", turned.sin() * factor, tensors["sin"], case["name"])
