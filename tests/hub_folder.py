@@ -83,9 +83,13 @@ for name in ("megatron", "megatron_videogpt", *sys.argv[4:]):
     except ImportError:
         continue
     raise SystemExit(name + " can be imported here")
-import numpy as np, torch from safetensors.torch import load_file, save_file given = load_file(given) sys.path.insert(0,
-str(folder)) arguments = dict(video=given["video"].numpy(), clips=[2, 1], num_inference_steps=3, guidance_scale=3.0,
-output_type="latent") def run(pipeline, **more):
+import numpy as np, torch
+from safetensors.torch import load_file, save_file
+given = load_file(given)
+sys.path.insert(0, str(folder))
+arguments = dict(video=given["video"].numpy(), clips=[2, 1], num_inference_steps=3, guidance_scale=3.0)
+arguments["output_type"] = "latent"
+def run(pipeline, **more):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(**{**arguments, **more}, generator=torch.Generator().manual_seed(5)).frames[0]
 def same(out, limit=5e-4):
@@ -105,15 +109,19 @@ def close(model, key="pred", limit=2e-5):
         out = model(given["noisy"], given["t"], given["clean"], given["clips"].tolist()).sample
     error = float((out - given[key]).abs().max() / given[key].abs().max())
     assert error < limit, error
-close(model) model.save_pretrained(work / "again") again = AutoModel.from_pretrained(work / "again",
-trust_remote_code=True) close(again) assert again.config.to_diff_dict() | {"_name_or_path": 0} ==
-model.config.to_diff_dict() | {"_name_or_path": 0} new = type(model.config)(diffusion_token_id=0, img_start_token_id=1,
-img_end_token_id=2, patch_size=4) assert (new.to_dict()["hidden_size"], new.to_dict()["patch_size"], new.longest_side,
-new.rope_scaling) == (3072, 4, 320, None) assert type(new).from_dict(new.to_dict()).to_dict() == new.to_dict() before =
-load_file(folder / "model.safetensors") for place in (load_file(work / "again" / "model.safetensors"),
-again.state_dict()):
-    assert place.keys() == before.keys() and all(torch.equal(place[key], before[key]) and place[key].dtype ==
-    before[key].dtype for key in before)
+close(model)
+model.save_pretrained(work / "again")
+again = AutoModel.from_pretrained(work / "again", trust_remote_code=True)
+close(again)
+assert again.config.to_diff_dict() | {"_name_or_path": 0} == model.config.to_diff_dict() | {"_name_or_path": 0}
+new = type(model.config)(diffusion_token_id=0, img_start_token_id=1, img_end_token_id=2, patch_size=4)
+facts = new.to_dict()
+assert (facts["hidden_size"], facts["patch_size"], new.longest_side, new.rope_scaling) == (3072, 4, 320, None)
+assert type(new).from_dict(new.to_dict()).to_dict() == new.to_dict()
+before = load_file(folder / "model.safetensors")
+for place in (load_file(work / "again" / "model.safetensors"), again.state_dict()):
+    assert place.keys() == before.keys()
+    assert all(torch.equal(place[key], before[key]) and place[key].dtype == before[key].dtype for key in before)
 lacking = {key: value + 1 for key, value in before.items() if key != "llm.norm.weight"}
 save_file(lacking, work / "again" / "model.safetensors", metadata={"format": "pt"})
 filled, report = AutoModel.from_pretrained(work / "again", trust_remote_code=True, output_loading_info=True)

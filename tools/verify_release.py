@@ -18,11 +18,11 @@ from tools.release_checks import (  # noqa: E402
     Task,
     check_folder,
     check_hints,
-    check_predictions,
     check_round_trip,
     check_stages,
     check_tensors,
-)  # noqa: E402
+)
+from tools.release_predictions import check_predictions  # noqa: E402
 
 DESCRIPTION = """\
 For someone who has the released Video-GPT weights (config.json, *.safetensors, tokenizer, vae/): is all that this

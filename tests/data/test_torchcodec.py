@@ -25,10 +25,12 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.video.decode import Blob, Limits, probe, read_clip
 found = {}
 for path in sys.argv[1:]:
-    frames = probe(path).frames asked = [1, 2, 6, frames // 2, frames - 1] ours, theirs = (read_clip(path, asked, 128,
-    16, decoder=name) for name in ("pyav", "torchcodec")) blob = read_clip(Blob("blob", open(path, "rb").read()), asked,
-    128, 16, decoder="torchcodec") found[path] = [theirs.shape == ours.shape, float(np.abs(ours.astype(int) -
-    theirs).mean()), int(np.abs(blob.astype(int) - theirs).max())]
+    frames = probe(path).frames
+    asked = [1, 2, 6, frames // 2, frames - 1]
+    ours, theirs = (read_clip(path, asked, 128, 16, decoder=name) for name in ("pyav", "torchcodec"))
+    blob = read_clip(Blob("blob", open(path, "rb").read()), asked, 128, 16, decoder="torchcodec")
+    mean, largest = np.abs(ours.astype(int) - theirs).mean(), np.abs(blob.astype(int) - theirs).max()
+    found[path] = [theirs.shape == ours.shape, float(mean), int(largest)]
 kinds = {}
 for name, video, asked, limits in (
     ("short", path, [frames], Limits()),

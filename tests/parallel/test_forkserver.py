@@ -30,9 +30,12 @@ ENDINGS = {
 FACTS = """
 import json, os, random, sys, multiprocessing
 if __name__ == "__main__":
-    import __main__ facts = {"argv": sys.argv, "name": __name__, "file": __main__.__file__, "first": sys.path[0], "cwd":
-    os.getcwd(), "path": sorted(set(sys.path))} facts["environment"] = dict(os.environ) # A process that multiprocessing
-    starts afresh finds this file as its main module. with multiprocessing.get_context("spawn").Pool(1) as pool:
+    import __main__
+    facts = {"argv": sys.argv, "name": __name__, "file": __main__.__file__, "first": sys.path[0], "cwd": os.getcwd()}
+    facts["path"] = sorted(set(sys.path))
+    facts["environment"] = dict(os.environ)
+    # A process that multiprocessing starts afresh finds this file as its main module.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         facts["spawned"] = pool.map(abs, [-2])
     facts["random"] = [random.random(), os.getppid(), os.getpid()]
     with open(f"{sys.argv[1]}.{os.environ.get('RANK', 0)}", "w") as file:

@@ -22,10 +22,16 @@ from .launch import interpreter, release, run
 FAST = [case for case in CASES if case.fast]
 ROUNDED = [replace(case, precision="bf16") for case in FAST if case.bf16]
 RUN = """
-import json, sys from dataclasses import replace from pathlib import Path from tools.compare_layouts import CASES,
-run_cases from tools.layout_cases import case fast = [case for case in CASES if case.fast] cases = [*fast,
-*(replace(case, precision="bf16") for case in fast if case.bf16)] if sys.argv[2] == "fast" else [case(sys.argv[2],
-*sys.argv[3:])] print(json.dumps({case.key: reason for case, reason in run_cases(cases, Path(sys.argv[1])).items()}))
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from tools.compare_layouts import CASES, run_cases
+from tools.layout_cases import case
+fast = [case for case in CASES if case.fast]
+cases = [*fast, *(replace(case, precision="bf16") for case in fast if case.bf16)]
+if sys.argv[2] != "fast":
+    cases = [case(sys.argv[2], *sys.argv[3:])]
+print(json.dumps({case.key: reason for case, reason in run_cases(cases, Path(sys.argv[1])).items()}))
 """
 
 

@@ -348,10 +348,13 @@ from megatron_videogpt.codec.base import build_codec
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.loader import Loader
 if __name__ == "__main__":
-    codec = build_codec(CodecConfig()) data = DataConfig(source="physics", frames=4, clips=(1, 4), frame_interval=(2,
-    3), workers=1, physics=PhysicsConfig(size=32, epoch_scenes=20)) loader = loader_of(open_source(data, codec), codec,
-    Config(data=data, train=TrainConfig(global_batch_size=2))) next(loader) print(*(child.pid for child in
-    multiprocessing.active_children()), flush=True) os.kill(os.getpid(), 9)
+    codec = build_codec(CodecConfig())
+    scenes = PhysicsConfig(size=32, epoch_scenes=20)
+    data = DataConfig(source="physics", frames=4, clips=(1, 4), frame_interval=(2, 3), workers=1, physics=scenes)
+    loader = loader_of(open_source(data, codec), codec, Config(data=data, train=TrainConfig(global_batch_size=2)))
+    next(loader)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), 9)
 """
     (tmp_path / "trainer.py").write_text(script)
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

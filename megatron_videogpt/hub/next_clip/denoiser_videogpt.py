@@ -13,8 +13,8 @@ try:
     from .history_videogpt import VideoGPTCache
     from .modeling_videogpt import VideoGPTModel
 except ImportError:  # the folder itself is on sys.path
-    from layers_videogpt import computing_device  # type: ignore[no-redef]
     from history_videogpt import VideoGPTCache  # type: ignore[no-redef]
+    from layers_videogpt import computing_device  # type: ignore[no-redef]
     from modeling_videogpt import VideoGPTModel  # type: ignore[no-redef]
     from sampling_videogpt import Denoiser, Recompute  # type: ignore[no-redef]
 

@@ -1,0 +1,165 @@
+"""Arguments of convert_checkpoint.py."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this
+          package
+from-hf   such a folder, the released Video-GPT, or a stock Phi-3-mini (its backbone; the video parts start afresh) -> a
+          run in the layout you ask for
+
+Nothing gets lost on the way: tensors that the model has no use for, dtypes, tokenizer and VAE travel along
+(docs/checkpoints.md).  Everything is read one tensor at a time, compared after it is written, and appears under its
+name only when it is complete.
+"""
+
+
+TO_EXAMPLES = """\
+examples:
+  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf  # the newest checkpoint
+  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output ema-hf --weights average --dtype bf16
+  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf --step 90000 --vae ../sdxl-vae \\
+      --license mit --verify
+"""
+
+
+FROM_EXAMPLES = """\
+examples:
+  python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --verify
+  # written by four processes:
+  python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --tensor 2 --pipeline 2
+  # a backbone to start training from:
+  python tools/convert_checkpoint.py from-hf Phi-3-mini-4k-instruct --output runs/phi3 --vae ../sdxl-vae
+
+Sample from the run, or train from it:
+  python -m megatron_videogpt train FILE.toml train.init_from=runs/released train.output=runs/mine
+"""
+
+
+def size(text: str) -> int:
+    """``5GB`` -> bytes, in powers of ten."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 5GB or 500MB")
+    return int(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2].upper()])
+
+
+def ids(text: str) -> tuple[int, ...]:
+    """``a,b,c`` -> three numbers."""
+    if not re.fullmatch(r"\d{1,9},\d{1,9},\d{1,9}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected the ids of <|diffusion|>, <img> and </img>, such as 32011,32012,32013"
+        )
+    return tuple(map(int, text.split(",")))
+
+
+def licence(text: str) -> str:
+    """A name that fits into the model card's front matter."""
+    if not re.fullmatch(r"[A-Za-z0-9.+-]{1,40}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a licence's identifier on the Hub, such as mit or apache-2.0"
+        )
+    return text
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    out = commands.add_parser("to-hf", help="a run's checkpoint -> a Hugging Face folder", epilog=TO_EXAMPLES, **raw)
+    out.add_argument("source", type=Path, metavar="RUN", help="folder of a training run (its train.output)")
+    out.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
+    out.add_argument(
+        "--weights",
+        choices=("trained", "average"),
+        default="trained",
+        help="the weights, or their moving average (optimizer.ema_decay)",
+    )
+    out.add_argument(
+        "--max-shard-size",
+        type=size,
+        default=size("5GB"),
+        metavar="SIZE",
+        help="largest file of weights, beyond which there are several (5GB)",
+    )
+    out.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="tokenizer files to put into the folder, instead of those the run came with",
+    )
+    out.add_argument(
+        "--license",
+        type=licence,
+        metavar="NAME",
+        help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
+    )
+    back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
+    back.add_argument("source", type=Path, metavar="FOLDER", help="folder with config.json and safetensors")
+    back.add_argument(
+        "--tensor",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="tensor parallel size of the checkpoint (1); any layout can load it",
+    )
+    back.add_argument(
+        "--pipeline",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="pipeline parallel size (1); processes are started as needed",
+    )
+    back.add_argument(
+        "--hint-ids",
+        type=ids,
+        metavar="A,B,C",
+        help="rows of <|diffusion|>, <img>, </img> in the text table, where no tokenizer names them",
+    )
+    back.add_argument(
+        "--codec",
+        default="",
+        choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"),
+        help="codec of the model, where there is no VAE folder",
+    )
+    back.add_argument(
+        "--allow-extra", action="store_true", help="carry tensors along that neither the model nor this format knows"
+    )
+    for command, folder in ((out, "Hugging Face folder"), (back, "run")):
+        command.add_argument(
+            "--output", type=Path, required=True, metavar="FOLDER", help=f"the {folder} to make; it must not exist"
+        )
+        command.add_argument(
+            "--dtype",
+            choices=("keep", "bf16", "fp32"),
+            default="keep",
+            help="of the tensors (default: what each one has)",
+        )
+        command.add_argument(
+            "--vae",
+            type=Path,
+            metavar="FOLDER",
+            help="diffusers VAE (config.json and safetensors), instead of the one that travels along",
+        )
+        command.add_argument(
+            "--verify", action="store_true", help="compare predictions of both models on random input, too"
+        )
+    args = parser.parse_args()
+    for name in ("vae", "tokenizer"):
+        folder = getattr(args, name, None)
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{name} {folder}: no such folder")
+    return args
