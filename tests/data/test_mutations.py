@@ -18,7 +18,8 @@ from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.data.shards.dataset import open_index
 from megatron_videogpt.data.video.decode import Blob, Limits, probe, read_clip
 from megatron_videogpt.data.workers import Pool
-from tests.data.mutations import FAMILIES, make, small_clips
+from tests.data.damage import small_clips
+from tests.data.mutations import FAMILIES, make
 
 LIMITS = Limits(bytes=50_000_000, frames=1_000_000, pixels=8_000_000)
 TIMEOUT = 120.0  # seconds for one input; on a quiet machine one takes 0.05

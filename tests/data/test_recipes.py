@@ -16,7 +16,6 @@ import pytest
 
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.load import tomllib
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
@@ -287,52 +286,3 @@ def test_a_sharded_miniature_trains(ucf: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(sample.pixels, read_clip(original, plan.frames, 64, config.size_multiple))
             seen.add(key)
     assert len(seen) == 12
-
-
-def test_every_recipe_is_one_of_these() -> None:
-    """Their options exist and have the right types; every file has its test above and its
-    section in docs/datasets.md.
-    """
-    names = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    assert names == ["kinetics600", "msrvtt", "openvid1m", "panda70m", "ucf101"] and all(
-        f"test_{name}" in globals() for name in names
-    )
-    text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
-    for name in names:
-        assert f"examples/datasets/{name}.toml" in text
-        recipe = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
-        args = prepare_videos.arguments(["--recipe", str(RECIPES / f"{name}.toml"), "SRC", "--output", "OUT"])
-        assert {option: getattr(args, option) for option in recipe} == recipe
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("sidecars = 1", "must be like False"),
-        ("worker = 2", "no option"),
-        ("a = [", "TOML"),
-        ("min_side = 'x'", "must be like 128"),
-    ],
-)
-def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "r.toml").write_text(text)
-    assert (
-        prepare_videos.main(["--recipe", str(tmp_path / "r.toml"), str(tmp_path), "--output", str(tmp_path / "out")])
-        == 2
-    )
-    message = capsys.readouterr().err
-    assert words in message and message.count("\n") == 1 and not (tmp_path / "out").exists()
-
-
-def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text('min_side = 64\nwhere = ["a==1"]\nmax_aspect = 3\nlist_columns = ["x", "y"]\n')
-    args = prepare_videos.arguments(
-        ["SRC", "--recipe", str(tmp_path / "r.toml"), "--output", "OUT", "--min-side", "32", "--where", "b>2"]
-    )
-    options = prepare_videos.options_of(args)
-    assert (options.min_side, options.max_aspect, options.listing.where, options.listing.list_columns) == (
-        32,
-        3,
-        ("a==1", "b>2"),
-        ("x", "y"),
-    )

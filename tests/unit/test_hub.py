@@ -17,8 +17,8 @@ from tests import dense
 from tests.hub_folder import released
 from tests.hub_folder import settings as fields
 from tests.parity.test_dense import build
-from tests.unit.test_sampler import CASES as SAMPLER_CASES
-from tests.unit.test_sampler import Recorded
+from tests.unit.test_sampler_recorded import CASES as SAMPLER_CASES
+from tests.unit.test_sampler_recorded import Recorded
 
 pytest.importorskip("transformers", reason="the stand-alone model needs transformers (the extra hub)")
 
