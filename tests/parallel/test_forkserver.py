@@ -120,6 +120,7 @@ def test_a_rank_that_fails_and_a_launcher_that_is_stopped_end_the_others(cold: b
             process.kill()
 
 
+@pytest.mark.long
 def test_losses_are_those_of_a_cold_launch(tmp_path: Path) -> None:
     command = ("-m", "megatron_videogpt", "train", CONFIG, "train.steps=5", "parallel.tensor=2", "parallel.sequence=true", "checkpoint.every=2")
     torchrun(2, *command, f"train.output={tmp_path / 'cold'}", cold=True)
