@@ -89,7 +89,7 @@ NAMED = {
 }
 
 CASES: tuple[Case, ...] = (
-    case("P1", "micro=2", fast=True),
+    case("P1", "micro=2"),
     case("P1", "micro=4", "recompute=full", bf16=True),
     case("P1", "recompute=selective"),
     case("P1", "recompute=mlp"),

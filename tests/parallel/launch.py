@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 
 from tests import timing
-from tests.forked_spawn import obstacle
+from tests.forked_spawn import READ_AT_IMPORT, obstacle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _before = dict(os.environ)
@@ -48,8 +48,19 @@ def release() -> str:
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """The environment of a process: one thread, this copy of the package, no warnings of libraries."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "PYTHONWARNINGS": "ignore", **changes}
+    """The environment of a process: one thread, this copy of the package, no warnings of libraries; not what tests and
+    libraries of this process set for themselves (Triton's interpreter, a search path).
+    """
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_IMPORT)}
+    before = {name: value for name, value in _before.items() if name.startswith(READ_AT_IMPORT)}
+    return {
+        **mine,
+        **before,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": python_path(),
+        "PYTHONWARNINGS": "ignore",
+        **changes,
+    }
 
 
 def _connect() -> socket.socket:

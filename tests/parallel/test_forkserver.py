@@ -135,6 +135,7 @@ def test_a_rank_that_fails_and_a_launcher_that_is_stopped_end_the_others(cold: b
             process.kill()
 
 
+@pytest.mark.long
 def test_losses_are_those_of_a_cold_launch(tmp_path: Path) -> None:
     command = (
         "-m",

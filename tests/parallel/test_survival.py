@@ -8,11 +8,12 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .launch import REPOSITORY, Process, children, start, torchrun, torchrun_command
+from .launch import REPOSITORY, Process, children, kill_tree, start, torchrun, torchrun_command
 from .test_resume import CONFIG, losses
 
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true")
@@ -76,7 +77,20 @@ def test_a_killed_rank_is_named_and_the_run_resumes(finished_in_two: Path, tmp_p
     assert losses(run) == losses(finished_in_two)
 
 
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Path]]:
+    """A run whose rank 1 hangs; it ends by itself while other tests go on."""
+    run = tmp_path_factory.mktemp("hanging") / "run"
+    script = str(REPOSITORY / "tests" / "parallel" / "hang_worker.py")
+    process = start(
+        torchrun_command(2, script, "train", CONFIG, f"train.output={run}", "train.timeout_minutes=0.75", *LAYOUT)
+    )
+    yield process, run
+    kill_tree(process)
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("hanging")
 def test_max_restarts_does_so_unattended(in_four: dict[int, float], tmp_path: Path) -> None:
     run = tmp_path / "run"
     # The launcher itself is what is tested: nothing of it is forked.
@@ -95,12 +109,11 @@ def test_max_restarts_does_so_unattended(in_four: dict[int, float], tmp_path: Pa
 
 
 @pytest.mark.long
-def test_a_hanging_rank_is_named_with_what_it_did(tmp_path: Path) -> None:
-    script = str(REPOSITORY / "tests" / "parallel" / "hang_worker.py")
-    options = (f"train.output={tmp_path / 'run'}", "train.timeout_minutes=1.5", *LAYOUT)
-    result = torchrun(2, script, "train", CONFIG, *options, check=False, timeout=LIMIT)
-    assert result.returncode != 0
-    (line,) = error_lines(result.stderr)
-    assert line.startswith("error (rank 1): 'reading data of step 3' took longer than train.timeout_minutes = 1.5;")
+def test_a_hanging_rank_is_named_with_what_it_did(hanging: tuple[Process, Path]) -> None:
+    process, run = hanging
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    (line,) = error_lines(errors)
+    assert line.startswith("error (rank 1): 'reading data of step 3' took longer than train.timeout_minutes = 0.75;")
     # The numbers of step 2 are read when step 3 has work on the device, which it never has.
-    assert max(losses(tmp_path / "run")) == 1
+    assert max(losses(run)) == 1
