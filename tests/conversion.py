@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.convert import ingest
+from megatron_videogpt.convert import settings as folder_settings
 from megatron_videogpt.convert.folder import Folder
 from tests import dense
 from tests.hub_folder import HINTS, released, settings
@@ -80,7 +81,7 @@ def to_run(
     """What `from-hf` does in one process; the fixture `processes` comes first."""
     from megatron_videogpt.convert import new_run
 
-    codec = codec or ingest.codec_of(None)
+    codec = codec or folder_settings.codec_of(None)
     source = ingest.open_source(
         Folder(folder), codec, options.pop("hint_ids", None), dtype, options.pop("allow_extra", False)
     )

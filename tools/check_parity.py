@@ -73,14 +73,14 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
     from megatron_videogpt.attention.choice import select
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.convert.released import read_model_config, tensor_source
-    from megatron_videogpt.objective.next_clip import parity
+    from megatron_videogpt.objective.next_clip import parity, parity_cases
     from megatron_videogpt.platforms import world
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     layout = ParallelConfig(tensor=tensor_parallel)
     world.start(platform, layout)
-    report = parity.Report()
+    report = parity_cases.Report()
 
     def opened(path, hint_ids):  # type: ignore[no-untyped-def]
         return *read_model_config(path), tensor_source(path, hint_ids)
@@ -106,7 +106,7 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
         )
     failures = report.failures()
     if world.is_rank_zero():
-        print_report(report, parity.LIMITS, failures)
+        print_report(report, parity_cases.LIMITS, failures)
     world.stop()
     return 1 if failures else 0
 

@@ -157,12 +157,12 @@ def from_hf(args: argparse.Namespace) -> None:
         start()
     else:
         start(args.tensor, args.pipeline)
-    from megatron_videogpt.convert import ingest, new_run
+    from megatron_videogpt.convert import ingest, new_run, settings
     from megatron_videogpt.convert.folder import Folder
 
     folder = Folder(args.source)
     vae = args.vae or (args.source / "vae" if (args.source / "vae" / "config.json").is_file() else None)
-    codec = ingest.codec_of(vae, args.codec)
+    codec = settings.codec_of(vae, args.codec)
     source = ingest.open_source(folder, codec, args.hint_ids, dtype_of(args.dtype), args.allow_extra)
     config = new_run.run_config(source, codec, args.output, args.tensor, args.pipeline)
     if args.verify and source.stock:

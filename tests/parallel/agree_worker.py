@@ -145,7 +145,7 @@ def save(session: Any, run: Path, rank: int) -> None:
             outcome(f"failing writer on {number}", lambda: attempt(True))
         with patched(writer.queue, "schedule_async_request", full) if inject else contextlib.nullcontext():
             outcome(f"no process on {number}", lambda: attempt(False))
-    for name, owner in (("publish", saver), ("config_to_toml", saver), ("clean", saver)):
+    for name, owner in (("publish", saver), ("config_to_toml", saver), ("remove_leftovers", saver)):
         with patched(owner, name, full) if rank == 0 else contextlib.nullcontext():
             outcome(name, lambda: attempt(True))
     with (

@@ -22,11 +22,11 @@ def main() -> None:
     from safetensors.torch import save_file
 
     from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.convert import forward, ingest, new_run
+    from megatron_videogpt.convert import forward, ingest, new_run, settings
     from megatron_videogpt.convert.folder import Folder
     from megatron_videogpt.platforms import world
 
-    tasks, codec = json.loads(Path(sys.argv[1]).read_text()), ingest.codec_of(None)
+    tasks, codec = json.loads(Path(sys.argv[1]).read_text()), settings.codec_of(None)
     world.start(platform, ParallelConfig(tensor=2, pipeline=2))
     opened = []
     for task in tasks:

@@ -72,7 +72,7 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_the_one_before(fo
         assert cases[f"killed writer on {number}"] == "failed, newest step_00000002"
         assert cases[f"no process on {number}"] == "None, newest step_00000002"
         assert "could not be saved" in cases[f"failing writer on {number}"]
-    for name in ("publish", "config_to_toml", "clean"):
+    for name in ("publish", "config_to_toml", "remove_leftovers"):
         assert "No space left on device" in cases[name] and "still step_00000002" in cases[name]
     assert "an unknown number of MiB of disk space are free" in cases["disk_usage"]
 

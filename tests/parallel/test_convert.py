@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_videogpt.convert import ingest
+from megatron_videogpt.convert import ingest, settings
 from megatron_videogpt.convert.folder import Folder
 from tests import dense
 from tests.conversion import MODELS, folder_of, ignore, same, tensors_of, to_folder, to_run
@@ -51,7 +51,7 @@ def test_every_tensor_comes_back_from_tp2_pp2(
 ) -> None:
     from megatron_videogpt.convert import new_run
 
-    place, codec = written / f"{name} {dtype}", ingest.codec_of(None)
+    place, codec = written / f"{name} {dtype}", settings.codec_of(None)
     # Four files or more: all ranks of the layout have written.
     ranks = {path.name.split("_")[2] for path in (place / "run" / "checkpoints" / "step_00000000").glob("__*.distcp")}
     assert ranks == {"0", "1", "2", "3"}
@@ -141,7 +141,7 @@ def test_a_run_that_never_had_a_text_table(tuned: Path, tmp_path: Path) -> None:
         3,
         32,
     )
-    codec = ingest.codec_of(tmp_path / "made" / "vae")
+    codec = settings.codec_of(tmp_path / "made" / "vae")
     assert codec.name == "tiny"
     to_run(tmp_path / "made", tmp_path / "again", codec=codec)
     assert json.loads((tmp_path / "again" / "checkpoints" / "step_00000000" / "state.json").read_text())["codec"]

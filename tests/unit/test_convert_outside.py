@@ -14,7 +14,7 @@ from megatron_videogpt.checkpoint.folders import newest_folder
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config
-from megatron_videogpt.convert import ingest
+from megatron_videogpt.convert import ingest, settings
 from megatron_videogpt.convert.folder import Folder
 from tests.conversion import TINY, folder_of, tensors_of, to_folder, to_run
 from tests.data.vae import small_kl
@@ -73,31 +73,31 @@ def test_the_backbone_of_a_stock_phi_3(tmp_path: Path, monkeypatch: pytest.Monke
 def test_stock_ids_that_are_not_known_to_be_free(tmp_path: Path, tokens: dict[str, int] | None, rows: int) -> None:
     stock(tmp_path / "phi", tokens, rows)
     with pytest.raises(ValueError) as caught:
-        ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), None, None, False)
+        ingest.open_source(Folder(tmp_path / "phi"), settings.codec_of(None), None, None, False)
     one_line(caught, "--hint-ids", "not known to be free")
-    assert ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, 6), None, False).hint_ids == (
+    assert ingest.open_source(Folder(tmp_path / "phi"), settings.codec_of(None), (4, 5, 6), None, False).hint_ids == (
         4,
         5,
         6,
     )
     with pytest.raises(ValueError, match="three different rows"):
-        ingest.open_source(Folder(tmp_path / "phi"), ingest.codec_of(None), (4, 5, rows), None, False)
+        ingest.open_source(Folder(tmp_path / "phi"), settings.codec_of(None), (4, 5, rows), None, False)
 
 
 def test_a_training_configuration_from_outside(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32"))
-    assert ingest.folder_config(folder).sample == Config().sample
+    assert settings.folder_config(folder).sample == Config().sample
     places = (
         '[data]\npath = "/etc"\ncache = "/etc"\nmixture = {"/etc" = 1.0}\n[train]\ninit_from = "/etc"\noutput = '
         '"/etc"\n'
     )
     (folder / "videogpt_config.toml").write_text(f"{places}[sample]\nsteps = 7\n[model]\nnum_layers = 99\n")
-    config = ingest.folder_config(folder)
+    config = settings.folder_config(folder)
     assert (config.data, config.train) == (Config().data, Config().train)
     assert config.sample.steps == 7 and config.model.num_layers == 2 and config.model.num_query_groups == 0
     (folder / "videogpt_config.toml").write_text('base = "/etc/passwd"\n')
     with pytest.raises(ValueError):
-        ingest.folder_config(folder)
+        settings.folder_config(folder)
 
 
 def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
 
     vae = tmp_path / "vae"
     small_kl(vae)
-    codec = ingest.codec_of(vae)
+    codec = settings.codec_of(vae)
     folder = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32"))
     with pytest.raises(ValueError, match="holds autoencoder_kl"):
-        ingest.codec_of(vae, "tiny")
+        settings.codec_of(vae, "tiny")
     to_run(folder, tmp_path / "run", codec=codec, vae=vae)
     config = load_config(tmp_path / "run" / "config.toml")
     assert Path(config.codec.path) == tmp_path / "run" / "released" / "files" / "vae"
@@ -131,7 +131,7 @@ def test_a_tiny_codec_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "TinyAutoencoder"}')
     save_file({"encoder.0.weight": torch.zeros(3)}, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ValueError, match="another tiny codec"):
-        ingest.codec_of(tmp_path)
+        settings.codec_of(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "os.system"}')
     with pytest.raises(ValueError, match="expected one of AutoencoderKL"):
-        ingest.codec_of(tmp_path)
+        settings.codec_of(tmp_path)

@@ -94,10 +94,10 @@ def test_numbers_are_read_when_the_next_step_has_work_on_the_device(
     data = samples()
     for _ in range(3):
         tested.launch(data)
-    assert events == ["run_schedule", "update", "run_schedule", "note", "update", "run_schedule", "note", "update"]
+    assert events == ["run_schedule", "update", "run_schedule", "record", "update", "run_schedule", "record", "update"]
     tested.land()
     tested.land()
-    assert events[-1] == "note" and events.count("note") == 3
+    assert events[-1] == "record" and events.count("record") == 3
 
 
 def test_lines_have_the_numbers_of_their_own_steps(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from megatron_videogpt.config.derived import recomputed_layers
-from megatron_videogpt.plan import memory as memory_module
-from megatron_videogpt.plan.estimate import rank_parameters
+from megatron_videogpt.plan import recompute
+from megatron_videogpt.plan.estimate import longest_row, rank_parameters
 from megatron_videogpt.plan.memory import RESERVE, in_flight, layer_bytes, rank_memory
 from megatron_videogpt.plan.recompute import least_recompute, recompute_choices, resolve_recompute, with_policy
 
@@ -89,6 +89,6 @@ def test_auto_that_cannot_fit_says_so_in_one_line(monkeypatch: pytest.MonkeyPatc
     ) as raised:
         resolve_recompute(config, 1, CHANNELS, 1e6)
     assert "\n" not in str(raised.value)
-    monkeypatch.setattr(memory_module, "RESERVE", 0.0)
-    need = rank_memory(with_policy(config, "full"), CHANNELS, 1, memory_module.longest_row(config)).total
-    assert memory_module.resolve_recompute(config, 1, CHANNELS, need * 1.0001).parallel.recompute == "full"
+    monkeypatch.setattr(recompute, "RESERVE", 0.0)
+    need = rank_memory(with_policy(config, "full"), CHANNELS, 1, longest_row(config)).total
+    assert resolve_recompute(config, 1, CHANNELS, need * 1.0001).parallel.recompute == "full"

@@ -14,9 +14,8 @@ from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import config_from_dict, load_config
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.objective.next_clip.work import Work, clip_work, expected_work
-from megatron_videogpt.plan import memory as memory_module
 from megatron_videogpt.plan.communication import inside_node, traffic
-from megatron_videogpt.plan.estimate import rank_parameters
+from megatron_videogpt.plan.estimate import longest_row, rank_parameters
 from megatron_videogpt.plan.memory import RESERVE, pipeline_memory
 from megatron_videogpt.plan.planner import (
     bubble,
@@ -133,7 +132,7 @@ def test_proposals_are_the_exhaustive_searchs() -> None:
     found = propose(config, CHANNELS, 8, work, limit)
     every = []
     for layout in layouts(config, 8):
-        longest = memory_module.longest_row(layout)
+        longest = longest_row(layout)
         chosen = least_recompute(layout, 8, CHANNELS, longest, limit)
         if not find_problems(layout, 8) and chosen is not None:
             every.append(plan_of(chosen, CHANNELS, 8, work, longest, device_of(config)))

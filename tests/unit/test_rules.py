@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt.config import sections
 from megatron_videogpt.config.check import RANGES, check_config, load_checked
 from megatron_videogpt.config.load import ConfigError, config_from_dict
 from megatron_videogpt.config.options import options
+from megatron_videogpt.config.problems import Report
+from megatron_videogpt.config.schema import Config
 
 from .test_config import problems_of, write
 
@@ -166,6 +169,15 @@ def test_wandb_must_be_installed_to_be_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_number_has_exactly_one_range() -> None:
     ranged = [name for _, _, names in RANGES for name in names.split()]
+
+    class Noting(Report):
+        """Notes the options whose range a section of others checks."""
+
+        def check_range(self, must: str, holds: object, names: str) -> None:
+            ranged.extend(names.split())
+
+    for kind in sections.KINDS:
+        sections.find(kind).rules(Noting(Config(), set()))
     numbers = [
         option.name
         for option in options()
