@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Protocol
+
 from ..config.options import options, value_of
 from ..config.schema import Config
 from ..config.toml import show
-from .export import Export
 
 SECTIONS = ("model", "codec", "data", "objective", "optimizer", "train")
 """Whose options the table shows where they differ from their defaults; all of them are in videogpt_config.toml."""
@@ -16,7 +18,22 @@ TRIED = (("4.57.1", "0.36.0"), ("5.0.0", "0.37.1"), ("5.23.0", "0.42.1"))
 """Versions of them that tests/data/test_hub_environment.py runs exported folders with."""
 
 
-def model_card(export: Export, license: str | None) -> str:
+class Exported(Protocol):
+    """What the card tells of: `export.Export`."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def average(self) -> bool: ...
+    @property
+    def side(self) -> Any: ...
+    @property
+    def weights(self) -> Any: ...
+
+
+def model_card(export: Exported, license: str | None) -> str:
     """README.md: front matter for the Hub, what the model is, how to use it, its configuration and where it comes from.
 
     license: None takes that of the folder the run came from, or "unknown".

@@ -100,7 +100,7 @@ def test_results_larger_than_a_slot_keeps(monkeypatch: pytest.MonkeyPatch) -> No
             np.testing.assert_array_equal(
                 pool.wait(number)["picture"], np.random.RandomState(number).randint(0, 256, 1 << 20, np.uint8)
             )
-        assert all(os.fstat(memory).st_size < 1 << 16 for worker in pool._crew.workers for memory in worker.slots)
+        assert all(os.fstat(memory).st_size < 1 << 16 for worker in pool._group.workers for memory in worker.slots)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -142,7 +142,7 @@ def test_a_stuck_reader_is_named_and_replaced(caplog: pytest.LogCaptureFixture) 
         assert (
             stalled.value.kind == "stalled"
             and "shard-000012.tar[sleep]" in caplog.text
-            and len(pool._crew.workers) == 2
+            and len(pool._group.workers) == 2
         )
 
 
@@ -218,7 +218,7 @@ def leave_nothing_behind() -> None:
             pids.add(pool.wait(number)["pid"])
     # A reader has its slots, a pipe and two files of multiprocessing; the pool has a pipe; those that were killed have
     # nothing.
-    assert opens(before + 2 * (reader.SLOTS + 3) + 2) and not pool._crew.results
+    assert opens(before + 2 * (reader.SLOTS + 3) + 2) and not pool._group.results
     # Whoever forgets to close a pool, and a reader that does not listen.
     pool.submit(1000, ("sleep", 600))
     time.sleep(0.3)
