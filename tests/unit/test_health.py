@@ -36,14 +36,14 @@ def test_few_steps_are_no_measure() -> None:
 def test_taken_steps_are_remembered_and_skipped_ones_counted_in_a_row() -> None:
     tested = gate([], max_skipped=2)
     for n in range(60):
-        tested.note(float(n), taken=True)
+        tested.record(float(n), taken=True)
     assert tested.norms == [float(n) for n in range(10, 60)]
-    tested.note(math.nan, taken=False)
+    tested.record(math.nan, taken=False)
     assert (tested.skipped, tested.too_many()) == (1, False)
-    tested.note(5.0, taken=True)
-    tested.note(math.nan, taken=False)
-    tested.note(math.nan, taken=False)
+    tested.record(5.0, taken=True)
+    tested.record(math.nan, taken=False)
+    tested.record(math.nan, taken=False)
     assert (tested.skipped, tested.too_many()) == (2, True) and tested.norms[-1] == 5.0
     # A step in which nothing is scored is no sign of health, nor of sickness.
-    tested.note(0.0, taken=False, scored=False)
+    tested.record(0.0, taken=False, scored=False)
     assert tested.skipped == 2 and tested.norms[-1] == 5.0

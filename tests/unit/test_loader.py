@@ -185,10 +185,12 @@ def test_sizes_that_do_not_divide(source: Source) -> None:
 def test_workers_do_not_outlive_a_killed_trainer(tmp_path: Path) -> None:
     script = """
 import multiprocessing, os
-from megatron_videogpt.config.schema import CodecConfig, Config, DataConfig, PhysicsConfig, TrainConfig
-from megatron_videogpt.codec.base import build_codec
+from megatron_videogpt.codec.build import build_codec
+from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.sources.open import open_source
-from megatron_videogpt.data.loader import Loader
+from tests.loading import loader_of
 if __name__ == "__main__":
     codec = build_codec(CodecConfig())
     scenes = PhysicsConfig(size=32, epoch_scenes=20)

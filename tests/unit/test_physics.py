@@ -22,7 +22,7 @@ def centre(frame: np.ndarray) -> tuple[float, float]:
 
 def test_same_pixels_in_another_process() -> None:
     code = (
-        "import hashlib; from megatron_videogpt.config.schema import PhysicsConfig as C; from "
+        "import hashlib; from megatron_videogpt.config.schema_data import PhysicsConfig as C; from "
         "megatron_videogpt.data.sources.physics import render_scene as r; "
         "print(hashlib.sha256(b''.join(r(C(difficulty=d), 5 + d, 4, 9).tobytes() for d in (0, 1, 2))).hexdigest())"
     )
