@@ -95,8 +95,8 @@ def test_numbers_are_read_when_the_next_step_has_work_on_the_device(
     for _ in range(3):
         tested.launch(data)
     assert events == ["run_schedule", "update", "run_schedule", "record", "update", "run_schedule", "record", "update"]
-    tested.land()
-    tested.land()
+    tested.complete()
+    tested.complete()
     assert events[-1] == "record" and events.count("record") == 3
 
 
@@ -113,8 +113,8 @@ def test_lines_have_the_numbers_of_their_own_steps(tmp_path: Path) -> None:
         and [step for step, _ in some_lines] == [2, 4]
         and [step for step, _ in every_line] == [1, 2, 3, 4]
     )
-    one.land()
-    two.land()
+    one.complete()
+    two.complete()
     assert [step for step, _ in some_lines] == [2, 4, 5] and [step for step, _ in every_line] == [1, 2, 3, 4, 5]
     losses = {step: line["loss"] for step, line in every_line}
     for (step, line), parts in zip(some_lines, ((1, 2), (3, 4), (5,))):
@@ -175,7 +175,7 @@ def test_a_limit_knows_all_steps_before(tmp_path: Path, monkeypatch: pytest.Monk
     data = samples(broken=(6,), factor=1000.0)
     for _ in range(9):
         tested.launch(data)
-    tested.land()
+    tested.complete()
     norms, expected, taken = [line["grad_norm"] for _, line in lines], [], []
     for norm in norms:
         recent = sorted(taken[-4:])
@@ -216,11 +216,11 @@ def test_a_step_without_a_sample_is_not_taken(
     for _ in range(3):
         tested.launch(holed)
         undisturbed.launch(whole)
-    tested.land()
+    tested.complete()
     before, norms = tested.run.session.everything(), list(tested.gate.norms)
     for _ in range(3):
         tested.launch(holed)
-    tested.land()
+    tested.complete()
     for mine, kept in zip(tested.run.session.everything(), before, strict=True):
         assert torch.equal(mine, kept)
     assert (tested.gate.norms, tested.gate.skipped, tested.run.state.updates, tested.run.state.step) == (
@@ -235,8 +235,8 @@ def test_a_step_without_a_sample_is_not_taken(
         tested.launch(holed)
     for _ in range(3):
         undisturbed.launch(whole)
-    tested.land()
-    undisturbed.land()
+    tested.complete()
+    undisturbed.complete()
     for mine, expected in zip(tested.run.session.everything(), undisturbed.run.session.everything(), strict=True):
         assert torch.equal(mine, expected)
     recorded = [json.loads(line) for line in (tmp_path / "outage" / "skipped.jsonl").read_text().splitlines()]
@@ -271,8 +271,8 @@ def test_rejected_samples_are_counted_and_change_no_step(tmp_path: Path) -> None
     for _ in range(5):
         whole.launch(first)
         holed.launch(second)
-    whole.land()
-    holed.land()
+    whole.complete()
+    holed.complete()
     for (step, line), (number, other) in zip(lines, others):
         assert (
             step == number

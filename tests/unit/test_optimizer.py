@@ -184,7 +184,7 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
     for rate in rates:
         go_on(second, run.config.optimizer, rate)
         assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([rate, rate], rel=1e-12)
-    second.land()
+    second.complete()
     assert twin.distance() <= 1e-6 and second.run.state.updates == 7
     names = {id(main): name for name, main in run.session.named().items()}
     mains = [main for group in run.optimizer.param_groups for main in group["params"]]
@@ -199,4 +199,4 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
     assert second.gate.limit == 50.0 * (sorted(norms)[1] + sorted(norms)[2]) / 2 and len(norms) == 4
     second.launch(data)
     with pytest.raises(RunError, match="max_skipped = 1"):
-        second.land()
+        second.complete()
