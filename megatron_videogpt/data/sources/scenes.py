@@ -87,11 +87,8 @@ def new_scene(rng: random.Random, difficulty: int) -> Scene:
     scene = Scene(space, rng, difficulty, BACKGROUND, GROUND)
     space.gravity = (0.0, GRAVITY)
     if difficulty > 0:
-        scene.background = (
-            tuple(scene.integer(150, 250) for _ in range(3))
-            if rng.random() < 0.6
-            else tuple(scene.integer(10, 110) for _ in range(3))
-        )  # type: ignore
+        limits = (150, 250) if rng.random() < 0.6 else (10, 110)
+        scene.background = tuple(scene.integer(*limits) for _ in range(3))  # type: ignore[assignment]
         scene.ground = tuple((c + 128) % 256 for c in scene.background)  # type: ignore[assignment]
     if difficulty > 1:
         angle, strength = scene.uniform(-1.0, 1.0), GRAVITY * scene.uniform(0.4, 1.5)
