@@ -33,7 +33,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="FILE.toml",
         help="defaults of the options below for a published data set, from examples/datasets",
     )
-    listing, ours = Listing(), Options(())
+    for add in (_what_to_read, _what_to_keep, _how_to_write):
+        add(root)
+    return root
+
+
+def _what_to_read(root: argparse.ArgumentParser) -> None:
+    listing = Listing()
     group = root.add_argument_group("what to read (a column may also be a template such as '{video_id}.mp4')")
     group.add_argument(
         "--format",
@@ -110,6 +116,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     group.add_argument(
         "--limit", type=int, default=0, metavar="N", help="only the first N videos of the listing (default: all)"
     )
+
+
+def _what_to_keep(root: argparse.ArgumentParser) -> None:
+    ours = Options(())
     group = root.add_argument_group("what to keep")
     group.add_argument(
         "--min-side",
@@ -162,6 +172,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="change that is a cut, 0..255 (default: %(default)g)",
     )
+
+
+def _how_to_write(root: argparse.ArgumentParser) -> None:
+    ours = Options(())
     group = root.add_argument_group("how to write (workers and timeout may differ when a run is continued)")
     group.add_argument(
         "--shard-mb",
@@ -190,4 +204,3 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"for one video, which is then given up (default: {TIMEOUT:g}, with --scenes {SCENES_TIMEOUT:g})",
     )
-    return root

@@ -13,6 +13,7 @@ def divisors(*values: int) -> str:
 
 
 def check_parallel(report: Report, world_size: int | None) -> None:
+    """What the layout divides, the stages it cuts, and, where it is known, the number of processes."""
     tensor, context, pipeline = "parallel.tensor", "parallel.context", "parallel.pipeline"
     layout = report.config.parallel
     _check_heads(report)
