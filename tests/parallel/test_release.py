@@ -40,5 +40,5 @@ def test_documents_and_requirements_name_the_newest_release() -> None:
         "megatron_videogpt/platforms/compat.py",
         "megatron_videogpt/platforms/compat_saving.py",
     ):
-        ranges = re.findall(r"0\.16\.1 to (\d+\.\d+\.\d+)", (REPOSITORY / name).read_text())
+        ranges = re.findall(r"0\.16\.1\s+to\s+(\d+\.\d+\.\d+)", (REPOSITORY / name).read_text())
         assert ranges and set(ranges) == {newest}, name
