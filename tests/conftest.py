@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--timings")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(timing.Recorder(path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, so that none of them is left to one worker alone at the end."""
+    long = Counter(item.path for item in items if item.get_closest_marker("long"))
+    items.sort(key=lambda item: -long[item.path])
 
 
 def _folder(variable: str, default: Path) -> Path:
