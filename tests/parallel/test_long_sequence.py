@@ -46,7 +46,7 @@ def test_short_sequence_and_a_dense_control(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_eighty_frames(tmp_path: Path) -> None:
-    split = measured(tmp_path / "split", "--recompute", "full", timeout=1800)
+    split = measured(tmp_path / "split", "--recompute", "full", "--layers", "1", timeout=1800)
     assert len(split) == 4
     for one in split:
         # 80 noisy frames and 79 clean ones of 12 x 20 patches and two hint tokens.
@@ -56,6 +56,6 @@ def test_eighty_frames(tmp_path: Path) -> None:
         # Memory that kernels hold on their own is not seen by the watch: even one byte per pair would take 1.4 GiB;
         # layers are recomputed, so that what they keep does not hide it.
         assert one["peak"] - one["before"] < one["tokens"] ** 2
-    whole = measured(tmp_path / "whole", *ONE_PROCESS, timeout=1800)
+    whole = measured(tmp_path / "whole", *ONE_PROCESS, "--layers", "1", timeout=1800)
     assert split[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)
     assert split[0]["norm"] == pytest.approx(whole[0]["norm"], rel=1e-5)
