@@ -14,7 +14,7 @@ from . import sections
 from .check_data import check_data
 from .check_parallel import check_parallel, divisors
 from .load import ConfigError, read_config
-from .options import options, value_of
+from .options import value_of
 from .problems import Report
 from .schema import Config
 from .toml import show, to_toml
@@ -91,7 +91,7 @@ def find_problems(config: Config, world_size: int | None, broken: set[str] | Non
 
 def _check_values(report: Report) -> None:
     """Each option on its own: known names and ranges."""
-    for option in options(of=report.config):
+    for option in report.known.values():
         value = value_of(report.config, option.name)
         unknown = [
             v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices

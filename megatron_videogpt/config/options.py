@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import lru_cache
 from typing import Any, get_type_hints
 
 from . import sections
@@ -47,10 +48,16 @@ def options(section: type = Config, prefix: str = "", of: Config | None = None) 
             yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
 
 
+@lru_cache(maxsize=64)
+def _hints(section: type) -> dict[str, Any]:
+    # Resolving them takes longer than all rules together, and planners check thousands of layouts.
+    return get_type_hints(section)
+
+
 def type_of(item: Field, section: type, name: Any = None) -> Any:
     """The type of a field of a section; of a section that others own, the one of this name (`sections.find`)."""
     kind = item.metadata.get("kind")
-    return get_type_hints(section)[item.name] if kind is None else sections.find(kind, name).options
+    return _hints(section)[item.name] if kind is None else sections.find(kind, name).options
 
 
 def value_of(config: Config, name: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
-from .options import options, value_of
+from .options import Option, options, value_of
 from .schema import Config
 from .toml import show, to_toml
 
@@ -18,6 +19,11 @@ class Report:
         self.broken = set(broken)
         self.lines: list[str] = []
 
+    @cached_property
+    def known(self) -> dict[str, Option]:
+        """Every option by its name."""
+        return {option.name: option for option in options(of=self.config)}
+
     def sound(self, *names: str) -> bool:
         """Whether none of these options has a problem of its own."""
         return not self.broken.intersection(names)
@@ -28,9 +34,10 @@ class Report:
 
     def check_range(self, must: str, holds: Callable[[Any], bool], names: str) -> None:
         """Options (each element, of a list) that must be in a range; one that is not counts as wrong from then on."""
-        known = {option.name: option for option in options(of=self.config)}
         for name in names.split():
             value = value_of(self.config, name)
             if self.sound(name) and not all(map(holds, value if isinstance(value, tuple) else (value,))):
-                self.add(name, f"be {must}", f"use for example {to_toml(known[name].default)} ({known[name].help})")
+                self.add(
+                    name, f"be {must}", f"use for example {to_toml(self.known[name].default)} ({self.known[name].help})"
+                )
                 self.broken.add(name)
