@@ -50,7 +50,7 @@ fi
 echo "short parallel tests with megatron-core $MVG_MEGATRON ($folder)"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH}
-# tests/parallel/test_release.py comes first: it checks that the processes of the others really import this release.
+# tests/parallel/test_release.py checks that the processes of the others really import this release.
 parallel=tests/parallel
 $python -m pytest -n 2 --dist loadfile -m "not long" $parallel/test_release.py $parallel/test_layouts.py $parallel/test_reshard.py \
   "$parallel/test_resume.py::test_same_layout_bit_for_bit" "$parallel/test_checkpoints.py::test_the_newest_and_the_marked_checkpoints_are_kept" \

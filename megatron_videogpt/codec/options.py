@@ -15,7 +15,6 @@ class CodecConfig:
         "tiny",
         "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan "
         "(diffusers AutoencoderKLWan)",
-        choices=("tiny", "autoencoder_kl", "autoencoder_kl_wan"),
     )
     path: str = option("", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny")
     batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")

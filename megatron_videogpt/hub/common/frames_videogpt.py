@@ -151,9 +151,9 @@ def write_code(folder: Path, vae_class: str | None, model: Path) -> None:
     for path in {
         file.name: file for place in (Path(__file__).parent, model) for file in sorted(place.glob("*_videogpt.py"))
     }.values():
-        copy_file(path, folder)
-        copied = folder / path.name
-        copied.write_text(copied.read_text(encoding="utf-8").replace("from " + "..common.", "from ."), encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace("from " + "..common.", "from .")
+        if not (folder / path.name).exists() or not path.samefile(folder / path.name):
+            (folder / path.name).write_text(text, encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(model_index(vae_class), indent=2) + "\n", encoding="utf-8")
 
 
