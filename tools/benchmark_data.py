@@ -1,20 +1,22 @@
 #!/usr/bin/env python
 """How fast the data pipeline is, against bare PyAV on the same frames, and what latent shards make of it.
 
-    python tools/benchmark_data.py                                      # the clips of tests/videos, 2 reader processes
-    python tools/benchmark_data.py --source /data/videos --workers 8 --frames 80 --interval 4 --rounds 10 python
-    tools/benchmark_data.py --source /data/panda-shards --no-latents --output panda        # panda.md and panda.json
+    # the clips of tests/videos, 2 reader processes
+    python tools/benchmark_data.py
+    python tools/benchmark_data.py --source /data/videos --workers 8 --frames 80 --interval 4 --rounds 10
+    # panda.md and panda.json
+    python tools/benchmark_data.py --source /data/panda-shards --no-latents --output panda
 
-Three things are measured in turn, --rounds times, so that a busy machine slows all of them alike; the table has medians
-and the ratios of each round:
+Three things are measured in turn, --rounds times, so that a busy machine slows all of them alike; the table has
+medians and the ratios of each round:
 
 bare      as many processes as --workers, each of which opens a video file with PyAV, seeks to the keyframe, decodes
-forward, and converts and resizes the
-          frames that are needed: the least that must be done.  No time stamps are checked, nothing is limited, nothing
-              is handed over.
+          forward, and converts and resizes the frames that are needed: the least that must be done.  No time stamps
+          are checked, nothing is limited, nothing is handed over.
 shards    the training loader (data.source=shards, without an encoder) on the same frames: index, plan, tar member,
-checks, decoding, shared memory, rows. latents   the training loader on latent shards of the same videos: what training
-reads when tools/encode_latents.py has run before.
+          checks, decoding, shared memory, rows.
+latents   the training loader on latent shards of the same videos: what training reads when tools/encode_latents.py
+          has run before.
 
 A folder of videos is put into shards first (tools/prepare_videos.py), and its latents are encoded with the tiny codec
 (tools/encode_latents.py). The loader is measured once it runs: the first steps, which its processes read while they

@@ -1,11 +1,12 @@
 """Padding, balance and planning time of packed rows, on a synthetic index like Panda-70M's; naive dealing beside it.
 
-    python tools/benchmark_packing.py                                   # stages 3 and 4 on 64 and 320 data parallel
-    ranks, 40 steps of each python tools/benchmark_packing.py --stages 4 --steps 200 --pack-tokens 98304 python
-    tools/benchmark_packing.py --entries 10000000 --ranks 1024
+    # stages 3 and 4 on 64 and 320 data parallel ranks, 40 steps of each
+    python tools/benchmark_packing.py
+    python tools/benchmark_packing.py --stages 4 --steps 200 --pack-tokens 98304
+    python tools/benchmark_packing.py --entries 10000000 --ranks 1024
 
-Nothing is read or trained: the real planner (splits, sample plans, dealing, rows) runs on an index of a million made-up
-videos.
+Nothing is read or trained: the real planner (splits, sample plans, dealing, rows) runs on an index of a million
+made-up videos.
 
 The index: durations are log-normal, cut off at 2 and 60 s, with mean 8.5 s as in Panda-70M (70,723,513 clips, 167
 thousand hours; arXiv 2402.19479); frame rates 24, 25, 29.97 and 30; 86 % of the pictures 16:9 (1280x720 or 640x360),
@@ -13,10 +14,10 @@ the others 4:3, 21:9, square and portrait.  Only the mean duration is published;
 ratios are assumptions.  Sampling is that of examples/videogpt/stage3.toml and stage4.toml (48 or 80 frames, interval
 4..12, K clips), and videos too short for that give what they have (data.min_frames=16).
 
-Columns: padding is the share of all rows' tokens that is padding; imbalance is the largest over the mean cost of a rank
-in a step (FLOPs, padding included), its mean and worst over the steps; bound is what no dealing of these samples can
-fall below; ms is the planning time of a step on one core. Naive dealing gives consecutive samples to consecutive ranks
-and fills rows in order; its rows are padded to the same lengths.
+Columns: padding is the share of all rows' tokens that is padding; imbalance is the largest over the mean cost of a
+rank in a step (FLOPs, padding included), its mean and worst over the steps; bound is what no dealing of these samples
+can fall below; ms is the planning time of a step on one core. Naive dealing gives consecutive samples to consecutive
+ranks and fills rows in order; its rows are padded to the same lengths.
 """
 
 from __future__ import annotations

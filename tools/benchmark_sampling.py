@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """Sampling with and without a cache of the history's keys and values, side by side in one run.
 
-    python tools/benchmark_sampling.py                                # the two tables of docs/benchmarks.md, on one CPU
-    thread python tools/benchmark_sampling.py --histories 8,24 --clips 8     # other rows of the second table python
-    tools/benchmark_sampling.py --quick                        # a tiny model, in seconds: does it run here?
+    # the two tables of docs/benchmarks.md, on one CPU thread
+    python tools/benchmark_sampling.py
+    python tools/benchmark_sampling.py --histories 8,24 --clips 8     # other rows of the second table
+    python tools/benchmark_sampling.py --quick                        # a tiny model, in seconds: does it run here?
 
 First a rollout of 24 frames after 56 given ones, in clips of 8, 8 and 8; then one clip after each number of given
 frames.  Both ways run the same model with the same noise and get the same result, whose largest difference is shown.
-Without a cache every step computes the whole history again; the guidance branch without history is a short sequence in
-the same packed row there as well, so that neither way computes padding.  With a cache, all that it takes counts:
+Without a cache every step computes the whole history again; the guidance branch without history is a short sequence
+in the same packed row there as well, so that neither way computes padding.  With a cache, all that it takes counts:
 encoding the history, and at every further clip the clip before.
 
 Columns: seconds of the whole rollout, CPU seconds of the process (which other processes on the machine do not
 lengthen), their ratio, milliseconds that the history takes (all clips together) and that a step takes (mean).  Peak
 memory is what a rollout adds to the resident set at most (the model is not in it), in runs of their own after all
-others, with one step a clip, on whose number it does not depend. The model has random weights; only its shape matters.
+others, with one step a clip, on whose number it does not depend. The model has random weights; only its shape
+matters.
 """
 
 from __future__ import annotations

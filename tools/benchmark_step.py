@@ -1,17 +1,21 @@
 """A whole training step of any configuration on synthetic latents: time, MFU, memory, and where the time goes, with
 each attention backend.
 
-    python tools/benchmark_step.py examples/videogpt/stage4.toml --frame 192x320 --fit --backends
-    flash,triton,flex,dense torchrun --nproc_per_node=2 tools/benchmark_step.py examples/videogpt/quickstart.toml
-    --frame 64x64 --backends ranged,dense python tools/benchmark_step.py examples/videogpt/quickstart.toml
-    parallel.tensor=1 parallel.sequence=false --backends ranged,dense python tools/benchmark_step.py
-    examples/videogpt/quickstart.toml --steps 20 --against HEAD~1 --processes 2          is this commit slower?
+    python tools/benchmark_step.py examples/videogpt/stage4.toml --frame 192x320 --fit \\
+        --backends flash,triton,flex,dense
+    torchrun --nproc_per_node=2 tools/benchmark_step.py examples/videogpt/quickstart.toml --frame 64x64 \\
+        --backends ranged,dense
+    python tools/benchmark_step.py examples/videogpt/quickstart.toml parallel.tensor=1 parallel.sequence=false \\
+        --backends ranged,dense
+    # is this commit slower?
+    python tools/benchmark_step.py examples/videogpt/quickstart.toml --steps 20 --against HEAD~1 --processes 2
 
-The model, its wrapping, the optimizer and `train_step` are the trainer's own, queued as it queues them: the host reads
-a step's gradient norm when the next one is queued.  No video is read, and weights start as noise.  The backend `dense`
-is torch's scaled_dot_product_attention with a dense mask, as the published Video-GPT code uses it; it exists in this
-tool only.  A step has --micro-batches rows on every data parallel rank (the configuration's global_batch_size is not
-used), all ranks alike.  FLOPs are those of attended pairs (`plan.estimate`); rows that no head reads do not count.
+The model, its wrapping, the optimizer and `train_step` are the trainer's own, queued as it queues them: the host
+reads a step's gradient norm when the next one is queued.  No video is read, and weights start as noise.  The backend
+`dense` is torch's scaled_dot_product_attention with a dense mask, as the published Video-GPT code uses it; it exists
+in this tool only.  A step has --micro-batches rows on every data parallel rank (the configuration's global_batch_size
+is not used), all ranks alike.  FLOPs are those of attended pairs (`plan.estimate`); rows that no head reads do not
+count.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 data.source=shards data.path=DIR.
 
 SRC is any number of
-  folders          searched for videos, and for .tar shards, which are sharded anew videos, .tar     single files lists
-  (.txt)     one path in a line tables           .csv, .tsv, .jsonl, .json (a list of objects) and .parquet, with a path
-  in one column, perhaps captions or labels in others
+  folders          searched for videos, and for .tar shards, which are sharded anew
+  videos, .tar     single files
+  lists (.txt)     one path in a line
+  tables           .csv, .tsv, .jsonl, .json (a list of objects) and .parquet, with a path in one column, perhaps
+                   captions or labels in others
 
 The files' bytes stay as they are; --scenes cuts them at scene changes, between frames that can stand alone, without
 encoding anything again. What cannot be used is left out and listed in DIR/rejected.jsonl.  After an interruption the
@@ -14,17 +16,18 @@ same command goes on where it was.
 Your own folder of videos:
   python tools/prepare_videos.py videos/ --output shards/
 Captions from a table, whose paths start from another folder:
-  python tools/prepare_videos.py captions.csv --video-column file --caption-column text --root videos/ --output shards/
+  python tools/prepare_videos.py captions.csv --video-column file --caption-column text --root videos/ \\
+      --output shards/
 Only good ones, of one split:
   python tools/prepare_videos.py clips.parquet --where split==train --where 'aesthetic score>=5' --output shards/
 File names put together from columns, the files anywhere below a folder:
-  python tools/prepare_videos.py train.csv --video-column '{youtube_id}_{time_start:0>6}_{time_end:0>6}.mp4' --root
-  k600/ --search --output shards/
+  python tools/prepare_videos.py train.csv --video-column '{youtube_id}_{time_start:0>6}_{time_end:0>6}.mp4' \\
+      --root k600/ --search --output shards/
 Long films, cut into scenes:
   python tools/prepare_videos.py films/ --scenes --min-frames 61 --output shards/
 A published data set (see docs/datasets.md):
-  python tools/prepare_videos.py --recipe examples/datasets/ucf101.toml UCF101/trainlist01.txt --root UCF101/UCF-101
-  --output shards/
+  python tools/prepare_videos.py --recipe examples/datasets/ucf101.toml UCF101/trainlist01.txt \\
+      --root UCF101/UCF-101 --output shards/
 """
 
 from __future__ import annotations
