@@ -91,14 +91,20 @@ def check_same_codec(saved: Saved, codec: Codec, group: Any = None) -> None:
 
     One that was converted without its VAE does not say.  A collective: every rank has built a codec of its own.
     """
-    fingerprint = saved.state["codec"]
-    other = (
-        f"{saved.path} was trained with another {codec.name} codec (fingerprint {fingerprint[:12]}, this one "
-        f"has {codec.fingerprint[:12]}); "
+    raise_together(_other_codec(saved, codec), group, "comparing codecs")
+
+
+def _other_codec(saved: Saved, codec: Codec) -> str:
+    """Why a checkpoint's model does not fit this codec, or ""."""
+    recorded = saved.state["codec"]
+    if not recorded or codec.identity.accepts(recorded):
+        return ""
+    return (
+        f"{saved.path} was trained with another {codec.name} codec (fingerprint {recorded[:12]}, this one "
+        f"has {codec.fingerprint[:12]}{codec.identity.reason(recorded)}); "
         "use the codec it was trained with (codec.path, or the release of this package), or train anew in "
         "another train.output"
     )
-    raise_together(other if fingerprint and fingerprint != codec.fingerprint else "", group, "comparing codecs")
 
 
 def check_resumable(saved: Saved) -> None:

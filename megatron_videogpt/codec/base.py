@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +16,38 @@ from torch import Tensor
 from ..errors import UserError
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a codec's latents follow from: its fingerprint, and how earlier releases took it.
+
+    fingerprint: sha256, hexadecimal, recorded from now on; earlier: what `fingerprint_of` was given by earlier
+    releases; outdated: why what those made is not of these latents, "" where it is.
+    """
+
+    fingerprint: str
+    earlier: tuple[tuple[str, tuple[Path, ...]], ...] = ()
+    outdated: str = ""
+
+    def accepts(self, recorded: str | None) -> bool:
+        """Whether a recorded fingerprint, an earlier release's included, stands for these latents."""
+        return recorded == self.fingerprint or (not self.outdated and recorded in self._earlier)
+
+    def reason(self, recorded: str | None) -> str:
+        """Of a recorded fingerprint that is not accepted: what has changed where that is known, else ""; for the end
+        of a message.
+        """
+        return f": {self.outdated}" if self.outdated and recorded in self._earlier else ""
+
+    @cached_property
+    def _earlier(self) -> set[str]:
+        found = set()
+        for description, files in self.earlier:
+            # A copy that nothing else reads may go, or be a link that leads nowhere.
+            with contextlib.suppress(OSError):
+                found.add(fingerprint_of(description, list(files)))
+        return found
+
+
 class Codec(Protocol):
     """Frames to latents and back.  Latents are scaled: about zero mean and unit variance."""
 
@@ -20,7 +55,8 @@ class Codec(Protocol):
     channels: int
     spatial_stride: int
     temporal_stride: int
-    fingerprint: str  # sha256 of configuration and weights, hexadecimal
+    identity: Identity
+    fingerprint: str  # the identity's
 
     @property
     def device(self) -> torch.device:

@@ -4,8 +4,8 @@ read.
 
 from __future__ import annotations
 
+import inspect
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,23 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import UserError
-from .base import batched, check_video, fingerprint_of
+from ..hub.common.vae_videogpt import SCALING_KEYS, STATISTICS, Scaling, scaling_of, weight_files
+from .base import Identity, batched, check_video, fingerprint_of
 from .geometry import DIFFUSERS_CLASSES, codec_geometry, one_line
 from .options import CodecConfig
 
 
 class KLCodec:
-    """Any diffusers AutoencoderKL (SDXL's in the paper): frame by frame, (z - shift_factor) * scaling_factor."""
+    """Any diffusers AutoencoderKL (SDXL's in the paper), frame by frame; latents are scaled as `scaling_of` says."""
 
     name = "autoencoder_kl"
 
     def __init__(self, config: CodecConfig, settings: dict[str, Any]) -> None:
-        self.model, self.fingerprint = _load_diffusers(config, settings)
         geometry = codec_geometry(config)
         self.channels, self.spatial_stride, self.temporal_stride = geometry.channels, geometry.spatial_stride, 1
-        self.scaling = float(settings.get("scaling_factor") or 0.18215)  # diffusers' own default
-        self.shift = float(settings.get("shift_factor") or 0.0)
+        self.scaling = _scaling(config, settings, geometry.channels)
+        self.model, self.identity = _load_diffusers(config, settings)
+        self.fingerprint = self.identity.fingerprint
         self.batch_size = config.batch_size
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -37,7 +38,7 @@ class KLCodec:
         check_video(video, self.spatial_stride)
         moments = batched(self._moments, video, self.batch_size, next(self.model.parameters()))
         mean, logvar = moments.chunk(2, dim=1)
-        return (mean - self.shift) * self.scaling, logvar + 2 * math.log(self.scaling)
+        return self.scaling.scaled(mean), self.scaling.scaled_logvar(logvar)
 
     def _moments(self, frames: Tensor) -> Tensor:
         posterior = self.model.encode(frames).latent_dist
@@ -45,7 +46,7 @@ class KLCodec:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec.decode`."""
-        raw = latents / self.scaling + self.shift
+        raw = self.scaling.raw(latents)
         return batched(
             lambda z: self.model.decode(z).sample, raw, self.batch_size, next(self.model.parameters())
         ).clamp(-1, 1)
@@ -53,6 +54,7 @@ class KLCodec:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> KLCodec:
         """See `Codec.to`."""
         self.model.to(device, dtype)
+        self.scaling = self.scaling.to(device)
         return self
 
     @property
@@ -71,18 +73,12 @@ class WanCodec:
     name = "autoencoder_kl_wan"
 
     def __init__(self, config: CodecConfig, settings: dict[str, Any]) -> None:
-        self.model, self.fingerprint = _load_diffusers(config, settings)
         self.geometry = codec_geometry(config)
         self.channels, self.spatial_stride = self.geometry.channels, self.geometry.spatial_stride
         self.temporal_stride = self.geometry.temporal_stride
-        for key in ("latents_mean", "latents_std"):
-            if len(settings.get(key) or ()) != self.channels:
-                raise UserError(
-                    f"codec.path={config.path}: config.json needs {key} with {self.channels} values (one a "
-                    "latent channel)"
-                )
-        self.mean = torch.tensor(settings["latents_mean"]).view(-1, 1, 1)
-        self.std = torch.tensor(settings["latents_std"]).view(-1, 1, 1)
+        self.scaling = _scaling(config, settings, self.channels)
+        self.model, self.identity = _load_diffusers(config, settings)
+        self.fingerprint = self.identity.fingerprint
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -92,19 +88,20 @@ class WanCodec:
         like = next(self.model.parameters())
         posterior = self.model.encode(video.to(like).transpose(0, 1)[None]).latent_dist
         mean, logvar = (moment[0].transpose(0, 1).float() for moment in (posterior.mean, posterior.logvar))
-        return (mean - self.mean.to(mean)) / self.std.to(mean), logvar - 2 * self.std.to(mean).log()
+        return self.scaling.scaled(mean), self.scaling.scaled_logvar(logvar)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec.decode`."""
         like = next(self.model.parameters())
-        raw = latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
+        raw = self.scaling.raw(latents.float())
         video = self.model.decode(raw.to(like).transpose(0, 1)[None]).sample
         return video[0].transpose(0, 1).float().clamp(-1, 1)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> WanCodec:
         """See `Codec.to`."""
         self.model.to(device, dtype)
+        self.scaling = self.scaling.to(device)
         return self
 
     @property
@@ -113,26 +110,38 @@ class WanCodec:
         return next(self.model.parameters()).device
 
 
-def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any, str]:
-    """(model in evaluation mode, fingerprint)."""
+def ignored_before(settings: dict[str, Any]) -> bool:
+    """Whether a VAE's settings (config.json) ask for what earlier releases ignored: an AutoencoderKL's latents_mean and
+    latents_std.
+    """
+    return settings.get("_class_name") == "AutoencoderKL" and any(settings.get(key) is not None for key in STATISTICS)
+
+
+def _scaling(config: CodecConfig, settings: dict[str, Any], channels: int) -> Scaling:
+    try:
+        return scaling_of(settings, DIFFUSERS_CLASSES[config.name], channels, f"codec.path={config.path}")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any, Identity]:
+    """(model in evaluation mode, identity)."""
     folder = Path(config.path)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(
-            f"codec.path={config.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never "
-            "loaded, so convert them first"
-        )
+    try:
+        weights = weight_files(folder)
+    except ValueError as error:
+        raise UserError(f"codec.path={error}") from error
     try:
         import diffusers
     except ImportError as error:
         raise UserError(f"codec.name={config.name} needs the diffusers package: pip install diffusers") from error
+    kind = getattr(diffusers, DIFFUSERS_CLASSES[config.name])
     try:
-        kind = getattr(diffusers, DIFFUSERS_CLASSES[config.name])
         # diffusers fills missing weights with random numbers and only warns, hence the loading report.
         model, report = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} "
             f"({one_line(error)})"
@@ -142,5 +151,27 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
             f"codec.path={config.path}: {len(report['missing_keys'])} weights are missing, "
             f"{sorted(report['missing_keys'])[0]} for one"
         )
-    description = {key: value for key, value in settings.items() if not key.startswith("_")}
-    return model.eval().requires_grad_(False), fingerprint_of(json.dumps(description, sort_keys=True), weights)
+    known = {*inspect.signature(kind.__init__).parameters, *SCALING_KEYS}
+    return model.eval().requires_grad_(False), _identity(folder, settings, known, weights)
+
+
+def _identity(folder: Path, settings: dict[str, Any], known: set[str], weights: list[Path]) -> Identity:
+    """Of the settings that are read (``known``) and the files that are read.
+
+    Earlier releases took all settings, and all safetensors of the folder; where there is nothing beside what is read,
+    that is the same.
+    """
+    every = {key: value for key, value in settings.items() if not key.startswith("_")}
+    read = {key: value for key, value in every.items() if key in known}
+    outdated = ignored_before(settings)
+    # The key cannot be one of the settings: those with an underscore are left out.
+    text = json.dumps(read | ({"_normalised": list(STATISTICS)} if outdated else {}), sort_keys=True)
+    present = sorted(folder.glob("*.safetensors"))
+    before = dict.fromkeys(
+        (json.dumps(description, sort_keys=True), tuple(files))
+        for description in (every, read)
+        for files in (weights, present)
+    )
+    before.pop((text, tuple(weights)), None)
+    reason = "the VAE is the same, but earlier releases ignored its latents_mean and latents_std" if outdated else ""
+    return Identity(fingerprint_of(text, weights), tuple(before), reason)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
-from .base import batched, check_video, fingerprint_of
+from .base import Identity, batched, check_video, fingerprint_of
 from .geometry import TINY_WEIGHTS, one_line
 
 
@@ -33,6 +33,7 @@ class TinyCodec:
             ) from error
         self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
         self.fingerprint = fingerprint_of(json.dumps(shape.to_dict(), sort_keys=True), [weights])
+        self.identity = Identity(self.fingerprint)
         self.batch_size = batch_size
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:

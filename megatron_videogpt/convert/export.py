@@ -37,6 +37,7 @@ class Export:
         saved = find_checkpoint(run, step)
         self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
         self.config: Config = saved.config
+        self.codec_fingerprint: str = saved.state["codec"]
         if average and not saved.state["ema"]:
             raise UserError(
                 f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take "

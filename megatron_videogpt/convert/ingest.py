@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..codec.geometry import codec_geometry
+from ..codec.diffusers_vae import ignored_before
+from ..codec.geometry import codec_geometry, diffusers_settings
 from ..codec.options import CodecConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
@@ -181,6 +182,7 @@ def open_source(
                 f"{folder.path}: a model of {channels} latent channels, but its codec {codec.name} has "
                 f"{theirs}; give the right one with --vae"
             )
+    _check_scaling(folder, codec)
     side = check_keys(folder, model, channels, allow_extra)
     table = folder_key(EMBED_TOKENS, stock)
     assert table is not None
@@ -190,6 +192,18 @@ def open_source(
     }
     places = {key: place for key, place in taken.items() if place is not None}
     return Source(folder, model, channels, ids, places, tuple(side), stock, dtype)
+
+
+def _check_scaling(folder: Folder, codec: CodecConfig) -> None:
+    """ValueError for a folder that an earlier release exported with a VAE whose scaling it ignored: its model knows
+    other latents than this release would give it.
+    """
+    code = [(folder.path / name).is_file() for name in ("frames_videogpt.py", "vae_videogpt.py")]
+    if code == [True, False] and codec.path and ignored_before(diffusers_settings(codec)):
+        raise UserError(
+            f"{folder.path}: written by an earlier release, which ignored latents_mean and latents_std in "
+            f"{codec.path}/config.json, so its model knows other latents; convert it with that release"
+        )
 
 
 def find_hints(folder: Folder, asked: tuple[int, ...] | None, stock: bool, vocabulary: int) -> tuple[int, int, int]:

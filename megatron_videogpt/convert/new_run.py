@@ -29,6 +29,7 @@ from .ingest import Source
 from .settings import folder_config
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
+from .standalone import vae_files
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""
@@ -83,7 +84,7 @@ def finish(source: Source, config: Config, partial: Path, vae: Path | None, prog
         (source.folder.path / name, name) for name in source.folder.carried() if vae is None or name.parts[0] != "vae"
     ]
     if vae is not None:
-        files += [(path, Path("vae") / path.name) for path in [vae / "config.json", *sorted(vae.glob("*.safetensors"))]]
+        files += [(path, Path("vae") / path.name) for path in vae_files(vae)]
     facts = {
         "config": source.folder.config,
         "hint_ids": list(source.hint_ids),

@@ -14,9 +14,9 @@ from ..codec.options import CodecConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..hub.common import tiny_codec as tiny_module
+from ..hub.common.vae_videogpt import VAE_WEIGHTS, weight_files
 
 AUTO_MAP = {"AutoConfig": "configuration_videogpt.VideoGPTConfig", "AutoModel": "modeling_videogpt.VideoGPTModel"}
-VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write_code(folder: Path, tiny_codec: bool) -> None:
@@ -99,20 +99,21 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
         write_json(target / "config.json", {"_class_name": "TinyAutoencoder", **shape})
         shutil.copyfile(geometry.TINY_WEIGHTS, target / VAE_WEIGHTS)
         return
-    source = Path(codec.path)
-    files = [
-        source / "config.json",
-        *sorted(source.glob("*.safetensors")),
-        *sorted(source.glob("*.safetensors.index.json")),
-    ]
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(
-            f"codec.path={codec.path}: no .safetensors file in it; pickled weights (.bin, .pt) are never "
-            "copied, so convert them first"
-        )
+    try:
+        weight_files(Path(codec.path))
+    except ValueError as error:
+        raise UserError(f"codec.path={error}") from error
     target.mkdir(exist_ok=True)
-    for path in files:
+    for path in vae_files(Path(codec.path)):
         shutil.copyfile(path, target / path.name)
+
+
+def vae_files(folder: Path) -> list[Path]:
+    """What of a diffusers VAE's folder travels along: its settings, all its safetensors (a checkpoint of an earlier
+    release tells the VAE by copies that are not read, too) and the index of its shards.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    return [folder / "config.json", *weights, *sorted(folder.glob("*.safetensors.index.json"))]
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..codec.build import build_codec
+from ..codec.diffusers_vae import ignored_before
 from ..codec.geometry import codec_geometry
 from ..config.derived import frame_side
 from ..config.toml import config_to_toml
@@ -55,6 +57,7 @@ def write_folder(
     folder.mkdir(parents=True)
     # What can be wrong with it shows before the slow part.
     _write_files(export, folder, vae, tokenizer)
+    _check_scaling(export, folder / "vae")
     side, config = export.side, export.config
     original, longest = (side.facts["config"] if side else None), (None if export.untouched else frame_side(config))
     facts = hub_config(config.model, export.weights.channels, export.hint_ids, export.vocabulary, original, longest)
@@ -90,6 +93,19 @@ def _write_files(export: Export, folder: Path, vae: Path | None, tokenizer: Path
     elif not (folder / "vae").is_dir() and (export.config.codec.name == "tiny" or export.config.codec.path):
         if codec_geometry(export.config.codec).channels == export.weights.channels:
             write_vae(folder, export.config.codec)
+
+
+def _check_scaling(export: Export, vae: Path) -> None:
+    """ValueError where the folder's pipeline would scale latents otherwise than the earlier release that trained the
+    model did.
+    """
+    if (vae / "config.json").is_file() and ignored_before(read_object(vae / "config.json")):
+        reason = build_codec(codec_of(vae)).identity.reason(export.codec_fingerprint)
+        if reason:
+            raise UserError(
+                f"{export.path} was trained on other latents than the exported pipeline would give it{reason}; export "
+                "it with the release that trained it"
+            )
 
 
 def digest(tensor: Tensor) -> str:

@@ -179,6 +179,7 @@ def main() -> None:
     from megatron_videogpt.checkpoint import save as saver
     from megatron_videogpt.checkpoint.checks import check_same_codec
     from megatron_videogpt.checkpoint.saved import find_checkpoint
+    from megatron_videogpt.codec.base import Identity
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.config.schema import Config
     from megatron_videogpt.platforms import world
@@ -195,7 +196,9 @@ def main() -> None:
     outcome(
         "another codec", lambda: run._check_same_codec(Config(), SimpleNamespace(fingerprint=f"codec{rank}"), group)
     )  # type: ignore[arg-type]
-    saved, mine = find_checkpoint(folder / "run"), SimpleNamespace(name="tiny", fingerprint=("codec", "other")[rank])
+    identity = Identity(("codec", "other")[rank])
+    saved = find_checkpoint(folder / "run")
+    mine = SimpleNamespace(name="tiny", fingerprint=identity.fingerprint, identity=identity)
     outcome("trained with another codec", lambda: check_same_codec(saved, mine, group))  # type: ignore[arg-type]
     (folder / f"rank_{rank}.json").write_text(json.dumps(FOUND))
     world.stop()

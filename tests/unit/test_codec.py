@@ -17,8 +17,9 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.geometry import TINY_WEIGHTS, codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema_data import PhysicsConfig
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range, to_pixels
+from megatron_videogpt.data.video.pictures import resize_frames, to_model_range, to_pixels
 from tests import clips
 
 WAN_MEAN, WAN_STD = [0.1, -0.2, 0.3, 0.4], [0.5, 1.0, 2.0, 4.0]
@@ -183,7 +184,7 @@ def test_unusable_folders_are_one_line(kl_folder: Path, wan_folder: Path, tmp_pa
         ("autoencoder_kl", str(wan_folder), "holds AutoencoderKLWan"),
         ("autoencoder_kl_wan", str(kl_folder), "holds AutoencoderKL,"),
         ("autoencoder_kl", broken("json", settings="{"), "config.json cannot be read"),
-        ("autoencoder_kl", broken("pickle", extra="diffusion_pytorch_model.bin"), "no .safetensors"),
+        ("autoencoder_kl", broken("pickle", extra="diffusion_pytorch_model.bin"), "pickled weights are never loaded"),
         ("autoencoder_kl", broken("garbage", weights=b"not safetensors"), "weights do not load"),
         (
             "autoencoder_kl",

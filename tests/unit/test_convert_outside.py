@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.checkpoint.folders import newest_folder
 from megatron_videogpt.codec.build import build_codec
@@ -121,6 +122,14 @@ def test_a_vae_takes_the_way_there_and_back(tmp_path: Path) -> None:
     for path in vae.iterdir():
         assert (tmp_path / "back" / "vae" / path.name).read_bytes() == path.read_bytes()
     assert json.loads((tmp_path / "back" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
+    # Shards travel with their index.
+    state = load_file(vae / "diffusion_pytorch_model.safetensors")
+    (vae / "diffusion_pytorch_model.safetensors").rename(vae / "a.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, "a.safetensors")}
+    (vae / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    to_run(folder, tmp_path / "sharded", codec=codec, vae=vae)
+    copied = load_config(tmp_path / "sharded" / "config.toml").codec
+    assert copied.path != codec.path and build_codec(copied).fingerprint == build_codec(codec).fingerprint
     # A folder whose model has other channels than its VAE.
     other = folder_of(tmp_path / "other", replace(TINY, channels=3), tensors_of(replace(TINY, channels=3), "fp32"))
     with pytest.raises(ValueError, match="3 latent channels, but its codec autoencoder_kl has 4"):
@@ -135,3 +144,35 @@ def test_a_tiny_codec_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "os.system"}')
     with pytest.raises(ValueError, match="expected one of AutoencoderKL"):
         settings.codec_of(tmp_path)
+
+
+def test_what_a_release_made_that_ignored_its_vae_s_scaling(tmp_path: Path) -> None:
+    """A folder's own code shows which release wrote it; one without code is what others made.  A run's checkpoint has
+    the fingerprint.
+    """
+    folder, vae = folder_of(tmp_path / "folder", TINY, tensors_of(TINY, "fp32")), small_kl(tmp_path / "vae")
+    more = {"latents_mean": [0.0] * 4, "latents_std": [2.0] * 4, "shift_factor": None}
+    (vae / "config.json").write_text(json.dumps(json.loads((vae / "config.json").read_text()) | more))
+    codec = settings.codec_of(vae)
+
+    def opened() -> ingest.Source:
+        return ingest.open_source(Folder(folder), codec, None, None, False)
+
+    assert opened().channels == 4
+    to_run(folder, tmp_path / "run", codec=codec, vae=vae)
+    to_folder(tmp_path / "run", tmp_path / "back")
+    state = (newest_folder(tmp_path / "run") or vae) / "state.json"
+    text = state.read_text()
+    fields = {key: value for key, value in json.loads((vae / "config.json").read_text()).items() if key[0] != "_"}
+    weights = (vae / "diffusion_pytorch_model.safetensors").read_bytes()
+    before = hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + weights).hexdigest()
+    state.write_text(text.replace(json.loads(text)["codec"], before))
+    with pytest.raises(ValueError, match="on other latents.*earlier releases ignored") as caught:
+        to_folder(tmp_path / "run", tmp_path / "again")
+    assert "\n" not in str(caught.value)
+    (folder / "frames_videogpt.py").touch()
+    with pytest.raises(ValueError, match="ignored latents_mean and latents_std") as caught:
+        opened()
+    assert "\n" not in str(caught.value)
+    (folder / "vae_videogpt.py").touch()
+    assert opened().channels == 4

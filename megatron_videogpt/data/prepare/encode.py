@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from ...codec.base import Codec
 from ...errors import UserError
-from ..bad import BadVideo, Rejections
+from ..bad import BadVideo, Rejections, shown
 from ..jobs import Job, read_job
 from ..plans import Sample, SamplePlan
-from ..shards.latents import facts_of, pack, to_stored
+from ..shards.latents import facts_begun, facts_of, pack, to_stored
 from ..shards.scan import LATENTS
 from ..shards.writer import ShardWriter, merge_index
 from ..sources.datasets import Folder, Shards
 from ..sources.open import Usable
-from ..video.decode import resized_shape, to_model_range
+from ..video.pictures import resized_shape, to_model_range
 from ..workers import Pool
 from .listings import unique_key
 
@@ -60,10 +60,12 @@ class Encoding:
         """Numbers of the videos of each part."""
         return [self.usable.items[i : i + self.part] for i in range(0, len(self.usable.items), self.part)]
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """Of the latents, for the index."""
-        return facts_of(self.codec, self.longest_side, self.size_multiple, self.stored)
+        """Of the latents, for the index; those with which an earlier release began them, where they mean the same."""
+        facts, record = facts_of(self.codec, self.longest_side, self.size_multiple, self.stored), self.output / RECORD
+        begun = json.loads(record.read_text(encoding="utf-8")).get("facts", {}) if record.is_file() else facts
+        return facts_begun(begun, facts, self.codec)
 
     def report(self, part: int) -> Path:
         """Rejected videos of a part; there when the part is complete."""
@@ -80,7 +82,7 @@ class Encoding:
             "fps": round(float(row["fps"]), 4),
         }
         if isinstance(collection, Folder):
-            return self._keys[entry], {"source": collection.paths[entry], **geometry}
+            return self._keys[entry], {"source": shown(collection.paths[entry]), **geometry}
         key = collection.index.key(entry)
         if self._prefixed:
             key = f"{collection.index.shard_url(entry).rpartition('/')[2].removesuffix('.tar')}/{key}"
@@ -91,7 +93,7 @@ class Encoding:
         """Of the files of a folder, by number."""
         assert isinstance(self.usable.collection, Folder)
         seen: set[int] = set()
-        return [unique_key(os.path.splitext(path)[0], seen) for path in self.usable.collection.paths]
+        return [unique_key(os.path.splitext(shown(path))[0], seen) for path in self.usable.collection.paths]
 
     @cached_property
     def _prefixed(self) -> bool:

@@ -80,7 +80,7 @@ def facts_of(codec: Codec, longest_side: int, size_multiple: int, stored: str) -
 def check_facts(path: str, facts: dict[str, Any], config: DataConfig, codec: Geometry) -> None:
     """ValueError, one line, unless a run with this codec and these sizes can use the latents.
 
-    A `CodecGeometry` has no fingerprint; then only the geometry is compared.
+    A `CodecGeometry` has no identity; then only the geometry is compared.
     """
     again = "or encode the videos again (tools/encode_latents.py)"
     if not facts:
@@ -102,13 +102,21 @@ def check_facts(path: str, facts: dict[str, Any], config: DataConfig, codec: Geo
             raise UserError(
                 f"data.path={path}: latents of a VAE with {name}={theirs}, but this run's has {ours}: {remedy}"
             )
-    theirs, ours = facts.get("fingerprint"), getattr(codec, "fingerprint", None)
-    if ours is not None and theirs != ours:
+    theirs, identity = facts.get("fingerprint"), getattr(codec, "identity", None)
+    if identity is not None and not identity.accepts(theirs):
         names = (
             f"latents of the VAE {facts.get('codec')} {str(theirs)[:12]}, but this run has "
-            f"{getattr(codec, 'name', '')} {ours[:12]}"
+            f"{getattr(codec, 'name', '')} {identity.fingerprint[:12]}"
         )
-        raise UserError(f"data.path={path}: {names} (name and fingerprint): {remedy}")
+        raise UserError(f"data.path={path}: {names} (name and fingerprint{identity.reason(theirs)}): {remedy}")
+
+
+def facts_begun(begun: dict[str, Any], facts: dict[str, Any], codec: Codec) -> dict[str, Any]:
+    """The facts with which encoding goes on: those it was begun with, where they have just another fingerprint that an
+    earlier release gave the same codec, so that all shards say the same; else ``facts``.
+    """
+    same = {**begun, "fingerprint": codec.fingerprint} == facts and codec.identity.accepts(begun.get("fingerprint"))
+    return begun if same else facts
 
 
 @dataclass(frozen=True)

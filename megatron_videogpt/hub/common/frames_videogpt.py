@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 try:
     from .layers_videogpt import computing_device
+    from .vae_videogpt import VAE_WEIGHTS, Scaling, scaling_of, weight_files
 except ImportError:  # the folder itself is on sys.path
     from layers_videogpt import computing_device  # type: ignore[no-redef]
+    from vae_videogpt import VAE_WEIGHTS, Scaling, scaling_of, weight_files  # type: ignore[no-redef]
 
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderKLWan")
-VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 BATCH = 16  # frames per encoder or decoder call
 
 
@@ -64,7 +65,7 @@ def load_vae(folder: Path, dtype: torch.dtype | None) -> nn.Module:
     """The VAE of a folder, from safetensors only; float32 where no dtype is asked for.
 
     Raises:
-        ValueError: no settings or no weights in it, or an unknown class.
+        ValueError: no settings or no weights in it, an unknown class, or latents that cannot be scaled.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -73,8 +74,7 @@ def load_vae(folder: Path, dtype: torch.dtype | None) -> nn.Module:
             f"{folder}: no readable config.json of a VAE ({error}); pass vae=... or put a diffusers VAE there"
         ) from error
     kind = settings.pop("_class_name", None)
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder}: no .safetensors file in it; pickled weights are never loaded")
+    weight_files(folder)
     try:
         vae = _tiny(folder, settings) if kind == "TinyAutoencoder" else _diffusers(folder, kind)
     except (OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -118,6 +118,7 @@ def _diffusers(folder: Path, kind: str | None) -> nn.Module:
         raise ValueError(
             f"{folder}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} for one"
         )
+    _scaling(vae, str(folder))
     return vae
 
 
@@ -177,14 +178,14 @@ def encode(vae: Any, frames: np.ndarray) -> Tensor:
     """uint8 ``[F, H, W, 3]`` -> scaled latents ``[f, C, h, w]`` float32 on the VAE's device, the posterior's mean.
 
     Raises:
-        ValueError: a number of frames that a VAE with temporal stride does not take.
+        ValueError: a number of frames that a VAE with temporal stride does not take, or latents that cannot be scaled.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
     if _is(vae, "TinyVAE"):
         return _batched(vae.model.encode, pixels, vae)
+    scaling = _scaling(vae)
     if not _is(vae, "AutoencoderKLWan"):
-        mean = _batched(lambda part: vae.encode(part).latent_dist.mean, pixels, vae)
-        return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return scaling.scaled(_batched(lambda part: vae.encode(part).latent_dist.mean, pixels, vae))
     stride = _temporal_stride(vae)
     if (len(pixels) - 1) % stride:
         raise ValueError(f"video of {len(pixels)} frames: this VAE takes 1 + {stride}n frames; cut or extend the video")
@@ -194,11 +195,7 @@ def encode(vae: Any, frames: np.ndarray) -> Tensor:
         .transpose(0, 1)
         .float()
     )
-    shift, scale = (
-        torch.tensor(values, device=mean.device).view(-1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return (mean - shift) / scale
+    return scaling.scaled(mean)
 
 
 @torch.no_grad()
@@ -209,19 +206,11 @@ def decode(vae: Any, history: Tensor, new: Tensor) -> Tensor:
     if _is(vae, "TinyVAE"):
         pixels = _batched(vae.model.decode, new, vae)
     elif not _is(vae, "AutoencoderKLWan"):
-        pixels = _batched(
-            lambda part: vae.decode(part).sample,
-            new / vae.config.scaling_factor + (vae.config.shift_factor or 0.0),
-            vae,
-        )
+        pixels = _batched(lambda part: vae.decode(part).sample, _scaling(vae).raw(new), vae)
     else:
         # Causal in time: what comes first shapes what follows, and the very first latent frame is a single picture.
         device = computing_device(vae)
-        shift, scale = (
-            torch.tensor(values, device=device).view(-1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        raw = torch.cat([history.to(device), new.to(device)]).float() * scale + shift
+        raw = _scaling(vae).raw(torch.cat([history.to(device), new.to(device)]).float())
         pixels = vae.decode(raw.to(vae.dtype).transpose(0, 1)[None]).sample[0].transpose(0, 1).float()
         pixels = pixels[len(pixels) - _temporal_stride(vae) * len(new) if len(history) else 0 :]
     return (pixels.clamp(-1, 1) + 1.0) / 2
@@ -231,6 +220,11 @@ def _is(vae: Any, kind: str) -> bool:
     # By name: the same file may have been loaded twice, from the folder and from the cache of transformers or
     # diffusers.
     return type(vae).__name__ == kind
+
+
+def _scaling(vae: Any, where: str = "this VAE") -> Scaling:
+    wan = _is(vae, "AutoencoderKLWan")
+    return scaling_of(vae.config, type(vae).__name__, vae.config.z_dim if wan else vae.config.latent_channels, where)
 
 
 def _temporal_stride(vae: Any) -> int:
