@@ -34,15 +34,26 @@ REASONS = {
 WINDOW = 1000  # samples over which data.max_bad_fraction is taken
 
 
+def shown(name: str | os.PathLike[str]) -> str:
+    """A name as text that can be printed and written as UTF-8: of a file name whose bytes are no UTF-8, which Python
+    holds as surrogates, these bytes become ``\\xe9``; every other name stays as it is.
+    """
+    text = os.fspath(name)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair of surrogates, which no file name but a JSON text may hold
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 class BadVideo(BadInput):
     """Input that cannot be used; ``str()`` is one line with its name and what is wrong.
 
-    name: path, or shard and key; reason: one line for people; kind: one of `REASONS`.
+    name: path, or shard and key, kept as `shown`; reason: one line for people; kind: one of `REASONS`.
     """
 
     def __init__(self, name: str | os.PathLike[str], reason: str, kind: str = "unreadable") -> None:
         assert kind in REASONS, kind
-        self.path, self.reason, self.kind = os.fspath(name), " ".join(str(reason).split()), kind
+        self.path, self.reason, self.kind = shown(name), " ".join(shown(str(reason)).split()), kind
         super().__init__(f"{self.path}: {self.reason}")
 
     def __reduce__(self):

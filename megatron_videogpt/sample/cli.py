@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources.files import EXTENSIONS
-from ..data.video.decode import BadVideo, probe
 from ..errors import UserError
 from .generate import load
 from .job import Job, alike, describe_means, is_first
 from .options import FORMATS, resolve
 from .output import REPORT, output_path
-from .prompts import IMAGES, Source, find_sources
+from .pictures import IMAGES
+from .prompts import Source, check_readable, find_sources
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,8 +72,9 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
     sources = find_sources(paths, args.scene, output)
     if len(sources) > 1 and _is_file(output):
         raise UserError(f"--output {output}: must be a folder for {len(sources)} inputs")
-    if len(sources) == 1:
-        _check_only(sources[0])
+    if len(sources) == 1 and sources[0].path is not None:
+        # A single input that cannot be read is told before the model is loaded.
+        check_readable(sources[0].path)
     bases = {source.name: output.with_suffix("") if _is_file(output) else output / source.name for source in sources}
     written = [
         output_path(base, ending)
@@ -92,16 +93,6 @@ def _metrics(output: Path) -> tuple[Path, Path]:
     """Where a comparison goes, and its plot."""
     base = output.with_name(f"{output.stem}.metrics") if _is_file(output) else output / "metrics"
     return output_path(base, ".json"), output_path(base, ".png")
-
-
-def _check_only(source: Source) -> None:
-    """A single video that cannot be read is told before the model is loaded."""
-    if source.path is None or source.is_image:
-        return
-    try:
-        probe(source.path)
-    except BadVideo as error:
-        raise UserError(str(error)) from error
 
 
 def _find_lpips() -> Callable | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..config.schema import Config, SampleConfig
-from ..data.video.decode import to_model_range, to_pixels
+from ..data.video.pictures import to_model_range, to_pixels
 from ..hub.common.sampling_videogpt import Denoiser, Step, rollout
 from ..platforms import activate
 from .evaluate import decode_continuation

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.video.decode import VideoWriter, to_model_range
+from ..data.video.pictures import VideoWriter, to_model_range
 from ..errors import unusable
 from .evaluate import psnr, squared_errors
 from .generate import Clip

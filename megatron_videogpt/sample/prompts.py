@@ -8,20 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..codec.base import Codec
 from ..config.derived import frame_side
 from ..config.schema import Config, SampleConfig
-from ..data.bad import BadVideo
-from ..data.sources.files import EXTENSIONS
+from ..data.bad import BadVideo, shown
+from ..data.decode import probe, read_clip
+from ..data.sources.files import EXTENSIONS, walk
 from ..data.sources.physics import render_scene
-from ..data.video.container import Limits, identity, limits_of
-from ..data.video.decode import probe, read_clip, resize_frames
+from ..data.video.container import Limits, limits_of
 from ..errors import UserError
 from .evaluate import pixel_frames
+from .pictures import IMAGES, count_pictures, is_picture, read_pictures
 
-IMAGES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 IMAGE_FPS = 24.0  # an image has no rate: its continuation is played as an ordinary film's
 
 
@@ -48,12 +47,7 @@ class Source:
     scene: tuple[str, int] | None = None
 
     def __str__(self) -> str:
-        return f"{self.scene[0]}/{self.scene[1]}" if self.scene else str(self.path)
-
-    @property
-    def is_image(self) -> bool:
-        """Whether it is a single picture, by its name."""
-        return self.path is not None and self.path.suffix.lower() in IMAGES
+        return f"{self.scene[0]}/{self.scene[1]}" if self.scene else shown(str(self.path))
 
 
 def find_sources(
@@ -61,7 +55,8 @@ def find_sources(
 ) -> list[Source]:
     """Files as given, folders as the videos and images in them (searched recursively, sorted), then scenes.
 
-    Each is named after its file, with a number where names clash.  output: folder of results, which is not searched.
+    Each is named after its file, as `shown`, with a number where names clash.  output: folder of results, which is not
+    searched.
 
     Raises:
         ValueError: a folder without videos and images, one line.
@@ -69,7 +64,7 @@ def find_sources(
     found: list[Path] = []
     for path in paths:
         found += _files(path, output) if path.is_dir() else [path]
-    sources = [Source(path.stem, path) for path in found] + [
+    sources = [Source(shown(path.stem), path) for path in found] + [
         Source(f"{kind}_{number}", scene=(kind, number)) for kind, number in scenes
     ]
     # The comparison of a folder's results has that name.
@@ -88,7 +83,7 @@ def find_sources(
 
 def _files(folder: Path, output: Path | None) -> list[Path]:
     known = IMAGES | EXTENSIONS
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+    files = list(walk(folder, known))
     results = output.resolve() if output is not None else None
     if results is not None and results != folder.resolve():
         files = [path for path in files if results not in path.resolve().parents]
@@ -133,7 +128,7 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
 
     Args:
         config: of the model, with the settings to sample with in `config.sample`.
-        history: latent frames given, see `plan`; an image is one whatever this is.
+        history: latent frames given, see `plan`; a single picture is one whatever this is.
         interval: use every so many-th frame.
 
     Raises:
@@ -142,26 +137,46 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
     if source.scene is not None:
         return _scene(source.name, source.scene, config, codec, history, interval)
     assert source.path is not None
-    side, limits = frame_side(config), limits_of(config.data)
-    multiple = math.lcm(config.data.size_multiple, codec.spatial_stride * config.model.patch_size)
     try:
-        if source.is_image:
-            return Prompt(
-                source.name,
-                resize_frames(_picture(source.path, limits)[None], side, multiple),
-                None,
-                IMAGE_FPS / interval,
-            )
-        info = probe(source.path, limits)
-        try:
-            start, first, end = plan((info.frames - 1) // interval + 1, history, config.sample, codec)
-        except UserError as error:
-            raise BadVideo(source.path, str(error), "too_short") from error
-        frames = read_clip(source.path, [index * interval for index in range(start, end)], side, multiple, limits)
+        return _file(source.name, source.path, config, codec, history, interval)
     except BadVideo as error:
         raise UserError(str(error)) from error
+
+
+def check_readable(path: Path) -> None:
+    """ValueError, one line, when a video or an image cannot be read at all, whatever the limits of a model are."""
+    try:
+        _look(path, Limits())
+    except BadVideo as error:
+        raise UserError(str(error)) from error
+
+
+def _look(path: Path, limits: Limits) -> tuple[int, float]:
+    """Frames, and of a video how many a second; of a picture, which has no rate until it is read, 0."""
+    if is_picture(path):
+        return count_pictures(path, limits), 0.0
+    info = probe(path, limits)
+    return info.frames, info.fps
+
+
+def _file(name: str, path: Path, config: Config, codec: Codec, history: int | None, interval: int) -> Prompt:
+    side, limits = frame_side(config), limits_of(config.data)
+    multiple = math.lcm(config.data.size_multiple, codec.spatial_stride * config.model.patch_size)
+    picture = is_picture(path)
+    count, fps = _look(path, limits)
+    if picture and count == 1:
+        return Prompt(name, read_pictures(path, [0], side, multiple, limits)[0], None, IMAGE_FPS / interval)
+    try:
+        start, first, end = plan((count - 1) // interval + 1, history, config.sample, codec)
+    except UserError as error:
+        raise BadVideo(path, str(error), "too_short") from error
+    wanted = [index * interval for index in range(start, end)]
+    if picture:
+        frames, fps = read_pictures(path, wanted, side, multiple, limits)
+    else:
+        frames = read_clip(path, wanted, side, multiple, limits)
     first -= start
-    return Prompt(source.name, frames[:first], frames[first:] if len(frames) > first else None, info.fps / interval)
+    return Prompt(name, frames[:first], frames[first:] if len(frames) > first else None, fps / interval)
 
 
 def _scene(
@@ -173,26 +188,3 @@ def _scene(
     physics = replace(config.data.physics, scenes=(kind,))
     frames = render_scene(physics, number, pixel_frames(codec, given + sum(settings.clips)), interval)
     return Prompt(name, frames[:first], frames[first:], physics.fps / interval)
-
-
-def _picture(path: Path, limits: Limits) -> np.ndarray:
-    """uint8 ``[H, W, 3]``, upright; BadVideo when it is no picture or larger than the limits."""
-    identity(path, limits)
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > limits.pixels:
-                raise BadVideo(
-                    path,
-                    f"{image.width}x{image.height} pixels, more than data.max_megapixels={limits.pixels / 1e6:g}",
-                    "too_large",
-                )
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                # Pillow cuts 16 bits off at 255 instead of scaling them.
-                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise BadVideo(path, "not a readable image") from error
-    # Pillow's readers raise these over damaged files.
-    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, Image.DecompressionBombError) as error:
-        raise BadVideo(path, f"not a readable image ({error})") from error

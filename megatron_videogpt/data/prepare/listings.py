@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import UserError
-from ..bad import BadVideo
+from ..bad import BadVideo, shown
 from ..shards.scan import LATENTS, SUFFIXES, label_of, scan_shard
-from ..sources.files import EXTENSIONS
+from ..sources.files import EXTENSIONS, walk
 from ..video.container import Limits
 from .columns import WHERE, columns_of, meets, value_of
 from .tables import read_table, table_format
@@ -66,8 +66,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """One video.  path: file that holds it; name: what people and metadata call it; suffix: with its dot, lower case;
-    columns: of its table.
+    """One video.  path: file that holds it; name: what people and metadata call it, as `shown`; suffix: with its dot,
+    lower case; columns: of its table.
 
     key: empty, or in shards the one it had, until `list_rows` has made it unique.
     """
@@ -153,10 +153,10 @@ def describe(row: Row, listing: Listing, extra: Mapping[str, Any]) -> dict[str, 
 
 def _rows_of(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
     if path.is_dir():
-        for file in walk(path):
+        for file in walk(path, EXTENSIONS | {".tar"}, hidden=False):
             if file.suffix.lower() == ".tar":
                 yield from _shard_rows(file)
-            elif file.suffix.lower() in EXTENSIONS:
+            else:
                 yield _row(file, file.relative_to(path).as_posix())
     elif path.suffix.lower() == ".tar":
         yield from _shard_rows(path)
@@ -164,23 +164,6 @@ def _rows_of(path: Path, listing: Listing) -> Iterator[Row | BadVideo]:
         yield _row(path, path.name)
     else:
         yield from _table_rows(path, listing)
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, sorted by name; hidden files and folders (such as macOS's ._ copies) and links to folders
-    are left out.
-    """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror or error})") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(Path(entry.path))
-        elif entry.is_file():
-            yield Path(entry.path)
 
 
 def _shard_rows(path: Path) -> Iterator[Row | BadVideo]:
@@ -255,14 +238,13 @@ def _table_row(
 def _names_below(root: Path) -> dict[str, str]:
     """Relative path of every video by its file name; of equal names the first path counts."""
     found: dict[str, str] = {}
-    for file in walk(root):
-        if file.suffix.lower() in EXTENSIONS:
-            found.setdefault(file.name, file.relative_to(root).as_posix())
+    for file in walk(root, EXTENSIONS, hidden=False):
+        found.setdefault(file.name, file.relative_to(root).as_posix())
     return found
 
 
 def _row(path: Path, name: str, columns: Mapping[str, Any] | None = None) -> Row:
-    return Row(os.fspath(path), name, "", path.suffix.lower(), columns or {})
+    return Row(os.fspath(path), shown(name), "", path.suffix.lower(), columns or {})
 
 
 def _keyed(row: Row, listing: Listing, seen: set[int]) -> Row | BadVideo:
@@ -283,9 +265,7 @@ def unique_key(text: str, seen: set[int]) -> str:
     """
     base = re.sub(r"[^A-Za-z0-9_-]", "_", text)
     if len(base) > KEY_LENGTH or not base:
-        base = (
-            f"{base[: KEY_LENGTH - 17]}-{blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
-        )
+        base = f"{base[: KEY_LENGTH - 17]}-{blake2b(shown(text).encode(), digest_size=8).hexdigest()}"
     key, number = base, 1
     while (digest := int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")) in seen:
         number += 1
