@@ -35,7 +35,8 @@ setup(
         "numpy",  # frames and pixels
         "safetensors",  # weights of codecs and models: never pickles
         "diffusers",  # AutoencoderKL and AutoencoderKLWan
-        "av",  # reads and writes videos; brings its own FFmpeg
+        # reads and writes videos; brings its own FFmpeg.  Older ones show BT.709 and BT.2020 in wrong colours
+        "av>=17",
         "pillow",  # draws the physics scenes and the pictures
         "pymunk",  # rigid bodies of the physics scenes
         "matplotlib",  # loss.png

@@ -14,7 +14,7 @@ import torch
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema_data import DataConfig
-from megatron_videogpt.data.video.decode import resize_frames
+from megatron_videogpt.data.video.pictures import resize_frames
 
 
 class NoEncoder:

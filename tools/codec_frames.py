@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from megatron_videogpt.config.schema_data import PhysicsConfig
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range
+from megatron_videogpt.data.video.pictures import resize_frames, to_model_range
 from megatron_videogpt.errors import UserError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")

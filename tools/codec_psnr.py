@@ -20,8 +20,10 @@ import torch
 from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.sources.files import list_videos
-from megatron_videogpt.data.video.decode import BadVideo, probe, read_frames, resize_frames, to_model_range, to_pixels
+from megatron_videogpt.data.video.pictures import resize_frames, to_model_range, to_pixels
 from megatron_videogpt.errors import UserError, exit_code
 
 

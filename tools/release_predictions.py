@@ -56,7 +56,7 @@ def _written(base: Path, made: Continuation, settings: dict[str, Any]) -> str:
     """Write one prediction and read it back; the line that tells of it."""
     import torch
 
-    from megatron_videogpt.data.video.decode import probe
+    from megatron_videogpt.data.decode import probe
     from megatron_videogpt.sample.generate import Clip
     from megatron_videogpt.sample.output import Output
 

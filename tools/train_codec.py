@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.data.bad import BadVideo  # noqa: E402
-from megatron_videogpt.data.video.decode import to_model_range, to_pixels  # noqa: E402
+from megatron_videogpt.data.video.pictures import to_model_range, to_pixels  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
 from megatron_videogpt.hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape  # noqa: E402
 from tools.codec_frames import Pools, find_clips, physics_frames, real_frames  # noqa: E402

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..config.schema_data import DataConfig, PhysicsConfig
-from .bad import BadVideo
+from .bad import BadVideo, shown
+from .decode import read_clip
 from .plans import Sample, SamplePlan, derived_key
 from .remote import Cache
 from .shards.scan import label_of
 from .sources.physics import render_scene, scene_kind
-from .video.decode import Blob, Limits, limits_of, read_clip
+from .video.container import Blob, Limits, limits_of
 
 NO_LATENTS: Any = np.empty(0, np.float32)
 
@@ -83,27 +84,29 @@ class PhysicsJob:
 
 @dataclass(frozen=True)
 class FileJob:
-    """Frames ``plan.frames`` of a video file."""
+    """Frames ``plan.frames`` of a video file.  table: see `VideoInfo`."""
 
     plan: SamplePlan
     path: str
     reading: Reading
+    table: bytes = field(default=b"", repr=False)
 
     @property
     def label(self) -> str:
         """File, first frame and interval."""
-        return place(self.path, self.plan)
+        return place(shown(self.path), self.plan)
 
     def read(self) -> Sample:
         """pixels uint8 [F, h, w, 3], resized and cropped."""
-        return _sample(self.plan, self.label, _decode(self.path, self.plan, self.reading))
+        return _sample(self.plan, self.label, _decode(self.path, self.plan, self.reading, self.table))
 
 
 @dataclass(frozen=True)
 class MemberJob:
     """Frames ``plan.frames`` of a video in a shard.
 
-    url: of the tar file; key: of the member; offset, size: its bytes in the tar file.
+    url: of the tar file; key: of the member; offset, size: its bytes in the tar file; table: see
+    `VideoInfo`.
     """
 
     plan: SamplePlan
@@ -113,6 +116,7 @@ class MemberJob:
     size: int
     reading: Reading
     cache: Cache
+    table: bytes = field(default=b"", repr=False)
 
     @property
     def label(self) -> str:
@@ -132,7 +136,10 @@ class MemberJob:
             self.plan,
             self.label,
             _decode(
-                Blob(name, read_member(self.cache, self.url, self.key, self.offset, self.size)), self.plan, self.reading
+                Blob(name, read_member(self.cache, self.url, self.key, self.offset, self.size)),
+                self.plan,
+                self.reading,
+                self.table,
             ),
         )
 
@@ -150,8 +157,10 @@ def place(name: str, plan: SamplePlan) -> str:
     return f"{name}[{plan.frames[0]}::{plan.interval}]"
 
 
-def _decode(video: str | Blob, plan: SamplePlan, how: Reading) -> np.ndarray:
-    pixels = read_clip(video, plan.frames, how.longest_side, how.size_multiple, how.limits, how.threads, how.decoder)
+def _decode(video: str | Blob, plan: SamplePlan, how: Reading, table: bytes) -> np.ndarray:
+    pixels = read_clip(
+        video, plan.frames, how.longest_side, how.size_multiple, how.limits, how.threads, how.decoder, table
+    )
     if pixels.shape[1:3] != plan.size:
         # The row of this sample is laid out by the size that the index gives; metadata that others wrote may be wrong.
         real, promised = (f"{width}x{height}" for height, width in (pixels.shape[1:3], plan.size))

@@ -22,7 +22,7 @@ from .jobs import Job
 from .packing import SampleWork, StepPlanner
 from .plans import Sample, SamplePlan
 from .sources.open import Source
-from .video.decode import to_model_range, to_pixels
+from .video.pictures import to_model_range, to_pixels
 from .workers import Pool
 
 

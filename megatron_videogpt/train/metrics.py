@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from ..config.schema import Config
-from ..data.video.decode import write_video
+from ..data.video.pictures import write_video
 from ..errors import UserError
 from .curves import NOISE_LEVEL, plot_loss, read_metrics
 

@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from ..data.bad import BadVideo
 from ..data.loader import HeldOut, readable
 from ..data.plans import Sample
-from ..data.video.decode import to_pixels
+from ..data.video.pictures import to_pixels
 from ..errors import RunError, UserError
 from ..objective.next_clip.denoiser import build_denoiser
 from ..platforms import world

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_videogpt.codec.base import Codec
+from megatron_videogpt.data.decode import probe, read_clip
 from megatron_videogpt.data.shards.latents import facts_of, pack, to_stored
 from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
-from megatron_videogpt.data.video.decode import probe, read_clip, to_model_range
+from megatron_videogpt.data.video.pictures import to_model_range
 from tests.clips import BIRD, CINEPAK, ODD, SMALL, TALL, TRAILER
 
 CLIPS = (TRAILER, TALL, BIRD, CINEPAK, ODD, SMALL)

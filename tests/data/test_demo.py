@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_videogpt.config.schema import ModelConfig
-from megatron_videogpt.data.video.decode import probe
+from megatron_videogpt.data.decode import probe
 from megatron_videogpt.model.parameters import EMBED_TOKENS, hf_shape, parameters
 
 from ..parallel.launch import REPOSITORY

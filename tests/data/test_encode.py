@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -23,11 +24,12 @@ from megatron_videogpt.data.bad import Rejections
 from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source, usable_videos
-from megatron_videogpt.data.video.decode import write_video
+from megatron_videogpt.data.video.pictures import write_video
 from tests.clips import BIRD, CINEPAK, ODD
 from tests.data.vae import small_kl
 from tests.parallel.launch import REPOSITORY, run, torchrun
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOOL = str(REPOSITORY / "tools" / "encode_latents.py")
 SIZES = ["--longest-side", "64", "--min-side", "64", "--platform", "cpu", "--dtype", "fp32"]
 
@@ -185,6 +187,29 @@ def test_a_folder_of_other_latents_is_left_alone(made: Path, tmp_path: Path) -> 
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ValueError, match="not empty"):
         encode(made, tmp_path / "mine", codec)
+
+
+def test_latents_that_an_earlier_release_began_are_finished(made: Path, kl: Path, tmp_path: Path) -> None:
+    """Its fingerprint covered a copy that is not read; all shards then say what the first ones do."""
+    folder = Path(shutil.copytree(kl, tmp_path / "vae"))
+    shutil.copy(folder / WEIGHTS, folder / "diffusion_pytorch_model.fp16.safetensors")
+    codec, out = build_codec(CodecConfig("autoencoder_kl", str(folder))), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        encode(made, out, Watched(codec, fail=8))
+    settings = {key: value for key, value in json.loads((folder / "config.json").read_text()).items() if key[0] != "_"}
+    text = json.dumps(settings, sort_keys=True).encode()
+    before = hashlib.sha256(text + 2 * (folder / WEIGHTS).read_bytes()).hexdigest()
+    shards = list(out.glob("*.json"))
+    assert len(shards) > 1
+    for path in shards:
+        path.write_text(path.read_text().replace(codec.fingerprint, before))
+    encode(made, out, codec)
+    assert load_index(out).facts["fingerprint"] == before and len(list(out.glob("*.tar"))) == 7
+    config = DataConfig(source="shards", path=str(out), frames=4, clips=(1, 4), longest_side=64, min_side=64)
+    assert len(open_source(config, codec).train) > 0
+    other = build_codec(CodecConfig("autoencoder_kl", str(kl)))
+    with pytest.raises(ValueError, match="--output.*another command"):
+        encode(made, out, other)
 
 
 def test_training_refuses_latents_of_another_vae(made: Path, kl: Path, tmp_path: Path) -> None:

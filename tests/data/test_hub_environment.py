@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.convert import card
-from megatron_videogpt.data.video.decode import to_model_range
+from megatron_videogpt.data.video.pictures import to_model_range
 from megatron_videogpt.hub.common.sampling_videogpt import Settings, continue_videos
 from tests import dense, hub_env
 from tests.hub_folder import OFFLOAD, SCRIPT, export

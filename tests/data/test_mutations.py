@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import probe, read_clip
 from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.data.shards.dataset import open_index
-from megatron_videogpt.data.video.decode import Blob, Limits, probe, read_clip
+from megatron_videogpt.data.video.container import Blob, Limits
 from megatron_videogpt.data.workers import Pool
 from tests.data.damage import small_clips
 from tests.data.mutations import FAMILIES, make

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import probe
 from megatron_videogpt.data.locks import locked
 from megatron_videogpt.data.prepare.listings import Listing, Row
 from megatron_videogpt.data.prepare.run import LOCK, Options, prepare
 from megatron_videogpt.data.prepare.video import Ready, read_row
 from megatron_videogpt.data.shards.dataset import load_index
-from megatron_videogpt.data.video.decode import probe
 from megatron_videogpt.errors import UserError
 from tests.clips import BIRD, CINEPAK, ODD, SCENES, SMALL, SOUND, TRAILER
 from tests.parallel.launch import interpreter, run, start

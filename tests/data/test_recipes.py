@@ -17,9 +17,9 @@ import pytest
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema_data import DataConfig
+from megatron_videogpt.data.decode import read_clip
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
-from megatron_videogpt.data.video.decode import read_clip
 from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -19,10 +19,11 @@ import pytest
 
 from megatron_videogpt.data import remote
 from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import probe, read_clip
 from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.data.shards.dataset import open_index
 from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
-from megatron_videogpt.data.video.decode import Blob, probe, read_clip
+from megatron_videogpt.data.video.container import Blob
 from tests.clips import BIRD, ODD, SMALL, SOUND, TRAILER
 
 pytest.importorskip("s3fs", reason="pip install s3fs 'moto[server]'")
@@ -93,7 +94,7 @@ def test_members_equal_local_ones_with_and_without_an_index(
         assert index.entries.tobytes() == local.entries.tobytes() and bytes(index.keys) == bytes(local.keys)
         assert index.fingerprint == local.fingerprint
         built = (
-            list((Path(cache.folder) / "indexes").rglob("index*.npy"))
+            list((Path(cache.folder) / "indexes").rglob("index*.json"))
             if (Path(cache.folder) / "indexes").is_dir()
             else []
         )

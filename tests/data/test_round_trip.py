@@ -19,6 +19,7 @@ from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.bad import Rejections
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.jobs import FileJob, MemberJob, reading_of
 from megatron_videogpt.data.plans import Plans
 from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish
@@ -26,7 +27,7 @@ from megatron_videogpt.data.shards.latents import LatentsJob
 from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
 from megatron_videogpt.data.sources.open import open_source, usable_videos
 from megatron_videogpt.data.splits import VideoSplit
-from megatron_videogpt.data.video.decode import probe, read_frames, resize_frames, to_model_range
+from megatron_videogpt.data.video.pictures import resize_frames, to_model_range
 from tests.clips import BIRD, CINEPAK, ODD, SMALL, SOUND, TALL
 from tests.data.vae import small_kl
 from tests.loading import loader_of

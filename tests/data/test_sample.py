@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from megatron_videogpt.data.video.decode import probe, read_frames
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.sample.generate import generate, load
 from megatron_videogpt.sample.prompts import Source, read_prompt
 from tests.clips import TALL, TRAILER

@@ -11,9 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.prepare.run import Options, prepare
 from megatron_videogpt.data.prepare.scene_cuts import cut_scenes, detect_cuts
-from megatron_videogpt.data.video.decode import Blob, probe, read_frames
+from megatron_videogpt.data.video.container import Blob
 from tests.clips import EVERY_CONTAINER, SCENES, SHOTS, TALL, TRAILER, more
 
 from .test_prepare import mixed_folder, samples, tool

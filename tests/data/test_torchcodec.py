@@ -22,7 +22,8 @@ WORKER = """
 import json, sys
 import numpy as np
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.video.decode import Blob, Limits, probe, read_clip
+from megatron_videogpt.data.decode import probe, read_clip
+from megatron_videogpt.data.video.container import Blob, Limits
 found = {}
 for path in sys.argv[1:]:
     frames = probe(path).frames

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS
-from megatron_videogpt.data.video.decode import probe
+from megatron_videogpt.data.decode import probe
 from tests.parallel.launch import interpreter, run
 
 from ..release import CONFIG, MODEL, shard, sound_folder, tensors

@@ -38,7 +38,7 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
 
 def moving_square(path: Path, frames: int, side: int = 64) -> None:
     """A small real video."""
-    from megatron_videogpt.data.video.decode import write_video
+    from megatron_videogpt.data.video.pictures import write_video
 
     pictures = np.full((frames, side, side, 3), 200, np.uint8)
     for n, picture in enumerate(pictures):

@@ -14,21 +14,12 @@ import torch
 from PIL import Image
 
 from megatron_videogpt.config.schema_data import DataConfig
-from megatron_videogpt.data.video import decode
-from megatron_videogpt.data.video.decode import (
-    BadVideo,
-    Blob,
-    Limits,
-    limits_of,
-    probe,
-    read_clip,
-    read_frames,
-    resize_frames,
-    resized_shape,
-    to_model_range,
-    to_pixels,
-    write_video,
-)
+from megatron_videogpt.data import decode
+from megatron_videogpt.data.bad import BadVideo
+from megatron_videogpt.data.decode import probe, read_clip, read_frames
+from megatron_videogpt.data.video import access
+from megatron_videogpt.data.video.container import Blob, Limits, limits_of
+from megatron_videogpt.data.video.pictures import resize_frames, resized_shape, to_model_range, to_pixels, write_video
 from tests import clips
 
 
@@ -134,7 +125,8 @@ def test_limits_are_checked_before_a_picture_is_decoded(clip: Path, monkeypatch:
     for video in (clip, Blob("clip.mp4", data)):
         assert probe(video, exact).frames == 80
         assert len(read_clip(video, [0, 79], 32, 16, exact)) == 2
-    monkeypatch.setattr(decode, "_collect", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(access, "_from_entry", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(access, "_from_start", lambda *_: pytest.fail("decoded"))
     for limits, name in (
         (Limits(bytes=len(data) - 1), "max_video_mb"),
         (Limits(frames=79), "max_video_frames"),

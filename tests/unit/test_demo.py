@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from megatron_videogpt.__main__ import main
+from megatron_videogpt.data.decode import read_frames
 from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.decode import read_frames, write_video
+from megatron_videogpt.data.video.pictures import write_video
 from megatron_videogpt.demo import cli, work
 from megatron_videogpt.demo.work import Request, continue_one
 

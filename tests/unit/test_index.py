@@ -14,13 +14,14 @@ import pytest
 
 from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
+from megatron_videogpt.data.decode import read_frames
 from megatron_videogpt.data.jobs import FileJob
 from megatron_videogpt.data.mixture import Mixture
 from megatron_videogpt.data.plans import Plans, SamplePlan
 from megatron_videogpt.data.sources.files import list_videos
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.splits import VideoSplit
-from megatron_videogpt.data.video.decode import read_frames, resize_frames, write_video
+from megatron_videogpt.data.video.pictures import resize_frames, write_video
 
 TINY = CodecGeometry(16, 8, 1)
 WAN = CodecGeometry(16, 8, 4)

@@ -24,7 +24,7 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.loader import HeldOut, Loader, readable
 from megatron_videogpt.data.plans import Sample, sample_key
 from megatron_videogpt.data.sources.open import Source, open_source
-from megatron_videogpt.data.video.decode import to_model_range
+from megatron_videogpt.data.video.pictures import to_model_range
 from megatron_videogpt.objective.build import build_objective
 from megatron_videogpt.train.processes import process_start_time
 from tests.loading import loader_of

@@ -17,7 +17,7 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.plans import Plans, Sample, SamplePlan
 from megatron_videogpt.data.sources.open import Source, open_source
 from megatron_videogpt.data.splits import Longest
-from megatron_videogpt.data.video.decode import to_pixels, write_video
+from megatron_videogpt.data.video.pictures import to_pixels, write_video
 from megatron_videogpt.errors import UserError
 from tests.loading import loader_of
 

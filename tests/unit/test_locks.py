@@ -60,6 +60,8 @@ def test_writers_of_the_same_index_do_not_take_each_others_files(tmp_path: Path)
         "index.keys",
         "index.npy",
         "index.rejected.jsonl",
+        "index.tables",
+        "index.tables.npy",
     ]
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_videogpt.config.schema import Config, LoggingConfig
-from megatron_videogpt.data.video.decode import probe
+from megatron_videogpt.data.decode import probe
 from megatron_videogpt.train.curves import plot_loss, read_metrics, series, smooth
 from megatron_videogpt.train.metrics import MetricsWriter, Progress, peak_tflops
 

@@ -14,7 +14,7 @@ from PIL import Image
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.decode import write_video
+from megatron_videogpt.data.video.pictures import write_video
 from megatron_videogpt.sample.prompts import Source, find_sources, plan, read_prompt
 from tests.fakes import CONFIG, Joining, Unshuffle, plain
 

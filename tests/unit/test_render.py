@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.data.plans import Sample
-from megatron_videogpt.data.video.decode import to_model_range, to_pixels
+from megatron_videogpt.data.video.pictures import to_model_range, to_pixels
 from megatron_videogpt.hub.common.sampling_videogpt import Recompute
 from megatron_videogpt.sample.evaluate import decode_continuation, pixel_frames, predict, psnr, squared_errors
 from megatron_videogpt.sample.render import GAP, GENERATED, GIVEN, TRUTH, contact_sheet, outline, prediction_video

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from megatron_videogpt.data.video.decode import probe
+from megatron_videogpt.data.decode import probe
 from megatron_videogpt.sample import cli
 from megatron_videogpt.sample.generate import Clip
 from megatron_videogpt.sample.output import Output

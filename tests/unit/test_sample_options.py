@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from megatron_videogpt.__main__ import main
 from megatron_videogpt.config.schema import SampleConfig
-from megatron_videogpt.data.video.decode import write_video
+from megatron_videogpt.data.video.pictures import write_video
 from megatron_videogpt.sample import cli, options
 from tests.fakes import fake_model, plain
 

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from megatron_videogpt.__main__ import main
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.config.schema_data import PhysicsConfig
+from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.decode import probe, read_frames, to_model_range, write_video
+from megatron_videogpt.data.video.pictures import to_model_range, write_video
 from megatron_videogpt.hub.common.sampling_videogpt import Recompute
 from megatron_videogpt.sample import cli, compare
 from megatron_videogpt.sample.generate import Model, generate

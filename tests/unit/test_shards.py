@@ -22,7 +22,7 @@ from megatron_videogpt.data.shards.scan import ENTRY
 from megatron_videogpt.data.shards.tar import Member, members
 from megatron_videogpt.data.shards.writer import ShardWriter, merge_index
 from megatron_videogpt.data.video.container import DEFAULTS, Limits
-from megatron_videogpt.data.video.decode import write_video
+from megatron_videogpt.data.video.pictures import write_video
 
 SOUND = {"width": 64, "height": 48, "frames": 9, "fps": 25.0}
 

@@ -13,7 +13,7 @@ from megatron_videogpt.data.mixture import Mixture
 from megatron_videogpt.data.plans import SamplePlan
 from megatron_videogpt.data.sources.datasets import FILE_ENTRY
 from megatron_videogpt.data.splits import VideoSplit, resized_sizes
-from megatron_videogpt.data.video.decode import resized_shape
+from megatron_videogpt.data.video.pictures import resized_shape
 from megatron_videogpt.objective.next_clip.sample_work import SampleWork
 from megatron_videogpt.objective.next_clip.work import clip_work
 

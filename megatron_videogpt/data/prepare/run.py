@@ -20,7 +20,7 @@ import numpy as np
 
 from ...config.toml import to_toml
 from ...errors import UserError, unusable
-from ..bad import BadVideo
+from ..bad import BadVideo, shown
 from ..locks import locked
 from ..shards.dataset import load_index
 from ..shards.writer import ShardWriter, merge_index
@@ -124,10 +124,10 @@ def _survey(rows: Iterator[Row | BadVideo]) -> tuple[int, str]:
 
 def _record(options: Options, count: int, fingerprint: str) -> dict[str, Any]:
     values = asdict(options)
-    values["sources"] = [os.path.abspath(source) for source in options.sources]
+    values["sources"] = [shown(os.path.abspath(source)) for source in options.sources]
     listing, limits = values.pop("listing"), values.pop("limits")
     if listing["root"]:
-        listing["root"] = os.path.abspath(listing["root"])
+        listing["root"] = shown(os.path.abspath(listing["root"]))
     return {
         "version": VERSION,
         **values,
@@ -189,9 +189,8 @@ def _write(
                         f"; more are named in {output / REJECTED} only" if bad == NAMED else "",
                     )
             for ready in result if isinstance(result, list) else ():
-                writer.add(
-                    ready.key, {ready.suffix.removeprefix("."): ready.data.tobytes()}, ready.meta, position=number
-                )
+                files = {ready.suffix.removeprefix("."): ready.data.tobytes()}
+                writer.add(ready.key, files, ready.meta, number, ready.table)
             progress(number + 1, bad)
     writer.close()
     merge_index(output, "videos")

@@ -13,7 +13,10 @@ import numpy as np
 
 from ...errors import UserError
 from ..bad import BadVideo
-from ..video.container import DEFAULTS, Limits, Video, check_count, check_size, clear_errors, identity, name_of, opened
+from ..decode import find_frames
+from ..video.access import sequential
+from ..video.container import DEFAULTS, Limits, Video, check_size, clear_errors, identity, name_of, opened
+from ..video.times import Times
 
 THRESHOLD = 27.0  # PySceneDetect's own default for ContentDetector
 DETECTION_WIDTH = 256  # pixels to which pictures are brought before they are compared, as PySceneDetect does
@@ -77,7 +80,7 @@ def cut_scenes(
         limits: see `Limits`.
 
     Raises:
-        BadVideo: unreadable, or its frames have neither time stamps nor a known order.
+        BadVideo: unreadable.
     """
     identity(video, limits)
     with clear_errors(video):
@@ -108,8 +111,8 @@ def detect_cuts(video: Video, threshold: float = THRESHOLD, limits: Limits = DEF
     detector = ContentDetector(threshold=threshold, min_scene_len=0)
     cuts: list[int] = []
     count = 0
-    with clear_errors(video), opened(video, limits, 1) as (container, stream):
-        for count, frame in enumerate(container.decode(stream), 1):
+    with clear_errors(video), opened(video, limits, 1) as source:
+        for count, frame in enumerate(sequential(source), 1):
             check_size(video, frame.width, frame.height, limits)
             factor = max(1, round(frame.width / DETECTION_WIDTH))
             picture = frame.to_ndarray(
@@ -145,31 +148,25 @@ def piece_runs(number: np.ndarray, key: np.ndarray, cuts: Sequence[int]) -> list
 
 
 def _packets(video: Video, limits: Limits) -> _Packets:
-    shown, keys, count = [], [], 0
-    with opened(video, limits, 1) as (container, stream):
-        for packet in container.demux(stream):
-            if packet.size:
-                shown.append((packet.pts, packet.is_discard))
-                keys.append(packet.is_keyframe)
-                count += 1
-                check_count(video, count, limits)
-        base, reordered = float(stream.time_base or 0), bool(stream.codec_context.has_b_frames)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-    stamps = [pts for pts, discarded in shown if not discarded]
-    if not stamps:
-        raise BadVideo(name_of(video), "no frames", "no_frames")
-    if None in stamps or len(set(stamps)) < len(stamps) or not base:
-        if reordered or len(stamps) < len(shown):
-            raise BadVideo(
-                name_of(video),
-                "cannot be cut: its frames are stored in another order than shown, and have no time stamps",
-            )
-        return _Packets(np.arange(len(stamps)), np.array(keys), np.arange(len(stamps) + 1) / rate)
-    order = {pts: number for number, pts in enumerate(sorted(stamps))}
-    times = (np.array(sorted(stamps), np.float64) - min(stamps)) * base
-    step = times[-1] / (len(times) - 1) if len(times) > 1 else 1 / rate
-    number = np.array([-1 if discarded else order[pts] for pts, discarded in shown], np.int64)
-    return _Packets(number, np.array(keys), np.append(times, times[-1] + step))
+    table, _ = find_frames(video, limits)
+    stamps: list[int | None] = []
+    keys = []
+    with opened(video, limits, 1) as source:
+        for packet in source.packets():
+            stamps.append(packet.pts)
+            keys.append(packet.is_keyframe)
+        base = float(source.stream.time_base or 0)
+    if isinstance(table, Times):
+        times = (table.times - table.times[0]) * base
+        return _Packets(
+            np.searchsorted(table.times, np.array(stamps, np.int64)),
+            np.array(keys),
+            np.append(times, times[-1] + 1 / table.fps),
+        )
+    number = np.full(len(stamps), -1, np.int64)
+    known = np.flatnonzero(table.packets >= 0)
+    number[table.packets[known]] = known
+    return _Packets(number, np.array(keys), np.arange(table.count + 1) / table.fps)
 
 
 def _remux(
@@ -182,13 +179,13 @@ def _remux(
     waiting = iter(runs)
     first, last = next(waiting)
     taken: list = []
-    with opened(video, limits, 1) as (container, stream):
-        for position, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+    with opened(video, limits, 1) as source:
+        for position, packet in enumerate(source.packets()):
             if first <= position < last:
                 taken.append(packet)
             if position + 1 < last:
                 continue
-            yield _piece(taken, stream, target, packets, first, last)
+            yield _piece(taken, source.stream, target, packets, first, last)
             taken = []
             first, last = next(waiting, (0, 0))
             if not last:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...errors import UserError
 from ..bad import BadVideo
+from ..decode import VideoInfo, probe
 from ..video.container import Blob, Limits, identity
-from ..video.decode import VideoInfo, probe
 from .columns import read_sidecars
 from .listings import Listing, Member, Row, describe
 from .scene_cuts import THRESHOLD, cut_scenes, require_scenedetect
@@ -43,13 +43,14 @@ class Options:
 @dataclass(frozen=True)
 class Ready:
     """A video as it goes into a shard.  data: uint8 array of the file's bytes, which travels between processes in
-    shared memory.
+    shared memory; table: see `VideoInfo`.
     """
 
     key: str
     suffix: str
     data: np.ndarray
     meta: dict[str, Any]
+    table: bytes = b""
 
 
 def check_options(options: Options) -> None:
@@ -128,7 +129,7 @@ def _ready(key: str, suffix: str, video: Blob, described: dict[str, Any], option
         "fps": round(info.fps, 6),
         "duration": round(info.frames / info.fps, 6),
     }
-    return Ready(key, suffix, np.frombuffer(video.data, np.uint8), described | facts)
+    return Ready(key, suffix, np.frombuffer(video.data, np.uint8), described | facts, info.table)
 
 
 def _check_video(info: VideoInfo, name: str, options: Options) -> None:

@@ -15,7 +15,8 @@ from ..bad import BadVideo
 from ..locks import locked
 from ..remote import Cache, attempt, filesystem, is_local, local_path
 from ..video.container import DEFAULTS, Limits
-from .index import Index, build, load, save
+from .build import build
+from .index import Index, load, save
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
     if any((name.rpartition("/")[0] or ".") != folder for name in wanted):
         raise UserError(f"data.path={url}: braces may vary the file's name only, not its folder")
     sizes = _list(folder)
-    names = [name.rpartition("/")[2] for name in wanted] or [name for name in sizes if name.endswith(".tar")]
+    names = [name.rpartition("/")[2] for name in wanted] or [
+        name for name in sizes if name.endswith(".tar") and not name.startswith("._")
+    ]
     missing = [name for name in names if name not in sizes]
     if missing:
         raise UserError(f"data.path={url}: {len(missing)} of {len(names)} shards are not there, e.g. {missing[0]}")

@@ -10,30 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
-from ...errors import UserError
 from ..bad import REASONS, BadVideo
 from ..locks import partial_name
 from ..remote import Cache
-from ..video.container import Limits
-from ..workers import Pool
-from .scan import ENTRY, LATENTS, SUFFIXES, Part, label_of, parse_json, probe_member, scan_shard
+from .scan import ENTRY, SUFFIXES, Part, label_of, parse_json
 
 VERSION = 1
-SCAN_TIMEOUT, PROBE_TIMEOUT = 3600.0, 120.0  # seconds for a shard, and for a video
-FEW = 8  # shards
-AHEAD = 256  # tasks handed to the processes before the oldest result is taken
-FILES = (".npy", ".keys", ".rejected.jsonl", ".json")  # the last one says that the others are whole
+FILES = (
+    ".npy",
+    ".keys",
+    ".tables.npy",
+    ".tables",
+    ".rejected.jsonl",
+    ".json",
+)  # the last one says that the others are whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +39,8 @@ class Index:
 
     url: folder of the shards; kind: videos or latents; shards: (file name, bytes) of each; facts: of latents; entries:
     `ENTRY`, memory-mapped; keys: uint8, memory-mapped; fingerprint: sha256 of all that, not of where it lies; rejected:
-    what was left out when it was built.
+    what was left out when it was built; places, tables: int64 [n, 3] of (row, start, size) by row, and uint8, both
+    memory-mapped: see `table`.
     """
 
     url: str
@@ -54,6 +52,8 @@ class Index:
     fingerprint: str
     rejected: tuple[BadVideo, ...]
     cache: Cache
+    places: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))
+    tables: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -70,6 +70,14 @@ class Index:
     def suffix(self, i: int) -> str:
         """File name extension of a sample's video or latents, without the dot."""
         return SUFFIXES[int(self.entries[i]["suffix"])]
+
+    def table(self, i: int) -> bytes:
+        """Where the frames of a video are whose times do not tell (see `VideoInfo`); empty for all others."""
+        place = int(np.searchsorted(self.places[:, 0], i))
+        if place == len(self.places) or self.places[place, 0] != i:
+            return b""
+        _, start, size = self.places[place].tolist()
+        return self.tables[start : start + size].tobytes()
 
     def data(self, i: int) -> bytes:
         """A sample's video or latents; BadVideo when they cannot be read."""
@@ -117,12 +125,18 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
         finally:
             partial_file.unlink(missing_ok=True)
 
-    def write_rows(path: Path) -> None:
+    def write_array(path: Path, array: np.ndarray) -> None:
         with open(path, "wb") as file:
-            np.save(file, part.entries, allow_pickle=False)
+            np.save(file, array, allow_pickle=False)
+
+    rows = sorted(part.tables)
+    sizes = np.array([len(part.tables[row]) for row in rows], np.int64)
+    places = np.stack([np.array(rows, np.int64), sizes.cumsum() - sizes, sizes], 1)
 
     # Until the last file is in place, sizes that do not fit it tell a reader that a new index is coming.
-    write(".npy", write_rows)
+    write(".npy", lambda path: write_array(path, part.entries))
+    write(".tables.npy", lambda path: write_array(path, places))
+    write(".tables", lambda path: path.write_bytes(b"".join(part.tables[row] for row in rows)))
     write(".keys", lambda path: path.write_bytes(part.keys))
     write(".rejected.jsonl", lambda path: path.write_text("".join(lines), encoding="utf-8"))
     write(".json", lambda path: path.write_text(json.dumps(description), encoding="utf-8"))
@@ -133,7 +147,7 @@ def load(place: str, url: str, shards: list[tuple[str, int]] | None, cache: Cach
     shards (None: not compared).
     """
     try:
-        rows, keys, rejected, description = (cache.fetch(place + extension) for extension in FILES)
+        rows, keys, places, tables, rejected, description = (cache.fetch(place + extension) for extension in FILES)
         found = json.loads(description.read_text(encoding="utf-8"))
         listed = [(str(name), int(size)) for name, size in found["shards"]]
         if found["version"] != VERSION or found["suffixes"] != list(SUFFIXES) or shards not in (None, listed):
@@ -146,121 +160,32 @@ def load(place: str, url: str, shards: list[tuple[str, int]] | None, cache: Cach
         )
         if not whole or entries["shard"].max(initial=0) >= max(1, len(listed)):
             return None
+        table_places = np.load(places, mmap_mode="r", allow_pickle=False)
+        if table_places.dtype != np.int64 or table_places.shape[1:] != (3,):
+            return None
+        if len(table_places) and table_places[-1, 1:].sum() != tables.stat().st_size:
+            return None
         lines = [json.loads(line) for line in rejected.read_text(encoding="utf-8").splitlines()]
         errors = tuple(
             BadVideo(line["name"], line["reason"], line["kind"] if line["kind"] in REASONS else "unreadable")
             for line in lines
         )
-        mapped = np.memmap(keys, np.uint8, "r") if found["key_bytes"] else np.empty(0, np.uint8)
         return Index(
             url,
             str(found["kind"]),
             tuple(listed),
             dict(found["facts"]),
             entries,
-            mapped,
+            _mapped(keys),
             str(found["fingerprint"]),
             errors,
             cache,
+            table_places,
+            _mapped(tables),
         )
     except (BadVideo, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def build(url: str, shards: list[tuple[str, int]], cache: Cache, workers: int, limits: Limits) -> tuple[str, Part]:
-    """(kind, what the shards hold), from their headers and metadata; videos without metadata are probed.
-
-    Raises:
-        ValueError: one line: nothing usable, or videos and latents together.
-    """
-    urls = [f"{url}/{name}" for name, _ in shards]
-    parts = []
-    # Headers are read by Python alone, which is safe here; starting processes would take longer than a few shards do.
-    tasks = (partial(scan_shard, shard, limits) for shard in urls)
-    scans = parallel(tasks, len(urls), workers if len(urls) > FEW else 0, SCAN_TIMEOUT, "indexing shards")
-    for shard, found in zip(urls, scans):
-        parts.append(
-            found
-            if isinstance(found, Part)
-            else Part(np.empty(0, ENTRY), b"", [BadVideo(shard, found.reason, found.kind)])
-        )
-    part = join(parts)
-    _probe_missing(urls, part, cache, workers, limits)
-    if not len(part.entries):
-        first = f"; the first thing rejected: {part.rejected[0]}" if part.rejected else ""
-        raise UserError(f"data.path={url}: no usable sample in {len(shards)} tar files{first}")
-    latents = part.entries["suffix"] == SUFFIXES.index(LATENTS)
-    if latents.any() and not latents.all():
-        raise UserError(
-            f"data.path={url}: {latents.sum()} latents and {(~latents).sum()} videos; put them into two folders"
-        )
-    return ("latents" if latents.all() else "videos"), part
-
-
-def join(parts: list[Part]) -> Part:
-    """One part of many; the rows of part i get shard number i."""
-    start = 0
-    for i, part in enumerate(parts):
-        part.entries["shard"] = i
-        part.entries["key_start"] += np.uint64(start)
-        start += len(part.keys)
-    entries = np.concatenate([part.entries for part in parts]) if parts else np.empty(0, ENTRY)
-    return Part(entries, b"".join(part.keys for part in parts), [error for part in parts for error in part.rejected])
-
-
-def parallel(tasks: Iterable[partial], total: int, workers: int, timeout: float, title: str) -> Iterator[Any]:
-    """Results of calls in their order, a BadVideo in place of each one that raised it."""
-
-    def run() -> Iterator[Any]:
-        ahead: deque[int] = deque()
-        with Pool(_call, min(workers, total), timeout, label=lambda task: str(task.args[0])) as pool:
-            for number, task in enumerate(tasks):
-                pool.submit(number, task)
-                ahead.append(number)
-                # Not all at once: there may be millions.
-                if len(ahead) > AHEAD:
-                    yield _result(pool, ahead.popleft())
-            for number in ahead:
-                yield _result(pool, number)
-
-    if total:
-        console = Console(stderr=True)
-        yield from track(run(), title, total=total, console=console, disable=not console.is_terminal, transient=True)
-
-
-def _result(pool: Pool, number: int) -> Any:
-    try:
-        return pool.wait(number)
-    except BadVideo as error:
-        return error
-
-
-def _call(task: partial) -> Any:
-    return task()
-
-
-def _probe_missing(urls: list[str], part: Part, cache: Cache, workers: int, limits: Limits) -> None:
-    """Complete the rows without geometry; take out those whose videos cannot be read."""
-    missing: list[int] = np.flatnonzero(part.entries["frames"] == 0).tolist()
-
-    def place(i: int) -> tuple[str, str]:
-        """(shard, key) of a row."""
-        row = part.entries[i]
-        start = int(row["key_start"])
-        return urls[int(row["shard"])], part.keys[start : start + int(row["key_size"])].decode()
-
-    tasks = (
-        partial(probe_member, *place(i), int(part.entries[i]["offset"]), int(part.entries[i]["size"]), limits, cache)
-        for i in missing
-    )
-    failed: dict[str, BadVideo] = {}
-    for i, found in zip(missing, parallel(tasks, len(missing), workers, PROBE_TIMEOUT, "probing videos")):
-        if isinstance(found, BadVideo):
-            label = label_of(*place(i))
-            failed[label] = BadVideo(label, found.reason, found.kind)
-        else:
-            for name, value in zip(("width", "height", "frames", "fps"), found):
-                part.entries[name][i] = value
-    # What is wrong with the metadata of a video matters no more when the video itself is bad.
-    part.rejected[:] = [error for error in part.rejected if error.path not in failed] + list(failed.values())
-    part.entries = part.entries[part.entries["frames"] > 0]
+def _mapped(path: Path) -> np.ndarray:
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)

@@ -1,8 +1,8 @@
 """What a shard holds: the members of a WebDataset tar file, grouped by key, with the geometry that their JSON gives.
 
 A name up to the first dot after the last slash is its key.  ``key.mp4`` (or another video, or ``key.safetensors``)
-makes a sample, ``key.json`` its metadata, ``key.txt`` its caption; other companions that such data sets have are left
-alone.
+makes a sample, ``key.json`` its metadata, ``key.txt`` its caption; other companions that such data sets have, and what
+macOS adds of its own (``._key.mp4``), are left alone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from ..bad import BadVideo
+from ..bad import BadVideo, shown
+from ..decode import VideoInfo, probe
 from ..remote import Cache, opened_at
+from ..sources.files import is_apple_double
 from ..video.container import LARGEST_SIDE, SMALLEST_SIDE, Blob, Limits
-from ..video.decode import probe
 from .tar import Member, members
 
 LATENTS = "safetensors"
 # Their numbers are stored in indexes: add at the end only.
 SUFFIXES = (LATENTS, *"3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv y4m".split())
 TEXTS = ("txt", "text", "caption")
+UNTIMED = frozenset("avi flv gif m2ts mpeg mpg mts ogv ts vob wmv y4m".split())
+"""Suffixes of videos that are probed whatever their JSON says: which frame is which, only decoding may tell."""
 COMPANIONS = frozenset(
     "cls id npy npz jpg jpeg png webp mp3 m4a wav flac aac ogg srt vtt csv tsv html xml md5 sha256".split()
 )
@@ -52,13 +55,14 @@ ENTRY = np.dtype(
 
 @dataclass
 class Part:
-    """What one shard adds to an index: `ENTRY` rows (shard 0), keys one after another in UTF-8, and what is left out;
-    rows without frames are to be probed.
+    """What one shard adds to an index: `ENTRY` rows (shard 0), keys one after another in UTF-8, what is left out, and
+    the tables of videos whose times do not tell (see `VideoInfo`), by row; rows without frames are to be probed.
     """
 
     entries: np.ndarray
     keys: bytes
     rejected: list[BadVideo]
+    tables: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +79,7 @@ class _Group:
 
 def label_of(url: str, key: str) -> str:
     """shard-000012.tar[clip_0003]"""
-    return f"{url.rsplit('/', 1)[-1]}[{key}]"
+    return f"{shown(url.rsplit('/', 1)[-1])}[{key}]"
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -87,7 +91,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def scan_shard(url: str, limits: Limits) -> Part:
     """Look through the headers and the metadata of a tar file; BadVideo when it cannot be opened."""
-    shard = url.rsplit("/", 1)[-1]
+    shard = shown(url.rsplit("/", 1)[-1])
     rejected: list[BadVideo] = []
     groups: dict[str, _Group] = {}
     with opened_at(url) as (read, length):
@@ -109,6 +113,8 @@ def scan_shard(url: str, limits: Limits) -> Part:
             rejected.append(error)
             continue
         if row is not None:
+            if group.suffix in UNTIMED:
+                row = (*row[:6], 0, 0, 0, 0.0)
             keys.append(key.encode())
             rows.append((0, *row, 0, len(keys[-1]), SUFFIXES.index(group.suffix)))
     entries = np.array(rows, ENTRY)
@@ -116,27 +122,23 @@ def scan_shard(url: str, limits: Limits) -> Part:
     return Part(entries, b"".join(keys), rejected)
 
 
-def probe_member(
-    url: str, key: str, offset: int, size: int, limits: Limits, cache: Cache
-) -> tuple[int, int, int, float]:
-    """(width, height, frames, fps) of a video in a shard; BadVideo when it is none."""
-    info = probe(Blob(label_of(url, key), cache.read(url, offset, size)), limits)
-    return info.width, info.height, info.frames, info.fps
+def probe_member(url: str, key: str, offset: int, size: int, limits: Limits, cache: Cache) -> VideoInfo:
+    """What a video in a shard is; BadVideo when it is none."""
+    return probe(Blob(label_of(url, key), cache.read(url, offset, size)), limits)
 
 
 def _place(groups: dict[str, _Group], member: Member, shard: str, url: str, read: Any, limits: Limits) -> None:
     """Put a member to its key and look into metadata; BadVideo when something is wrong with it."""
     key, suffix = split_name(member.name)
-    if key and suffix in COMPANIONS:
+    if is_apple_double(member.name) or (key and suffix in COMPANIONS):
         return
     group = groups.setdefault(key, _Group())
     role = "video" if suffix in SUFFIXES else "meta" if suffix == "json" else "text" if suffix in TEXTS else ""
     if not key or not role:
         group.reported = True
+        fault = f"extension .{suffix} is no video's (known: {' '.join(SUFFIXES[1:])})"
         raise BadVideo(
-            f"{shard}[{member.name}]",
-            f"extension .{suffix} is no video's (known: {' '.join(SUFFIXES[1:])})",
-            "extension",
+            f"{shard}[{member.name}]", fault if key else "no key before the first dot of its name", "extension"
         )
     if role in group.found:
         raise BadVideo(f"{shard}[{member.name}]", f"the key {key} has another {role} already", "incomplete")

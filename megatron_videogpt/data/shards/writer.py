@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tarfile
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from ...errors import UserError
 from ..bad import BadVideo
 from ..video.container import Limits
-from .index import join, save
+from .build import join
+from .index import save
 from .scan import ENTRY, LATENTS, SUFFIXES, TEXTS, Part, geometry_of, split_name
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class ShardWriter:
             path.unlink()
         self._tar: tarfile.TarFile | None = None
         self._rows: list[list[Any]] = []
+        self._tables: dict[int, str] = {}
         self._keys: set[str] = set()
 
     @property
@@ -69,7 +72,9 @@ class ShardWriter:
         """The last source position that finished shards hold; -1 when there are none."""
         return self._resume
 
-    def add(self, key: str, files: dict[str, bytes], meta: dict[str, Any], position: int = 0) -> None:
+    def add(
+        self, key: str, files: dict[str, bytes], meta: dict[str, Any], position: int = 0, table: bytes = b""
+    ) -> None:
         """Write a sample.
 
         Args:
@@ -77,6 +82,7 @@ class ShardWriter:
             files: by extension without dot: one video (or safetensors), and text if any.
             meta: becomes ``key.json``; width, height, frames are needed, fps is wanted.
             position: of the source it is from, ascending; samples of one source stay in one shard.
+            table: of a video whose times do not tell which frame is which, see `VideoInfo`.
 
         Raises:
             ValueError: one line: a bad key, extension or metadata.
@@ -110,6 +116,8 @@ class ShardWriter:
         written = {suffix: self._write(f"{key}.{suffix}", data) for suffix, data in files.items()}
         meta_place = self._write(f"{key}.json", json.dumps(meta, ensure_ascii=False, sort_keys=True).encode())
         text = next((written[suffix] for suffix in files if suffix in TEXTS), (0, 0))
+        if table:
+            self._tables[len(self._rows)] = b64encode(table).decode()
         self._rows.append([key, SUFFIXES.index(videos[0]), *written[videos[0]], *meta_place, *text, *geometry])
 
     def close(self) -> None:
@@ -142,6 +150,7 @@ class ShardWriter:
             "bytes": partial.stat().st_size,
             "position": self._position,
             "samples": self._rows,
+            "tables": self._tables,
         }
         sidecar = self._path.with_suffix(".json")
         Path(f"{sidecar}.partial").write_text(json.dumps(record), encoding="utf-8")
@@ -149,6 +158,7 @@ class ShardWriter:
         # The tar file comes last: one that is there has its sidecar.
         os.replace(partial, self._path)
         self._tar, self._rows, self._keys, self._number = None, [], set(), self._number + 1
+        self._tables = {}
 
 
 def read_sidecar(path: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +196,8 @@ def merge_index(folder: str | Path, kind: str, facts: dict[str, Any] | None = No
         ]
         entries = np.array(rows, ENTRY)
         entries["key_start"] = np.cumsum(entries["key_size"], dtype=np.uint64) - entries["key_size"]
-        parts.append(Part(entries, b"".join(keys), []))
+        tables = {int(row): b64decode(table) for row, table in record.get("tables", {}).items()}
+        parts.append(Part(entries, b"".join(keys), [], tables))
     save(
         str(Path(folder) / "index"),
         [(path.name, path.stat().st_size) for path in paths],

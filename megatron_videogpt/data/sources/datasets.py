@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ...codec.geometry import Geometry
 from ...config.schema_data import DataConfig
-from ..bad import BadVideo
+from ..bad import BadVideo, shown
 from ..jobs import FileJob, Job, MemberJob, Reading, reading_of
 from ..order import splitmix64
 from ..plans import SamplePlan, sample_key
@@ -18,8 +18,9 @@ from ..remote import Cache
 from ..shards.dataset import Index, open_index
 from ..shards.latents import LatentsJob, check_facts
 from ..shards.scan import label_of
-from ..video.decode import limits_of, probe
+from ..video.container import limits_of
 from .files import list_videos
+from .probed import probe_files
 
 FILE_ENTRY = np.dtype([("width", "<u4"), ("height", "<u4"), ("frames", "<u4"), ("fps", "<f4"), ("size", "<u8")])
 CACHE = "~/.cache/megatron_videogpt"  # data.cache="" means this
@@ -29,12 +30,15 @@ FNV_START, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """Video files below a folder.  paths: relative, with slashes; entries: `FILE_ENTRY` of each."""
+    """Video files below a folder.  paths: relative, with slashes; entries: `FILE_ENTRY` of each; tables:
+    of videos that need one, see `VideoInfo`.
+    """
 
     root: Path
     paths: tuple[str, ...]
     entries: np.ndarray
     reading: Reading
+    tables: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -45,16 +49,16 @@ class Folder:
         return digest.hexdigest()
 
     def name(self, entry: int) -> str:
-        """The file's path."""
-        return str(self.root / self.paths[entry])
+        """The file's path, as `shown`."""
+        return shown(self.root / self.paths[entry])
 
     def holdout_hashes(self, entries: np.ndarray) -> np.ndarray:
         """uint64 [n]: hashes of the relative paths."""
-        return np.array([2 * sample_key(0, 0, 0, self.paths[i]) for i in entries.tolist()], np.uint64)
+        return np.array([2 * sample_key(0, 0, 0, shown(self.paths[i])) for i in entries.tolist()], np.uint64)
 
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a file."""
-        return FileJob(plan, self.name(entry), self.reading)
+        return FileJob(plan, str(self.root / self.paths[entry]), self.reading, self.tables.get(entry, b""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,7 @@ class Shards:
                 self.index.facts["spatial_stride"],
                 self.cache,
             )
-        return MemberJob(plan, url, key, offset, size, self.reading, self.cache)
+        return MemberJob(plan, url, key, offset, size, self.reading, self.cache, self.index.table(entry))
 
     def hashes(self, entries: np.ndarray, numbered: bool) -> np.ndarray:
         """uint64 [n] of the keys, with or without a trailing ``_digits``."""
@@ -134,19 +138,28 @@ def open_folder(config: DataConfig, path: str) -> tuple[Folder, list[BadVideo]]:
     """(the videos of a folder, files that are none); every file is probed once.  ValueError, one line, when there is no
     such folder, or nothing in it.
     """
-    root, limits = Path(path), limits_of(config)
+    root, files = Path(path), list_videos(path)
     paths: list[str] = []
     rows: list[tuple[int, int, int, float, int]] = []
+    tables: dict[int, bytes] = {}
     rejected: list[BadVideo] = []
-    for file in list_videos(path):
-        try:
-            info = probe(file, limits)
-        except BadVideo as error:
-            rejected.append(error)
+    for file, info in zip(files, probe_files(files, limits_of(config), _cache_folder(config), max(1, config.workers))):
+        if isinstance(info, BadVideo):
+            rejected.append(info)
             continue
+        if info.table:
+            tables[len(paths)] = info.table
         paths.append(file.relative_to(root).as_posix())
         rows.append((info.width, info.height, info.frames, info.fps, file.stat().st_size))
-    return Folder(root, tuple(paths), np.array(rows, FILE_ENTRY), reading_of(config)), rejected
+    return Folder(root, tuple(paths), np.array(rows, FILE_ENTRY), reading_of(config), tables), rejected
+
+
+def _cache_folder(config: DataConfig) -> Path | None:
+    """data.cache; None where it is left to the home folder and there is none."""
+    try:
+        return Path(config.cache or CACHE).expanduser()
+    except RuntimeError:
+        return None
 
 
 def open_shards(config: DataConfig, codec: Geometry, path: str) -> tuple[Shards, list[BadVideo]]:

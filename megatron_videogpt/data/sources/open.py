@@ -17,7 +17,7 @@ from ..bad import BadVideo
 from ..mixture import Mixture
 from ..plans import shortest_video
 from ..splits import BLOCK, PhysicsSplit, Split, VideoSplit, resized_sizes
-from ..video.decode import limits_of
+from ..video.container import limits_of
 from ..video.torchcodec import check_torchcodec
 from .datasets import Folder, Shards, open_folder, open_shards
 from .physics import check_physics

@@ -7,23 +7,30 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import av
+import av.stream
+import numpy as np
 
 from ...config.schema_data import DataConfig
+from ...errors import UserError
 from ..bad import BadVideo
+from .boxes import MOST_SAMPLES, Boxes, ManyBoxes
+from .display import Display, display_of
+from .release import check_pyav
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
 SMALLEST_SIDE = 8
 LARGEST_CLAIM = 1 << 27  # pixels
-MOST_BOXES = 300_000  # of an mp4 file; one with fragments of a second has ten a second
-MOST_SAMPLES = 10_000_000  # of all tracks, in fragments
 # Containers only: playlists, concatenations and session descriptions would make FFmpeg open other files and addresses.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe"
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe,"
+    "h264,hevc,mjpeg,ivf,obu,nut,mxf,dv,apng"
+)
 # Everything that FFmpeg and PyAV were seen to raise, or may, over damaged files.
 _BROKEN = (
     av.FFmpegError,
@@ -114,45 +121,12 @@ def check_size(video: Video, width: int, height: int, limits: Limits) -> None:
 
 
 def _check_table(video: Video, file: BinaryIO, limits: Limits) -> None:
-    """Refuse an mp4 file whose tables claim too many frames: FFmpeg allocates for all of them when it
-    opens the file.
-    """
-
-    budget = iter(range(MOST_BOXES))
-    many = BadVideo(name_of(video), "an mp4 file of too many parts", "too_large")
-
-    def boxes(begin: int, end: int, path: tuple[bytes, ...]) -> Iterator[tuple[int, int]]:
-        """(begin, end) of the contents of the boxes at a path."""
-        for _ in budget:
-            file.seek(begin)
-            head = file.read(16)
-            if len(head) < 8 or begin + 8 > end:
-                return
-            size, after = int.from_bytes(head[:4], "big"), 8
-            if size == 1:
-                size, after = int.from_bytes(head[8:16], "big"), 16
-            size = size or end - begin
-            if size < after:
-                return
-            if head[4:8] == path[0]:
-                inside = (begin + after, min(begin + size, end))
-                yield from boxes(*inside, path[1:]) if path[1:] else [inside]
-            begin += size
-        raise many
-
-    def content(place: int) -> bytes:
-        file.seek(place)
-        return file.read(12)
-
-    for track in boxes(0, 1 << 62, (b"moov", b"trak", b"mdia")):
-        if any(content(place)[8:12] == b"vide" for place, _ in boxes(*track, (b"hdlr",))):
-            for place, _ in boxes(*track, (b"minf", b"stbl", b"stsz")):
-                check_count(video, int.from_bytes(content(place)[8:12], "big"), limits)
-    samples = 0
-    for run, _ in boxes(0, 1 << 62, (b"moof", b"traf", b"trun")):
-        samples += int.from_bytes(content(run)[4:8], "big")
-        if samples > max(limits.frames, MOST_SAMPLES):
-            raise many
+    """Refuse an mp4 file whose tables claim too many frames: FFmpeg allocates for all of them as it opens it."""
+    try:
+        for claimed in Boxes(file).claimed_frames(max(limits.frames, MOST_SAMPLES)):
+            check_count(video, claimed, limits)
+    except ManyBoxes as error:
+        raise BadVideo(name_of(video), "an mp4 file of too many parts", "too_large") from error
     file.seek(0)
 
 
@@ -162,38 +136,110 @@ class _Named(io.BytesIO):
     name = ""
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A video that is open.  stream: the one that is read; display: how its pictures are shown; others: how many more
+    video streams there are, pictures attached to the file not counted.
+    """
+
+    video: Video
+    container: av.container.InputContainer
+    stream: av.VideoStream
+    display: Display
+    others: int
+
+    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """(width, height) of a frame as a player shows it; BadVideo where its pixels are too elongated for that."""
+        width, height = self.display.size(frame)
+        if max(width, height) > LARGEST_SIDE:
+            reason = f"shown as {width}x{height} pixels; sides may have {LARGEST_SIDE}"
+            raise BadVideo(name_of(self.video), reason, "too_elongated")
+        return width, height
+
+    def picture(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [height, width, 3], RGB, as a player shows it; BadVideo as `size`."""
+        self.size(frame)
+        return self.display.picture(frame)
+
+    def packets(self) -> Iterator[av.Packet]:
+        """The stream's packets that hold something: AVI files have empty ones for frames that were dropped, and a
+        decoder would take an empty one for the end.
+        """
+        return (packet for packet in self.container.demux(self.stream) if packet.size)
+
+    def frames(self, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+        """What packets decode to, the last frames that the decoder holds back included."""
+        for packet in packets:
+            yield from self.stream.codec_context.decode(packet)
+        yield from self.stream.codec_context.decode(None)
+
+    @property
+    def formats(self) -> str:
+        """FFmpeg's name of the container's format, e.g. ``mov,mp4,m4a,3gp,3g2,mj2``."""
+        return self.container.format.name
+
+
 @contextmanager
-def opened(video: Video, limits: Limits, threads: int) -> Iterator[tuple]:
-    """(container, its first video stream), the size claimed by its header within limits."""
-    source: str | _Named
+def opened(video: Video, limits: Limits, threads: int) -> Iterator[Opened]:
+    """Open a video; the size claimed by its header is within limits."""
+    check_pyav()
+    with _source(video) as file:
+        _check_table(video, file, limits)
+        # FFmpeg looks at a few frames when it opens a file, and forgets sizes over max_pixels: there, only what no
+        # header should claim is refused.
+        options = {
+            "max_pixels": str(max(limits.pixels, LARGEST_CLAIM)),
+            "format_whitelist": FORMATS,
+            "protocol_whitelist": "file",
+        }
+        source = os.fspath(video) if not isinstance(video, Blob) and _is_text(os.fspath(video)) else file
+        with av.open(source, options=options, metadata_errors="replace") as container:
+            stream, track, others = _choose_stream(video, container)
+            context = stream.codec_context
+            if context is None:
+                raise BadVideo(name_of(video), "this FFmpeg has no decoder for it")
+            if context.width or context.height:
+                check_size(video, context.width, context.height, limits)
+            context.thread_count = threads
+            # FFmpeg counts lines rounded up.
+            context.options = {"max_pixels": str(limits.pixels + 128 * LARGEST_SIDE)}
+            place = file.tell()
+            size = (context.width, context.height)
+            display = display_of(file, container.format.name, track, size, stream.sample_aspect_ratio)
+            file.seek(place)
+            yield Opened(video, container, stream, display, others)
+
+
+@contextmanager
+def _source(video: Video) -> Iterator[BinaryIO]:
     if isinstance(video, Blob):
-        source = _Named(video.data)
-        source.name = name_of(video)
-        _check_table(video, source, limits)
+        named = _Named(video.data)
+        named.name = name_of(video)
+        yield named
     else:
-        source = os.fspath(video)
-        with open(source, "rb") as file:
-            _check_table(video, file, limits)
-    # FFmpeg looks at a few frames when it opens a file, and forgets sizes over max_pixels: there, only what no header
-    # should claim is refused.
-    options = {
-        "max_pixels": str(max(limits.pixels, LARGEST_CLAIM)),
-        "format_whitelist": FORMATS,
-        "protocol_whitelist": "file",
-    }
-    with av.open(source, options=options, metadata_errors="replace") as container:
-        if not container.streams.video:
-            raise BadVideo(name_of(video), "no video stream", "no_frames")
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        if context is None:
-            raise BadVideo(name_of(video), "this FFmpeg has no decoder for it")
-        if context.width or context.height:
-            check_size(video, context.width, context.height, limits)
-        context.thread_count = threads
-        # FFmpeg counts lines rounded up.
-        context.options = {"max_pixels": str(limits.pixels + 128 * LARGEST_SIDE)}
-        yield container, stream
+        with open(video, "rb") as file:
+            yield file
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path is Unicode; one that is not cannot be handed to FFmpeg by name."""
+    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def _choose_stream(video: Video, container: av.container.InputContainer) -> tuple[av.VideoStream, int, int]:
+    """(stream, its number among the video tracks, how many others there are): no picture attached to the file (a cover,
+    thumbnails), then the default track, then the one that FFmpeg thinks best.
+    """
+    kinds = av.stream.Disposition
+    attached = kinds.attached_pic | kinds.timed_thumbnails
+    tracks = [stream for stream in container.streams.video if not stream.disposition & attached]
+    if not tracks:
+        text = "no video stream" + (", only pictures attached to the file" if container.streams.video else "")
+        raise BadVideo(name_of(video), text, "no_frames")
+    marked = [stream for stream in tracks if stream.disposition & kinds.default] or tracks
+    best = container.streams.best("video")
+    chosen = next((stream for stream in marked if best is not None and stream.index == best.index), marked[0])
+    return chosen, [stream.index for stream in tracks].index(chosen.index), len(tracks) - 1
 
 
 @contextmanager
@@ -201,6 +247,8 @@ def clear_errors(video: Video) -> Iterator[None]:
     """BadVideo in place of whatever FFmpeg makes of a damaged file; its message without error number and path."""
     try:
         yield
+    except UserError:
+        raise
     except EOFError as error:
         raise BadVideo(name_of(video), "ends before its first frame", "no_frames") from error
     except _BROKEN as error:
