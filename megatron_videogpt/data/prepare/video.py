@@ -11,6 +11,7 @@ from ...errors import UserError
 from ..bad import BadVideo
 from ..decode import VideoInfo, probe
 from ..video.container import Blob, Limits, identity
+from ..video.release import check_pyav
 from .columns import read_sidecars
 from .listings import Listing, Member, Row, describe
 from .scene_cuts import THRESHOLD, cut_scenes, require_scenedetect
@@ -69,6 +70,7 @@ def check_options(options: Options) -> None:
     for holds, message in rules:
         if not holds:
             raise UserError(message)
+    check_pyav()
     if options.scenes:
         require_scenedetect()
 

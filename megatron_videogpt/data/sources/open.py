@@ -18,6 +18,7 @@ from ..mixture import Mixture
 from ..plans import shortest_video
 from ..splits import BLOCK, PhysicsSplit, Split, VideoSplit, resized_sizes
 from ..video.container import limits_of
+from ..video.release import check_pyav
 from ..video.torchcodec import check_torchcodec
 from .datasets import Folder, Shards, open_folder, open_shards
 from .physics import check_physics
@@ -83,6 +84,7 @@ def open_source(config: DataConfig, codec: Geometry) -> Source:
             PhysicsSplit("train", config, codec.temporal_stride),
             PhysicsSplit("validation", config, codec.temporal_stride),
         )
+    check_pyav()
     if config.decoder != "pyav":
         check_torchcodec(config.decoder)
     if not config.mixture:
