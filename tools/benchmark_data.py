@@ -20,7 +20,9 @@ latents   the training loader on latent shards of the same videos: what training
 
 A folder of videos is put into shards first (tools/prepare_videos.py), and its latents are encoded with the tiny codec
 (tools/encode_latents.py). The loader is measured once it runs: the first steps, which its processes read while they
-start, do not count. Bars: shards at least 0.9 of bare; latents at least 20 times shards.
+start, do not count. Last, the reader alone against
+bare PyAV, in one process: what shards lose beyond that is handing pixels from process to process. Bars: shards at
+least 0.9 of bare; latents at least 20 times shards.
 """
 
 from __future__ import annotations
@@ -44,10 +46,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.loader import Loader
+from megatron_videogpt.data.sources.files import list_videos
 from megatron_videogpt.data.sources.open import Source, open_source
+from megatron_videogpt.data.sources.probed import probe_files
+from megatron_videogpt.data.video import access
+from megatron_videogpt.data.video.container import DEFAULTS
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.objective.build import sample_work  # noqa: E402
-from tools.bare_decoding import Bare, Clip, NoEncoder  # noqa: E402
+from tools.bare_decoding import Bare, Clip, NoEncoder, reader_by_bare  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parent
 CLIPS = TOOLS.parent / "tests" / "videos"
@@ -114,7 +120,7 @@ def measured_clips(source: Source, config: Config, steps: int, folder: Path) -> 
         path = folder / f"{plan.item}.{Path(job.url).stem}.video"
         if not path.exists():
             path.write_bytes(job.cache.read(job.url, job.offset, job.size))
-        clips.append(Clip(str(path), plan.frames))
+        clips.append(Clip(str(path), plan.frames, job.table))
     return clips
 
 
@@ -162,13 +168,15 @@ def sources(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, DataCon
         yield "latents", replace(data, path=str(work / "latents"))
 
 
-def measure(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
-    """Frames per second by what is measured, of every round."""
+def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, list[float]], list[float]]:
+    """Frames per second by what is measured, of every round; and the speed of the reader alone by bare PyAV's."""
     codec: Any = NoEncoder()
     train = TrainConfig(global_batch_size=args.batch)
     runs = {name: (Config(data=data, train=train), open_source(data, codec)) for name, data in sources(args, work)}
     config, source = runs["shards"]
-    bare = Bare(measured_clips(source, config, args.steps, work / "files"), args.workers, config.data)
+    clips = measured_clips(source, config, args.steps, work / "files")
+    alone = reader_by_bare(clips, config.data.longest_side, config.data.size_multiple, args.rounds)
+    bare = Bare(clips, args.workers, config.data)
     rates: dict[str, list[float]] = {"bare": [], **{name: [] for name in runs}}
     bare.rate()
     try:
@@ -183,10 +191,30 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
             )
     finally:
         bare.close()
-    return rates
+    return rates, alone
 
 
-def report(rates: dict[str, list[float]], workers: int) -> tuple[str, dict[str, float]]:
+def index_times(source: Path, work: Path, workers: int) -> str:
+    """A sentence: how long a folder's videos take to be looked into, and to be found known; "" where it has shards."""
+    if any(source.glob("*.tar")):
+        return ""
+    files = list_videos(source)
+    cache = work / "probed"
+    seconds = []
+    for _ in range(2):
+        access.forget()
+        started = time.perf_counter()
+        found = list(probe_files(files, DEFAULTS, cache, workers))
+        seconds.append((time.perf_counter() - started) * 1000 / len(files))
+    tables = sum(bool(getattr(info, "table", b"")) for info in found)
+    frames = sum(getattr(info, "frames", 0) for info in found)
+    return (
+        f"Index of {len(files)} files with {frames:,} frames, {tables} of which must be decoded whole: "
+        f"{seconds[0]:.1f} s for 1,000 files the first time, {seconds[1]:.2f} s afterwards."
+    )
+
+
+def report(rates: dict[str, list[float]], alone: list[float], workers: int) -> tuple[str, dict[str, float]]:
     """The table in Markdown, and the median ratios of the rounds."""
     lines = [f"| {workers} processes | frames/s (median) | lowest | highest |", "|---|---|---|---|"]
     lines += [
@@ -201,6 +229,10 @@ def report(rates: dict[str, list[float]], workers: int) -> tuple[str, dict[str, 
             each = [a / b for a, b in zip(rates[above], rates[below])]
             ratios[name] = statistics.median(each)
             lines.append(f"| {name} | {ratios[name]:.2f} | {min(each):.2f} | {max(each):.2f} | {bar:g} |")
+    median = statistics.median(alone)
+    lines.append(
+        f"| reader / bare, one process, no handing over | {median:.2f} | {min(alone):.2f} | {max(alone):.2f} | |"
+    )
     return "\n".join(lines), ratios
 
 
@@ -213,10 +245,12 @@ def main() -> int:
         try:
             if not args.source.is_dir():
                 raise UserError(f"--source {args.source}: no such folder; give one with videos or with shards")
-            rates = measure(args, args.work or Path(temporary))
+            index = index_times(args.source, Path(temporary), args.workers)
+            rates, alone = measure(args, args.work or Path(temporary))
         except UserError as error:
             return exit_code(error)
-    table, ratios = report(rates, args.workers)
+    table, ratios = report(rates, alone, args.workers)
+    table = f"{table}\n\n{index}".rstrip()
     print(f"\n{table}")
     if args.output:
         given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}

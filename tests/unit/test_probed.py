@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of files that were decoded whole; what a process remembers is forgotten first."""
     names: list[str] = []
-    access._remembered.cache_clear()
+    access.forget()
     original = decode.learn
 
     def learn(video: str, limits: Limits) -> object:
@@ -53,7 +53,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def found(files: list[Path], cache: Path | None, limits: Limits = DEFAULTS) -> list[VideoInfo | str]:
-    access._remembered.cache_clear()
+    access.forget()
     infos = probe_files(files, limits, cache, workers=1)
     return [info.kind if isinstance(info, BadVideo) else info for info in infos]
 

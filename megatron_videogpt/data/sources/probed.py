@@ -22,6 +22,7 @@ from ..video.container import Limits
 
 log = logging.getLogger(__name__)
 
+DATABASE = "probed.sqlite"
 RULE = 1  # how frames are numbered and pictures shown: what another release found out is found out anew
 FEW = 32  # files that are looked into here and now, without processes, and kept only where that took decoding
 ROWS = 5_000_000  # that are kept; the oldest go first
@@ -84,7 +85,7 @@ def _look(
 def _ask(files: Sequence[Path], limits: Limits, cache: Path | None) -> dict[Path, VideoInfo | BadVideo]:
     """What is known already of files, and within the limits."""
     known: dict[Path, VideoInfo | BadVideo] = {}
-    if cache is None or not (cache / "probed.sqlite").is_file():
+    if cache is None or not (cache / DATABASE).is_file():
         return known
     try:
         with closing(_connect(cache)) as database:
@@ -99,7 +100,7 @@ def _ask(files: Sequence[Path], limits: Limits, cache: Path | None) -> dict[Path
                 if identity[1] <= limits.bytes and frames <= limits.frames and width * height <= limits.pixels:
                     known[file] = VideoInfo(os.fspath(file), frames, fps, width, height, packed)
     except sqlite3.Error as error:
-        log.warning("%s: cannot be read (%s); delete it, and it is made anew", cache / "probed.sqlite", error)
+        log.warning("%s: cannot be read (%s); delete it, and it is made anew", cache / DATABASE, error)
         return {}
     return known
 
@@ -122,11 +123,11 @@ def _keep(found: Sequence[VideoInfo], cache: Path | None) -> None:
                 (ROWS,),
             )
     except (sqlite3.Error, OSError) as error:
-        log.warning("%s: cannot be written (%s); every start looks into all videos again", cache, error)
+        log.warning("%s: cannot be written (%s); every start looks into all videos again", cache / DATABASE, error)
 
 
 def _connect(cache: Path) -> sqlite3.Connection:
-    return sqlite3.connect(cache / "probed.sqlite", timeout=60)
+    return sqlite3.connect(cache / DATABASE, timeout=60)
 
 
 def _identity(file: Path) -> tuple[bytes, int, int] | None:

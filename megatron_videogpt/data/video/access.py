@@ -13,7 +13,7 @@ from av.video.frame import PictureType
 
 from ..bad import BadVideo
 from .container import Blob, Limits, Opened, Video, check_count, check_size, identity, name_of, opened
-from .display import Display
+from .display import PLAIN
 from .learned import Entry, Learned, numbered_from, unpack
 from .times import Times, read_times
 
@@ -66,7 +66,7 @@ def plain_times(video: Video, limits: Limits) -> np.ndarray | None:
     with opened(video, limits, 1) as source:
         table = remembered[0] if remembered else read_times(video, source, limits)
         remember(video, limits, table)
-        if not isinstance(table, Times) or source.display != Display() or not source.stream.time_base:
+        if not isinstance(table, Times) or source.display != PLAIN or not source.stream.time_base:
             return None
         return table.times * float(source.stream.time_base)
 
@@ -137,15 +137,15 @@ def _from_entry(
         try:
             source.container.seek(time, stream=source.stream)
             frames = (
-                _by_time(source, table, entry)
+                _by_time(source, table, entry, wanted)
                 if isinstance(table, Times)
-                else _by_packet(source, table, entry, wanted[-1])
+                else _by_packet(source, table, entry, wanted)
             )
             for number, frame in frames:
-                if number in wanted and not frame.is_corrupt:
+                if not frame.is_corrupt:
                     check_size(video, frame.width, frame.height, limits)
                     found[number] = convert(source, frame)
-                if number >= wanted[-1]:
+                if number == wanted[-1]:
                     break
         except (av.FFmpegError, OSError):
             continue
@@ -154,15 +154,21 @@ def _from_entry(
     return {}
 
 
-def _by_packet(source: Opened, table: Learned, entry: Entry, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) from an entry on; -1 for what is not between that and the last."""
-    first = entry[0]
-    number_of = {packet: first + n for n, packet in enumerate(table.packets[first : last + 1].tolist())}
-    return ((number_of.get(packet, -1), frame) for packet, frame in numbered_from(source, entry))
+def _by_packet(source: Opened, table: Learned, entry: Entry, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of the wanted frames, decoding from an entry on."""
+    number_of = {int(table.packets[number]): number for number in wanted}
+    for packet, frame in numbered_from(source, entry):
+        if packet in number_of:
+            yield number_of[packet], frame
 
 
-def _by_time(source: Opened, table: Times, entry: tuple[int, ...]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) from an entry on; nothing where its own frame does not come, or leans on others."""
+def _by_time(
+    source: Opened, table: Times, entry: tuple[int, ...], wanted: list[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of the wanted frames, decoding from an entry on; nothing where its own frame does not come, or
+    leans on others.
+    """
+    number_of = {int(table.times[number]): number for number in wanted}
     begun = False
 
     def packets() -> Iterator[av.Packet]:
@@ -174,15 +180,19 @@ def _by_time(source: Opened, table: Times, entry: tuple[int, ...]) -> Iterator[t
 
     for frame in source.frames(packets()):
         begun = begun or (frame.pts == entry[1] and (frame.key_frame or frame.pict_type == PictureType.I))
-        if begun and frame.pts is not None:
-            number = int(np.searchsorted(table.times, frame.pts))
-            yield (number if number < table.count and table.times[number] == frame.pts else -1), frame
+        if begun and frame.pts in number_of:
+            yield number_of[frame.pts], frame
 
 
 @lru_cache(maxsize=64)
 def _remembered(path: str, size: int, modified: int) -> list[Table | None]:
     """Where the first reader of a file leaves what it found out for the next (bytes leave nothing)."""
     return []
+
+
+def forget() -> None:
+    """Forget what this process found out about files."""
+    _remembered.cache_clear()
 
 
 def remember(video: Video, limits: Limits, table: Table | None) -> None:

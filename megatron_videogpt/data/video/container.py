@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import av
@@ -20,7 +20,7 @@ from ...config.schema_data import DataConfig
 from ...errors import UserError
 from ..bad import BadVideo
 from .boxes import MOST_SAMPLES, Boxes, ManyBoxes
-from .display import Display, display_of
+from .display import PLAIN, Display, Matrix, display_of, matrix_of
 from .release import check_pyav
 
 LARGEST_SIDE = 8192  # a header that claims more is damaged or hostile
@@ -136,7 +136,7 @@ class _Named(io.BytesIO):
     name = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
     """A video that is open.  stream: the one that is read; display: how its pictures are shown; others: how many more
     video streams there are, pictures attached to the file not counted.
@@ -147,10 +147,11 @@ class Opened:
     stream: av.VideoStream
     display: Display
     others: int
+    _matrices: list[Matrix] = field(default_factory=list)
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """(width, height) of a frame as a player shows it; BadVideo where its pixels are too elongated for that."""
-        width, height = self.display.size(frame)
+        width, height = self.display.size(frame, self._matrix_by(frame))
         if max(width, height) > LARGEST_SIDE:
             reason = f"shown as {width}x{height} pixels; sides may have {LARGEST_SIDE}"
             raise BadVideo(name_of(self.video), reason, "too_elongated")
@@ -158,8 +159,17 @@ class Opened:
 
     def picture(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [height, width, 3], RGB, as a player shows it; BadVideo as `size`."""
-        self.size(frame)
-        return self.display.picture(frame)
+        if self.display != PLAIN:
+            self.size(frame)
+        return self.display.picture(frame, self._matrix_by(frame))
+
+    def _matrix_by(self, frame: av.VideoFrame) -> Matrix:
+        """The display matrix, from the first frame that is asked: a frame whose side data was looked at keeps its
+        buffers until Python collects garbage, and decoding takes a fifth longer when all do.
+        """
+        if not self._matrices:
+            self._matrices.append(matrix_of(frame))
+        return self._matrices[0]
 
     def packets(self) -> Iterator[av.Packet]:
         """The stream's packets that hold something: AVI files have empty ones for frames that were dropped, and a

@@ -18,34 +18,36 @@ from .ebml import track_crops
 
 SQUARE = Fraction(1)
 NO_CROP = (0, 0, 0, 0)
+Matrix = tuple[int, int, int, int] | None
+"""See `matrix_of`."""
 
 
 @dataclass(frozen=True)
 class Display:
     """crop: pixels that the container cuts off at the left, top, right and bottom (the decoder has cropped by the
-    codec's own header already); aspect: width of a pixel by its height.  What a frame carries comes on top: see
-    `matrix_of`.
+    codec's own header already); aspect: width of a pixel by its height.  The matrix that a file's frames carry comes
+    on top.
     """
 
     crop: tuple[int, int, int, int] = NO_CROP
     aspect: Fraction = SQUARE
 
-    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+    def size(self, frame: av.VideoFrame, matrix: Matrix) -> tuple[int, int]:
         """(width, height) of a frame as it is shown."""
         width, height = self._stretched(*self._cropped(frame.width, frame.height))
-        return (height, width) if _transposes(matrix_of(frame)) else (width, height)
+        return (height, width) if _transposes(matrix) else (width, height)
 
-    def picture(self, frame: av.VideoFrame) -> np.ndarray:
+    def picture(self, frame: av.VideoFrame, matrix: Matrix) -> np.ndarray:
         """uint8 [height, width, 3], RGB, as it is shown."""
         picture = frame.to_ndarray(format="rgb24")
-        height, width = picture.shape[:2]
-        if self._cropped(width, height) != (width, height):
-            left, top, right, bottom = self.crop
-            picture = picture[top : height - bottom, left : width - right]
-        size = self._stretched(picture.shape[1], picture.shape[0])
-        if size != (picture.shape[1], picture.shape[0]):
+        if self != PLAIN:
+            height, width = picture.shape[:2]
+            if self._cropped(width, height) != (width, height):
+                left, top, right, bottom = self.crop
+                picture = picture[top : height - bottom, left : width - right]
+            size = self._stretched(picture.shape[1], picture.shape[0])
             picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-        return turned(picture, matrix_of(frame))
+        return turned(picture, matrix)
 
     def _cropped(self, width: int, height: int) -> tuple[int, int]:
         """Size after the crop, which counts for nothing where it leaves nothing (as in FFmpeg)."""
@@ -55,9 +57,14 @@ class Display:
 
     def _stretched(self, width: int, height: int) -> tuple[int, int]:
         """Size with square pixels: one side grows, none shrinks."""
+        if self.aspect == SQUARE:
+            return width, height
         if self.aspect > 1:
             return round(width * self.aspect), height
         return width, round(height / self.aspect)
+
+
+PLAIN = Display()
 
 
 def display_of(file: BinaryIO, formats: str, track: int, size: tuple[int, int], aspect: Fraction | None) -> Display:
@@ -88,7 +95,7 @@ def _crop_to(aperture: tuple[Fraction, ...] | None, width: int, height: int) -> 
     return (left, top, right, bottom) if min(left, top, right, bottom) >= 0 else NO_CROP
 
 
-def matrix_of(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+def matrix_of(frame: av.VideoFrame) -> Matrix:
     """Signs (a, b, c, d) of a frame's display matrix, by which (x, y) is shown at (a x + c y, b x + d y): one of the
     eight ways to lay a picture down, the nearest one; None without a matrix.
     """
@@ -107,7 +114,7 @@ def matrix_numbers(frame: av.VideoFrame) -> list[int]:
     return [] if data is None else np.frombuffer(bytes(data), np.int32)[:5].tolist()
 
 
-def turned(picture: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+def turned(picture: np.ndarray, matrix: Matrix) -> np.ndarray:
     """[h, w, 3] -> the same pixels as a display matrix lays them down."""
     if matrix is None:
         return picture
@@ -117,5 +124,5 @@ def turned(picture: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.
     return picture[:: b + d, :: a + c]
 
 
-def _transposes(matrix: tuple[int, int, int, int] | None) -> bool:
+def _transposes(matrix: Matrix) -> bool:
     return matrix is not None and matrix[0] == 0
