@@ -96,6 +96,8 @@ def _from_start(
             found[count] = convert(source, frame)
         if count == wanted[-1]:
             return found
+    if count < 0:
+        raise BadVideo(name_of(video), "no frames", "no_frames")
     if table is None:
         raise too_short(video, wanted[-1], count + 1)
     missing = next(index for index in wanted if index not in found)

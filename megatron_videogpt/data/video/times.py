@@ -59,8 +59,9 @@ def read_times(video: Video, opened: Opened, limits: Limits) -> Times | None:
     timed = any(name in formats for name in TIMED) and codec in ONE_EACH
     if timed and codec == "h264":
         timed = not may_hold_fields(opened.stream.codec_context.extradata)
-    # Only the mp4 family keeps an exact table of its frames; AVI headers, for one, may claim what was cut off.
-    claimed = opened.stream.frames if "mp4" in formats else 0
+    # Only the mp4 family keeps an exact table of its frames; AVI headers, for one, may claim what was cut off.  An edit
+    # list may leave a part of the table unused.
+    claimed = min(opened.stream.frames, len(opened.stream.index_entries)) if "mp4" in formats else 0
     if not timed and not claimed:
         return None
     check_count(video, claimed, limits)
