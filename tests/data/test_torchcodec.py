@@ -17,6 +17,9 @@ from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.sources.open import open_source
 from tests.clips import BIRD, CINEPAK, SMALL, SOUND, TRAILER
+from tests.numbered import encode
+from tests.unit.test_display import MATRICES, quarters, video, with_matrix
+from tests.unit.test_odd_files import ODD
 
 WORKER = """
 import json, sys
@@ -66,7 +69,13 @@ def libraries(folder: Path) -> str:
 def test_frames_equal_those_of_pyav(videos: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("torchcodec") is None:
         pytest.skip("torchcodec is not installed: pip install torchcodec")
-    asked = [str(videos / name) for name in (TRAILER, CINEPAK, SOUND, BIRD, SMALL)]
+    odd = [str(ODD / name) for name in ("xvid_b.avi", "paff.ts", "cut_open.mkv", "cut_hevc.mp4")]
+    (tmp_path / "open.ts").write_bytes(
+        encode("mpegts", "libx264", range(60), between=3, options={"x264-params": "open-gop=1"})
+    )
+    (tmp_path / "mirrored.mp4").write_bytes(with_matrix(video([quarters()] * 20), MATRICES["mirrored"][0]))
+    odd += [str(tmp_path / "open.ts"), str(tmp_path / "mirrored.mp4")]
+    asked = odd + [str(videos / name) for name in (TRAILER, CINEPAK, SOUND, BIRD, SMALL)]
     environment = {**os.environ, "LD_LIBRARY_PATH": libraries(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", WORKER, *asked],

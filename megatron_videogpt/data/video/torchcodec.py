@@ -7,6 +7,7 @@ torchcodec does not tell when a decoder marked a frame as damaged: such frames a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from ..bad import BadVideo, shown
+from ..bad import shown
 from .access import plain_times, too_short
 from .container import Blob, Limits, Video, clear_errors, name_of
 from .pictures import resize_frames
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # full-size frames held in memory
 SAME_TIME = 1e-6  # seconds; the ticks of containers are longer
@@ -47,7 +50,7 @@ def read_clip(
     decoder: str = DECODERS[0],
 ) -> np.ndarray | None:
     """As `decode.read_clip`: uint8 ``[len(indices), h, w, 3]``; None for a file that PyAV must read: whose frames'
-    times do not tell, which is not shown as it was decoded, or of which torchcodec gives frames of other times.
+    times do not tell, which is not shown as it was decoded, or of which torchcodec gives frames of other times or none.
 
     Raises:
         BadVideo: the file cannot be used.
@@ -84,4 +87,6 @@ def read_clip(
             pictures.append(resize_frames(found.data.cpu().numpy(), longest_side, multiple))
         return np.concatenate(pictures)
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-        raise BadVideo(name, f"torchcodec: {error}") from error
+        # Of a damaged file, PyAV tells what is wrong.
+        log.info("torchcodec cannot read %s, so PyAV does: %s", name, " ".join(str(error).split())[:200])
+        return None
