@@ -17,6 +17,7 @@ from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import probe, read_clip, read_frames
 from megatron_videogpt.data.video import release
 from megatron_videogpt.data.video.container import Blob
+from megatron_videogpt.data.video.ebml import track_crops
 from megatron_videogpt.data.video.pictures import resize_frames
 from megatron_videogpt.errors import UserError
 from tests.numbered import encode
@@ -137,6 +138,15 @@ def test_cropping_of_matroska(element: str, wanted: tuple[int, int, int, int]) -
     np.testing.assert_array_equal(part, whole[top:bottom, left:right])
     info = probe(Blob("a.mkv", cropped))
     assert (info.width, info.height) == (right - left, bottom - top)
+
+
+@pytest.mark.parametrize("size", ["01fffffffffffffe", "01ffffffffffffff", "08ffffffff", "00", ""])
+def test_a_matroska_file_whose_sizes_are_damaged_wants_no_crop(tmp_path: Path, size: str) -> None:
+    """Sizes far behind the file's end, of no known length, and cut short: a file and its bytes give the same."""
+    data = bytes.fromhex("1a45dfa384ffffffff" + "ec" + size)
+    (tmp_path / "a.mkv").write_bytes(data)
+    with open(tmp_path / "a.mkv", "rb") as file:
+        assert track_crops(file) == track_crops(io.BytesIO(data)) == []
 
 
 def inserted(data: bytes, path: tuple[bytes, ...], box: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import BinaryIO
 
 SEGMENT, CLUSTER, TRACKS, TRACK, VIDEO = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE, 0xE0
@@ -30,6 +31,7 @@ def track_crops(file: BinaryIO) -> list[tuple[int, int, int, int]]:
     is no Matroska file.
     """
     found: list[dict[int, int]] = []
+    whole = file.seek(0, os.SEEK_END)
     file.seek(0)
     for _ in range(MOST_ELEMENTS):
         element, size = _number(file, True), _number(file, False)
@@ -39,10 +41,11 @@ def track_crops(file: BinaryIO) -> list[tuple[int, int, int, int]]:
             found.append({})
         if element in (SEGMENT, TRACKS, TRACK, VIDEO):
             continue
-        if size < 0:
+        # A size that is not known, or of a damaged file.
+        if not 0 <= size <= whole:
             break
         if element in (BOTTOM, TOP, LEFT, RIGHT) and size <= 8 and found:
             found[-1][element] = int.from_bytes(file.read(size), "big")
         else:
-            file.seek(size, 1)
+            file.seek(size, os.SEEK_CUR)
     return [tuple(crop.get(side, 0) for side in (LEFT, TOP, RIGHT, BOTTOM)) for crop in found]  # type: ignore[misc]
