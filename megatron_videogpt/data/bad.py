@@ -31,6 +31,17 @@ REASONS = {
     "crashed": "its reader died",
 }
 """Kinds of rejection, as they are counted in TensorBoard and JSONL."""
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What readers of videos and pictures were seen to raise, or may, over damaged files, beside errors of their own."""
 WINDOW = 1000  # samples over which data.max_bad_fraction is taken
 
 

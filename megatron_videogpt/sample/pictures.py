@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from ..data.bad import BadVideo
+from ..data.bad import DAMAGE, BadVideo
 from ..data.video.container import Limits, check_count, identity
 from ..data.video.pictures import resize_frames
 from ..errors import UserError
@@ -32,20 +32,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by its orientation in EXIF."""
-# What Pillow's readers were seen to raise, or may, over damaged files.
-_BROKEN = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 
 def is_picture(path: Path) -> bool:
@@ -120,7 +106,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[tuple[Image.Image, range]]:
         raise BadVideo(path, "not a readable image") from error
     except EOFError as error:
         raise BadVideo(path, "ends before its last picture", "truncated") from error
-    except _BROKEN as error:
+    except (*DAMAGE, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise BadVideo(path, f"not a readable image ({error})") from error
 
 

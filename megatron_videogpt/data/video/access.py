@@ -43,7 +43,10 @@ def decode(
         av.FFmpegError, OSError and others that `clear_errors` knows.
     """
     remembered = _remembered(*identity(video, limits))
-    table = remembered[0] if remembered else unpack(packed, video, limits) if packed else None
+    table = remembered[0] if remembered else None
+    # Who read the file before may have had no table.
+    if table is None and packed:
+        table = unpack(packed, video, limits)
     with opened(video, limits, threads) as source:
         if table is None and not remembered:
             table = read_times(video, source, limits)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...config.schema_data import DataConfig
 from ...errors import UserError
-from ..bad import BadVideo
+from ..bad import DAMAGE, BadVideo
 from .boxes import MOST_SAMPLES, Boxes, ManyBoxes
 from .display import PLAIN, Display, Matrix, display_of, matrix_of
 from .release import check_pyav
@@ -30,18 +30,6 @@ LARGEST_CLAIM = 1 << 27  # pixels
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpegts,mpeg,mpegvideo,m4v,ogg,asf,yuv4mpegpipe,"
     "h264,hevc,mjpeg,ivf,obu,nut,mxf,dv,apng"
-)
-# Everything that FFmpeg and PyAV were seen to raise, or may, over damaged files.
-_BROKEN = (
-    av.FFmpegError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
 )
 
 
@@ -261,6 +249,6 @@ def clear_errors(video: Video) -> Iterator[None]:
         raise
     except EOFError as error:
         raise BadVideo(name_of(video), "ends before its first frame", "no_frames") from error
-    except _BROKEN as error:
+    except (av.FFmpegError, *DAMAGE) as error:
         text = str(getattr(error, "strerror", None) or error or type(error).__name__)
         raise BadVideo(name_of(video), f"not a readable video ({text.rstrip('.')})") from error
