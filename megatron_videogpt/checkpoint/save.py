@@ -158,7 +158,8 @@ class Saver:
         request, error = self._plan(state)
         if not error:
             # Finishing is left to `_publish`.
-            error = self._agree(lambda: self.queue.schedule_async_request(request._replace(finalize_fns=[])))
+            alone = compat_saving.tied(request)._replace(finalize_fns=[])
+            error = self._agree(lambda: self.queue.schedule_async_request(alone))
         if error:
             self._discard(state, request)
         self.writing = None if error else (state, request)

@@ -9,10 +9,14 @@ alone when a file that only rank 0 writes does not fit on the disk, while the ot
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import logging
+import os
 import queue
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +81,33 @@ def write(request: Any) -> None:
     if request.preload_fn is not None:
         arguments[1] = request.preload_fn()
     request.async_fn(*arguments, **(request.async_fn_kwargs or {}))
+
+
+def tied(request: Any) -> Any:
+    """A planned checkpoint for a background process that ends with the process that started it, and so do the writers
+    that it forks in turn (on Linux).
+
+    megatron-core's writers wait for ever for an answer of the background process when that was killed, by `abandon` or
+    by a system out of memory: they would outlive the run and hold its output open, so that neither torchrun's caller
+    nor a Slurm step ends.
+    """
+    if request.async_fn is None:
+        return request
+    return request._replace(async_fn=functools.partial(_tied, os.getpid(), request.async_fn))
+
+
+def _tied(parent: int, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    _end_with(parent)
+    os.register_at_fork(after_in_child=functools.partial(_end_with, os.getpid()))
+    return work(*arguments, **options)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def abandon(request: Any, calls: Any = None) -> None:

@@ -13,10 +13,13 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tools import layouts_worker
 from tools.layout_cases import CHANNELS, case, sample_of
@@ -27,7 +30,8 @@ FOUND: dict[str, Any] = {}
 @contextlib.contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute with another value inside."""
-    own, real = name in vars(owner), getattr(owner, name)
+    own = name in vars(owner)
+    real = vars(owner)[name] if own else getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
@@ -46,6 +50,41 @@ def outcome(name: str, action: Callable[[], Any]) -> None:
 def full(*arguments: Any, **options: Any) -> None:
     """A disk without room."""
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@contextlib.contextmanager
+def endless_writer(queue: Any, told: Path) -> Iterator[None]:
+    """Inside, the process that megatron-core's background process forks to write a file never ends; `told` has its id
+    once the save is on its way.
+    """
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    real = queue.schedule_async_request
+
+    def write(*arguments: Any, **options: Any) -> None:
+        partial = told.with_suffix(".partial")
+        partial.write_text(str(os.getpid()))
+        partial.rename(told)
+        time.sleep(10_000)
+
+    def schedule(*arguments: Any) -> None:
+        real(*arguments)
+        until(told.exists)
+
+    with (
+        patched(FileSystemWriterAsync, "write_preloaded_data", staticmethod(write)),
+        patched(queue, "schedule_async_request", schedule),
+    ):
+        yield
+
+
+def until(true: Callable[[], bool]) -> bool:
+    """Wait for it, a minute at most."""
+    for _ in range(600):
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def look(run: Path, rank: int) -> None:
@@ -143,8 +182,10 @@ def save(session: Any, run: Path, rank: int) -> None:
             outcome(f"killed writer on {number}", lambda: attempt(False))
         with patched(compat_saving, "plan_save", failing) if inject else contextlib.nullcontext():
             outcome(f"failing writer on {number}", lambda: attempt(True))
-        with patched(writer.queue, "schedule_async_request", full) if inject else contextlib.nullcontext():
+        left = run.parent / f"writer_of_{1 - number}"
+        with patched(writer.queue, "schedule_async_request", full) if inject else endless_writer(writer.queue, left):
             outcome(f"no process on {number}", lambda: attempt(False))
+        FOUND[f"writer gone on {1 - number}"] = inject or until(lambda left=left: not psutil.pid_exists(int(left.read_text())))
     for name, owner in (("publish", saver), ("config_to_toml", saver), ("remove_leftovers", saver)):
         with patched(owner, name, full) if rank == 0 else contextlib.nullcontext():
             outcome(name, lambda: attempt(True))

@@ -147,7 +147,7 @@ class Forked:
             while selector.get_map():
                 ready = selector.select(None if limit is None else max(0.0, limit - time.monotonic()))
                 if not ready:
-                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0, read[self.stdout], read[self.stderr])
                 for key, _ in ready:
                     data = os.read(key.fd, 1 << 16)
                     if not data:
@@ -204,6 +204,10 @@ def kill_tree(process: Process) -> None:
             continue
 
 
+def _decoded(output: bytes | str | None) -> str:
+    return output.decode("utf-8", "replace") if isinstance(output, bytes) else output or ""
+
+
 def run(
     command: list[str], timeout: float = 600, cold: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -211,6 +215,12 @@ def run(
     process = start(command, cold, **environment)
     try:
         output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        holding = "its processes run" if process.poll() is None else "it has ended, something it started has not"
+        kill_tree(process)
+        process.wait()
+        said = "\n".join(text[-6000:] for text in map(_decoded, (late.stdout, late.stderr)))
+        raise AssertionError(f"{' '.join(command)}\nnot done after {timeout} seconds ({holding}):\n{said}") from None
     except BaseException:
         kill_tree(process)
         process.wait()
