@@ -1,8 +1,10 @@
 """Megatron-core trainer for Video-GPT (next clip diffusion) and its siblings."""
 
-# Each enters the options and rules of what it brings: see config/sections.py.
 from .codec import rules as codec_rules
-from .objective.next_clip import options as next_clip_options
+from .objective.found import enter_objectives
 from .version import __version__
 
-__all__ = ["__version__", "codec_rules", "next_clip_options"]
+__all__ = ["__version__", "codec_rules"]
+
+# Options and rules of codecs (by the import above) and objectives are known from here on: see config/sections.py.
+enter_objectives()

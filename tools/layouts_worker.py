@@ -87,9 +87,9 @@ def row_facts(row: Any, shard: Any) -> Tensor:
     """int64 ``[4]``: shards, those without clean rows although their row has some, rows of single clips only, padding
     tokens.
     """
-    real = len(row.hint_rows) + len(row.time_rows) + len(row.noisy_rows) + len(row.clean_rows)
-    clean = len(row.clean_rows) > 0
-    return torch.tensor([1, clean and not len(shard.clean_rows), not clean, row.length - real])
+    real = sum(map(len, row.streams.values()))
+    clean = len(row.streams["clean"]) > 0
+    return torch.tensor([1, clean and not len(shard.streams["clean"]), not clean, row.length - real])
 
 
 def rows_of(session: Session, samples: list[Any]) -> list[Any]:

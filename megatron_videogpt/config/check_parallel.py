@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .derived import dp_size
 from .problems import Report
+from .sections import AXES, find
 
 
 def divisors(*values: int) -> str:
@@ -16,6 +17,7 @@ def check_parallel(report: Report, world_size: int | None) -> None:
     """What the layout divides, the stages it cuts, and, where it is known, the number of processes."""
     tensor, context, pipeline = "parallel.tensor", "parallel.context", "parallel.pipeline"
     layout = report.config.parallel
+    _check_axes(report)
     _check_heads(report)
     _check_stages(report)
     if report.sound("parallel.sequence", tensor) and layout.sequence and layout.tensor == 1:
@@ -38,6 +40,23 @@ def check_parallel(report: Report, world_size: int | None) -> None:
         )
     if world_size is not None and report.sound(tensor, context, pipeline):
         _check_world(report, world_size)
+
+
+def _check_axes(report: Report) -> None:
+    """The objective's network may not split over every axis."""
+    name, layout = report.config.objective.name, report.config.parallel
+    if not report.sound("objective.name"):
+        return
+    for axis in sorted(AXES - find("objective", name).axes):
+        size = getattr(layout, axis)
+        if report.sound(f"parallel.{axis}") and size > 1 - isinstance(size, bool):
+            one = "false" if isinstance(size, bool) else "1"
+            report.add(
+                f"parallel.{axis}",
+                f"be {one} with objective.name = {name}, whose network does not split over it",
+                f"use parallel.{axis}={one}",
+            )
+            report.broken.add(f"parallel.{axis}")
 
 
 def _check_heads(report: Report) -> None:

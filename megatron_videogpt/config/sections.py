@@ -1,7 +1,7 @@
 """Sections of a configuration that others own: the options and rules of a codec, or of an objective, under its name.
 
-A module that brings one enters it here when it is imported (`megatron_videogpt/__init__.py` imports those of this
-package), so that this folder knows none.
+A module that brings one enters it here when it is imported (`megatron_videogpt/__init__.py` sees to that), so that
+this folder knows none.
 """
 
 from __future__ import annotations
@@ -12,28 +12,47 @@ from typing import Any
 
 KINDS = ("codec", "objective")
 """Sections of which a configuration has one of several, told by its option `name`."""
+AXES = frozenset({"tensor", "sequence", "context", "pipeline", "virtual_pipeline"})
+"""What `parallel` may split a model over, beside the replicas of data parallelism."""
 
 
 @dataclass(frozen=True)
 class Section:
     """options: a frozen dataclass with `option`s, `name` among them; rules: adds to a `problems.Report` what is wrong
-    with them.
+    with them; package: the Python package whose modules the name stands for; axes: of `AXES`, those that it works
+    under.
     """
 
     options: type
     rules: Callable[[Any], None]
+    package: str = ""
+    axes: frozenset[str] = frozenset()
 
 
 _entered: dict[str, dict[str, Section]] = {kind: {} for kind in KINDS}
 
 
-def enter(kind: str, name: str, options: type, rules: Callable[[Any], None]) -> None:
-    """Make a codec or an objective known; the first of a kind is the default.  Raises ValueError where another has its
-    name.
+def enter(
+    kind: str,
+    name: str,
+    options: type,
+    rules: Callable[[Any], None],
+    package: str = "",
+    axes: frozenset[str] = AXES,
+    default: bool = False,
+) -> None:
+    """Make a codec or an objective known.  default: whether it is that of its kind; else the first that is entered is.
+
+    Raises:
+        ValueError: another one has its name, or an axis is none of `AXES`.
     """
-    known = _entered[kind].setdefault(name, Section(options, rules))
+    if not axes <= AXES:
+        raise ValueError(f"{kind} {name!r}: axes {sorted(axes - AXES)} are unknown; there are {sorted(AXES)}")
+    known = _entered[kind].setdefault(name, Section(options, rules, package, axes))
     if known.options is not options:
         raise ValueError(f"{kind} {name!r} is entered twice: {known.options.__module__} and {options.__module__}")
+    if default:
+        _entered[kind] = {name: known, **_entered[kind]}
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class KeyValueCache:
             buffer[target : target + count] = old[start : start + count]
         return buffer
 
-    def store(self, layer: int, keys: Tensor, values: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+    def store(self, layer: int, keys: Tensor, values: Tensor, row: CachedRow) -> tuple[Tensor, Tensor]:
         """Keep what a layer computed for the tokens of a pass ``[L, heads, d]`` -> all keys and values that its
         intervals count in ``[rows, heads, d]``.
         """
@@ -73,7 +73,7 @@ class KeyValueCache:
         # Zeros: rows beyond a history's end may meet a weight of 0, which NaN would survive.
         return torch.zeros(self.rows, *like.shape[1:], dtype=self.dtype or like.dtype, device=device, pin_memory=pinned)
 
-    def _placed(self, buffer: Tensor, new: Tensor, row: Row) -> Tensor:
+    def _placed(self, buffer: Tensor, new: Tensor, row: CachedRow) -> Tensor:
         if not self.copied:
             return buffer[: row.rows].index_copy_(0, row.places, new)
         whole = new.new_empty(row.rows, *new.shape[1:])
@@ -84,7 +84,7 @@ class KeyValueCache:
         return whole
 
 
-class Row(NamedTuple):
+class CachedRow(NamedTuple):
     """How a packed row of L tokens meets the buffers of a cache.
 
     places: int64 ``[L]``, a row of the buffers for each token; kept: rows of the regions; rows: those and the scratch
@@ -107,7 +107,7 @@ class Region(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Row behind the last frame."""
+        """CachedRow behind the last frame."""
         return self.start + self.frames * self.block
 
 

@@ -12,7 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from ..attention import attend
-from .cache import Row
+from .cache import CachedRow
 
 Store = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
 """Keys and values of the tokens of a row ``[L, heads, d]`` -> those that its intervals count in
@@ -122,7 +122,7 @@ class IntervalAttention(MegatronModule):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor,
-        cached: Row | None = None,
+        cached: CachedRow | None = None,
         **unused: Any,
     ) -> Tensor:
         """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel

@@ -11,7 +11,7 @@ import torch
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
-from .cache import Row
+from .cache import CachedRow
 from .fused import split_rotary
 
 Output = tuple[Tensor, "Tensor | None"]
@@ -58,7 +58,7 @@ class RotaryAttention(SelfAttention):
         hidden_states: Tensor,
         attention_mask: Tensor,
         rotary_pos_emb: Tensor,
-        packed_seq_params: ScoredRows | Row | None = None,
+        packed_seq_params: ScoredRows | CachedRow | None = None,
         **unused: Any,
     ) -> Output:
         """hidden ``[l, 1, D]``, intervals int32 ``[L, 4]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no
@@ -66,9 +66,9 @@ class RotaryAttention(SelfAttention):
 
         The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`),
         where there is a `ScoredRows`; megatron-core passes that through untouched, as it does packed sequences'
-        lengths, and a cache's `Row` as well, which is for all layers.
+        lengths, and a cache's `CachedRow` as well, which is for all layers.
         """
-        cached = packed_seq_params if isinstance(packed_seq_params, Row) else None
+        cached = packed_seq_params if isinstance(packed_seq_params, CachedRow) else None
         chosen = packed_seq_params if self.last and isinstance(packed_seq_params, ScoredRows) else None
         rows, place = (None, None) if chosen is None else (chosen.rows, chosen.place)
         joint, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)

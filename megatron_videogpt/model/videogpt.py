@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..config.derived import scores_rows_only, stage_layers
 from ..config.schema import Config, ModelConfig
 from ..platforms import Platform
-from ..sequence.row import Inputs
-from .cache import Row
+from ..sequence.row import Row
+from .cache import CachedRow
 from .init import mark_shards
 from .layers import decoder_spec, transformer_config
 from .rope import angles, inverse_frequencies
@@ -82,29 +82,29 @@ class VideoGPT(MegatronModule):
         """Hidden states from the stage before (megatron-core's schedules call this)."""
         self.decoder.set_input_tensor(tensors[0] if isinstance(tensors, list) else tensors)
 
-    def forward(self, inputs: Inputs, cached: Row | None = None) -> Tensor:
-        """This context parallel rank's shard of a packed row -> predicted patches ``[noisy patches, p*p*C]`` float32 on
-        the last stage, hidden states elsewhere.
+    def forward(self, row: Row, cached: CachedRow | None = None) -> Tensor:
+        """This context parallel rank's shard of a packed row -> what the head gives for its scored tokens on the last
+        stage, hidden states elsewhere.
 
         The shard's length must be a multiple of the tensor parallel size under sequence parallelism.  cached: where the
         whole row's keys and values are kept, when sampling; the intervals count in the rows of its buffers then.
         """
         hidden: Any = None
         if self.pre_process:
-            hidden = self.embedding(inputs)
+            hidden = self.embedding(row)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         chosen: ScoredRows | None = None
         if self.scored_only and torch.is_grad_enabled():
-            chosen = scored_rows(inputs.noisy_rows, inputs.intervals)
+            chosen = scored_rows(row.scored_rows, row.intervals)
         # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at
         # nothing in it itself.
         packed: Any = chosen if cached is None else cached
-        turns = angles(inputs.positions, self.frequencies)
-        hidden = self.decoder(hidden, attention_mask=inputs.intervals, rotary_pos_emb=turns, packed_seq_params=packed)
+        turns = angles(row.positions, self.frequencies)
+        hidden = self.decoder(hidden, attention_mask=row.intervals, rotary_pos_emb=turns, packed_seq_params=packed)
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
             # Every rank computes the same head from here on, so the gradient is split, not summed.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return self.head(hidden, inputs, scored=chosen is not None)
+        return self.head(hidden, row, scored=chosen is not None)

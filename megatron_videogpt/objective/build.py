@@ -1,36 +1,51 @@
-"""Objectives by name, and the networks that they train."""
+"""An objective's parts, from the modules of its package with these names:
+
+    options    its section and rules (`config.sections.enter`), imported at start
+    objective  build(config) -> Objective
+    work       see `objective/work.py`
+    ends       ENDS, what stands around the decoder (`model.videogpt.Ends`)
+    denoiser   build_denoiser(chunks, config, device) -> Denoiser; absent where it has no sampler
+
+Nothing else imports a package of an objective by its name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from ..codec.geometry import Geometry
 from ..config.schema import Config
+from ..config.sections import find
 from ..data.packing import SampleWork
+from ..errors import UserError
 from ..platforms import Platform
 from .base import Objective
-from .next_clip import sample_work as next_clip_work
-from .next_clip.objective import NextClipDiffusion
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..hub.common.sampling_videogpt import Denoiser
     from ..model.videogpt import VideoGPT
 
-OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
-    "next_clip_diffusion": lambda config: NextClipDiffusion(
-        config.model.patch_size, config.model.position_table_size, config.objective.clean_retention
-    ),
-}
+
+def module_of(config: Config, name: str) -> ModuleType:
+    """A module of the configured objective's package."""
+    return importlib.import_module(f"{find('objective', config.objective.name).package}.{name}")
 
 
 def build_objective(config: Config) -> Objective:
     """The objective that `objective.name` names."""
-    return OBJECTIVES[config.objective.name](config)
+    objective: Objective = module_of(config, "objective").build(config)
+    return objective
 
 
 def sample_work(config: Config, codec: Geometry) -> SampleWork:
     """What the samples of a run ask for."""
-    return next_clip_work.sample_work(config, codec)
+    work: SampleWork = module_of(config, "sample_work").sample_work(config, codec)
+    return work
 
 
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:
@@ -41,6 +56,23 @@ def build_network(config: Config, channels: int, platform: Platform, backend: st
     """
     # megatron-core looks for its device as it is imported, and objectives are looked at without one, too.
     from ..model.videogpt import VideoGPT
-    from .next_clip.ends import ENDS
 
-    return VideoGPT(config, channels, platform, backend, ENDS, chunk)
+    return VideoGPT(config, channels, platform, backend, module_of(config, "ends").ENDS, chunk)
+
+
+def has_sampler(config: Config) -> bool:
+    """Whether the configured objective can generate."""
+    package = find("objective", config.objective.name).package
+    return importlib.util.find_spec(f"{package}.denoiser") is not None
+
+
+def build_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:
+    """The model as the sampler sees it, with its memory of the history as `config.sample` has it.
+
+    Every rank of a model parallel group must use its denoiser in the same way.  Raises UserError for an objective that
+    cannot generate.
+    """
+    if not has_sampler(config):
+        raise UserError(f"objective.name = {config.objective.name}: has no sampler, so it cannot generate anything")
+    denoiser: Denoiser = module_of(config, "denoiser").build_denoiser(chunks, config, device)
+    return denoiser

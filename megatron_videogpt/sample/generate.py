@@ -73,7 +73,7 @@ def load(source: Path, step: int | None = None, average: bool = False) -> Model:
     """
     # Before anything imports megatron-core, which looks for its device as it is imported.
     device = activate("auto").device
-    from ..objective.next_clip.denoiser import build_denoiser
+    from ..objective.build import build_denoiser
     from .load import load_model
 
     network, config, trained = load_model(source, step, average=average)

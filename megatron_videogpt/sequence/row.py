@@ -1,54 +1,102 @@
-"""What a micro-batch is: one packed row of tokens with everything that model and loss need."""
+"""What a micro-batch is: one packed row of tokens with everything that model and loss need.
+
+Nothing here knows an objective: its tokens come as named streams, its masks as intervals, its side inputs as contexts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Inputs:
-    """One packed row of L tokens, or a contiguous shard of l = L/CP of them: everything that model and loss need, on
-    one device.
+class Mask:
+    """Which keys each token of a row of L tokens sees; a layer names its mask by number.
 
-    intervals: int32 ``[L, 4]``, of the whole row on every rank; positions: int64 ``[l]``; hint_rows/hint_ids: int64,
-    rows of hint tokens and which (0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``); time_rows/time_frames: int64, rows
-    of time tokens and their noisy frames; noisy_rows/clean_rows: int64, rows of the patches; noisy/clean: float32
-    ``[patches, p*p*C]``, channel fastest; noisy_grid/clean_grid: int64 ``[patches, 2]``, row and column in the position
-    table; noisy_frame: int64, noisy frame of each noisy patch; timestep: float32 ``[F]``, of all noisy frames of the
-    row; target: float32 like noisy, or empty when sampling; weight: float32 ``[noisy patches]``, share of each patch in
-    its frame (1/P), 0 in samples that could not be read; counted: float32 ``[F]``, 1 for the noisy frames that this
-    shard counts (those of readable samples on the first one, none on the others); frames: how many these are: what the
-    loss is averaged over.
+    intervals: int32 ``[L, 4]`` (`sequence.intervals`), one entry per token as stored.  order: int64 ``[L]``, the tokens
+    in the order in which the intervals count: key number j is token ``order[j]``; None where that is the stored order.
+    groups: (count, size), a hint that the first count * size tokens of the order form groups of size tokens that see
+    each other only, all by the same pattern, which a CPU computes in one call.
     """
 
     intervals: Tensor
+    order: Tensor | None = None
+    groups: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens of one kind in a row, or in a shard of one.
+
+    rows: int64 ``[n]``, where they stand, ascending; values: tensors with one entry for each of them (patches, ids,
+    cells of a position table, the unit that a token belongs to).
+    """
+
+    rows: Tensor
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A side input of layers.  per_token: one entry per token of the row, cut into shards as the tokens are; else it is
+    whole on every rank (text features, a modulation of each frame).
+    """
+
+    value: Tensor
+    per_token: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row of L tokens, or a contiguous shard of l = L/CP of them, on one device.
+
+    masks: of the whole row on every rank; positions: int64 ``[l]``, for RoPE; streams: the tokens by kind (those of
+    padding are in none); scored: the stream whose outputs the head computes, n tokens; target: one entry per scored
+    token, or empty when sampling; weight: float32 ``[n]``, share of each in its unit, 0 in samples that could not be
+    read; units: tensors with one entry for each unit that the loss is a mean of (a frame), whole on every rank;
+    counted: float32 ``[units]``, 1 for those that this shard counts (those of readable samples on the first one, none
+    on the others); count: how many these are; context: side inputs of layers.
+    """
+
+    masks: tuple[Mask, ...]
     positions: Tensor
-    hint_rows: Tensor
-    hint_ids: Tensor
-    time_rows: Tensor
-    time_frames: Tensor
-    noisy_rows: Tensor
-    clean_rows: Tensor
-    noisy: Tensor
-    clean: Tensor
-    noisy_grid: Tensor
-    clean_grid: Tensor
-    timestep: Tensor
-    noisy_frame: Tensor
+    streams: dict[str, Stream]
+    scored: str
     target: Tensor
     weight: Tensor
     counted: Tensor
-    frames: int
+    count: int
+    units: dict[str, Tensor] = field(default_factory=dict)
+    context: dict[str, Context] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
-        """Tokens of the row, padding included."""
-        return self.intervals.shape[0]
+        """Tokens of the whole row, padding included."""
+        return self.masks[0].intervals.shape[0]
 
-    def to(self, device: torch.device) -> Inputs:
+    @property
+    def intervals(self) -> Tensor:
+        """Those of the first mask, int32 ``[L, 4]``."""
+        return self.masks[0].intervals
+
+    @property
+    def scored_rows(self) -> Tensor:
+        """int64 ``[n]``: where the tokens stand whose outputs the head computes."""
+        return self.streams[self.scored].rows
+
+    def to(self, device: torch.device) -> Row:
         """A copy on `device`, whose work until then the host does not wait for."""
 
         def move(value: Tensor) -> Tensor:
@@ -56,10 +104,9 @@ class Inputs:
             pinned = value.pin_memory() if device.type != "cpu" and value.device.type == "cpu" else value
             return pinned.to(device, non_blocking=True)
 
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: move(value) for name, value in moved.items() if isinstance(value, Tensor)})  # type: ignore[arg-type]
+        return _with_tensors(self, move)
 
-    def shard(self, rank: int, size: int) -> Inputs:
+    def shard(self, rank: int, size: int) -> Row:
         """The contiguous part of a whole row that context parallel rank `rank` of `size` works on; `size` must divide
         the row's length.
         """
@@ -68,22 +115,37 @@ class Inputs:
         assert self.length % size == 0 and self.positions.shape[0] == self.length
         each = self.length // size
         start = rank * each
-        parts: dict[str, Tensor | int] = {"positions": self.positions[start : start + each]}
-        if rank:
-            parts |= {"counted": torch.zeros_like(self.counted), "frames": 0}
-        for rows, others in ROWS.items():
-            place = getattr(self, rows)
-            here = (place >= start) & (place < start + each)
-            parts[rows] = place[here] - start
+        here = {name: (part.rows >= start) & (part.rows < start + each) for name, part in self.streams.items()}
+        streams = {
+            name: Stream(part.rows[here[name]] - start, {key: value[here[name]] for key, value in part.values.items()})
+            for name, part in self.streams.items()
+        }
+        mine = here[self.scored]
+        return replace(
+            self,
+            positions=self.positions[start : start + each],
+            streams=streams,
             # Targets are absent when sampling.
-            parts.update({name: getattr(self, name)[here] for name in others if len(getattr(self, name)) == len(place)})
-        return replace(self, **parts)  # type: ignore[arg-type]
+            target=self.target[mine] if len(self.target) == len(mine) else self.target,
+            weight=self.weight[mine],
+            counted=torch.zeros_like(self.counted) if rank else self.counted,
+            count=0 if rank else self.count,
+            context={
+                name: replace(side, value=side.value[start : start + each]) if side.per_token else side
+                for name, side in self.context.items()
+            },
+        )
 
 
-ROWS = {
-    "hint_rows": ("hint_ids",),
-    "time_rows": ("time_frames",),
-    "noisy_rows": ("noisy", "noisy_grid", "noisy_frame", "target", "weight"),
-    "clean_rows": ("clean", "clean_grid"),
-}
-"""Fields of `Inputs` with row numbers -> fields with one entry for each of these rows."""
+def _with_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """A copy of nested dataclasses, dicts and tuples with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {name: _with_tensors(part, change) for name, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return tuple(_with_tensors(part, change) for part in value)  # type: ignore[return-value]
+    if is_dataclass(value):
+        parts: dict[str, Any] = {item.name: _with_tensors(getattr(value, item.name), change) for item in fields(value)}
+        return replace(value, **parts)  # type: ignore[type-var]
+    return value

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-
-NOISE_LEVEL = re.compile(r"(validation_)?loss_t(\d\.\d-\d\.\d)$")
+from ..objective.base import Metric
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -46,12 +45,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[place + after + 1] - total[place - before]) / (before + after + 1)
 
 
-def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> None:
-    """Draw `metrics.jsonl` as a PNG: training loss (raw and smoothed) and validation loss; beside it the loss by noise
-    level.
-
-    Metrics named ``loss``, ``validation_loss`` and ``loss_tA-B`` (timesteps from A to B, 0 noise, 1 data) are drawn,
-    where present.
+def plot_loss(
+    metrics: str | os.PathLike[str], png: str | os.PathLike[str], beside: Sequence[Metric] = (), label: str = "loss"
+) -> None:
+    """Draw `metrics.jsonl` as a PNG: training loss (raw and smoothed) and validation loss, with one more picture for
+    each family of the metrics `beside` them.  label: what the loss is.
 
     Raises:
         ValueError: the file has no loss.
@@ -64,17 +62,19 @@ def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> N
         raise UserError(
             f"{os.fspath(metrics)}: no line with a loss, nothing to draw; expected lines that `train` wrote"
         )
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
-    left.plot(steps, smooth(losses), color="tab:blue", label="training, smoothed")
+    families = list(dict.fromkeys(metric.family for metric in beside))
+    figure = Figure(figsize=(5.5 * (1 + len(families)), 4.2), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(families), squeeze=False)[0]
+    first.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
+    first.plot(steps, smooth(losses), color="tab:blue", label="training, smoothed")
     held_out = series(lines, "validation_loss")
     if len(held_out[0]):
-        left.plot(*held_out, color="tab:orange", marker="o", markersize=3, label="validation")
-    left.set_title("loss")
-    _noise_levels(right, lines)
-    for axes in (left, right):
-        axes.set(xlabel="step", ylabel="mean squared error")
+        first.plot(*held_out, color="tab:orange", marker="o", markersize=3, label="validation")
+    first.set_title("loss")
+    for axes, family in zip(others, families):
+        _family(axes, lines, [metric for metric in beside if metric.family == family])
+    for axes in (first, *others):
+        axes.set(xlabel="step", ylabel=label)
         axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")
         if axes.lines:
@@ -82,22 +82,15 @@ def plot_loss(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> N
     figure.savefig(png, dpi=120, format="png")
 
 
-def _noise_levels(axes: Any, lines: list[dict[str, Any]]) -> None:
-    """One smoothed curve per noise level: training where it has them, else validation."""
+def _family(axes: Any, lines: list[dict[str, Any]], metrics: Sequence[Metric]) -> None:
+    """One smoothed curve for each metric of a family: of training where it has them, else of validation."""
     from matplotlib import colormaps
 
-    names = sorted({name for line in lines for name in line if NOISE_LEVEL.match(name)})
-    names = [name for name in names if not name.startswith("validation_")] or names
-    for place, name in enumerate(names):
-        steps, values = series(lines, name)
-        axes.plot(
-            steps,
-            smooth(values),
-            color=colormaps["viridis"](0.9 * place / max(1, len(names) - 1)),
-            label="t " + name.rpartition("_t")[2],
-        )
-    axes.set_title(
-        "training loss by timestep (t = 0 noise, 1 data)"
-        if names and not names[0].startswith("validation_")
-        else "loss by timestep"
-    )
+    recorded = {name for line in lines for name in line}
+    prefix = "" if any(metric.name in recorded for metric in metrics) else "validation_"
+    shown = [metric for metric in metrics if prefix + metric.name in recorded]
+    for place, metric in enumerate(shown):
+        steps, values = series(lines, prefix + metric.name)
+        color = colormaps["viridis"](0.9 * place / max(1, len(shown) - 1))
+        axes.plot(steps, smooth(values), color=color, label=metric.label)
+    axes.set_title(f"{'validation' if prefix else 'training'}: {metrics[0].family.replace('_', ' ')}")

@@ -18,7 +18,7 @@ from ..errors import PeerFailed, one_line
 from ..objective.base import Objective
 from ..platforms import world
 from ..platforms.together import Failure, gather_outcomes
-from ..sequence.row import Inputs
+from ..sequence.row import Row
 
 
 def is_reader() -> bool:
@@ -144,7 +144,7 @@ class StepData:
     """
 
     samples: list[Sample]
-    rows: list[Inputs]
+    rows: list[Row]
     rejected: dict[str, int]
     read_on_all_ranks: Callable[[], bool] = lambda: True
     raise_failure: Callable[[], Any] = lambda: None

@@ -57,7 +57,7 @@ class InFlightSteps:
 
     def __init__(self, run: Run, log: Callable[[int, dict[str, float]], None]) -> None:
         self.run, self.log = run, log
-        self.meter = Meter(run.config, run.platform, run.codec.channels, run.state, run.control)
+        self.meter = Meter(run)
         self.gate = NormGate(run.config.optimizer, run.state.norms, run.state.skipped)
         self.times = RankTimes(run.config, run.platform, run.control)
         self.rejected = RejectedCounts(run.control, run.state.rejected)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ..config.schema import Config
 from ..model.flops import training_flops
 from ..plan.estimate import hardware_flops
-from ..platforms import Platform
 from ..sequence.intervals import attended_pairs
-from ..sequence.row import Inputs
+from ..sequence.row import Row
 from .async_values import AsyncReduction, AsyncValue
 from .feed import is_reader
 from .metrics import peak_tflops
-from .statistics import Statistics, flat_numbers, named_means, reduce_statistics
+from .run import Run
+from .statistics import Statistics, Sums, add_sums, metric_names, named_means, named_sums, reduce_statistics
 
 
 class RowWork(NamedTuple):
@@ -30,12 +29,12 @@ class RowWork(NamedTuple):
     unscored_pairs: int
 
 
-def row_work(rows: list[Inputs]) -> RowWork:
+def row_work(rows: list[Row]) -> RowWork:
     """Of rows on the CPU."""
     tokens, pairs = sum(row.length for row in rows), sum(attended_pairs(row.intervals) for row in rows)
     scored, seen = (
-        sum(len(row.noisy_rows) for row in rows),
-        sum(attended_pairs(row.intervals[row.noisy_rows]) for row in rows),
+        sum(len(row.scored_rows) for row in rows),
+        sum(attended_pairs(row.intervals[row.scored_rows]) for row in rows),
     )
     return RowWork(tokens, pairs, tokens - scored, pairs - seen)
 
@@ -47,7 +46,7 @@ class Interval:
     """
 
     statistics: AsyncValue
-    before: list[float]
+    before: Sums
     work: AsyncReduction
     largest: AsyncReduction
     steps: int
@@ -56,13 +55,13 @@ class Interval:
 class Meter:
     """Sums statistics and work from step to step; the host waits for the device in `flush` only.
 
-    state: of the run; `flush` adds to its `pending`.  channels: latent channels of the codec.  group: of all ranks, on
-    CPU tensors.
+    `flush` adds to `pending` of the run's state.
     """
 
-    def __init__(self, config: Config, platform: Platform, channels: int, state: Any, group: Any) -> None:
-        self.config, self.platform, self.channels, self.state, self.group = config, platform, channels, state, group
-        self.peak = config.logging.peak_tflops or peak_tflops(platform.device_name)
+    def __init__(self, run: Run) -> None:
+        self.config, self.platform, self.state, self.group = run.config, run.platform, run.state, run.control
+        self.channels, self.names = run.codec.channels, metric_names(run.objective)
+        self.peak = run.config.logging.peak_tflops or peak_tflops(run.platform.device_name)
         self._clear()
 
     def _clear(self) -> None:
@@ -79,8 +78,7 @@ class Meter:
     def flush(self) -> None:
         """Move this rank's statistics into the run's state, summed over ranks, so that a checkpoint holds them."""
         if self.totals is not None:
-            reduced = reduce_statistics(self.totals).numbers()
-            self.state.pending = [a + b for a, b in zip(self.state.pending, reduced)]
+            self.state.pending = add_sums(self.state.pending, reduce_statistics(self.totals).numbers())
             self.totals = None
 
     def close(self) -> Interval:
@@ -92,14 +90,14 @@ class Meter:
         # The ranks that share samples did the same work together: one of them counts it.
         work = AsyncReduction(list(self.work) if is_reader() else [0] * len(self.work), self.group)
         largest = AsyncReduction([round(self.waited * 1e6), self.platform.memory_peak()], self.group, largest=True)
-        interval = Interval(AsyncValue(reduced.losses, reduced.frames), self.state.pending, work, largest, self.steps)
-        self.state.pending = [0.0] * len(self.state.pending)
+        interval = Interval(AsyncValue(reduced.sums, reduced.counts), self.state.pending, work, largest, self.steps)
+        self.state.pending = {}
         self._clear()
         return interval
 
     def describe(self, interval: Interval, seconds: float) -> dict[str, float]:
         """Means of an interval that took so long, over all ranks."""
-        named = named_means([a + b for a, b in zip(interval.before, flat_numbers(interval.statistics.numbers()))])
+        named = named_means(add_sums(interval.before, named_sums(self.names, interval.statistics.numbers())))
         tokens, pairs, *unscored = interval.work.numbers()
         work = tokens, pairs, (unscored[0], unscored[1])
         waited, memory = interval.largest.numbers()

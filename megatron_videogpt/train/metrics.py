@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,8 @@ from rich.progress import Progress as Bar
 from ..config.schema import Config
 from ..data.video.pictures import write_video
 from ..errors import UserError
-from .curves import NOISE_LEVEL, plot_loss, read_metrics
+from ..objective.base import Metric
+from .curves import plot_loss, read_metrics
 
 __all__ = ["MetricsWriter", "Progress", "peak_tflops", "plot_loss", "read_metrics"]
 
@@ -72,9 +73,13 @@ class MetricsWriter:
         config: `logging` is used; all of it goes to Weights & Biases.
         rank0: whether this process records.
         resume_step: the step that training continues from; 0 starts the records anew.
+        metrics: the objective's, for their families.
     """
 
-    def __init__(self, output: Path, config: Config, rank0: bool, resume_step: int = 0) -> None:
+    def __init__(
+        self, output: Path, config: Config, rank0: bool, resume_step: int = 0, metrics: Sequence[Metric] = ()
+    ) -> None:
+        self.families = {metric.name: metric.family for metric in metrics}
         self.output, self.resume_step, self.enabled = Path(output), resume_step, rank0
         self.board: Any = None
         self.wandb: Any = None
@@ -101,10 +106,17 @@ class MetricsWriter:
         self.file.flush()
         if self.board is not None:
             for name, value in numbers.items():
-                self.board.add_scalar(_tag(name), value, step)
+                self.board.add_scalar(self._tag(name), value, step)
             self.board.flush()
         if self.wandb is not None:
-            self.wandb.log({_tag(name): value for name, value in numbers.items()}, step=step)
+            self.wandb.log({self._tag(name): value for name, value in numbers.items()}, step=step)
+
+    def _tag(self, name: str) -> str:
+        """TensorBoard and Weights & Biases group by what stands before the slash."""
+        if "/" in name:
+            return name
+        group = "validation" if name.startswith("validation") else "train"
+        return f"{self.families.get(name.removeprefix('validation_'), group)}/{name}"
 
     def _replace(self, step: int, names: Any) -> None:
         """Forget an earlier line of the same step and names: a run that ended after its last checkpoint measures that
@@ -151,16 +163,6 @@ def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
         "".join(json.dumps(line) + "\n" for line in read_metrics(path) if wanted(line)), encoding="utf-8"
     )
     os.replace(partial, path)
-
-
-def _tag(name: str) -> str:
-    """TensorBoard and Weights & Biases group by what stands before the slash."""
-    if "/" in name:
-        return name
-    group = (
-        "loss_by_noise_level" if NOISE_LEVEL.match(name) else "validation" if name.startswith("validation") else "train"
-    )
-    return f"{group}/{name}"
 
 
 def _open_board(folder: Path, resume_step: int) -> Any:

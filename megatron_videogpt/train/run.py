@@ -43,22 +43,22 @@ from ..platforms import Platform, activate, world
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together
 from .feed import is_reader
 from .optimizer import build_optimizer, wrap
-from .statistics import NOISE_BINS
+from .statistics import Sums, metric_names, read_sums
 
 
 @dataclass
 class State:
     """Where the run is: all that a checkpoint must know beside tensors.
 
-    pending: statistics since the last log line, already summed over ranks; updates: optimizer steps that were taken;
-    norms, skipped: of `health.NormGate`; data: fingerprint of what the order and content of samples follow from;
+    pending: sum and count of each metric since the last log line, over all ranks; updates: optimizer steps that were
+    taken; norms, skipped: of `health.NormGate`; data: fingerprint of what the order and content of samples follow from;
     rejected: samples that could not be read, by kind.
     """
 
     step: int = 0
     consumed: int = 0
     updates: int = 0
-    pending: list[float] = field(default_factory=lambda: [0.0] * (2 + 2 * NOISE_BINS))
+    pending: Sums = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
     skipped: int = 0
     data: dict[str, Any] = field(default_factory=dict)
@@ -219,6 +219,7 @@ def _restore(run: Run) -> None:
             **{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"},
             data=run.state.data,
         )
+        run.state.pending = read_sums(run.state.pending, metric_names(run.objective))
     else:
         load_weights(saved.path, run.chunks)
         run.optimizer.reload_model_params()

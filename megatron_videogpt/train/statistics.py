@@ -1,86 +1,105 @@
-"""Sums of the loss, overall and by noise level, that micro-batches, steps and ranks add up."""
+"""The loss and the objective's other numbers, as sums and counts that micro-batches, steps and ranks add up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from ..sequence.row import Inputs
+from ..objective.base import Objective, Score
 
-NOISE_BINS = 5
-"""Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
+Sums = dict[str, list[float]]
+"""Metric -> [sum, count], as in ``state.json``."""
+
+
+def metric_names(objective: Objective) -> tuple[str, ...]:
+    """What is added up: the loss, then the objective's own."""
+    return ("loss", *(metric.name for metric in objective.metrics))
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums on the device, so that micro-batches, steps and ranks add up.
+    """Sums on the device.
 
-    losses: float32 ``[1 + bins]``, the sum of the loss, then that of each noise bin; frames: int64 ``[1 + bins]``, how
-    many these are.  Not float64, which Ascend's collectives refuse.
+    names: `metric_names`; sums: float32 ``[names]``; counts: int64 ``[names]``.  Not float64, which Ascend's
+    collectives refuse.
     """
 
-    losses: Tensor
-    frames: Tensor
+    names: tuple[str, ...]
+    sums: Tensor
+    counts: Tensor
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.losses + other.losses, self.frames + other.frames)
+        assert self.names == other.names
+        return replace(self, sums=self.sums + other.sums, counts=self.counts + other.counts)
 
     def masked(self, taken: Tensor) -> Statistics:
         """These if `taken`, a bool ``[]`` on the device; else zeros."""
-        return Statistics(self.losses.masked_fill(~taken, 0.0), self.frames.masked_fill(~taken, 0))
+        return replace(self, sums=self.sums.masked_fill(~taken, 0.0), counts=self.counts.masked_fill(~taken, 0))
 
-    def numbers(self) -> list[float]:
-        """On the host, which waits for them: see `flat_numbers`."""
-        return flat_numbers([*self.losses.tolist(), *self.frames.tolist()])
-
-
-def flat_numbers(numbers: list[float]) -> list[float]:
-    """Losses and frames of `Statistics` in a row -> loss sum, frames, then the loss sums and then the frames of the
-    noise bins, as in ``state.json``.
-    """
-    losses, frames = numbers[: 1 + NOISE_BINS], numbers[1 + NOISE_BINS :]
-    return [losses[0], float(frames[0]), *losses[1:], *map(float, frames[1:])]
+    def numbers(self) -> Sums:
+        """On the host, which waits for them."""
+        return named_sums(self.names, [*self.sums.tolist(), *self.counts.tolist()])
 
 
-def statistics(total: Tensor, count: int, per_frame: Tensor, inputs: Inputs) -> Statistics:
-    """Of one row, or of a shard of one: its loss, frames and loss per frame as the objective gives them."""
-    place = (inputs.timestep * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-    # Not index_add, which adds in another order, and so to other last digits, in every run on a GPU.
-    other = place != torch.arange(NOISE_BINS, device=place.device)[:, None]
-    # A later shard of a row adds to the loss of frames that the first one counts.
-    losses = per_frame.detach().float().expand(other.shape).masked_fill(other, 0.0).sum(dim=1)
-    frames = inputs.counted.long().expand(other.shape).masked_fill(other, 0).sum(dim=1)
-    whole = torch.full((1,), count, dtype=torch.int64, device=total.device)
-    return Statistics(torch.cat([total.detach().float().view(1), losses]), torch.cat([whole, frames]))
+def statistics(objective: Objective, score: Score) -> Statistics:
+    """Of one row, or of a shard of one."""
+    whole = torch.full((1,), score.count, dtype=torch.int64, device=score.counts.device)
+    sums = torch.cat([score.total.detach().float().view(1), score.sums])
+    return Statistics(metric_names(objective), sums, torch.cat([whole, score.counts]))
 
 
-def empty_statistics(device: torch.device) -> Statistics:
+def empty_statistics(objective: Objective, device: torch.device) -> Statistics:
     """`statistics` of nothing."""
-    zeros = torch.zeros(1 + NOISE_BINS, device=device)
-    return Statistics(zeros, zeros.long())
+    names = metric_names(objective)
+    zeros = torch.zeros(len(names), device=device)
+    return Statistics(names, zeros, zeros.long())
 
 
-def named_means(numbers: list[float]) -> dict[str, float]:
-    """Summed `Statistics.numbers` as named means; what no frame counts to is left out."""
-    named = {"loss": numbers[0] / numbers[1]} if numbers[1] else {}
-    sums, counts = numbers[2 : 2 + NOISE_BINS], numbers[2 + NOISE_BINS :]
-    for place, (loss, frames) in enumerate(zip(sums, counts)):
-        if frames:
-            named[f"loss_t{place / NOISE_BINS:.1f}-{(place + 1) / NOISE_BINS:.1f}"] = loss / frames
-    return named
+def named_sums(names: Sequence[str], numbers: Sequence[float]) -> Sums:
+    """All sums and then all counts, in a row -> by name."""
+    return {name: [numbers[n], float(numbers[n + len(names)])] for n, name in enumerate(names)}
+
+
+def add_sums(first: Sums, second: Sums) -> Sums:
+    """Sum and count of each name that either has."""
+    return {
+        name: [a + b for a, b in zip(first.get(name, (0.0, 0.0)), second.get(name, (0.0, 0.0)))]
+        for name in first | second
+    }
+
+
+def read_sums(stored: Any, names: Sequence[str]) -> Sums:
+    """What a checkpoint holds.  Earlier releases kept a list: sum and count of the loss, then the sums and then the
+    counts of the others, in the order of `names`.
+    """
+    if isinstance(stored, dict):
+        return {name: [float(value) for value in pair] for name, pair in stored.items()}
+    loss, others = stored[:2], stored[2:]
+    half = len(others) // 2
+    assert half == len(names) - 1, f"{len(stored)} numbers do not fit {names}"
+    return {names[0]: list(loss)} | {
+        name: list(pair) for name, *pair in zip(names[1:], others[:half], others[half:], strict=True)
+    }
+
+
+def named_means(sums: Sums) -> dict[str, float]:
+    """The means; what nothing counts to is left out."""
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def reduce_statistics(values: Statistics) -> Statistics:
     """Sum over data and context parallel ranks, the same on every rank of every pipeline stage."""
-    summed = Statistics(values.losses.clone(), values.frames.clone())
+    summed = replace(values, sums=values.sums.clone(), counts=values.counts.clone())
     last, stages = (
         parallel_state.get_pipeline_model_parallel_last_rank(),
         parallel_state.get_pipeline_model_parallel_group(),
     )
-    for part in (summed.losses, summed.frames):
+    for part in (summed.sums, summed.counts):
         torch.distributed.all_reduce(part, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             torch.distributed.broadcast(part, last, group=stages)

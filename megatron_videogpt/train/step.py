@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..objective.base import Objective
 from ..platforms import compat
-from ..sequence.row import Inputs
+from ..sequence.row import Row
 from .statistics import Statistics, empty_statistics, statistics
 
 
@@ -39,7 +39,7 @@ def train_step(
     chunks: list[Any],
     optimizer: Any,
     objective: Objective,
-    rows: list[Inputs],
+    rows: list[Row],
     clip: float = 1.0,
     limit: Callable[[], float] = lambda: math.inf,
 ) -> Step:
@@ -53,11 +53,11 @@ def train_step(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     totals = run_schedule(chunks, objective, rows, forward_only=False)
-    norm, taken, scored = update(optimizer, clip, limit(), totals.frames[0])
+    norm, taken, scored = update(optimizer, clip, limit(), totals.counts[0])
     return Step(totals.masked(taken), norm, taken, scored)
 
 
-def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], forward_only: bool) -> Statistics:
+def run_schedule(chunks: list[Any], objective: Objective, rows: list[Row], forward_only: bool) -> Statistics:
     """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off
     the last stage).
 
@@ -70,15 +70,16 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
         assert forward_only or not missing
         rows = rows + rows[:1] * missing
 
-    def forward_step(data: Iterator[tuple[int, Inputs]], stage: Any) -> tuple[Tensor, Any]:
-        number, inputs = next(data)
+    def forward_step(data: Iterator[tuple[int, Row]], stage: Any) -> tuple[Tensor, Any]:
+        number, row = next(data)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Statistics]:
-            total, count, per_frame = objective.loss(output, inputs)
-            values = statistics(total, count, per_frame, inputs) if number < real else empty_statistics(total.device)
-            return total, torch.full((), count, dtype=torch.int, device=total.device), values
+            score = objective.score(output, row)
+            counted = number < real
+            values = statistics(objective, score) if counted else empty_statistics(objective, output.device)
+            return score.total, torch.full((), score.count, dtype=torch.int, device=output.device), values
 
-        return stage(inputs), loss
+        return stage(row), loss
 
     compat.expect_lengths(chunks, {row.length for row in rows})
     iterators = [iter(enumerate(rows)) for _ in chunks]
@@ -91,20 +92,20 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Inputs], fo
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return sum(stored[1:], stored[0]) if stored else empty_statistics(rows[0].positions.device)
+    return sum(stored[1:], stored[0]) if stored else empty_statistics(objective, rows[0].positions.device)
 
 
 @torch.no_grad()
-def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def update(optimizer: Any, clip: float, limit: float, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Norm, decision and update from the reduced gradients: megatron-core's own `step` in its parts -> (norm, taken,
     scored), as in `Step`.
 
-    The device decides: a norm that is not finite or above `limit`, or a step in which no rank scored a frame, leaves
+    The device decides: a norm that is not finite or above `limit`, or a step in which no rank scored anything, leaves
     weights and optimizer as they are: without a gradient, momentum and weight decay would still move the weights.
-    frames: int64 ``[]``, scored on this rank.
+    count: int64 ``[]``, units scored on this rank.
     """
     optimizer.prepare_grads()
-    norm, scored = gradient_norm(optimizer, frames)
+    norm, scored = gradient_norm(optimizer, count)
     taken = norm.isfinite() & (norm <= limit) & scored
     scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
     compat.take_step(optimizer, taken, scale)
@@ -112,11 +113,11 @@ def update(optimizer: Any, clip: float, limit: float, frames: Tensor) -> tuple[T
 
 
 @torch.no_grad()
-def gradient_norm(optimizer: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's frames are not 0: bool
+def gradient_norm(optimizer: Any, count: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (2-norm of the gradient over the whole model: float32 ``[]``, whether any rank's count is not 0: bool
     ``[]``), the same on every rank.
 
-    `prepare_grads` comes before.  frames: int64 ``[]``, scored on this rank; they travel with the norm.
+    `prepare_grads` comes before.  count: int64 ``[]``, units scored on this rank; it travels with the norm.
     megatron-core's own norm is a number, for which the host waits; the sum of squares is float32, as there.
     """
     parts = optimizer.chained_optimizers
@@ -126,6 +127,6 @@ def gradient_norm(optimizer: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
         if grads
         else torch.zeros((), device=parts[0].get_loss_scale().device)
     )
-    sums = torch.stack([squares, (frames > 0).to(squares)])
+    sums = torch.stack([squares, (count > 0).to(squares)])
     torch.distributed.all_reduce(sums, group=optimizer.get_grad_stats_parallel_group())
     return sums[0].sqrt(), sums[1] > 0

@@ -96,7 +96,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     stop = Stop()
     run = build(config, phase)
     with fail_together(run.control, "opening the run's records"):
-        writer = MetricsWriter(run.output, config, world.is_rank_zero(), resume_step=run.state.step)
+        writer = MetricsWriter(run.output, config, world.is_rank_zero(), run.state.step, run.objective.metrics)
         record_left_out(run, writer)
     phase("reading the validation samples")
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
@@ -110,7 +110,9 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     finally:
         writer.close()
     if world.is_rank_zero():
-        plot_loss(run.output / "metrics.jsonl", run.output / "loss.png")
+        plot_loss(
+            run.output / "metrics.jsonl", run.output / "loss.png", run.objective.metrics, run.objective.loss_label
+        )
     parallel_state.destroy_model_parallel()
     stop.done()
 

@@ -16,7 +16,7 @@ from ..data.loader import HeldOut, readable
 from ..data.plans import Sample
 from ..data.video.pictures import to_pixels
 from ..errors import RunError, UserError
-from ..objective.next_clip.denoiser import build_denoiser
+from ..objective.build import build_denoiser
 from ..platforms import world
 from ..platforms.together import fail_together, gather_results
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
@@ -122,7 +122,7 @@ class Validation:
         totals = (
             run_schedule(model, self.objective, rows, forward_only=True)
             if rows
-            else empty_statistics(self.platform.device)
+            else empty_statistics(self.objective, self.platform.device)
         )
         for chunk in model:
             chunk.train()
@@ -138,7 +138,7 @@ class Validation:
         packs: list[list[Sample]] = []
         room = 0
         for sample in samples:
-            tokens = len(self.objective.layout(sample))
+            tokens = self.objective.length(sample)
             if tokens > room:
                 packs.append([])
                 room = budget

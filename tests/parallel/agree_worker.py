@@ -78,6 +78,11 @@ def endless_writer(queue: Any, told: Path) -> Iterator[None]:
         yield
 
 
+def gone(told: Path) -> bool:
+    """Whether the process whose id stands there ends."""
+    return until(lambda: not psutil.pid_exists(int(told.read_text())))
+
+
 def until(true: Callable[[], bool]) -> bool:
     """Wait for it, a minute at most."""
     for _ in range(600):
@@ -185,7 +190,7 @@ def save(session: Any, run: Path, rank: int) -> None:
         left = run.parent / f"writer_of_{1 - number}"
         with patched(writer.queue, "schedule_async_request", full) if inject else endless_writer(writer.queue, left):
             outcome(f"no process on {number}", lambda: attempt(False))
-        FOUND[f"writer gone on {1 - number}"] = inject or until(lambda left=left: not psutil.pid_exists(int(left.read_text())))
+        FOUND[f"writer gone on {1 - number}"] = inject or gone(left)
     for name, owner in (("publish", saver), ("config_to_toml", saver), ("remove_leftovers", saver)):
         with patched(owner, name, full) if rank == 0 else contextlib.nullcontext():
             outcome(name, lambda: attempt(True))

@@ -71,9 +71,9 @@ def test_forward_and_gradients(name: str, recompute: str) -> None:
         expected.append(prediction)
         losses += [(prediction - target).square().mean(dim=(1, 2, 3))]
         sequences.append(Sequence(layout(training_shape(tuple(blocks), (2, 3))), noisy, clean, t, target))
-    inputs = assemble(sequences, 2, tiny.table, 8)
-    output = model(inputs)
-    total, count, per_frame = NextClipDiffusion(2, tiny.table).loss(output, inputs)
+    row = assemble(sequences, 2, tiny.table, 8)
+    output = model(row)
+    (total, per_frame), count = NextClipDiffusion(2, tiny.table).loss(output, row), row.count
     (total / count).backward()
     torch.cat(losses).mean().backward()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.objective.noise import normal
-from megatron_videogpt.sequence.row import Inputs
+from megatron_videogpt.sequence.row import Row
 
 CHANNELS, TABLE = 4, 32
 OBJECTIVE = NextClipDiffusion(2, TABLE)
@@ -45,17 +45,17 @@ def model():  # type: ignore[no-untyped-def]
     return build(tiny, dense.random_weights(tiny, seed=3), backend="ranged")[0]
 
 
-def outcome(model, row: Inputs) -> tuple[Tensor, int, list[float], dict[str, Tensor]]:  # type: ignore[no-untyped-def]
-    """Loss, count, statistics and gradients of a row."""
+def outcome(model, row: Row) -> tuple[Tensor, int, dict[str, list[float]], dict[str, Tensor]]:  # type: ignore[no-untyped-def]
+    """Loss, count, sum and count of each metric, and gradients of a row."""
     from megatron_videogpt.train.statistics import statistics
 
     model.zero_grad(set_to_none=True)
-    total, count, per_frame = OBJECTIVE.loss(model(row), row)
-    total.backward()
+    score = OBJECTIVE.score(model(row), row)
+    score.total.backward()
     return (
-        total.detach(),
-        count,
-        statistics(total, count, per_frame, row).numbers(),
+        score.total.detach(),
+        score.count,
+        statistics(OBJECTIVE, score).numbers(),
         {name: p.grad.clone() for name, p in model.named_parameters()},
     )
 
@@ -63,14 +63,16 @@ def outcome(model, row: Inputs) -> tuple[Tensor, int, list[float], dict[str, Ten
 def test_a_blank_changes_nothing_for_the_others(model) -> None:  # type: ignore[no-untyped-def]
     with_blank = OBJECTIVE.prepare([FIRST, blank(LOST), LAST], 400)
     without = OBJECTIVE.prepare([FIRST, LAST], 8)
-    assert with_blank.length == 400 and with_blank.frames == without.frames == 7 and with_blank.timestep.shape[0] == 12
+    assert with_blank.length == 400 and with_blank.count == without.count == 7 and len(with_blank.counted) == 12
     total, count, numbers, gradients = outcome(model, with_blank)
     expected, counted, wanted, reference = outcome(model, without)
     assert count == counted == 7 and float(expected) > 1
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
     # Sums and frames of every noise bin, too.
-    assert numbers == pytest.approx(wanted, rel=1e-5)
-    assert sum(numbers[7:]) == 7
+    assert numbers.keys() == wanted.keys() and len(wanted) == 6
+    for name, pair in wanted.items():
+        assert numbers[name] == pytest.approx(pair, rel=1e-5), name
+    assert sum(count for name, (_, count) in numbers.items() if name != "loss") == 7
     for name, value in reference.items():
         assert value.abs().max() > 0, name
         assert float((gradients[name] - value).abs().max() / value.abs().max()) < 2e-5, name
@@ -84,7 +86,7 @@ def test_a_row_of_blanks_has_no_loss_and_touches_every_parameter(model) -> None:
         row = OBJECTIVE.prepare(samples, length)
         assert row.length == length
         total, count, numbers, gradients = outcome(model, row)
-        assert float(total) == 0 and count == 0 and not any(numbers)
+        assert float(total) == 0 and count == 0 and not any(map(any, numbers.values()))
         assert all(not value.any() and bool(torch.isfinite(value).all()) for value in gradients.values())
         assert gradients.keys() == {name for name, _ in model.named_parameters()}
 
@@ -96,17 +98,17 @@ def test_shards_count_what_the_row_counts(samples: list[Sample]) -> None:
 
     row = OBJECTIVE.prepare(samples, 4)
     output = normal(7, "output", tuple(row.target.shape))
-    whole = statistics(*OBJECTIVE.loss(output, row), row)
+    whole = statistics(OBJECTIVE, OBJECTIVE.score(output, row))
     parts = []
     for rank in range(4):
-        shard, here = row.shard(rank, 4), row.noisy_rows // (row.length // 4) == rank
-        assert shard.frames == (row.frames if rank == 0 else 0) and float(shard.counted.sum()) == shard.frames
-        parts.append(statistics(*OBJECTIVE.loss(output[here], shard), shard))
+        shard, here = row.shard(rank, 4), row.scored_rows // (row.length // 4) == rank
+        assert shard.count == (row.count if rank == 0 else 0) and float(shard.counted.sum()) == shard.count
+        parts.append(statistics(OBJECTIVE, OBJECTIVE.score(output[here], shard)))
     added = sum(parts[1:], parts[0])
-    torch.testing.assert_close(added.losses, whole.losses)
-    assert torch.equal(added.frames, whole.frames) and whole.frames.dtype is torch.int64
+    torch.testing.assert_close(added.sums, whole.sums)
+    assert torch.equal(added.counts, whole.counts) and whole.counts.dtype is torch.int64
     scored = [sample for sample in samples if sample.scored]
-    assert row.frames == sum(sum(sample.clips) for sample in scored)
+    assert row.count == sum(sum(sample.clips) for sample in scored)
     # By hand: squared error of each scored frame, averaged inside it.
     error = (output - row.target).square().mean(dim=1)
     place, expected = 0, 0.0
@@ -116,4 +118,4 @@ def test_shards_count_what_the_row_counts(samples: list[Sample]) -> None:
             float(error[place : place + patches].sum()) / (patches // item.mean.shape[0]) if item.scored else 0.0
         )
         place += patches
-    assert float(whole.losses[0]) == pytest.approx(expected, rel=1e-5)
+    assert float(whole.sums[0]) == pytest.approx(expected, rel=1e-5)

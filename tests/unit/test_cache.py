@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron_videogpt.config.schema import Config, SampleConfig
 from megatron_videogpt.hub.common.sampling_videogpt import Denoiser, Recompute, Settings, continue_videos
-from megatron_videogpt.model.cache import KeyValueCache, Row, portions, regions_of
+from megatron_videogpt.model.cache import CachedRow, KeyValueCache, portions, regions_of
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.sample.settings import keyed_noise
 from tests import dense
@@ -283,7 +283,7 @@ def test_rows_that_stay_valid_move_along(data: st.DataObject) -> None:
             1,
             new[:, None, None],
             -new[:, None, None],
-            Row(buffers, torch.tensor(places, dtype=torch.int64), end, end, len(places)),
+            CachedRow(buffers, torch.tensor(places, dtype=torch.int64), end, end, len(places)),
         )
         expected = [100.0 * when + v for frames, block in zip(held, blocks) for when, v in frames for _ in range(block)]
         assert keys.flatten().tolist() == expected and values.flatten().tolist() == [-x for x in expected]

@@ -97,8 +97,8 @@ def counted_flops(config: Config) -> tuple[int, int, int]:
     model, objective = build_network(config, 4, activate("cpu"), "reference"), build_objective(config)
     row = objective.prepare([Sample(key=1, name="1", mean=torch.randn(4, 4, 8, 8), logvar=None, clips=(1, 2, 1))], 1)
     with FlopCounterMode(display=False) as counter:
-        objective.loss(model(row), row)[0].backward()
-    return counter.get_total_flops(), row.length, row.length - len(row.noisy_rows)
+        objective.score(model(row), row).total.backward()
+    return counter.get_total_flops(), row.length, row.length - len(row.scored_rows)
 
 
 @pytest.mark.parametrize(

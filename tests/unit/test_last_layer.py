@@ -16,7 +16,7 @@ from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ParallelConfig
 from megatron_videogpt.objective.next_clip.work import Work
 from megatron_videogpt.plan.memory import head_bytes, layer_bytes
-from megatron_videogpt.sequence.row import Inputs
+from megatron_videogpt.sequence.row import Row
 
 CHANNELS = 4
 CLIPS = ((1, 2, 1), (3, 1))
@@ -28,7 +28,7 @@ LIMIT = 24 * 208**0.5 * 2**-24
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def row_of(clips: tuple[int, ...]) -> Inputs:
+def row_of(clips: tuple[int, ...]) -> Row:
     """A packed row of one sample and a few padding tokens."""
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
@@ -72,7 +72,7 @@ def built(recompute: str = "none", layers: int = 3, count: int = 0, backend: str
     return model
 
 
-def loss_of(model: Any, row: Inputs) -> Tensor:
+def loss_of(model: Any, row: Row) -> Tensor:
     return (model(row) - row.target).square().mean()
 
 
@@ -115,7 +115,7 @@ def rows_seen(model: Any, run: Callable[[], Any]) -> list[int]:
 
 def test_which_rows_are_computed() -> None:
     model, row = built(), row_of(CLIPS[0])
-    every, scored = row.length, len(row.noisy_rows)
+    every, scored = row.length, len(row.scored_rows)
     assert scored < every / 2 + 16
     assert rows_seen(model, lambda: model(row)) == [every, every, scored, scored, scored]
     # Without gradients the layers' outputs are whole, as the comparison with recorded intermediates wants them.
@@ -131,8 +131,8 @@ def test_micro_batches_in_flight_do_not_mix(recompute: str) -> None:
     for row in rows:
         loss_of(model, row).backward()
         wanted.append(gradients(model))
-    assert len(rows[0].noisy_rows) == len(rows[1].noisy_rows) and not torch.equal(
-        rows[0].noisy_rows, rows[1].noisy_rows
+    assert len(rows[0].scored_rows) == len(rows[1].scored_rows) and not torch.equal(
+        rows[0].scored_rows, rows[1].scored_rows
     )
     losses = [loss_of(model, row) for row in rows]
     for loss, gradient in zip(losses, wanted):
@@ -154,7 +154,7 @@ def saved_bytes(run: Callable[[], Any], outside: list[Tensor]) -> int:
 @pytest.mark.parametrize("recompute", ["none", "selective", "mlp"])
 def test_it_keeps_what_the_estimate_says(recompute: str) -> None:
     model, row = built(recompute), row_of(CLIPS[0])
-    config, scored = config_of(recompute), len(row.noisy_rows)
+    config, scored = config_of(recompute), len(row.scored_rows)
     work = Work(noisy=scored / 16, clean=0.0, patches=16, pairs=0.0)
     outside = [*model.parameters(), row.intervals]
     found = saved_bytes(lambda: loss_of(model, row), outside)
@@ -170,9 +170,10 @@ def test_it_keeps_what_the_estimate_says(recompute: str) -> None:
 def test_embedding_keeps_row_numbers() -> None:
     """Of a row's tokens, not of their width: the values that are put into place are not needed again."""
     model, row = built(layers=1), row_of(CLIPS[0])
-    fields = [value for value in vars(row).values() if isinstance(value, Tensor)]
+    fields = [*row.units.values(), *(value for stream in row.streams.values() for value in stream.values.values())]
+    fields += [row.positions, *(stream.rows for stream in row.streams.values())]
     held = saved_bytes(lambda: model.embedding(row), [*model.parameters(), *fields])
-    frames = len(row.timestep)
+    frames = len(row.counted)
     network = 4 * frames * (256 + 2 * 96)
     assert held <= 8 * row.length * 2 + network + 1024 < 4 * 96 * row.length
 

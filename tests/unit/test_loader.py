@@ -129,7 +129,7 @@ def test_a_row_without_samples_holds_a_blank(source: Source) -> None:
     ((full,), (empty,)) = sorted(rows, key=lambda own: own[0].samples[0].number, reverse=True)
     assert full.samples[0].number == 0 and [sample.scored for sample in empty.samples] == [False]
     row = build_objective(config).prepare(empty.samples, empty.length)
-    assert row.frames == 0 and row.length == empty.length <= 64
+    assert row.count == 0 and row.length == empty.length <= 64
 
 
 def test_resume_goes_on_where_it_stopped(source: Source, reference_order: list[Sample]) -> None:

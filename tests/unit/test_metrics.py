@@ -14,9 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_videogpt.config.schema import Config, LoggingConfig
 from megatron_videogpt.data.decode import probe
+from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.train.curves import plot_loss, read_metrics, series, smooth
 from megatron_videogpt.train.metrics import MetricsWriter, Progress, peak_tflops
 
+METRICS = NextClipDiffusion.metrics
 PLAIN = Config(logging=LoggingConfig(tensorboard=False))
 
 
@@ -80,7 +82,7 @@ def test_a_fresh_start_begins_the_file_anew(tmp_path):
 def test_tensorboard_has_each_step_once_after_a_resume_and_a_moving_picture(tmp_path):
     frames = np.arange(3 * 16 * 24 * 3, dtype=np.uint32).astype(np.uint8).reshape(3, 16, 24, 3)
     for start, resume_step, scale in ((1, 0, 1.0), (3, 2, 10.0)):
-        writer = MetricsWriter(tmp_path, Config(), True, resume_step)
+        writer = MetricsWriter(tmp_path, Config(), True, resume_step, METRICS)
         for step in range(start, start + 3):
             writer.log(step, {"loss": scale * step, "loss_t0.0-0.2": 1.0})
         writer.video(start, "prediction", frames)
@@ -148,10 +150,10 @@ def test_the_loss_curve_is_a_picture_with_every_curve(tmp_path):
         bins = {f"loss_t{i / 5:.1f}-{(i + 1) / 5:.1f}": (1 + i) / step for i in range(5)}
         writer.log(step, {"loss": 2 / step, **bins})
     writer.close()
-    plot_loss(tmp_path / "metrics.jsonl", tmp_path / "plain.png")
+    plot_loss(tmp_path / "metrics.jsonl", tmp_path / "plain.png", METRICS, "mean squared error")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "validation_loss": 0.5}\n{"step": 59, "validation_loss": 0.4}\n')
-    plot_loss(tmp_path / "metrics.jsonl", tmp_path / "validated.png")
+    plot_loss(tmp_path / "metrics.jsonl", tmp_path / "validated.png", METRICS, "mean squared error")
     pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("plain.png", "validated.png")]
     orange = [
         int(((p[..., 0] > 240) & (abs(p[..., 1].astype(int) - 127) < 15) & (p[..., 2] < 40)).sum()) for p in pictures

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.objective.noise import normal
-from megatron_videogpt.sequence.row import ROWS
 
 OBJECTIVE = NextClipDiffusion(2, 16)
 SAMPLES = st.lists(
@@ -37,19 +36,22 @@ def test_shards_are_the_row(shapes: list[tuple[list[int], tuple[int, int]]], siz
     ] * size
     assert torch.equal(torch.cat([shard.positions for shard in shards]), row.positions)
     assert all(
-        torch.equal(shard.intervals, row.intervals) and torch.equal(shard.timestep, row.timestep) for shard in shards
+        torch.equal(shard.intervals, row.intervals)
+        and torch.equal(shard.units["timestep"], row.units["timestep"])
+        and shard.streams.keys() == row.streams.keys()
+        for shard in shards
     )
-    for rows, others in ROWS.items():
+    for name, stream in row.streams.items():
         # Back in the whole row's numbering; every place once, with what belongs to it.
-        places = torch.cat([getattr(shard, rows) + rank * each for rank, shard in enumerate(shards)])
-        order = places.argsort()
-        whole = getattr(row, rows).argsort()
-        assert torch.equal(places[order], getattr(row, rows)[whole])
-        for name in others:
-            assert torch.equal(
-                torch.cat([getattr(shard, name) for shard in shards])[order], getattr(row, name)[whole]
-            ), name
-    assert [shard.frames for shard in shards] == [len(row.timestep)] + [0] * (size - 1)
+        parts = [shard.streams[name] for shard in shards]
+        places = torch.cat([part.rows + rank * each for rank, part in enumerate(parts)])
+        order, whole = places.argsort(), stream.rows.argsort()
+        assert torch.equal(places[order], stream.rows[whole])
+        scored = {"target": row.target, "weight": row.weight} if name == row.scored else {}
+        for key, value in {**stream.values, **scored}.items():
+            pieces = [getattr(shard, key) if key in scored else shard.streams[name][key] for shard in shards]
+            assert torch.equal(torch.cat(pieces)[order], value[whole]), (name, key)
+    assert [shard.count for shard in shards] == [len(row.counted)] + [0] * (size - 1)
 
 
 @settings(deadline=None, max_examples=30)
@@ -57,12 +59,11 @@ def test_shards_are_the_row(shapes: list[tuple[list[int], tuple[int, int]]], siz
 def test_losses_of_shards_add_up(shapes: list[tuple[list[int], tuple[int, int]]], size: int) -> None:
     row = OBJECTIVE.prepare(samples_of(shapes), size)
     output = normal(7, "output", tuple(row.target.shape))
-    total, count, per_frame = OBJECTIVE.loss(output, row)
+    total, per_frame = OBJECTIVE.loss(output, row)
     parts = []
     for rank in range(size):
         shard = row.shard(rank, size)
-        here = row.noisy_rows // (row.length // size) == rank
+        here = row.scored_rows // (row.length // size) == rank
         parts.append(OBJECTIVE.loss(output[here], shard))
     torch.testing.assert_close(sum(part[0] for part in parts), total)
-    torch.testing.assert_close(sum(part[2] for part in parts), per_frame)
-    assert sum(part[1] for part in parts) == count
+    torch.testing.assert_close(sum(part[1] for part in parts), per_frame)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from ...config.schema import Config
 from ...hub.common.sampling_videogpt import Denoiser, Recompute
-from ...model.cache import KeyValueCache, Region, Row, portions, regions_of
+from ...model.cache import CachedRow, KeyValueCache, Region, portions, regions_of
+from ...model.forward import forward_row
 from ...model.patches import grid_of, patchify, unpatchify
 from ...sequence.intervals import shift
 from ...sequence.layout import Clip, ClipShape, Layout, history_shape, layout
-from ...sequence.row import Inputs
+from ...sequence.row import Mask, Row
 from .rows import Sequence, assemble
 
 Function = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
@@ -31,66 +29,6 @@ PASS_TOKENS = 1 << 12
 """Most tokens of history that one pass encodes: activations stay bounded, whatever the window, and matrix products are
 large enough to be efficient.
 """
-
-
-@contextmanager
-def _evaluating(chunks: list[Any]) -> Iterator[None]:
-    """Chunks in evaluation mode, and afterwards as they were."""
-    training = [chunk.training for chunk in chunks]
-    for chunk in chunks:
-        chunk.eval()
-    try:
-        yield
-    finally:
-        for chunk, mode in zip(chunks, training):
-            chunk.train(mode)
-
-
-def forward_row(chunks: list[Any], inputs: Inputs, cached: Row | None = None) -> Tensor:
-    """Model output ``[noisy patches, p*p*C]`` of one whole packed row on every rank, through all context shards and
-    pipeline stages, without gradients.
-
-    chunks: the model chunks of this rank, one but for interleaved pipelines.  cached: where keys and values of the row
-    are kept.
-    """
-    shard = inputs.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
-    with torch.no_grad(), _evaluating(chunks):
-        output = (
-            chunks[0](shard, cached)
-            if parallel_state.get_pipeline_model_parallel_world_size() == 1
-            else _through_stages(chunks, shard, cached)
-        )
-    return _join_shards(output, inputs)
-
-
-def _through_stages(chunks: list[Any], inputs: Inputs, cached: Row | None) -> Tensor:
-    stages, interleaved = parallel_state.get_pipeline_model_parallel_world_size(), len(chunks) > 1
-    stored = get_forward_backward_func()(
-        forward_step_func=lambda _, stage: (stage(inputs, cached), lambda output, non_loss_data=False: output),
-        data_iterator=[None] * len(chunks) if interleaved else None,
-        model=chunks,
-        # The interleaved schedule takes no fewer micro-batches than there are stages.
-        num_microbatches=stages if interleaved else 1,
-        seq_length=inputs.length,
-        micro_batch_size=1,
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
-    last = parallel_state.get_pipeline_model_parallel_last_rank()
-    output = stored[0].contiguous() if stored else inputs.noisy.new_empty(inputs.noisy.shape)
-    torch.distributed.broadcast(output, last, group=parallel_state.get_pipeline_model_parallel_group())
-    return output
-
-
-def _join_shards(output: Tensor, inputs: Inputs) -> Tensor:
-    """Outputs of all context parallel ranks in the order of the whole row's noisy patches."""
-    rank, size = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-    if size == 1:
-        return output
-    whole = output.new_zeros(inputs.noisy.shape)
-    whole[inputs.noisy_rows // (inputs.length // size) == rank] = output
-    torch.distributed.all_reduce(whole, group=parallel_state.get_context_parallel_group())
-    return whole
 
 
 def predict_function(chunks: list[Any], config: Config, device: torch.device) -> Function:
@@ -112,7 +50,9 @@ def predict_function(chunks: list[Any], config: Config, device: torch.device) ->
             )
             for history, clip in zip(histories, clips)
         ]
-        return _clips_of(forward_row(chunks, assemble(sequences, patch, side, multiple).to(device)).cpu(), clips, patch)
+        row = assemble(sequences, patch, side, multiple)
+        output = forward_row(chunks, row.to(device), row.streams["noisy"]["patch"].shape[1])
+        return _clips_of(output.cpu(), clips, patch)
 
     return denoise
 
@@ -127,12 +67,12 @@ def _clips_of(output: Tensor, clips: list[Tensor], patch: int) -> list[Tensor]:
 
 
 class _NoisyRow(NamedTuple):
-    """The row of one denoising step, but for its latents and timestep.  inputs: on the device; row: its place in the
+    """The row of one denoising step, but for its latents and timestep.  row: on the device; cached: its place in the
     cache.
     """
 
-    inputs: Inputs
     row: Row
+    cached: CachedRow
 
 
 class CachedDenoiser:
@@ -181,33 +121,35 @@ class CachedDenoiser:
         for region, first, frames in parts:
             clean = layout(ClipShape((Clip(len(frames), has_noisy=False),), grid_of(frames, patch)))
             sequences.append(_sequence(clean, first * region.block, frames[:0], frames))
-        inputs = self._assemble(sequences)
+        whole = self._assemble(sequences)
         kept = self.regions[-1].end
         counts = [len(item.layout) for item in sequences]
         lasting = sum(counts)
         places = [torch.arange(start, start + count) for start, count in zip(first_of, counts)]
-        padding = torch.arange(kept, kept + inputs.length - lasting)
-        intervals = shift(inputs.intervals, kept - lasting)
+        padding = torch.arange(kept, kept + whole.length - lasting)
+        intervals = shift(whole.intervals, kept - lasting)
         row = 0
         for (region, _, _), start, count in zip(parts, first_of, counts):
             here = intervals[row : row + count]
             # Stored in order, a clean token sees all of its video from the first to some token of its own frame.
-            here[:, 0], here[:, 1] = region.start, inputs.intervals[row : row + count, 1] - row + start
+            here[:, 0], here[:, 1] = region.start, whole.intervals[row : row + count, 1] - row + start
             row += count
         self._reserve(len(padding))
-        cached = Row(self.cache, torch.cat([*places, padding]).to(self.device), kept, kept + len(padding), lasting)
-        forward_row(self.chunks, replace(inputs, intervals=intervals).to(self.device), cached)
+        everywhere = torch.cat([*places, padding]).to(self.device)
+        cached = CachedRow(self.cache, everywhere, kept, kept + len(padding), lasting)
+        width = whole.streams["noisy"]["patch"].shape[1]
+        forward_row(self.chunks, _masked(whole, intervals).to(self.device), width, cached)
 
     def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
         """See `Denoiser.predict`."""
         key = guided, *(tuple(clip.shape) for clip in clips)
         if key not in self.rows:
             self.rows[key] = self._noisy_row(clips, guided)
-        inputs, cached = self.rows[key]
+        row, cached = self.rows[key]
         copies, patch = 2 if guided else 1, self.config.model.patch_size
         noisy = torch.cat([patchify(clip.to(self.device, torch.float32), patch) for clip in clips] * copies)
-        inputs = replace(inputs, noisy=noisy, timestep=torch.full_like(inputs.timestep, t))
-        both = _clips_of(forward_row(self.chunks, inputs, cached), clips * copies, patch)
+        row = _denoising(row, noisy, t)
+        both = _clips_of(forward_row(self.chunks, row, noisy.shape[1], cached), clips * copies, patch)
         return both[: len(clips)], both[len(clips) :] if guided else None
 
     def _noisy_row(self, clips: list[Tensor], guided: bool) -> _NoisyRow:
@@ -216,21 +158,20 @@ class CachedDenoiser:
         for clip, region in [*zip(clips, self.regions), *((clip, None) for clip in clips if guided)]:
             noisy = layout(history_shape(0, len(clip), grid_of(clip, patch)))
             sequences.append(_sequence(noisy, region.frames * region.block if region else 0, clip, clip[:0]))
-        inputs = self._assemble(sequences)
-        intervals, row = shift(inputs.intervals, kept), 0
+        whole = self._assemble(sequences)
+        intervals, row = shift(whole.intervals, kept), 0
         for region, item in zip(self.regions, sequences):
             count = len(item.layout)
             if region.frames:
                 # A noisy token's first interval is its history, empty in the layout of a clip alone.
                 intervals[row : row + count, 0], intervals[row : row + count, 1] = region.start, region.end
             row += count
-        self._reserve(inputs.length)
-        places = torch.arange(kept, kept + inputs.length, device=self.device)
-        return _NoisyRow(
-            replace(inputs, intervals=intervals).to(self.device), Row(self.cache, places, kept, kept + inputs.length, 0)
-        )
+        self._reserve(whole.length)
+        places = torch.arange(kept, kept + whole.length, device=self.device)
+        cached = CachedRow(self.cache, places, kept, kept + whole.length, 0)
+        return _NoisyRow(_masked(whole, intervals).to(self.device), cached)
 
-    def _assemble(self, sequences: list[Sequence]) -> Inputs:
+    def _assemble(self, sequences: list[Sequence]) -> Row:
         model = self.config.model
         return assemble(sequences, model.patch_size, model.position_table_size, self.config.parallel.row_multiple)
 
@@ -239,6 +180,18 @@ class CachedDenoiser:
         self.scratch = max(self.scratch, scratch)
         kept = self.regions[-1].end
         self.cache.arrange(kept, self.scratch, [(0, 0, kept)])
+
+
+def _masked(row: Row, intervals: Tensor) -> Row:
+    """The row with other intervals."""
+    return replace(row, masks=(Mask(intervals),))
+
+
+def _denoising(row: Row, noisy: Tensor, t: float) -> Row:
+    """The row with these noisy patches, at timestep t."""
+    stream = row.streams["noisy"]
+    streams = row.streams | {"noisy": replace(stream, values=stream.values | {"patch": noisy})}
+    return replace(row, streams=streams, units={"timestep": torch.full_like(row.units["timestep"], t)})
 
 
 def _sequence(alone: Layout, position: int, noisy: Tensor, clean: Tensor) -> Sequence:

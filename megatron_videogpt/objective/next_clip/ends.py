@@ -12,7 +12,7 @@ from ...config.schema import ModelConfig
 from ...model.patches import position_axis
 from ...model.timesteps import TimestepNetwork
 from ...model.videogpt import Ends
-from ...sequence.row import Inputs
+from ...sequence.row import Row
 
 
 class VideoEmbedding(nn.Module):
@@ -33,18 +33,19 @@ class VideoEmbedding(nn.Module):
         """Table entries ``[N, D]`` of patches at (row, column) ``[N, 2]``: the column's half comes first."""
         return torch.cat([self.axis[grid[:, 1]], self.axis[grid[:, 0]]], dim=-1)
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    def forward(self, row: Row) -> Tensor:
         """A packed row, or a shard of one -> hidden states ``[l, 1, D]`` in the parameters' dtype; padding rows are
         zero.
         """
-        dtype = self.hint.dtype
-        noisy = self.noisy_patch(inputs.noisy.to(dtype)) + self.positions(inputs.noisy_grid).to(dtype)
-        clean = self.clean_patch(inputs.clean.to(dtype)) + self.positions(inputs.clean_grid).to(dtype)
-        values = torch.cat(
-            [self.hint[inputs.hint_ids], self.time_token(inputs.timestep)[inputs.time_frames], noisy, clean]
+        dtype, streams = self.hint.dtype, row.streams
+        hint, time = streams["hint"], streams["time"]
+        noisy, clean = (
+            projection(stream["patch"].to(dtype)) + self.positions(stream["place"]).to(dtype)
+            for projection, stream in ((self.noisy_patch, streams["noisy"]), (self.clean_patch, streams["clean"]))
         )
-        rows = torch.cat([inputs.hint_rows, inputs.time_rows, inputs.noisy_rows, inputs.clean_rows])
-        hidden = torch.zeros(len(inputs.positions), values.shape[1], dtype=dtype, device=values.device)
+        values = torch.cat([self.hint[hint["id"]], self.time_token(row.units["timestep"])[time["frame"]], noisy, clean])
+        rows = torch.cat([hint.rows, time.rows, streams["noisy"].rows, streams["clean"].rows])
+        hidden = torch.zeros(len(row.positions), values.shape[1], dtype=dtype, device=values.device)
         # Unlike index_copy, this keeps the row numbers alone for its backward pass, not the values too.
         return hidden.index_put((rows,), values).unsqueeze(1)
 
@@ -59,13 +60,14 @@ class VideoHead(nn.Module):
         self.modulation = nn.Linear(width, 2 * width, dtype=dtype, device=device)
         self.linear = nn.Linear(width, model.patch_size**2 * channels, dtype=dtype, device=device)
 
-    def forward(self, hidden: Tensor, inputs: Inputs, scored: bool = False) -> Tensor:
+    def forward(self, hidden: Tensor, row: Row, scored: bool = False) -> Tensor:
         """Final hidden states ``[L, 1, D]`` -> predicted patches ``[noisy patches, p*p*C]`` float32, channel fastest.
 
         scored: hidden has the rows of noisy patches only, ``[noisy patches, 1, D]``.
         """
-        noisy = hidden[:, 0] if scored else hidden[:, 0].index_select(0, inputs.noisy_rows)
-        shift, scale = self.modulation(F.silu(self.time_embedder(inputs.timestep)))[inputs.noisy_frame].chunk(2, dim=-1)
+        noisy = hidden[:, 0] if scored else hidden[:, 0].index_select(0, row.scored_rows)
+        frame = row.streams["noisy"]["frame"]
+        shift, scale = self.modulation(F.silu(self.time_embedder(row.units["timestep"])))[frame].chunk(2, dim=-1)
         normed = F.layer_norm(noisy, noisy.shape[-1:], eps=1e-6)
         return self.linear(normed * (1 + scale) + shift).float()
 

@@ -5,29 +5,49 @@ README sections 2-8).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...config.schema import Config
 from ...data.plans import Sample
 from ...model.patches import grid_of
 from ...sequence.layout import Layout, layout, training_shape
-from ...sequence.row import Inputs
+from ...sequence.row import Row
+from ..base import Metric, Score
 from ..noise import mix, normal, posterior, uniform
 from .rows import Sequence, assemble
+
+NOISE_BINS = 5
+"""Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
+
+
+def _bin_metric(place: int) -> Metric:
+    bounds = f"{place / NOISE_BINS:.1f}-{(place + 1) / NOISE_BINS:.1f}"
+    return Metric(f"loss_t{bounds}", "loss_by_noise_level", f"t {bounds}")
 
 
 @dataclass(frozen=True)
 class NextClipDiffusion:
     """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise."""
 
+    unit: ClassVar[str] = "frame"
+    loss_label: ClassVar[str] = "mean squared error"
+    metrics: ClassVar[tuple[Metric, ...]] = tuple(_bin_metric(place) for place in range(NOISE_BINS))
+    """The loss by timestep, 0 noise and 1 data."""
+
     patch_size: int
     table_side: int
     clean_retention: float = 0.9
 
     def layout(self, sample: Sample) -> Layout:
-        """See `Objective.layout`."""
+        """Storage order, positions and mask of one sample."""
         return layout(training_shape(sample.clips, grid_of(sample.mean, self.patch_size)))
+
+    def length(self, sample: Sample) -> int:
+        """See `Objective.length`."""
+        return len(self.layout(sample))
 
     def sequence(self, sample: Sample) -> Sequence:
         """One sample with its noise (section 8): a timestep per clip, a retention per clean frame, two draws from the
@@ -48,12 +68,32 @@ class NextClipDiffusion:
             scored=sample.scored,
         )
 
-    def prepare(self, samples: list[Sample], multiple: int) -> Inputs:
+    def prepare(self, samples: list[Sample], multiple: int) -> Row:
         """See `Objective.prepare`."""
         return assemble([self.sequence(sample) for sample in samples], self.patch_size, self.table_side, multiple)
 
-    def loss(self, output: Tensor, inputs: Inputs) -> tuple[Tensor, int, Tensor]:
-        """Squared error of each patch's latents, averaged inside a frame, summed over frames (section 8)."""
-        error = (output - inputs.target).square().mean(dim=-1) * inputs.weight
-        per_frame = torch.zeros_like(inputs.timestep).index_add(0, inputs.noisy_frame, error.detach())
-        return error.sum(), inputs.frames, per_frame
+    def loss(self, output: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+        """Squared error of each patch's latents, averaged inside a frame, summed over frames (section 8) -> (that sum,
+        detached loss per frame ``[F]`` of this shard's patches).
+        """
+        error = (output - row.target).square().mean(dim=-1) * row.weight
+        per_frame = torch.zeros_like(row.units["timestep"]).index_add(0, row.streams["noisy"]["frame"], error.detach())
+        return error.sum(), per_frame
+
+    def score(self, output: Tensor, row: Row) -> Score:
+        """See `Objective.score`."""
+        total, per_frame = self.loss(output, row)
+        place = (row.units["timestep"] * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
+        # Not index_add, which adds in another order, and so to other last digits, in every run on a GPU.
+        other = place != torch.arange(NOISE_BINS, device=place.device)[:, None]
+        # A later shard of a row adds to the loss of frames that the first one counts.
+        sums = per_frame.float().expand(other.shape).masked_fill(other, 0.0).sum(dim=1)
+        counts = row.counted.long().expand(other.shape).masked_fill(other, 0).sum(dim=1)
+        return Score(total, row.count, sums, counts)
+
+
+def build(config: Config) -> NextClipDiffusion:
+    """See `objective.build`."""
+    return NextClipDiffusion(
+        config.model.patch_size, config.model.position_table_size, config.objective.clean_retention
+    )

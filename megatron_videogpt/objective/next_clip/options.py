@@ -23,4 +23,4 @@ def check_options(report: Report) -> None:
     report.check_range("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention")
 
 
-enter("objective", "next_clip_diffusion", NextClipOptions, check_options)
+enter("objective", "next_clip_diffusion", NextClipOptions, check_options, __package__, default=True)

@@ -168,9 +168,9 @@ def check_loss(cases: Cases, case: dict[str, Any], model: Any, config: Config, r
                 name,
             )
     sequences = [_sequence(cases, sample, target="x1") for sample in case["samples"]]
-    inputs = assemble(sequences, config.model.patch_size, config.model.position_table_size, 1)
+    row = assemble(sequences, config.model.patch_size, config.model.position_table_size, 1)
     model.zero_grad(set_to_none=True)
-    total, count, per_frame = objective.loss(model(inputs), inputs)
+    (total, per_frame), count = objective.loss(model(row), row), row.count
     (total / count).backward()
     report.compare("loss", (total / count).reshape(1), torch.tensor([case["loss"]]), name)
     report.compare(

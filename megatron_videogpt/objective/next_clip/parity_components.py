@@ -51,10 +51,10 @@ def _check_patches(
     report.compare("components", model.embedding.clean_patch(patches) + positions, tensors["clean_tokens"], name)
     hidden, per_frame = tensors["final_in"], grid[0] * grid[1]
     sequence = Sequence(layout(history_shape(0, frames, grid)), latent, latent[:0], tensors["final_t"])
-    inputs = assemble([sequence], patch, config.position_table_size, 1)
-    states = torch.zeros(inputs.length, 1, config.hidden_size)
-    states[inputs.noisy_rows, 0] = hidden.reshape(-1, config.hidden_size)
-    tokens = model.head(states, inputs)
+    row = assemble([sequence], patch, config.position_table_size, 1)
+    states = torch.zeros(row.length, 1, config.hidden_size)
+    states[row.scored_rows, 0] = hidden.reshape(-1, config.hidden_size)
+    tokens = model.head(states, row)
     report.compare("components", tokens.reshape(frames, per_frame, -1), tensors["final_tokens"], name)
     report.compare("components", unpatchify(tokens, frames, grid, patch), tensors["final_latent"], name)
 

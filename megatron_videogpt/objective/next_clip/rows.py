@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...model.patches import grid_of, patchify, table_places
 from ...sequence.layout import CLEAN, CLEAN_PATCH, DIFFUSION, IMG_END, IMG_START, NOISY, NOISY_PATCH, TIME, Layout, pack
-from ...sequence.row import Inputs
+from ...sequence.row import Mask, Row, Stream
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,13 @@ class Sequence:
     scored: bool = True
 
 
-def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: int) -> Inputs:
-    """Packs sequences into one row of inputs, padded to a multiple of `multiple` tokens."""
+def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: int) -> Row:
+    """Packs sequences into one row, padded to a multiple of `multiple` tokens.
+
+    Streams: ``hint`` (id: 0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``), ``time`` (frame: number among the row's
+    noisy frames), ``noisy`` and ``clean`` (patch: float32 ``[n, p*p*C]``, channel fastest; place: row and column in the
+    position table, ``[n, 2]``; frame: as above, of noisy ones).  Units are the noisy frames, with their timestep.
+    """
     row = pack([item.layout for item in sequences], multiple)
     frames = torch.tensor([item.noisy.shape[0] for item in sequences])
     patches = torch.tensor([item.noisy.shape[-2] * item.noisy.shape[-1] // patch**2 for item in sequences])
@@ -41,23 +46,28 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
     counted = torch.tensor([float(item.scored) for item in sequences]).repeat_interleave(frames)
     noisy = torch.cat([patchify(item.noisy, patch) for item in sequences])
     targets = [patchify(item.target, patch) for item in sequences if item.target is not None]
-    return Inputs(
-        intervals=row.intervals,
+    frame = torch.arange(len(per_frame))
+    clean = torch.cat([patchify(item.clean, patch) for item in sequences])
+    streams = {
+        "hint": Stream(
+            torch.cat(hint_rows),
+            {"id": torch.cat([torch.full_like(rows, number) for rows, (number, _, _) in zip(hint_rows, hints)])},
+        ),
+        "time": Stream(row.rows(NOISY, TIME), {"frame": frame}),
+        "noisy": Stream(
+            row.rows(NOISY, NOISY_PATCH),
+            {"patch": noisy, "place": torch.cat(places["noisy"]), "frame": frame.repeat_interleave(per_frame)},
+        ),
+        "clean": Stream(row.rows(CLEAN, CLEAN_PATCH), {"patch": clean, "place": torch.cat(places["clean"])}),
+    }
+    return Row(
+        masks=(Mask(row.intervals),),
         positions=row.position,
-        hint_rows=torch.cat(hint_rows),
-        hint_ids=torch.cat([torch.full_like(rows, number) for rows, (number, _, _) in zip(hint_rows, hints)]),
-        time_rows=row.rows(NOISY, TIME),
-        time_frames=torch.arange(len(per_frame)),
-        noisy_rows=row.rows(NOISY, NOISY_PATCH),
-        clean_rows=row.rows(CLEAN, CLEAN_PATCH),
-        noisy=noisy,
-        clean=torch.cat([patchify(item.clean, patch) for item in sequences]),
-        noisy_grid=torch.cat(places["noisy"]),
-        clean_grid=torch.cat(places["clean"]),
-        timestep=torch.cat([item.timestep for item in sequences]),
-        noisy_frame=torch.arange(len(per_frame)).repeat_interleave(per_frame),
+        streams=streams,
+        scored="noisy",
         target=torch.cat(targets) if targets else noisy[:0],
         weight=(counted / per_frame).repeat_interleave(per_frame),
         counted=counted,
-        frames=int(counted.sum()),
+        count=int(counted.sum()),
+        units={"timestep": torch.cat([item.timestep for item in sequences])},
     )
