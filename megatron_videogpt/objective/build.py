@@ -1,4 +1,4 @@
-"""Objectives by name, and the networks that they train."""
+"""Objectives by name, their closed forms, and the networks that they train."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from typing import TYPE_CHECKING
 
 from ..codec.geometry import Geometry
 from ..config.schema import Config
-from ..data.packing import SampleWork
-from ..platforms import Platform
-from .base import Objective
-from .next_clip import sample_work as next_clip_work
-from .next_clip.objective import NextClipDiffusion
+from .next_clip.work import next_clip_work
+from .work import ObjectiveWork
 
 if TYPE_CHECKING:
     from ..model.videogpt import VideoGPT
+    from ..platforms import Platform
+    from .base import Objective
 
-OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
-    "next_clip_diffusion": lambda config: NextClipDiffusion(
+
+def next_clip_diffusion(config: Config) -> Objective:
+    """`NextClipDiffusion` of a run."""
+    # It imports PyTorch, and `check` only asks for an objective's work.
+    from .next_clip.objective import NextClipDiffusion
+
+    return NextClipDiffusion(
         config.model.patch_size, config.model.position_table_size, config.objective.clean_retention
-    ),
-}
+    )
+
+
+OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"next_clip_diffusion": next_clip_diffusion}
+WORK: dict[str, Callable[[Config, Geometry], ObjectiveWork]] = {"next_clip_diffusion": next_clip_work}
 
 
 def build_objective(config: Config) -> Objective:
@@ -28,9 +35,9 @@ def build_objective(config: Config) -> Objective:
     return OBJECTIVES[config.objective.name](config)
 
 
-def sample_work(config: Config, codec: Geometry) -> SampleWork:
-    """What the samples of a run ask for."""
-    return next_clip_work.sample_work(config, codec)
+def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
+    """The closed forms of the objective that `objective.name` names."""
+    return WORK[config.objective.name](config, codec)
 
 
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:
