@@ -115,6 +115,21 @@ def test_no_import_runs_up_and_none_in_a_circle(graph: dict[str, set[str]]) -> N
     assert circles(graph) == []
 
 
+def test_data_and_plans_know_no_objective_by_name(graph: dict[str, set[str]]) -> None:
+    """What samples ask for comes from `objective.build.work_of`; nobody else asks for the closed forms of one
+    objective.
+    """
+    rooms, folder = {f"{PACKAGE}.{room}" for room in ("data", "plan")}, f"{PACKAGE}.objective.next_clip"
+    found = [
+        f"{module} -> {target}"
+        for module, targets in graph.items()
+        for target in targets
+        if target.startswith(folder)
+        and (".".join(module.split(".")[:2]) in rooms or target == f"{folder}.work" and ".objective." not in module)
+    ]
+    assert found == [] and f"{folder}.work" in graph[f"{PACKAGE}.objective.build"]
+
+
 def planted(folder: Path, file: str, line: str) -> dict[str, set[str]]:
     """The arrows of a copy of the package in which a file has one more line."""
     shutil.copytree(
