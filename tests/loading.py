@@ -8,9 +8,9 @@ from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.data.loader import Loader
 from megatron_videogpt.data.sources.open import Source
-from megatron_videogpt.objective.build import sample_work
+from megatron_videogpt.objective.build import work_of
 
 
 def loader_of(source: Source, codec: Codec, config: Config, *rest: Any, **more: Any) -> Loader:
     """`Loader` as the trainer makes it."""
-    return Loader(source, codec, config, sample_work(config, codec), *rest, **more)
+    return Loader(source, codec, config, work_of(config, codec), *rest, **more)

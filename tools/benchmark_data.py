@@ -52,7 +52,7 @@ from megatron_videogpt.data.sources.probed import probe_files
 from megatron_videogpt.data.video import access
 from megatron_videogpt.data.video.container import DEFAULTS
 from megatron_videogpt.errors import UserError, exit_code
-from megatron_videogpt.objective.build import sample_work  # noqa: E402
+from megatron_videogpt.objective.build import work_of  # noqa: E402
 from tools.bare_decoding import Bare, Clip, NoEncoder, reader_by_bare  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parent
@@ -92,7 +92,7 @@ def arguments() -> argparse.Namespace:
 
 def loader_rate(source: Source, config: Config, codec: Any, steps: int) -> float:
     """Frames per second of the training loader, after its first steps."""
-    loader = Loader(source, codec, config, sample_work(config, codec))
+    loader = Loader(source, codec, config, work_of(config, codec))
     try:
         for _ in range(1 + config.data.prefetch):
             next(loader)

@@ -46,7 +46,7 @@ from megatron_videogpt.data.packing import StepPlanner  # noqa: E402
 from megatron_videogpt.data.plans import shortest_video  # noqa: E402
 from megatron_videogpt.data.splits import VideoSplit  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
-from megatron_videogpt.objective.build import sample_work  # noqa: E402
+from megatron_videogpt.objective.build import work_of  # noqa: E402
 from megatron_videogpt.plan.balance import DealingStatistics, measure  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
@@ -140,7 +140,7 @@ def planner_of(
     codec = expected_geometry(config.codec)
     usable = np.flatnonzero(videos.entries["frames"] >= shortest_video(data, codec.temporal_stride)).astype(np.int32)
     split = VideoSplit("train", data, codec.temporal_stride, videos, usable)
-    return StepPlanner(split, config.train.seed, config, sample_work(config, codec), ranks)
+    return StepPlanner(split, config.train.seed, config, work_of(config, codec), ranks)
 
 
 def cases(options: argparse.Namespace) -> list[tuple[int, int, int, int]]:

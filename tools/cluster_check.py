@@ -115,8 +115,7 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
 
     from megatron_videogpt.codec.geometry import expected_geometry
     from megatron_videogpt.config.derived import typical_frame
-    from megatron_videogpt.objective.next_clip.work import expected_work
-    from megatron_videogpt.plan.estimate import patches_of
+    from megatron_videogpt.plan.estimate import objective_work
     from megatron_videogpt.plan.memory import rank_memory
     from megatron_videogpt.plan.planner import propose
     from megatron_videogpt.plan.recompute import resolve_recompute
@@ -125,7 +124,7 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
     codec, frame = expected_geometry(config.codec), typical_frame(config)
     cell = codec.spatial_stride * config.model.patch_size
     grid, memory = (frame[0] // cell, frame[1] // cell), config.parallel.memory_gb * 1e9 or platform.memory_total()
-    work = expected_work(config.data.frames, config.data.clips, patches_of(config, frame))
+    work = objective_work(config).expected(frame)
     plans = [plan.config for plan in propose(config, codec.channels, world, work, memory, frame, most=3)]
     report.add(
         "",

@@ -53,11 +53,11 @@ def samples_of(config: Any, channels: int, grid: tuple[int, int], step: int, cou
 def longest_of(config: Any, patches: int) -> Any:
     """`Work` of a row of the longest of the samples that `measure_speed` trains on."""
     from megatron_videogpt.data.plans import split_clips
-    from megatron_videogpt.objective.next_clip.work import clip_work, packed
+    from megatron_videogpt.objective.next_clip.work import clip_work
 
     keys = range((WARM_UP + TIMED) * config.train.global_batch_size)
     works = (clip_work(split_clips(random.Random(k), config.data.frames, config.data.clips), patches) for k in keys)
-    return packed(max(works, key=lambda work: work.tokens), config.train.micro_batch_size)
+    return max(works, key=lambda work: work.tokens).times(config.train.micro_batch_size)
 
 
 class Session:

@@ -39,8 +39,7 @@ from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.model.flops import attention_flops, linear_flops  # noqa: E402
-from megatron_videogpt.objective.next_clip.work import clip_work  # noqa: E402
-from megatron_videogpt.plan.estimate import patches_of  # noqa: E402
+from megatron_videogpt.objective.next_clip.work import clip_work, work_of  # noqa: E402
 from megatron_videogpt.platforms import activate  # noqa: E402
 from tools.benchmark_step import frame_of, resolved, with_layers  # noqa: E402
 
@@ -231,7 +230,8 @@ def main() -> None:
     )
     frame = frame_of(options, config)
     chosen = resolved(with_layers(single, options.layers or config.model.num_layers), platform, frame, options.fit)
-    patches, rows = patches_of(config, frame), rows_to_time(config.data.frames)
+    patches = work_of(config, expected_geometry(config.codec)).patches(*frame)
+    rows = rows_to_time(config.data.frames)
     works = [
         (sum(clip_work(clips, patches).tokens for clips in row), sum(clip_work(clips, patches).pairs for clips in row))
         for row in rows

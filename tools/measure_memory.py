@@ -174,14 +174,11 @@ def resident() -> int:
 
 def estimate(run: Run) -> Any:
     """`Memory` of the fullest rank."""
-    from dataclasses import replace
-
     from megatron_videogpt.config.load import config_from_dict
     from megatron_videogpt.objective.next_clip.work import clip_work
     from megatron_videogpt.plan.memory import rank_memory
 
-    one = clip_work(run.clips(), GRID[0] * GRID[1])
-    work = replace(one, noisy=one.noisy * run.samples, clean=one.clean * run.samples, pairs=one.pairs * run.samples)
+    work = clip_work(run.clips(), GRID[0] * GRID[1]).times(run.samples)
     return rank_memory(config_from_dict(run.config()), CHANNELS, run.processes, work)
 
 

@@ -27,29 +27,34 @@ REFERENCE = (
 )  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
 
 
-class SampleWork(Protocol):
-    """What an objective asks of a device for its samples: closed forms of their plans alone, whole arrays at once."""
+class SampleCounts(Protocol):
+    """Tokens of each sample's sequence, and (query, key) pairs of it that attend; int64 [n]."""
 
     @property
-    def cell(self) -> int:
-        """Pixels per side of a patch."""
-        ...
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def pairs(self) -> np.ndarray: ...
+
+
+class SampleWork(Protocol):
+    """What packing asks of the closed forms that an objective supplies (`ObjectiveWork`, a floor above)."""
 
     @property
     def weights(self) -> tuple[float, float]:
         """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
         ...
 
-    def tokens(self, plans: Plans) -> np.ndarray:
-        """int64 [n]: of each sample's sequence."""
+    @property
+    def fingerprint(self) -> str:
+        """What decides, beside a sample's plan, how many tokens and pairs it has."""
         ...
 
-    def pairs(self, plans: Plans) -> np.ndarray:
-        """int64 [n]: (query, key) pairs that attend."""
+    def of(self, plans: Plans) -> SampleCounts:
+        """Of plans alone, whole arrays at once."""
         ...
 
     def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """int64 [n]: most tokens of a sample of so many frames.  sizes: heights and widths in pixels."""
+        """See `splits.Longest`."""
         ...
 
 
@@ -112,17 +117,19 @@ class StepPlanner:
         """sha256, hexadecimal, of all that decides which sample comes when: the split's, the seed and, with cost
         buckets, their windows and costs.
         """
-        windows = (self.config.data.cost_buckets, self.config.train.global_batch_size, self.work.cell, *self.weights)
-        parts = (self.split.fingerprint, self.seed, *(windows if self.config.data.cost_buckets else ()))
+        data, batch = self.config.data, self.config.train.global_batch_size
+        windows = (data.cost_buckets, batch, self.work.fingerprint, *self.weights)
+        parts = (self.split.fingerprint, self.seed, *(windows if data.cost_buckets else ()))
         return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
     def step(self, consumed: int) -> StepPlan:
         """The step after ``consumed`` samples."""
         plans = self.plans(consumed)
-        tokens = self.work.tokens(plans)
+        counts = self.work.of(plans)
+        tokens = counts.tokens
         if not self.config.data.pack_tokens:
             return StepPlan(plans, self._in_order(tokens))
-        costs = sample_costs(tokens, self.work.pairs(plans), self.weights)
+        costs = sample_costs(tokens, counts.pairs, self.weights)
         shares = fill_rows(
             deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step
         )
@@ -161,7 +168,8 @@ class StepPlanner:
             batch = self.config.train.global_batch_size
             size = batch * self.config.data.cost_buckets
             plans = self.split.plans(self.seed, np.arange(number * size, (number + 1) * size))
-            costs = sample_costs(self.work.tokens(plans), self.work.pairs(plans), self.weights)
+            counts = self.work.of(plans)
+            costs = sample_costs(counts.tokens, counts.pairs, self.weights)
             self._windows[number] = plans.take(bucketed(costs, batch, sample_key(self.seed, number, 0, "window")))
             while len(self._windows) > 2:
                 self._windows.popitem(last=False)

@@ -92,6 +92,22 @@ class Plans:
             (height, width),
         )
 
+    @property
+    def kept(self) -> np.ndarray:
+        """int64 [n]: latent frames before the last clip."""
+        places = np.arange(1, self.cuts.shape[1] + 1)
+        return (self.cuts * places).max(axis=1, initial=0)
+
+    @property
+    def squares(self) -> np.ndarray:
+        """int64 [n]: sum over clips of their latent frames squared."""
+        ends = np.pad(self.cuts, ((0, 0), (0, 1)))
+        ends[np.arange(len(self)), self.count - 1] = True
+        rows, places = np.nonzero(ends)
+        first = np.r_[True, rows[1:] != rows[:-1]][: len(rows)]
+        lengths = places - np.where(first, -1, np.r_[0, places[:-1]][: len(rows)])
+        return np.bincount(rows, lengths * lengths, len(self)).astype(np.int64)
+
     def take(self, positions: np.ndarray | Sequence[int]) -> Plans:
         """The plans at these positions, in their order."""
         chosen = np.asarray(positions, dtype=np.int64)

@@ -1,12 +1,13 @@
 """An objective's parts, from the modules of its package with these names:
 
     options    its section and rules (`config.sections.enter`), imported at start
+    work       work_of(config, codec) -> ObjectiveWork, its closed forms
     objective  build(config) -> Objective
-    work       see `objective/work.py`
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`)
     denoiser   build_denoiser(chunks, config, device) -> Denoiser; absent where it has no sampler
 
-Nothing else imports a package of an objective by its name.
+Nothing else imports the package of an objective by its name.  PyTorch is imported only where an objective or its
+network is built: `check` asks for its work alone.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 from ..codec.geometry import Geometry
 from ..config.schema import Config
 from ..config.sections import find
-from ..data.packing import SampleWork
 from ..errors import UserError
-from ..platforms import Platform
-from .base import Objective
+from .work import ObjectiveWork
 
 if TYPE_CHECKING:
     import torch
 
     from ..hub.common.sampling_videogpt import Denoiser
     from ..model.videogpt import VideoGPT
+    from ..platforms import Platform
+    from .base import Objective
 
 
 def module_of(config: Config, name: str) -> ModuleType:
@@ -42,9 +43,9 @@ def build_objective(config: Config) -> Objective:
     return objective
 
 
-def sample_work(config: Config, codec: Geometry) -> SampleWork:
-    """What the samples of a run ask for."""
-    work: SampleWork = module_of(config, "sample_work").sample_work(config, codec)
+def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
+    """The closed forms of the objective that `objective.name` names."""
+    work: ObjectiveWork = module_of(config, "work").work_of(config, codec)
     return work
 
 

@@ -40,7 +40,8 @@ class DealingStatistics:
 
     def add(self, step: StepPlan, work: SampleWork, weights: tuple[float, float], seconds: float = 0.0) -> None:
         """Add a step.  work: of its samples; weights: cost of a token and of an attended pair."""
-        tokens, pairs = work.tokens(step.plans), work.pairs(step.plans)
+        counts = work.of(step.plans)
+        tokens, pairs = counts.tokens, counts.pairs
         costs = np.array(
             [
                 [weights[0] * row.length + weights[1] * pairs[list(row.samples)].sum() for row in rows]
@@ -93,7 +94,7 @@ def measure(planner: StepPlanner, steps: Iterable[int]) -> tuple[DealingStatisti
         step = planner.step(number * batch)
         configured.add(step, work, weights, time.thread_time() - began)
         plans = plain.plans(number * batch)
-        tokens = work.tokens(plans)
+        tokens = work.of(plans).tokens
         naive.add(
             in_order(plans, tokens, planner.dp_size, budget, planner.ladder) if budget else plain.step(number * batch),
             work,

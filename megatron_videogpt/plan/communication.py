@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
 from ..config.schema import Config
-from ..objective.next_clip.work import Work
+from ..objective.work import Work
 from .estimate import pipeline_parameters
 from .memory import bytes_per_value, exchanged_groups, micro_batches
 
@@ -65,7 +65,7 @@ def inside_node(config: Config, world_size: int, axis: str, node: int = 8) -> bo
     return span <= node and node % span == 0
 
 
-def traffic(config: Config, channels: int, world_size: int, row: Work, node: int = 8) -> list[Traffic]:
+def traffic(config: Config, channels: int, world_size: int, row: Work[float], node: int = 8) -> list[Traffic]:
     """Everything the busiest rank sends in one step.  row: a micro-batch, on average.  `parallel.recompute` must be
     resolved.
 
@@ -107,7 +107,7 @@ def _busiest(config: Config) -> tuple[int, int]:
     return max((sum(own), sum(recomputed_layers(layout, own))) for own in mine)
 
 
-def _tensor(config: Config, row: Work) -> list[Item]:
+def _tensor(config: Config, row: Work[float]) -> list[Item]:
     """Of one micro-batch.  Attention and feed-forward each end in a sum over ranks, and so does each of their backward
     passes; with sequence parallelism the sums are reduce-scatters, inputs are gathered, and the backward pass gathers
     them once more for the weights' gradients.
@@ -130,11 +130,7 @@ def _tensor(config: Config, row: Work) -> list[Item]:
     if not layout.sequence:
         calls = 4 * layers + repeated
         shorter = 3 + repeats * (again == layers)
-        dropped = (
-            shorter * (1 - row.noisy * row.patches / row.tokens)
-            if scores_rows_only(layout) and layout.pipeline == 1
-            else 0
-        )
+        dropped = shorter * (1 - row.scored / row.tokens) if scores_rows_only(layout) and layout.pipeline == 1 else 0
         return [("TP", "all-reduce", calls, 2 * whole * (calls - dropped))]
     # The embedding's gradient is gathered, and so is the head's input: on one rank or on two.
     gathers, scatters = 6 * layers + repeated + (2 if layout.pipeline == 1 else 1), 4 * layers + repeated

@@ -23,7 +23,7 @@ from ..data.packing import SampleWork, StepPlanner
 from ..data.plans import Plans
 from ..data.sources.open import Source, open_source
 from ..data.splits import Split, VideoSplit
-from ..objective.build import sample_work
+from ..objective.build import work_of
 from .balance import DealingStatistics, measure
 from .report import table_of
 
@@ -43,7 +43,7 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
     console = console or Console()
     codec = expected_geometry(config.codec)
     source, ranks = open_source(config.data, codec), dp_size(config, world_size)
-    planner = StepPlanner(source.train, config.train.seed, config, sample_work(config, codec), ranks)
+    planner = StepPlanner(source.train, config.train.seed, config, work_of(config, codec), ranks)
     batch = config.train.global_batch_size
     columns = (TextColumn("planning steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -114,7 +114,8 @@ def _sequences_table(plans: Plans, work: SampleWork) -> Table:
             f"{values.mean():.1f}",
             *(f"{value:.0f}" for value in (*np.quantile(values, [0.5, 0.95]), values.max())),
         )
-    for name, values in (("tokens", work.tokens(plans)), ("attended pairs", work.pairs(plans))):
+    counts = work.of(plans)
+    for name, values in (("tokens", counts.tokens), ("attended pairs", counts.pairs)):
         table.add_row(
             name, *(f"{value:,.0f}" for value in (values.mean(), *np.quantile(values, [0.5, 0.95]), values.max()))
         )

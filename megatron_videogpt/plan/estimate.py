@@ -2,7 +2,8 @@
 `planner` go on from here.
 
 Parameters are counted from the same table that names and initialises them (`model.parameters`), so they are exact.
-Sequence lengths, attended pairs and FLOPs are exact for given clips, and exact expectations over the random clip split.
+Sequence lengths, attended pairs and FLOPs are the objective's closed forms (`objective.work`): exact, or exact
+expectations over its random draws.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from ..codec.geometry import expected_geometry
+from ..codec.geometry import CodecGeometry, expected_geometry
 from ..codec.options import CodecConfig
 from ..config.derived import dp_size, frame_side, recomputed_layers, scores_rows_only, stage_layers, typical_frame
 from ..config.schema import Config
 from ..model.flops import attention_flops, layer_parameters, sharded_parameters, training_flops, unscored_flops
-from ..objective.next_clip.work import Work, expected_work, longest_work, packed
+from ..objective.build import work_of
+from ..objective.work import ObjectiveWork, Work
 
 
 def pipeline_parameters(config: Config, channels: int) -> tuple[int, ...]:
@@ -37,50 +39,40 @@ def rank_parameters(config: Config, channels: int) -> int:
     return max(pipeline_parameters(config, channels))
 
 
-def patches_of(config: Config, frame: tuple[int, int]) -> int:
-    """Patches of a frame of (height, width) pixels."""
-    cell = expected_geometry(config.codec).spatial_stride * config.model.patch_size
-    return (frame[0] // cell) * (frame[1] // cell)
+def objective_work(config: Config) -> ObjectiveWork:
+    """The closed forms of the configured objective, before the codec is loaded."""
+    return work_of(config, _geometry(config.codec))
 
 
-def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work:
+# A planner asks thousands of times, and a geometry lies in a file.
+@lru_cache(maxsize=64)
+def _geometry(codec: CodecConfig) -> CodecGeometry:
+    return expected_geometry(codec)
+
+
+def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work[float]:
     """The longest micro-batch that a run can meet: `micro_batch_size` samples of the longest split, of `frame` pixels
     (None: square frames); with `data.pack_tokens` a full row of them.
     """
-    one = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (frame_side(config),) * 2))
-    return packed(
-        one, config.data.pack_tokens / one.tokens if config.data.pack_tokens else config.train.micro_batch_size
-    )
+    one = objective_work(config).largest(frame or (frame_side(config),) * 2)
+    return one.times(config.data.pack_tokens / one.tokens if config.data.pack_tokens else config.train.micro_batch_size)
 
 
-def mean_row(config: Config, world_size: int, work: Work) -> Work:
+def mean_row(config: Config, world_size: int, work: Work[float]) -> Work[float]:
     """A mean micro-batch of samples of this mean work."""
     if not config.data.pack_tokens:
-        return packed(work, config.train.micro_batch_size)
-    return packed(work, config.train.global_batch_size / dp_size(config, world_size) / packed_rows(config, world_size))
+        return work.times(config.train.micro_batch_size)
+    return work.times(config.train.global_batch_size / dp_size(config, world_size) / packed_rows(config, world_size))
 
 
 def packed_rows(config: Config, world_size: int) -> int:
     """Micro-batches of one data parallel rank in a step with `data.pack_tokens`, for samples of mean length and typical
     frames.
     """
-    layout, tokens = (
-        config.parallel,
-        _typical_tokens(
-            config.codec, config.model.patch_size, typical_frame(config), config.data.frames, config.data.clips
-        ),
-    )
+    layout, tokens = config.parallel, objective_work(config).expected(typical_frame(config)).tokens
     rows = math.ceil(config.train.global_batch_size / dp_size(config, world_size) * tokens / config.data.pack_tokens)
     step = layout.pipeline if layout.virtual_pipeline > 1 else 1
     return math.ceil(rows / step) * step
-
-
-@lru_cache(maxsize=64)
-def _typical_tokens(
-    codec: CodecConfig, patch: int, frame: tuple[int, int], frames: int, clips: tuple[int, int]
-) -> float:
-    cell = expected_geometry(codec).spatial_stride * patch
-    return expected_work(frames, clips, (frame[0] // cell) * (frame[1] // cell)).tokens
 
 
 def hardware_flops(

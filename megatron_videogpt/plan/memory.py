@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
 from ..config.schema import Config
-from ..objective.next_clip.work import Work
+from ..objective.work import Work
 from .estimate import packed_rows, pipeline_parameters
 
 POLICIES = ("none", "selective", "mlp", "full")
@@ -209,25 +209,25 @@ def stage_activations(
     return max(sum(held * kept for held, kept in zip(moment, chunks)) for moment in moments), working
 
 
-def head_bytes(config: Config, layer: LayerBytes, work: Work) -> tuple[float, float]:
+def head_bytes(config: Config, layer: LayerBytes, work: Work[float]) -> tuple[float, float]:
     """(kept, working) bytes of the final norm and the head; the embedding keeps nothing but row numbers."""
     width = bytes_per_value(config)
-    noisy = width * config.model.hidden_size / config.parallel.context * work.noisy * work.patches
-    normed = noisy if scores_rows_only(config.parallel) else layer.stream
-    # Input and statistics of the final norm; then of each noisy patch input and result of the layer norm, scale and
+    scored = width * config.model.hidden_size / config.parallel.context * work.scored
+    normed = scored if scores_rows_only(config.parallel) else layer.stream
+    # Input and statistics of the final norm; then of each scored token input and result of the layer norm, scale and
     # scaled result.
-    kept = normed * (1 + 4 / width / config.model.hidden_size) + 4 * noisy
+    kept = normed * (1 + 4 / width / config.model.hidden_size) + 4 * scored
     # The head's own backward, then that of the final norm in float32.
-    return kept, max(4 * noisy + normed, 16 * normed / width + 2 * normed - 4 * noisy)
+    return kept, max(4 * scored + normed, 16 * normed / width + 2 * normed - 4 * scored)
 
 
-def pipeline_memory(config: Config, channels: int, world_size: int, work: Work) -> list[Memory]:
+def pipeline_memory(config: Config, channels: int, world_size: int, work: Work[float]) -> list[Memory]:
     """Memory of each pipeline rank while it trains micro-batches as large as `work` (a packed row).
     `parallel.recompute` must be resolved.
     """
     layout, width = config.parallel, bytes_per_value(config)
     layer, count = layer_bytes(config, work.tokens), micro_batches(config, world_size)
-    last = layer_bytes(config, work.tokens, work.noisy * work.patches if scores_rows_only(layout) else None)
+    last = layer_bytes(config, work.tokens, work.scored if scores_rows_only(layout) else None)
     sharded = dp_size(config, world_size) * layout.context
     memories = []
     for rank, held in enumerate(pipeline_parameters(config, channels)):
@@ -247,6 +247,6 @@ def pipeline_memory(config: Config, channels: int, world_size: int, work: Work) 
     return memories
 
 
-def rank_memory(config: Config, channels: int, world_size: int, work: Work) -> Memory:
+def rank_memory(config: Config, channels: int, world_size: int, work: Work[float]) -> Memory:
     """Memory of the fullest rank; see `pipeline_memory`."""
     return max(pipeline_memory(config, channels, world_size, work), key=lambda memory: memory.total)

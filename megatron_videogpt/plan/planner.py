@@ -17,7 +17,7 @@ from ..config.check import find_problems
 from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config
 from ..model.flops import attention_flops, layer_parameters, training_flops
-from ..objective.next_clip.work import Work, packed
+from ..objective.work import Work
 from .communication import Links, Traffic, traffic
 from .estimate import longest_row, mean_row
 from .memory import Memory, layer_bytes, micro_batches, rank_memory
@@ -75,7 +75,7 @@ def bubble(times: tuple[float, ...], chunks: int, count: int) -> float:
     return (count * slowest + (once - slowest) / chunks) / (count * once / len(times)) - 1
 
 
-def rank_seconds(config: Config, channels: int, work: Work, device: Device) -> tuple[float, ...]:
+def rank_seconds(config: Config, channels: int, work: Work[float], device: Device) -> tuple[float, ...]:
     """Seconds that each pipeline rank computes for the forward and backward pass of one micro-batch of this mean work,
     recomputation included.
     """
@@ -105,7 +105,7 @@ def rank_seconds(config: Config, channels: int, work: Work, device: Device) -> t
     return tuple(seconds)
 
 
-def step_time(config: Config, channels: int, world_size: int, work: Work, device: Device) -> StepTime:
+def step_time(config: Config, channels: int, world_size: int, work: Work[float], device: Device) -> StepTime:
     """Time of one step whose samples have this mean work.  `parallel.recompute` must be resolved.
 
     Exposed are all TP and CP calls, the sends of a pipeline, and of the gradients' and parameters' way over DP what one
@@ -192,7 +192,7 @@ def propose(
     config: Config,
     channels: int,
     world_size: int,
-    work: Work,
+    work: Work[float],
     memory_bytes: float,
     frame: tuple[int, int] | None = None,
     most: int = 5,
@@ -214,7 +214,7 @@ def propose(
     for fastest, layout in sorted(timed, key=lambda entry: entry[0]):
         if len(best) >= most and fastest > sorted(plan.time.total for plan in best.values())[most - 1]:
             break
-        longest = packed(one, layout.train.micro_batch_size)
+        longest = one.times(layout.train.micro_batch_size)
         chosen = (
             None
             if find_problems(layout, world_size)
@@ -229,7 +229,9 @@ def propose(
     return sorted(best.values(), key=lambda plan: (plan.time.total, plan.memory.total))[:most]
 
 
-def plan_of(config: Config, channels: int, world_size: int, work: Work, longest: Work, device: Device) -> Plan:
+def plan_of(
+    config: Config, channels: int, world_size: int, work: Work[float], longest: Work[float], device: Device
+) -> Plan:
     """Memory, time and overrides of one layout whose recompute policy is resolved."""
     time = step_time(config, channels, world_size, work, device)
     flops = training_flops(config.model, channels, work.tokens, work.pairs) * config.train.global_batch_size
@@ -285,7 +287,7 @@ def speed_of(config: Config, mfu: float | None) -> Speed:
     return Speed(MFU, MFU * peak, f"assumed: --mfu; {of}")
 
 
-def run_days(config: Config, channels: int, world_size: int, work: Work, speed: Speed) -> float:
+def run_days(config: Config, channels: int, world_size: int, work: Work[float], speed: Speed) -> float:
     """Days that `train.steps` take at this speed."""
     flops = (
         training_flops(config.model, channels, work.tokens, work.pairs)

@@ -8,7 +8,7 @@ from ..config.derived import stage_layers
 from ..config.schema import Config
 from ..errors import UserError
 from ..model.flops import attention_flops, layer_parameters
-from ..objective.next_clip.work import Work
+from ..objective.work import Work
 from .estimate import longest_row
 from .memory import RESERVE, rank_memory
 
@@ -18,7 +18,7 @@ def with_policy(config: Config, policy: str, layers: int = 0) -> Config:
     return replace(config, parallel=replace(config.parallel, recompute=policy, recompute_layers=layers))
 
 
-def recomputed_flops(config: Config, channels: int, work: Work) -> dict[str, float]:
+def recomputed_flops(config: Config, channels: int, work: Work[float]) -> dict[str, float]:
     """FLOPs, on all ranks together, that one more layer costs under each policy for a row of this work."""
     model = config.model
     whole = (
@@ -32,7 +32,7 @@ def recomputed_flops(config: Config, channels: int, work: Work) -> dict[str, flo
     }
 
 
-def recompute_choices(config: Config, channels: int, work: Work) -> list[Config]:
+def recompute_choices(config: Config, channels: int, work: Work[float]) -> list[Config]:
     """Every recompute policy with every number of layers, least FLOPs first."""
     per_rank = max(
         sum(stage_layers(config)[rank :: config.parallel.pipeline]) for rank in range(config.parallel.pipeline)
@@ -43,7 +43,9 @@ def recompute_choices(config: Config, channels: int, work: Work) -> list[Config]
     return [with_policy(config, *name) for name in names]
 
 
-def least_recompute(config: Config, world_size: int, channels: int, work: Work, memory_bytes: float) -> Config | None:
+def least_recompute(
+    config: Config, world_size: int, channels: int, work: Work[float], memory_bytes: float
+) -> Config | None:
     """The configuration with the least recomputation (in FLOPs) whose fullest rank fits `memory_bytes` less `RESERVE`;
     None if none does.
     """

@@ -13,9 +13,9 @@ from ..config.check_data import missing_paths
 from ..config.derived import dp_size, frame_side, stage_layers, typical_frame
 from ..config.schema import Config
 from ..model.flops import attention_flops, component_parameters, linear_flops, training_flops
-from ..objective.next_clip.work import Work, expected_work, longest_work
+from ..objective.work import Work
 from .communication import Links, traffic
-from .estimate import longest_row, mean_row, patches_of, rank_parameters
+from .estimate import longest_row, mean_row, objective_work, rank_parameters
 from .memory import POLICIES, RESERVE, Memory, micro_batches, pipeline_memory
 from .planner import Plan, Speed, device_of, plan_of, propose, run_days, speed_of
 from .recompute import least_recompute, with_policy
@@ -68,7 +68,7 @@ def print_report(
     channels = expected_geometry(config.codec).channels
     named = memory_gb or config.parallel.memory_gb
     memory_bytes = (named or MEMORY_GB) * 1e9
-    work = expected_work(config.data.frames, config.data.clips, patches_of(config, frame or typical_frame(config)))
+    work = objective_work(config).expected(frame or typical_frame(config))
     longest = longest_row(config, frame)
     resolved = _resolved(config, world_size, channels, longest, memory_bytes)
     console.print(_model_table(config, channels))
@@ -85,7 +85,7 @@ def print_report(
         console.print(f"note, before training: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _resolved(config: Config, world_size: int, channels: int, longest: Work, memory_bytes: float) -> Config:
+def _resolved(config: Config, world_size: int, channels: int, longest: Work[float], memory_bytes: float) -> Config:
     """With `auto` replaced by what a run would choose; by full recomputation where not even that fits, so that the
     tables show by how much.
     """
@@ -145,17 +145,19 @@ def _policy(config: Config) -> str:
     )
 
 
-def _work_table(config: Config, channels: int, work: Work, frame: tuple[int, int] | None, world_size: int) -> Table:
+def _work_table(
+    config: Config, channels: int, work: Work[float], frame: tuple[int, int] | None, world_size: int
+) -> Table:
     height, width = frame or typical_frame(config)
     side = frame_side(config)
     largest = f"{width}x{height}" if frame else f"{side}x{side}"
     assumed = "" if frame or config.data.source == "physics" else ", 16:9 assumed (--frame)"
-    longest = longest_work(config.data.frames, config.data.clips, patches_of(config, frame or (side, side)))
+    objective, sizes = objective_work(config), ((height, width), frame or (side, side))
+    longest = objective.largest(sizes[1])
     table = table_of("Sequences and work", "", f"mean, {width}x{height}{assumed}", f"longest, {largest}")
     both, model = (work, longest), config.model
-    table.add_row("noisy frames", *(f"{item.noisy:.1f}" for item in both))
-    table.add_row("clean frames", *(f"{item.clean:.1f}" for item in both))
-    table.add_row("patches per frame", *(f"{item.patches}" for item in both))
+    for fact in objective.facts(*sizes):
+        table.add_row(*fact)
     table.add_row("tokens per sample", *(f"{item.tokens:,.0f}" for item in both))
     table.add_row("mask density", *(f"{item.pairs / item.tokens**2:.3f}" for item in both))
     table.add_section()
@@ -176,7 +178,7 @@ def _work_table(config: Config, channels: int, work: Work, frame: tuple[int, int
     return table
 
 
-def _memory_table(config: Config, channels: int, world_size: int, longest: Work) -> Table:
+def _memory_table(config: Config, channels: int, world_size: int, longest: Work[float]) -> Table:
     """The fullest rank under the configured recomputation, then under every policy for all layers."""
     chosen = _fullest(config, channels, world_size, longest)
     every = [_fullest(with_policy(config, policy), channels, world_size, longest) for policy in POLICIES]
@@ -195,11 +197,11 @@ def _memory_table(config: Config, channels: int, world_size: int, longest: Work)
     return table
 
 
-def _fullest(config: Config, channels: int, world_size: int, longest: Work) -> Memory:
+def _fullest(config: Config, channels: int, world_size: int, longest: Work[float]) -> Memory:
     return max(pipeline_memory(config, channels, world_size, longest), key=lambda memory: memory.total)
 
 
-def _traffic_table(config: Config, channels: int, world_size: int, row: Work) -> Table:
+def _traffic_table(config: Config, channels: int, world_size: int, row: Work[float]) -> Table:
     links = Links()
     speeds = f"{links.inside / 1e9:.0f} GB/s inside a node of {links.node} devices, {links.between / 1e9:.0f} GB/s and"
     caption = f"assumed: {speeds} {links.latency_between * 1e6:.0f} us a call between nodes"
@@ -220,7 +222,9 @@ def _traffic_table(config: Config, channels: int, world_size: int, row: Work) ->
     return table
 
 
-def _time_table(config: Config, channels: int, world_size: int, work: Work, longest: Work, speed: Speed) -> Table:
+def _time_table(
+    config: Config, channels: int, world_size: int, work: Work[float], longest: Work[float], speed: Speed
+) -> Table:
     plan = plan_of(config, channels, world_size, work, longest, device_of(config))
     table = table_of("Time", "", "")
     time = plan.time
@@ -244,7 +248,7 @@ def _time_table(config: Config, channels: int, world_size: int, work: Work, long
     return table
 
 
-def _print_plans(console: Console, plans: list[Plan], memory_bytes: float, named: bool, longest: Work) -> None:
+def _print_plans(console: Console, plans: list[Plan], memory_bytes: float, named: bool, longest: Work[float]) -> None:
     """Proposals as a table and as lines to paste, or a line that nothing fits."""
     memory = f"{memory_bytes / 1e9:g} GB" + ("" if named else " (assumed: --memory-gb)")
     if not plans:

@@ -37,7 +37,7 @@ from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..model.videogpt import VideoGPT
 from ..objective.base import Objective
-from ..objective.build import build_network, build_objective, sample_work
+from ..objective.build import build_network, build_objective, work_of
 from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together
@@ -178,7 +178,7 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
     def fingerprint() -> str | None:
         if source is None:
             return None
-        work = sample_work(config, codec)
+        work = work_of(config, codec)
         return StepPlanner(
             source.train, config.train.seed, config, work, parallel_state.get_data_parallel_world_size()
         ).fingerprint

@@ -13,7 +13,7 @@ from ..checkpoint.folders import checkpoint_name
 from ..checkpoint.save import Saver
 from ..config.schema import Config
 from ..data.loader import Loader
-from ..objective.build import sample_work
+from ..objective.build import work_of
 from ..platforms import world
 from ..platforms.together import fail_together
 from .feed import StepData, host_group, is_reader, read_with_status, side_stream, step_data
@@ -42,7 +42,7 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
                 run.source,
                 run.codec,
                 config,
-                sample_work(config, run.codec),
+                work_of(config, run.codec),
                 parallel_state.get_data_parallel_rank(),
                 parallel_state.get_data_parallel_world_size(),
                 consumed=run.state.consumed,

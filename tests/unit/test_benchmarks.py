@@ -210,7 +210,7 @@ def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
         # Two samples of clips that end with one frame: 64x64 pixels are 2x2 patches of 4x4 cells.
         clips = masks.Split(4, (2, 4), last=1).draw(random.Random(0))
         work = clip_work(clips, 4)
-        unscored = (work.noisy * 2 + work.clean * 6, work.pairs - noisy_pairs(clips))
+        unscored = (work.tokens - work.scored, work.pairs - noisy_pairs(clips))
         loaded = load_config(ROOT / config, overrides)
         flops = training_flops(
             loaded.model,

@@ -15,12 +15,11 @@ from scipy.stats import chi2_contingency, chisquare
 
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.plans import Plans, derived_key, plan_samples, sample_key, shortest_video, split_clips
-from megatron_videogpt.objective.next_clip.sample_work import SampleWork, kept_frames
-from megatron_videogpt.objective.next_clip.work import clip_work
+from megatron_videogpt.objective.next_clip.work import NextClipWork, clip_work
 from megatron_videogpt.sequence.intervals import attended_pairs
-from megatron_videogpt.sequence.layout import layout, training_shape
+from megatron_videogpt.sequence.layout import NOISY, NOISY_PATCH, layout, training_shape
 
-WORK = SampleWork(16, (1.0, 1.0), True)
+WORK = NextClipWork(16, 80, (2, 80), (1.0, 1.0))
 
 UNLIKELY = 1e-4  # p values of correct draws fall below this in one of ten thousand tests; seeds are fixed
 
@@ -119,7 +118,7 @@ def test_stage_4_draws_its_means() -> None:
     plans = draw(DataConfig(frames=80, frame_interval=(4, 12), clips=(2, 80)), 20_000, 10_000)
     clips = plans.cuts.sum(axis=1) + 1
     assert abs(clips.mean() - 41) < 5 * (79**2 - 1) ** 0.5 / 12**0.5 / 20_000**0.5
-    last = 80 - kept_frames(plans)
+    last = 80 - plans.kept
     for k in (2, 10, 40):
         some = last[abs(clips - k) <= 1]
         expected = np.mean([80 / count for count in clips[abs(clips - k) <= 1]])
@@ -134,7 +133,7 @@ def test_stage_4_draws_its_means() -> None:
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=200, deadline=None)
-def test_tokens_and_pairs_are_those_of_the_clips(
+def test_the_work_of_plans_is_that_of_their_clips(
     frames: int, clips: tuple[int, int], sides: tuple[int, int], seed: int
 ) -> None:
     config = DataConfig(frames=frames, min_frames=1, frame_interval=(1, 2), clips=(clips[0], sum(clips)))
@@ -142,15 +141,22 @@ def test_tokens_and_pairs_are_those_of_the_clips(
     keys = [sample_key(seed, 1, i) for i in range(6)]
     plans = plan_samples(config, 1, keys, np.arange(6), 0, 0, room, (16 * sides[0] + 15, np.full(6, 16 * sides[1])))
     works = [clip_work(plans[i].clips, sides[0] * sides[1]) for i in range(6)]
-    assert WORK.tokens(plans).tolist() == [work.tokens for work in works]
-    assert WORK.pairs(plans).tolist() == [work.pairs for work in works]
+    found = WORK.of(plans)
+    for name in ("tokens", "pairs", "scored"):
+        values, expected = getattr(found, name), [getattr(work, name) for work in works]
+        assert values.dtype == np.int64 and values.tolist() == expected
+        assert all(type(value) is int for value in expected)
+    assert plans.kept.tolist() == [sum(plans[i].clips[:-1]) for i in range(6)]
+    assert plans.squares.tolist() == [sum(n * n for n in plans[i].clips) for i in range(6)]
 
 
-def test_pairs_are_those_that_the_mask_attends() -> None:
+def test_the_work_of_plans_is_what_their_layouts_have() -> None:
     plans = draw(DataConfig(frames=7, min_frames=1, frame_interval=(1, 1), clips=(1, 7)), 12, np.arange(1, 13))
+    work = WORK.of(plans)
     for i in range(12):
         made = layout(training_shape(plans[i].clips, (4, 6)))
-        assert WORK.tokens(plans)[i] == len(made.intervals) and WORK.pairs(plans)[i] == attended_pairs(made.intervals)
+        counts = len(made), attended_pairs(made.intervals), len(made.rows(NOISY, NOISY_PATCH))
+        assert (work.tokens[i], work.pairs[i], work.scored[i]) == counts
 
 
 def test_a_plan_does_not_depend_on_its_neighbours() -> None:
@@ -169,10 +175,9 @@ def test_a_plan_does_not_depend_on_its_neighbours() -> None:
         *(plans[i] for i in range(40)),
         *(wider[i] for i in range(3)),
     ]
-    assert WORK.tokens(both).tolist() == [*WORK.tokens(plans), *WORK.tokens(wider)] and WORK.pairs(both).tolist() == [
-        *WORK.pairs(plans),
-        *WORK.pairs(wider),
-    ]
+    whole, parts = WORK.of(both), [WORK.of(plans), WORK.of(wider)]
+    assert whole.tokens.tolist() == [*parts[0].tokens, *parts[1].tokens]
+    assert whole.pairs.tolist() == [*parts[0].pairs, *parts[1].pairs]
 
 
 def test_plans_stay_what_they_are() -> None:

@@ -19,7 +19,7 @@ from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.packing import StepPlanner
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.model.flops import training_flops
-from megatron_videogpt.objective.build import sample_work
+from megatron_videogpt.objective.build import work_of
 from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.plan.balance import DealingStatistics, in_order, measure
 from megatron_videogpt.plan.data_report import advice, print_data_report
@@ -32,7 +32,7 @@ CONFIG = Config(
 
 def planner(config: Config, ranks: int) -> StepPlanner:
     codec = CodecGeometry(16, 8, 1)
-    return StepPlanner(open_source(config.data, codec).train, 0, config, sample_work(config, codec), ranks)
+    return StepPlanner(open_source(config.data, codec).train, 0, config, work_of(config, codec), ranks)
 
 
 def test_naive_dealing_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from megatron_videogpt.config.derived import stage_layers, typical_frame
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ModelConfig
 from megatron_videogpt.model.flops import component_parameters, training_flops
-from megatron_videogpt.objective.next_clip.work import clip_work, expected_work, longest_work
+from megatron_videogpt.objective.next_clip.work import NextClipWork, clip_work
 from megatron_videogpt.plan.estimate import hardware_flops, rank_parameters
 from megatron_videogpt.plan.report import in_units
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
-from megatron_videogpt.sequence.layout import layout, training_shape
+from megatron_videogpt.sequence.layout import NOISY, NOISY_PATCH, layout, training_shape
 
+NAMES = ("tokens", "pairs", "scored")
 TINY = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4)
 
 
@@ -54,26 +56,39 @@ def test_work_is_the_layouts(clips: tuple[int, ...], grid: tuple[int, int]) -> N
     row = layout(training_shape(clips, grid))
     work = clip_work(clips, grid[0] * grid[1])
     assert (work.tokens, work.pairs) == (len(row), attended_pairs(row.intervals))
+    assert work.scored == len(row.rows(NOISY, NOISY_PATCH))
     assert work.pairs == int(dense_mask(row.intervals).sum())
 
 
 @pytest.mark.parametrize("clips", [(1, 1), (2, 7), (3, 3), (7, 7), (1, 7)])
-def test_expected_work_is_the_mean_over_all_splits(clips: tuple[int, int]) -> None:
-    frames, patches = 7, 5
-    means = []
+def test_expected_work_is_the_mean_over_all_splits_and_the_largest_their_longest(clips: tuple[int, int]) -> None:
+    frames, frame = 7, (5, 1)
+    means, every = [], []
     for count in range(clips[0], clips[1] + 1):
         cuts = [(0, *cut, frames) for cut in itertools.combinations(range(1, frames), count - 1)]
-        works = [clip_work([b - a for a, b in itertools.pairwise(cut)], patches) for cut in cuts]
-        means.append((sum(work.tokens for work in works) / len(works), sum(work.pairs for work in works) / len(works)))
-    expected = expected_work(frames, clips, patches)
-    assert expected.tokens == pytest.approx(sum(mean[0] for mean in means) / len(means), rel=1e-12)
-    assert expected.pairs == pytest.approx(sum(mean[1] for mean in means) / len(means), rel=1e-12)
+        works = [clip_work([b - a for a, b in itertools.pairwise(cut)], 5) for cut in cuts]
+        means.append([statistics.mean(getattr(work, name) for work in works) for name in NAMES])
+        every += works
+    closed = NextClipWork(1, frames, clips, (1.0, 1.0))
+    expected, largest = closed.expected(frame), closed.largest(frame)
+    for name, *values in zip(NAMES, *means):
+        assert getattr(expected, name) == pytest.approx(statistics.mean(values), rel=1e-12)
+    # Most pairs has a split into two clips, whether or not there may be so few.
+    most = clip_work((6, 1), 5) if clips[1] > 1 else every[0]
+    assert largest == most and largest.tokens == max(work.tokens for work in every)
+    assert largest.pairs >= max(work.pairs for work in every) and (clips[0] > 2 or largest in every)
+    kept = [work.tokens / 7 - frames for work in (expected, largest)]
+    assert closed.facts(frame, frame) == [
+        ("noisy frames", "7.0", "7.0"),
+        ("clean frames", f"{kept[0]:.1f}", f"{kept[1]:.1f}"),
+        ("patches per frame", "5", "5"),
+    ]
 
 
 def test_the_longest_sequence_of_stage_4_has_159_frame_blocks() -> None:
     # 80 frames of 320x192, last clip one frame, 38,478 tokens.
-    assert longest_work(80, (2, 80), 240).tokens == 38_478
-    assert longest_work(5, (1, 1), 4).tokens == 5 * 6
+    assert NextClipWork(16, 80, (2, 80), (1.0, 1.0)).largest((192, 320)).tokens == 38_478
+    assert NextClipWork(16, 5, (1, 1), (1.0, 1.0)).largest((32, 47)).tokens == 5 * 6
 
 
 def test_flops_of_one_layer_by_hand() -> None:

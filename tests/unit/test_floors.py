@@ -115,6 +115,29 @@ def test_no_import_runs_up_and_none_in_a_circle(graph: dict[str, set[str]]) -> N
     assert circles(graph) == []
 
 
+NAMED = {
+    f"{PACKAGE}.convert.forward": "compares the released form of Video-GPT, which is one objective's",
+}
+"""Modules that may import one objective's package, and why."""
+
+
+def test_nobody_else_imports_the_package_of_an_objective(graph: dict[str, set[str]]) -> None:
+    """What they need comes from `objective.build`, by name."""
+    packages = [path.name for path in (REPOSITORY / PACKAGE / "objective").iterdir() if (path / "options.py").is_file()]
+    assert "next_clip" in packages
+    for package in packages:
+        folder = f"{PACKAGE}.objective.{package}"
+        found = {
+            module
+            for module, targets in graph.items()
+            if module not in NAMED and not module.startswith(f"{folder}.")
+            for target in targets
+            if target.startswith(folder)
+        }
+        assert found == set(), package
+    assert all(any(".objective." in target for target in graph[module]) for module in NAMED), "no longer needed"
+
+
 def planted(folder: Path, file: str, line: str) -> dict[str, set[str]]:
     """The arrows of a copy of the package in which a file has one more line."""
     shutil.copytree(

@@ -14,7 +14,7 @@ from torch import Tensor
 from megatron_videogpt.config.derived import scores_rows_only
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ParallelConfig
-from megatron_videogpt.objective.next_clip.work import Work
+from megatron_videogpt.objective.work import Work
 from megatron_videogpt.plan.memory import head_bytes, layer_bytes
 from megatron_videogpt.sequence.row import Row
 
@@ -155,7 +155,7 @@ def saved_bytes(run: Callable[[], Any], outside: list[Tensor]) -> int:
 def test_it_keeps_what_the_estimate_says(recompute: str) -> None:
     model, row = built(recompute), row_of(CLIPS[0])
     config, scored = config_of(recompute), len(row.scored_rows)
-    work = Work(noisy=scored / 16, clean=0.0, patches=16, pairs=0.0)
+    work = Work(tokens=row.length, pairs=0, scored=scored)
     outside = [*model.parameters(), row.intervals]
     found = saved_bytes(lambda: loss_of(model, row), outside)
     model.scored_only = False

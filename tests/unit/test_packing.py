@@ -20,12 +20,12 @@ from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, 
 from megatron_videogpt.data.plans import Plans, plan_samples, sample_key
 from megatron_videogpt.data.splits import Longest
 from megatron_videogpt.model.flops import attention_flops, training_flops
-from megatron_videogpt.objective.build import sample_work
-from megatron_videogpt.objective.next_clip.work import clip_work, expected_work
-from megatron_videogpt.plan.estimate import longest_row, mean_row, packed_rows, patches_of
+from megatron_videogpt.objective.build import work_of
+from megatron_videogpt.objective.next_clip.work import clip_work
+from megatron_videogpt.plan.estimate import longest_row, mean_row, objective_work, packed_rows
 from megatron_videogpt.plan.memory import micro_batches
 
-WORK = sample_work(Config(data=DataConfig(clips=(2, 12))), CodecGeometry(4, 8, 1))
+WORK = work_of(Config(data=DataConfig(clips=(2, 12))), CodecGeometry(4, 8, 1))
 """Patches of 16 pixels."""
 
 
@@ -95,7 +95,7 @@ def test_packed_steps(
     layout = ParallelConfig(tensor=tensor, pipeline=pipeline[0], virtual_pipeline=pipeline[1])
     made = planner(batch, dp, seed, parallel=layout, pack_tokens=budget, row_lengths=lengths, cost_buckets=buckets)
     plan = made.step(step * batch)
-    tokens = WORK.tokens(plan.plans)
+    tokens = WORK.of(plan.plans).tokens
     rows = [row for rank in plan.rows for row in rank]
     assert sorted(sample for row in rows for sample in row.samples) == list(range(batch)) and len(plan.rows) == dp
     counts = {len(rank) for rank in plan.rows}
@@ -123,7 +123,7 @@ def test_unpacked_steps_are_in_order() -> None:
         [(0, 1), (2, 3), (4, 5)],
         [(6, 7), (8, 9), (10, 11)],
     ]
-    tokens = WORK.tokens(plan.plans)
+    tokens = WORK.of(plan.plans).tokens
     for row in itertools.chain(*plan.rows):
         assert row.length % 4 == 0 and 0 <= row.length - tokens[list(row.samples)].sum() < 4
 
@@ -137,7 +137,7 @@ def test_buckets_keep_the_samples_of_their_window() -> None:
         steps = [made.plans(60 * window + 20 * i) for i in range(3)]
         assert sorted(n for plans in steps for n in plans.number.tolist()) == list(range(60 * window, 60 * window + 60))
         spreads = [
-            [sample_costs(WORK.tokens(plans), WORK.pairs(plans), made.weights) for plans in some]
+            [sample_costs(WORK.of(plans).tokens, WORK.of(plans).pairs, made.weights) for plans in some]
             for some in (steps, [plain.plans(0)])
         ]
         bucketed, mixed = ([np.std(costs) / np.mean(costs) for costs in some] for some in spreads)
@@ -151,7 +151,7 @@ def test_buckets_keep_the_samples_of_their_window() -> None:
 def test_costs_are_flops_or_what_was_measured() -> None:
     config = Config()
     channels, work = expected_geometry(config.codec).channels, clip_work((3, 4, 1), 6)
-    needs = sample_work(config, expected_geometry(config.codec))
+    needs = work_of(config, expected_geometry(config.codec))
     a, b = cost_weights(config, needs)
     assert a * work.tokens + b * work.pairs == pytest.approx(
         training_flops(config.model, channels, work.tokens, work.pairs), rel=1e-12
@@ -205,7 +205,7 @@ def test_estimates_know_packed_rows() -> None:
     data = DataConfig(frames=12, frame_interval=(1, 3), clips=(2, 12), pack_tokens=9000)
     config = Config(data=data, train=TrainConfig(global_batch_size=40))
     assert longest_row(config).tokens == pytest.approx(9000)
-    work = expected_work(12, (2, 12), patches_of(config, typical_frame(config)))
+    work = objective_work(config).expected(typical_frame(config))
     count = -(-10 * work.tokens // 9000)
     assert packed_rows(config, 4) == micro_batches(config, 4) == count
     row = mean_row(config, 4, work)
@@ -217,4 +217,4 @@ def test_estimates_know_packed_rows() -> None:
     interleaved = replace(config, parallel=ParallelConfig(pipeline=2, virtual_pipeline=2))
     assert packed_rows(interleaved, 8) == 2 * -(-count // 2)
     plain = replace(config, data=replace(data, pack_tokens=0), train=replace(config.train, micro_batch_size=2))
-    assert longest_row(plain).tokens == 2 * 23 * (patches_of(config, (64, 64)) + 2) and micro_batches(plain, 4) == 5
+    assert longest_row(plain).tokens == 2 * 23 * (4 * 4 + 2) and micro_batches(plain, 4) == 5

@@ -13,9 +13,10 @@ from megatron_videogpt import __main__ as cli
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import config_from_dict, load_config
 from megatron_videogpt.config.schema import Config
-from megatron_videogpt.objective.next_clip.work import Work, clip_work, expected_work
+from megatron_videogpt.objective.next_clip.work import NextClipWork, clip_work
+from megatron_videogpt.objective.work import Work
 from megatron_videogpt.plan.communication import inside_node, traffic
-from megatron_videogpt.plan.estimate import longest_row, rank_parameters
+from megatron_videogpt.plan.estimate import longest_row, objective_work, rank_parameters
 from megatron_videogpt.plan.memory import RESERVE, pipeline_memory
 from megatron_videogpt.plan.planner import (
     bubble,
@@ -33,6 +34,7 @@ from megatron_videogpt.plan.recompute import least_recompute, with_policy
 CHANNELS = 4
 WORK = clip_work((2, 2, 2), 64)
 STAGE4 = Path(__file__).resolve().parents[2] / "examples" / "videogpt" / "stage4.toml"
+STAGE4_WORK = NextClipWork(16, 80, (2, 80), (1.0, 1.0)).expected((192, 320))
 
 
 def small(precision: str = "fp32", layers: int = 4, batch: int = 8, ema: float = 0.0, **parallel: object) -> Config:
@@ -82,8 +84,8 @@ def test_the_bubble_is_the_simulated_schedules(times: tuple[float, ...], count: 
 
 
 def test_communication_by_hand() -> None:
-    row, wide, layers = Work(noisy=3, clean=2, patches=18, pairs=0.0), 64, 4
-    tokens, scored = 100, 54
+    wide, layers, tokens, scored = 64, 4, 100, 54
+    row = Work(tokens, 0, scored)
 
     def sent(world: int, **parallel: object) -> dict[tuple[str, str], tuple[float, float]]:
         return {
@@ -128,7 +130,7 @@ def test_stage_times_add_up_to_the_models_work() -> None:
 
 def test_proposals_are_the_exhaustive_searchs() -> None:
     config = small(batch=16, layers=4)
-    work, limit = expected_work(16, (16, 16), 16), 9e6
+    work, limit = NextClipWork(16, 16, (16, 16), (1.0, 1.0)).expected((64, 64)), 9e6
     found = propose(config, CHANNELS, 8, work, limit)
     every = []
     for layout in layouts(config, 8):
@@ -148,19 +150,19 @@ def test_proposals_are_the_exhaustive_searchs() -> None:
 
 def test_stage_4_on_320_devices() -> None:
     config = load_config(STAGE4)
-    work = expected_work(config.data.frames, config.data.clips, 240)
+    work = objective_work(config).expected((192, 320))
     plans = propose(config, CHANNELS, 320, work, 80e9, frame=(192, 320))
     assert len(plans) == 5
     for plan in plans:
         pasted = load_config(STAGE4, plan.overrides)
         assert not find_problems(pasted, 320)
         assert pasted == plan.config
-        assert max(entry.total for entry in pipeline_memory(pasted, CHANNELS, 320, Work(80, 79, 240, 0))) < 80e9
+        assert max(entry.total for entry in pipeline_memory(pasted, CHANNELS, 320, Work(38_478, 0, 80 * 240))) < 80e9
         assert 0.2 < plan.mfu < 0.65
 
 
 def test_more_recomputation_and_slower_links_take_longer() -> None:
-    config, work = load_config(STAGE4), expected_work(80, (2, 80), 240)
+    config, work = load_config(STAGE4), STAGE4_WORK
     times = [
         step_time(with_policy(config, policy), CHANNELS, 320, work, device_of(config)).total
         for policy in ("none", "selective", "mlp", "full")
@@ -173,7 +175,7 @@ def test_more_recomputation_and_slower_links_take_longer() -> None:
 
 def test_days_follow_the_given_the_measured_and_the_assumed_speed(tmp_path: Path) -> None:
     config = replace(load_config(STAGE4), train=replace(load_config(STAGE4).train, output=str(tmp_path)))
-    work = expected_work(80, (2, 80), 240)
+    work = STAGE4_WORK
     assumed = speed_of(config, None)
     assert (assumed.mfu, assumed.flops) == (0.4, 0.4 * 989e12) and "assumed" in assumed.source
     # 21.7 + 10.7 GFLOP per token at 16:9; 20,000 steps of 320 samples at 1.2 EFLOP each on 320 devices.

@@ -14,8 +14,7 @@ from megatron_videogpt.data.plans import SamplePlan
 from megatron_videogpt.data.sources.datasets import FILE_ENTRY
 from megatron_videogpt.data.splits import VideoSplit, resized_sizes
 from megatron_videogpt.data.video.pictures import resized_shape
-from megatron_videogpt.objective.next_clip.sample_work import SampleWork
-from megatron_videogpt.objective.next_clip.work import clip_work
+from megatron_videogpt.objective.next_clip.work import NextClipWork, clip_work
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +79,9 @@ def test_the_largest_sample_is_an_upper_bound_that_is_reached(
         n = max(n for n in range(1, frames + 1) if n == 1 or (n - 1) * stride * interval < available)
         splits = [(n,)] if clips[1] == 1 or n == 1 else [(n - 1, 1)]
         best = max(best, *(int(clip_work(each, (w // cell) * (h // cell)).tokens) for each in splits))
-    work = SampleWork(cell, (1.0, 1.0), clips[1] > 1)
+    work = NextClipWork(cell, frames, clips, (1.0, 1.0))
     assert split.largest_tokens(work.longest) == best
-    assert int(work.tokens(split.plans(0, range(50))).max()) <= best
+    assert int(work.of(split.plans(0, range(50))).tokens.max()) <= best
 
 
 def test_mixtures_meet_their_weights_and_complete_every_epoch() -> None:
@@ -103,7 +102,7 @@ def test_mixtures_meet_their_weights_and_complete_every_epoch() -> None:
     for i, weight in enumerate(weights):
         assert np.abs(np.cumsum(plans.dataset == i) - weight * np.arange(1, 801)).max() <= 1
     assert len(set(plans.key.tolist())) == 800
-    longest = SampleWork(16, (1.0, 1.0), True).longest
+    longest = NextClipWork(16, 4, (1, 4), (1.0, 1.0)).longest
     assert mixture.largest_tokens(longest) == max(part.largest_tokens(longest) for part in parts)
     assert mixture.job(plans[5]) == (plans[5], plans[5].item)  # type: ignore[comparison-overlap]
     pick = [701, 2, 399]

@@ -1,0 +1,70 @@
+"""What training samples ask of devices, whatever is learned: what an objective says of its sequences in closed form.
+
+Rows are packed and dealt by it, and `check`, the planner and the estimates of memory and communication rest on it.  No
+NumPy here: `check` asks, and importing it would take much of its time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.plans import Plans
+
+Number = TypeVar("Number", float, "np.ndarray")
+
+
+@dataclass(frozen=True)
+class Work(Generic[Number]):
+    """Work of a sequence, of several together, or an expectation; or of each of n samples, int64 [n] all.
+
+    tokens: without padding; pairs: (query, key) pairs that attend; scored: tokens whose output the head reads.
+    """
+
+    tokens: Number
+    pairs: Number
+    scored: Number
+
+    def times(self, samples: float) -> Work[Number]:
+        """Of `samples` alike, in one row or several."""
+        return Work(self.tokens * samples, self.pairs * samples, self.scored * samples)
+
+
+class ObjectiveWork(Protocol):
+    """The closed forms of a run's objective.  Frames are latent frames; a frame's size is (height, width) in pixels."""
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides, beside a sample's plan, how many tokens and pairs it has."""
+        ...
+
+    def of(self, plans: Plans) -> Work[np.ndarray]:
+        """Of each sample, exactly: int64 [n]."""
+        ...
+
+    def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """int64 [n]: most tokens of a sample of so many frames, int64 [n].  sizes: heights and widths, int64 [n]."""
+        ...
+
+    def expected(self, frame: tuple[int, int]) -> Work[float]:
+        """Mean over the random draws of samples of `data.frames` frames of this size."""
+        ...
+
+    def largest(self, frame: tuple[int, int]) -> Work[float]:
+        """The longest sequence that a draw of `data.frames` frames of this size can give; none has more pairs."""
+        ...
+
+    def facts(self, expected: tuple[int, int], largest: tuple[int, int]) -> list[tuple[str, str, str]]:
+        """What else `check` prints of a sequence: (label, its value in a mean one, its value in the longest one).
+
+        expected, largest: sizes of the frames of either.
+        """
+        ...
