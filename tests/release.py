@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from megatron_videogpt.config.schema import ModelConfig
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS
 from megatron_videogpt.convert.released import read_model_config
+from megatron_videogpt.convert.table import EMBED_TOKENS, parameters
 from megatron_videogpt.convert.tensor_files import Entry, write_tensors
-from megatron_videogpt.model.parameters import EMBED_TOKENS, hf_shape, parameters
 
 MODEL = ModelConfig(
     num_layers=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, num_query_groups=1, position_table_size=4
@@ -42,7 +42,7 @@ CONFIG = {
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     """A whole model's, with a text table of 12 rows."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {entry.hf: hf_shape(entry, MODEL, 4) for entry in parameters(MODEL)} | {
+    shapes = {entry.hf: entry.shape(MODEL, 4) for entry in parameters(MODEL)} | {
         EMBED_TOKENS: (12, 16),
         "pos_embed": (1, 16, 16),
     }

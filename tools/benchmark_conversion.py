@@ -121,13 +121,13 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
     import torch
 
     from megatron_videogpt.config.load import load_config
+    from megatron_videogpt.convert.table import EMBED_TOKENS, POSITION_TABLE, parameters
     from megatron_videogpt.convert.tensor_files import Entry, write_tensors
-    from megatron_videogpt.model.parameters import EMBED_TOKENS, POSITION_TABLE, hf_shape, parameters
 
     model = replace(load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, num_layers=layers)
     shapes: dict[str, tuple[int, ...]] = {POSITION_TABLE: (1, model.position_table_size**2, model.hidden_size)}
     shapes |= {
-        entry.hf: (VOCABULARY, model.hidden_size) if entry.hf == EMBED_TOKENS else hf_shape(entry, model, CHANNELS)
+        entry.hf: (VOCABULARY, model.hidden_size) if entry.hf == EMBED_TOKENS else entry.shape(model, CHANNELS)
         for entry in parameters(model)
     }
     generator = torch.Generator().manual_seed(0)

@@ -22,7 +22,8 @@ from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.model.flops import component_parameters, training_flops
-from megatron_videogpt.plan.estimate import hardware_flops
+from megatron_videogpt.objective.build import parameter_table
+from megatron_videogpt.plan.estimate import hardware_flops, objective_work
 from megatron_videogpt.platforms import Platform
 from megatron_videogpt.train.async_values import AsyncValue, DeviceEvent
 from megatron_videogpt.train.meter import row_work
@@ -122,10 +123,9 @@ class Session:
 
 def work_of(config: Config, rows: list[Any]) -> tuple[int, float, float]:
     """(tokens, model FLOPs, hardware FLOPs) of rows with all their shards."""
-    channels = expected_geometry(config.codec).channels
-    work = row_work(rows)
+    work, weights = row_work(rows), objective_work(config).weights
     parts = work.tokens, work.pairs, (work.unscored, work.unscored_pairs)
-    return work.tokens, training_flops(config.model, channels, *parts), hardware_flops(config, channels, *parts)
+    return work.tokens, training_flops(config.model, weights, *parts), hardware_flops(config, weights, *parts)
 
 
 def time_steps(session: Session, backend: str, result: Timed) -> None:
@@ -249,7 +249,8 @@ def table(
 ) -> str:
     """Markdown."""
     model, layout, peak = config.model, config.parallel, peak_of(config, platform, options)
-    parameters = sum(component_parameters(model, expected_geometry(config.codec).channels).values())
+    channels = expected_geometry(config.codec).channels
+    parameters = sum(component_parameters(parameter_table(config), model, channels).values())
     recompute = layout.recompute + (f" of {layout.recompute_layers} layers" if layout.recompute_layers else "")
     fewer = f" ({left_out} layers left out to fit the memory)" if left_out else ""
     tokens = next((result.tokens for result in results.values() if not result.note), [0])

@@ -38,8 +38,8 @@ from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
-from megatron_videogpt.model.flops import attention_flops, linear_flops  # noqa: E402
 from megatron_videogpt.objective.next_clip.work import clip_work, work_of  # noqa: E402
+from megatron_videogpt.plan.estimate import objective_work
 from megatron_videogpt.platforms import activate  # noqa: E402
 from tools.benchmark_step import frame_of, resolved, with_layers  # noqa: E402
 
@@ -169,10 +169,7 @@ def describe(
 ) -> str:
     """What was found, and the line to paste."""
     scale = config.model.num_layers / measured.model.num_layers
-    linear, attended = (
-        linear_flops(config.model, expected_geometry(config.codec).channels, 1),
-        attention_flops(config.model, 1),
-    )
+    linear, attended = objective_work(config).weights
     ratio = f"{fit.a / fit.b:,.0f}" if fit.b else "infinitely many"
     errors = np.abs(fit.errors)
     lines = [

@@ -53,9 +53,8 @@ def spread(parameter: Any, config: Any, channels: int) -> Tensor:
 
     The real start has a zero head, which gives the backbone no gradient in the first step, and biases of zero.
     """
-    from megatron_videogpt.model.parameters import hf_shape
 
-    shape = hf_shape(parameter, config.model, channels)
+    shape = parameter.shape(config.model, channels)
     digest = hashlib.blake2b(parameter.hf.encode(), digest_size=7).digest()
     draws = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
     if len(shape) > 1:

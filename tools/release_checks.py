@@ -66,7 +66,7 @@ def check_tensors(task: Task) -> list[str]:
     from megatron_videogpt.config.load import load_config
     from megatron_videogpt.convert.ingest import check_keys
     from megatron_videogpt.convert.released import sizes_of
-    from megatron_videogpt.model.parameters import EMBED_TOKENS, POSITION_TABLE
+    from megatron_videogpt.convert.table import EMBED_TOKENS, POSITION_TABLE
 
     folder = opened(task)
     model, channels = sizes_of(folder)
@@ -91,7 +91,7 @@ def check_tensors(task: Task) -> list[str]:
 def check_hints(task: Task) -> list[str]:
     """Ids, and that their rows hold something."""
     from megatron_videogpt.convert.hints import TOKENIZER_FILES, TOKENS
-    from megatron_videogpt.model.parameters import EMBED_TOKENS
+    from megatron_videogpt.convert.table import EMBED_TOKENS
 
     folder = opened(task)
     ids = folder.hint_ids()

@@ -10,11 +10,12 @@ from torch import Tensor
 from ..checkpoint.saved import find_checkpoint
 from ..config.schema import Config
 from ..errors import UserError
-from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, parameters
+from ..model.parameters import Parameter
 from ..model.patches import position_axis
 from .folder import CARRIED_STARTS
 from .sharded import Weights
 from .side import NAME, Side
+from .table import EMBED_TOKENS, POSITION_TABLE, parameters
 from .tensor_files import Entry
 
 SCRATCH_HINT_IDS, SCRATCH_VOCABULARY = (1, 2, 3), 4

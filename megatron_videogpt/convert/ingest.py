@@ -19,11 +19,12 @@ from ..codec.geometry import codec_geometry, diffusers_settings
 from ..codec.options import CodecConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
-from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
+from ..model.parameters import Parameter
 from ..model.tensors import initial
 from .folder import Folder
 from .hints import TOKENIZER_FILES
 from .released import backbone, sizes_of
+from .table import EMBED_TOKENS, POSITION_TABLE, parameters
 from .tensor_files import Entry
 from .untrusted import read_object
 
@@ -74,7 +75,7 @@ def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: b
         if key not in held:
             problems.append(f"{key} is missing")
             continue
-        shape, wanted = folder.shape(key), hf_shape(entry, model, channels)
+        shape, wanted = folder.shape(key), entry.shape(model, channels)
         if entry.hf == EMBED_TOKENS:
             wanted = (shape[0] if shape else 1, model.hidden_size)
         if shape != wanted:
@@ -154,7 +155,7 @@ class Source:
 
     def bytes(self) -> tuple[int, int]:
         """Of the parameters, and of the tensors that travel along."""
-        shapes = ((entry.hf, hf_shape(entry, self.model, self.channels)) for entry in parameters(self.model))
+        shapes = ((entry.hf, entry.shape(self.model, self.channels)) for entry in parameters(self.model))
         return sum(math.prod(shape) * self.stored(key).itemsize for key, shape in shapes), sum(
             entry.size for entry in self.side_entries()
         )

@@ -23,13 +23,13 @@ from ..config.load import ConfigError
 from ..config.schema import Config, ParallelConfig
 from ..config.toml import config_to_toml
 from ..errors import UserError
-from ..model.parameters import parameters
 from ..model.tensors import from_hf, shard
 from .ingest import Source
 from .settings import folder_config
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
 from .standalone import vae_files
+from .table import parameters
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..config.schema import ModelConfig
 from ..errors import UserError
-from ..model.parameters import EMBED_TOKENS, POSITION_TABLE, Parameter, hf_shape, parameters
+from ..model.parameters import Parameter
 from .folder import Folder
+from .table import EMBED_TOKENS, POSITION_TABLE, parameters
 from .untrusted import show
 
 MOST = {
@@ -203,7 +204,7 @@ def _check_shapes(folder: Folder, model: ModelConfig, channels: int) -> None:
         )
     wrong = []
     for entry in parameters(model):
-        expected = hf_shape(entry, model, channels)
+        expected = entry.shape(model, channels)
         if entry.hf in held and entry.hf != EMBED_TOKENS and folder.shape(entry.hf) != expected:
             wrong.append(f"{entry.hf} {list(folder.shape(entry.hf))}, expected {list(expected)}")
     table = folder.shape(EMBED_TOKENS) if EMBED_TOKENS in held else (0, model.hidden_size)

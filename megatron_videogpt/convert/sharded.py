@@ -20,8 +20,9 @@ from ..checkpoint.average import PREFIX
 from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
-from ..model.parameters import Parameter, hf_shape, parameters
+from ..model.parameters import Parameter
 from ..model.tensors import to_hf
+from .table import parameters
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty
@@ -71,7 +72,7 @@ class Weights:
 
     def shape(self, entry: Parameter) -> tuple[int, ...]:
         """Of a parameter in released layout."""
-        return hf_shape(entry, self.model, self.channels)
+        return entry.shape(self.model, self.channels)
 
     def tensor(self, entry: Parameter) -> Tensor:
         """A whole parameter in released layout, in its stored dtype."""
@@ -87,7 +88,7 @@ class Weights:
 
 
 def _full_shape(entry: Parameter, model: ModelConfig, channels: int) -> tuple[int, ...]:
-    shape = hf_shape(entry, model, channels)
+    shape = entry.shape(model, channels)
     return (shape[0], shape[1] * shape[2] * shape[3]) if entry.rule.form == "patch" else shape
 
 

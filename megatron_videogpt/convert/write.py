@@ -19,12 +19,12 @@ from ..codec.geometry import codec_geometry
 from ..config.derived import frame_side
 from ..config.toml import config_to_toml
 from ..errors import UserError
-from ..model.parameters import parameters
 from .card import model_card
 from .export import NO_TOKENIZER, Export
 from .folder import CARRIED_NAMES, Folder
 from .settings import CODECS, TRAINING, codec_of, without_paths
 from .standalone import hub_config, write_code, write_json, write_vae
+from .table import parameters
 from .tensor_files import Entry, write_tensors
 from .untrusted import read_object
 

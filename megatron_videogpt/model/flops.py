@@ -9,15 +9,17 @@ import math
 from functools import lru_cache
 
 from ..config.schema import ModelConfig
-from .parameters import hf_shape, parameters
+from .parameters import DECODER, Table
+
+LAYER = Table(tuple(rule for rule in DECODER if "{l}" in rule.name))
 
 
-def component_parameters(model: ModelConfig, channels: int) -> dict[str, int]:
+def component_parameters(table: Table, model: ModelConfig, channels: int) -> dict[str, int]:
     """Component -> number of parameters of the whole model; the fixed position table is not one."""
     counts: dict[str, int] = {}
-    for parameter in parameters(model):
+    for parameter in table.entries(model):
         component = component_of(parameter.name)
-        counts[component] = counts.get(component, 0) + math.prod(hf_shape(parameter, model, channels))
+        counts[component] = counts.get(component, 0) + math.prod(parameter.shape(model, channels))
     return counts
 
 
@@ -28,9 +30,10 @@ def component_of(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def sharded_parameters(model: ModelConfig, channels: int, tensor: int) -> tuple[int, int, int]:
+def sharded_parameters(table: Table, model: ModelConfig, channels: int, tensor: int) -> tuple[int, int, int]:
     """Parameters on one of `tensor` ranks of: a layer, what comes before the layers, what comes after them."""
-    return _shapes(
+    return _counts(
+        table,
         model.hidden_size,
         model.ffn_hidden_size,
         model.num_attention_heads,
@@ -43,8 +46,8 @@ def sharded_parameters(model: ModelConfig, channels: int, tensor: int) -> tuple[
 
 # A planner asks for the same few shapes thousands of times.
 @lru_cache(maxsize=256)
-def _shapes(
-    width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int
+def _counts(
+    table: Table, width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int
 ) -> tuple[int, int, int]:
     model = ModelConfig(
         num_layers=1,
@@ -55,8 +58,8 @@ def _shapes(
         patch_size=patch,
     )
     layer = first = last = 0
-    for parameter in parameters(model):
-        count = math.prod(hf_shape(parameter, model, channels)) // (tensor if parameter.rule.split is not None else 1)
+    for parameter in table.entries(model):
+        count = math.prod(parameter.shape(model, channels)) // (tensor if parameter.rule.split is not None else 1)
         if ".layers." in parameter.name:
             layer += count
         elif parameter.name.startswith("embedding."):
@@ -66,20 +69,16 @@ def _shapes(
     return layer, first, last
 
 
-def layer_parameters(model: ModelConfig, channels: int) -> int:
+def layer_parameters(model: ModelConfig) -> int:
     """Parameters of one decoder layer."""
-    return sharded_parameters(model, channels, 1)[0]
+    return sharded_parameters(LAYER, model, 0, 1)[0]
 
 
-def linear_flops(model: ModelConfig, channels: int, tokens: float) -> float:
-    """FLOPs of one forward and backward pass through weights: 6 per weight and token.
-
-    Every token counts the decoder, one patch projection and, as every other token is noisy, half of the output
-    projection; the networks that run once per frame are left out (together under 1 %).
+def linear_flops(model: ModelConfig, ends: float, tokens: float) -> float:
+    """FLOPs of one forward and backward pass through weights: 6 per weight and token.  ends: weights outside of the
+    decoder that a mean token meets, as its objective counts them.
     """
-    patch = model.patch_size**2 * channels
-    ends = (patch + 1) * model.hidden_size + (model.hidden_size + 1) * patch / 2
-    return 6 * (model.num_layers * layer_parameters(model, channels) + ends) * tokens
+    return 6 * (model.num_layers * layer_parameters(model) + ends) * tokens
 
 
 def attention_flops(model: ModelConfig, pairs: float) -> float:
@@ -89,27 +88,25 @@ def attention_flops(model: ModelConfig, pairs: float) -> float:
     return 12 * pairs * model.num_attention_heads * model.head_dim * model.num_layers
 
 
-def unscored_flops(model: ModelConfig, channels: int, tokens: float, pairs: float) -> float:
+def unscored_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
     """FLOPs of one forward and backward pass that the last layer does not need on `tokens` rows which no head reads: of
     these rows, which attend `pairs` pairs, only keys and values matter.
     """
     keys_values = model.hidden_size * (1 + 2 * model.kv_heads * model.head_dim)
-    return (
-        6 * (layer_parameters(model, channels) - keys_values) * tokens
-        + attention_flops(model, pairs) / model.num_layers
-    )
+    return 6 * (layer_parameters(model) - keys_values) * tokens + attention_flops(model, pairs) / model.num_layers
 
 
 def training_flops(
-    model: ModelConfig, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)
+    model: ModelConfig,
+    weights: tuple[float, float],
+    tokens: float,
+    pairs: float,
+    unscored: tuple[float, float] = (0.0, 0.0),
 ) -> float:
-    """Model FLOPs of one forward and backward pass: `linear_flops` and `attention_flops`, less `unscored_flops` of the
+    """Model FLOPs of one forward and backward pass over tokens and attended pairs, less `unscored_flops` of the
     (tokens, pairs) of rows that no head reads, where they are known.
 
-    Recomputed activations, norms, softmax and the optimizer do not count, as is usual for MFU.
+    weights: FLOPs of a token and of a pair (`ObjectiveWork.weights`).  Recomputed activations, norms, softmax and the
+    optimizer do not count, as is usual for MFU.
     """
-    return (
-        linear_flops(model, channels, tokens)
-        + attention_flops(model, pairs)
-        - unscored_flops(model, channels, *unscored)
-    )
+    return weights[0] * tokens + weights[1] * pairs - unscored_flops(model, *unscored)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.schema import ModelConfig
 from ..errors import UserError
-from .parameters import Parameter, parameters
+from .parameters import Parameter
 from .tensors import from_hf, initial, shard, to_hf, unshard
 
 
@@ -24,13 +24,13 @@ def _global_name(name: str, layers: nn.ModuleList) -> str:
 
 
 def named(model: nn.Module, config: ModelConfig) -> Iterator[tuple[Parameter, nn.Parameter]]:
-    """(table entry, parameter) of everything this rank holds; raises an AssertionError for a parameter the table does
-    not know.
+    """(table entry, parameter) of everything this rank holds; raises an AssertionError for a parameter that the
+    network's table does not know.
     """
-    table = {entry.name: entry for entry in parameters(config)}
+    table = {entry.name: entry for entry in model.table.entries(config)}
     for name, parameter in model.named_parameters():
         name = _global_name(name, model.decoder.layers)
-        assert name in table, f"{name} is not in model/parameters.py"
+        assert name in table, f"{name} is not in the table of {type(model).__name__}"
         yield table[name], parameter
 
 

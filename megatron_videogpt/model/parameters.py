@@ -1,104 +1,115 @@
-"""One table of parameters: released (Phi-3 style) key, our name, how the two relate, how tensor parallelism shards it,
-how it starts.
+"""Tables of parameters: released (Phi-3 style) key, our name, shape, how released and own layout relate, how tensor
+parallelism shards it, how it starts, how it is optimized.
 
-Initialisation, loading, saving and parity checks all read this table (tests/golden/README.md, section 7), and `check`
-counts parameters with it: no PyTorch here, `tensors` does with tensors what the rules say.
+Initialisation, loading, saving and parity checks all read a network's table, and `check` counts parameters with it: no
+PyTorch here, `tensors` does with tensors what the rules say.  The decoder's rules are here; those of what stands around
+it belong to the objective.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..config.schema import ModelConfig
 
-EMBED_TOKENS = "llm.embed_tokens.weight"
-"""The text embedding table; we keep only the rows of the three hint tokens."""
-POSITION_TABLE = "pos_embed"
-"""A fixed buffer of the released format; recomputed here, never loaded."""
+Shape = Callable[[ModelConfig, int], tuple[int, ...]]
+"""`shape(model, channels)` of a released tensor; channels: latent channels of the codec."""
+
+
+def width(model: ModelConfig, channels: int) -> tuple[int, ...]:
+    """A vector of the hidden size."""
+    return (model.hidden_size,)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """hf: released key; name: our key; form: plain, patch, hint, qkv or gate_up; split: TP dimension (None:
-    replicated); init: see `initial`.
+    """hf: released key; name: our key; shape: of the released tensor; form: plain, patch, hint, qkv or gate_up; split:
+    TP dimension (None: replicated); init: see `tensors.initial`; decay, rate: multiply `optimizer.weight_decay` (None:
+    as `optimizer.decay` has it) and `optimizer.lr`.
 
     ``{l}`` stands for the layer, counted over the whole model.
     """
 
     hf: str
     name: str
+    shape: Shape = width
     form: str = "plain"
     split: int | None = None
     init: str = "normal"
+    decay: float | None = None
+    rate: float = 1.0
 
 
-def _linear(hf: str, name: str, weight: str, bias: str = "zeros", form: str = "plain") -> tuple[Rule, Rule]:
-    return Rule(f"{hf}.weight", f"{name}.weight", form=form, init=weight), Rule(f"{hf}.bias", f"{name}.bias", init=bias)
+def linear_rules(
+    hf: str, name: str, shape: Shape, init: str, bias: str = "zeros", form: str = "plain"
+) -> tuple[Rule, Rule]:
+    """Of a linear layer with a bias, whose weight starts as `init`; the bias has the shape's first dimension."""
+    return (
+        Rule(f"{hf}.weight", f"{name}.weight", shape, form=form, init=init),
+        Rule(f"{hf}.bias", f"{name}.bias", lambda model, channels: shape(model, channels)[:1], init=bias),
+    )
 
 
-RULES: tuple[Rule, ...] = (
-    *_linear("x_embedder.proj", "embedding.noisy_patch", "zeros", form="patch"),
-    *_linear("input_x_embedder.proj", "embedding.clean_patch", "xavier", form="patch"),
-    *_linear("time_token.mlp.0", "embedding.time_token.mlp.0", "normal"),
-    *_linear("time_token.mlp.2", "embedding.time_token.mlp.2", "normal"),
-    Rule(EMBED_TOKENS, "embedding.hint", form="hint"),
-    Rule("llm.layers.{l}.input_layernorm.weight", "decoder.layers.{l}.input_layernorm.weight", init="ones"),
+def _query(model: ModelConfig) -> int:
+    return model.num_attention_heads * model.head_dim
+
+
+def _qkv(model: ModelConfig, channels: int) -> tuple[int, ...]:
+    return (_query(model) + 2 * model.kv_heads * model.head_dim, model.hidden_size)
+
+
+_LAYER, _OURS = "llm.layers.{l}", "decoder.layers.{l}"
+
+DECODER: tuple[Rule, ...] = (
+    Rule(f"{_LAYER}.input_layernorm.weight", f"{_OURS}.input_layernorm.weight", init="ones"),
+    Rule(f"{_LAYER}.self_attn.qkv_proj.weight", f"{_OURS}.self_attention.linear_qkv.weight", _qkv, "qkv", split=0),
     Rule(
-        "llm.layers.{l}.self_attn.qkv_proj.weight",
-        "decoder.layers.{l}.self_attention.linear_qkv.weight",
-        form="qkv",
+        f"{_LAYER}.self_attn.o_proj.weight",
+        f"{_OURS}.self_attention.linear_proj.weight",
+        lambda model, channels: (model.hidden_size, _query(model)),
+        split=1,
+    ),
+    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_OURS}.pre_mlp_layernorm.weight", init="ones"),
+    Rule(
+        f"{_LAYER}.mlp.gate_up_proj.weight",
+        f"{_OURS}.mlp.linear_fc1.weight",
+        lambda model, channels: (2 * model.ffn_hidden_size, model.hidden_size),
+        "gate_up",
         split=0,
     ),
-    Rule("llm.layers.{l}.self_attn.o_proj.weight", "decoder.layers.{l}.self_attention.linear_proj.weight", split=1),
-    Rule("llm.layers.{l}.post_attention_layernorm.weight", "decoder.layers.{l}.pre_mlp_layernorm.weight", init="ones"),
-    Rule("llm.layers.{l}.mlp.gate_up_proj.weight", "decoder.layers.{l}.mlp.linear_fc1.weight", form="gate_up", split=0),
-    Rule("llm.layers.{l}.mlp.down_proj.weight", "decoder.layers.{l}.mlp.linear_fc2.weight", split=1),
+    Rule(
+        f"{_LAYER}.mlp.down_proj.weight",
+        f"{_OURS}.mlp.linear_fc2.weight",
+        lambda model, channels: (model.hidden_size, model.ffn_hidden_size),
+        split=1,
+    ),
     Rule("llm.norm.weight", "decoder.final_layernorm.weight", init="ones"),
-    *_linear("t_embedder.mlp.0", "head.time_embedder.mlp.0", "normal"),
-    *_linear("t_embedder.mlp.2", "head.time_embedder.mlp.2", "normal"),
-    *_linear("final_layer.adaLN_modulation.1", "head.modulation", "zeros"),
-    *_linear("final_layer.linear", "head.linear", "zeros"),
 )
+"""The decoder's layers and its final norm (reference README section 7)."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a model: its released key, its name with global layer numbers, and its rule."""
+    """One parameter of a network: its released key, its name with global layer numbers, and its rule."""
 
     hf: str
     name: str
     rule: Rule
 
-
-def parameters(model: ModelConfig) -> Iterator[Parameter]:
-    """All parameters of a model, in the table's order."""
-    for rule in RULES:
-        for layer in range(model.num_layers) if "{l}" in rule.hf else (0,):
-            yield Parameter(rule.hf.replace("{l}", str(layer)), rule.name.replace("{l}", str(layer)), rule)
+    def shape(self, model: ModelConfig, channels: int) -> tuple[int, ...]:
+        """Of the released tensor (of the three hint rows for the text table)."""
+        return self.rule.shape(model, channels)
 
 
-def hf_shape(parameter: Parameter, model: ModelConfig, channels: int) -> tuple[int, ...]:
-    """Shape of the released tensor (of the three hint rows for the text table)."""
-    width, patch = model.hidden_size, model.patch_size
-    query, key = model.num_attention_heads * model.head_dim, model.kv_heads * model.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "embedding.noisy_patch.weight": (width, channels, patch, patch),
-        "embedding.clean_patch.weight": (width, channels, patch, patch),
-        "embedding.time_token.mlp.0.weight": (width, 256),
-        "embedding.time_token.mlp.2.weight": (width, width),
-        "embedding.hint": (3, width),
-        "self_attention.linear_qkv.weight": (query + 2 * key, width),
-        "self_attention.linear_proj.weight": (width, query),
-        "mlp.linear_fc1.weight": (2 * model.ffn_hidden_size, width),
-        "mlp.linear_fc2.weight": (width, model.ffn_hidden_size),
-        "head.time_embedder.mlp.0.weight": (width, 256),
-        "head.time_embedder.mlp.2.weight": (width, width),
-        "head.modulation.weight": (2 * width, width),
-        "head.modulation.bias": (2 * width,),
-        "head.linear.weight": (patch * patch * channels, width),
-        "head.linear.bias": (patch * patch * channels,),
-    }
-    name = re.sub(r"^decoder\.layers\.\d+\.", "", parameter.name)
-    return shapes.get(name, (width,))
+@dataclass(frozen=True)
+class Table:
+    """The parameters of a network; rules in the order in which a released folder has them."""
+
+    rules: tuple[Rule, ...]
+
+    def entries(self, model: ModelConfig) -> Iterator[Parameter]:
+        """All parameters of a network of these sizes, in the table's order."""
+        for rule in self.rules:
+            for layer in range(model.num_layers) if "{l}" in rule.name else (0,):
+                yield Parameter(rule.hf.replace("{l}", str(layer)), rule.name.replace("{l}", str(layer)), rule)

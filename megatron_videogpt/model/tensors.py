@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import ModelConfig
-from .parameters import Parameter, hf_shape
+from .parameters import Parameter
 
 
 def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
@@ -71,7 +71,7 @@ def initial(parameter: Parameter, model: ModelConfig, channels: int, seed: int) 
     """The released-layout float32 tensor a run from scratch starts with (reference README section 7), drawn from (seed,
     key) alone, so that it does not depend on the parallel layout.
     """
-    shape, init = hf_shape(parameter, model, channels), parameter.rule.init
+    shape, init = parameter.shape(model, channels), parameter.rule.init
     if init in ("zeros", "ones"):
         return torch.full(shape, float(init == "ones"))
     digest = hashlib.blake2b(f"{seed}/{parameter.hf}".encode(), digest_size=8).digest()

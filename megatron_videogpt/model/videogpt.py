@@ -20,6 +20,7 @@ from ..sequence.row import Row
 from .cache import CachedRow
 from .init import mark_shards
 from .layers import decoder_spec, transformer_config
+from .parameters import Table
 from .rope import angles, inverse_frequencies
 from .self_attention import ScoredRows, scored_rows
 
@@ -31,11 +32,12 @@ class Ends(NamedTuple):
     """What an objective puts around the decoder.
 
     embedding: packed row or shard -> hidden states ``[l, 1, D]``; head: hidden states, the row, and whether only the
-    rows that it reads are there -> output.
+    rows that it reads are there -> output.  table: of all parameters, the decoder's among them.
     """
 
     embedding: End
     head: End
+    table: Table
 
 
 class VideoGPT(MegatronModule):
@@ -53,6 +55,7 @@ class VideoGPT(MegatronModule):
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
         super().__init__(config=decoder_config)
+        self.table = ends.table
         pre_process, post_process = stage == 0, stage == layout.stages - 1
         # megatron-core reads this name from every chunk of an interleaved pipeline.
         self.vp_stage = chunk if layout.virtual_pipeline > 1 else None

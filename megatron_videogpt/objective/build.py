@@ -2,6 +2,7 @@
 
     options    its section and rules (`config.sections.enter`), imported at start
     work       work_of(config, codec) -> ObjectiveWork, its closed forms
+    parameters TABLE, the parameters of its network
     objective  build(config) -> Objective
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`)
     denoiser   build_denoiser(chunks, config, device) -> Denoiser; absent where it has no sampler
@@ -21,6 +22,7 @@ from ..codec.geometry import Geometry
 from ..config.schema import Config
 from ..config.sections import find
 from ..errors import UserError
+from ..model.parameters import Table
 from .work import ObjectiveWork
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
     """The closed forms of the objective that `objective.name` names."""
     work: ObjectiveWork = module_of(config, "work").work_of(config, codec)
     return work
+
+
+def parameter_table(config: Config) -> Table:
+    """The parameters of the network that the objective trains."""
+    table: Table = module_of(config, "parameters").TABLE
+    return table
 
 
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:

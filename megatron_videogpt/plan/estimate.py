@@ -16,7 +16,7 @@ from ..codec.options import CodecConfig
 from ..config.derived import dp_size, frame_side, recomputed_layers, scores_rows_only, stage_layers, typical_frame
 from ..config.schema import Config
 from ..model.flops import attention_flops, layer_parameters, sharded_parameters, training_flops, unscored_flops
-from ..objective.build import work_of
+from ..objective.build import parameter_table, work_of
 from ..objective.work import ObjectiveWork, Work
 
 
@@ -25,7 +25,7 @@ def pipeline_parameters(config: Config, channels: int) -> tuple[int, ...]:
     the head at the ends.
     """
     model, layout = config.model, config.parallel
-    layer, first, last = sharded_parameters(model, channels, layout.tensor)
+    layer, first, last = sharded_parameters(parameter_table(config), model, channels, layout.tensor)
     counts = [0] * layout.pipeline
     for stage, layers in enumerate(stage_layers(config)):
         counts[stage % layout.pipeline] += layers * layer
@@ -48,6 +48,12 @@ def objective_work(config: Config) -> ObjectiveWork:
 @lru_cache(maxsize=64)
 def _geometry(codec: CodecConfig) -> CodecGeometry:
     return expected_geometry(codec)
+
+
+def step_flops(config: Config, work: Work[float]) -> float:
+    """Model FLOPs of an optimizer step with samples of this mean work."""
+    one = training_flops(config.model, objective_work(config).weights, work.tokens, work.pairs)
+    return one * config.train.global_batch_size
 
 
 def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work[float]:
@@ -76,7 +82,11 @@ def packed_rows(config: Config, world_size: int) -> int:
 
 
 def hardware_flops(
-    config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float] = (0.0, 0.0)
+    config: Config,
+    weights: tuple[float, float],
+    tokens: float,
+    pairs: float,
+    unscored: tuple[float, float] = (0.0, 0.0),
 ) -> float:
     """FLOPs that devices execute for one forward and backward pass: `training_flops`, what of it the last layer
     computes in vain, and what activation recomputation repeats.
@@ -94,20 +104,18 @@ def hardware_flops(
         raise ValueError("parallel.recompute=auto has no FLOPs yet: resolve it with memory.resolve_recompute first")
     ranks = [stage_layers(config)[rank :: layout.pipeline] for rank in range(layout.pipeline)]
     again = [recomputed_layers(layout, layers) for layers in ranks]
-    total = training_flops(model, channels, tokens, pairs)
-    repeated, skipped = _repeated(config, channels, tokens, pairs, unscored)
+    total = training_flops(model, weights, tokens, pairs)
+    repeated, skipped = _repeated(config, tokens, pairs, unscored)
     total += repeated * sum(map(sum, again))
     if scores_rows_only(layout):
         # Queries of all rows are projected together with keys and values.
         queries = 6 * model.hidden_size * model.num_attention_heads * model.head_dim * unscored[0]
-        total -= unscored_flops(model, channels, *unscored) - queries
+        total -= unscored_flops(model, *unscored) - queries
         total -= skipped if again[-1][-1] == ranks[-1][-1] else 0.0
     return total
 
 
-def _repeated(
-    config: Config, channels: int, tokens: float, pairs: float, unscored: tuple[float, float]
-) -> tuple[float, float]:
+def _repeated(config: Config, tokens: float, pairs: float, unscored: tuple[float, float]) -> tuple[float, float]:
     """FLOPs that the backward pass repeats for one layer that recomputes, and how many fewer these are in a last layer
     that drops its unscored rows.
     """
@@ -115,6 +123,6 @@ def _repeated(
     products = 2 * 3 * model.hidden_size * model.ffn_hidden_size
     if config.parallel.recompute != "full":
         return products * tokens, products * unscored[0]
-    forward = 2 * layer_parameters(model, channels) * tokens + attention_flops(model, pairs) / model.num_layers / 3
+    forward = 2 * layer_parameters(model) * tokens + attention_flops(model, pairs) / model.num_layers / 3
     queries = 2 * model.hidden_size * model.num_attention_heads * model.head_dim * unscored[0]
-    return forward, unscored_flops(model, channels, *unscored) / 3 - queries
+    return forward, unscored_flops(model, *unscored) / 3 - queries

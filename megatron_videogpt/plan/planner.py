@@ -16,10 +16,10 @@ from pathlib import Path
 from ..config.check import find_problems
 from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config
-from ..model.flops import attention_flops, layer_parameters, training_flops
+from ..model.flops import attention_flops, layer_parameters
 from ..objective.work import Work
 from .communication import Links, Traffic, traffic
-from .estimate import longest_row, mean_row
+from .estimate import longest_row, mean_row, step_flops
 from .memory import Memory, layer_bytes, micro_batches, rank_memory
 from .recompute import least_recompute
 
@@ -82,7 +82,7 @@ def rank_seconds(config: Config, channels: int, work: Work[float], device: Devic
     model, layout = config.model, config.parallel
     shards = layout.tensor * layout.context
     rate = device.peak * device.products * shards
-    weights = 6 * layer_parameters(model, channels) * work.tokens / rate
+    weights = 6 * layer_parameters(model) * work.tokens / rate
     pairs = attention_flops(model, work.pairs) / model.num_layers / (device.peak * device.attention * shards)
     layer = layer_bytes(config, work.tokens)
     # Written and read forward, read and written backward: what a layer keeps, and what "selective" computes again.
@@ -234,8 +234,7 @@ def plan_of(
 ) -> Plan:
     """Memory, time and overrides of one layout whose recompute policy is resolved."""
     time = step_time(config, channels, world_size, work, device)
-    flops = training_flops(config.model, channels, work.tokens, work.pairs) * config.train.global_batch_size
-    mfu = flops / world_size / device.peak / time.total
+    mfu = step_flops(config, work) / world_size / device.peak / time.total
     return Plan(config, world_size, overrides_of(config), rank_memory(config, channels, world_size, longest), time, mfu)
 
 
@@ -287,11 +286,6 @@ def speed_of(config: Config, mfu: float | None) -> Speed:
     return Speed(MFU, MFU * peak, f"assumed: --mfu; {of}")
 
 
-def run_days(config: Config, channels: int, world_size: int, work: Work[float], speed: Speed) -> float:
+def run_days(config: Config, world_size: int, work: Work[float], speed: Speed) -> float:
     """Days that `train.steps` take at this speed."""
-    flops = (
-        training_flops(config.model, channels, work.tokens, work.pairs)
-        * config.train.global_batch_size
-        * config.train.steps
-    )
-    return flops / (speed.flops * world_size) / 86400
+    return step_flops(config, work) * config.train.steps / (speed.flops * world_size) / 86400

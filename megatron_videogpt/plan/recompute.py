@@ -21,9 +21,7 @@ def with_policy(config: Config, policy: str, layers: int = 0) -> Config:
 def recomputed_flops(config: Config, channels: int, work: Work[float]) -> dict[str, float]:
     """FLOPs, on all ranks together, that one more layer costs under each policy for a row of this work."""
     model = config.model
-    whole = (
-        2 * layer_parameters(model, channels) * work.tokens + attention_flops(model, work.pairs) / model.num_layers / 3
-    )
+    whole = 2 * layer_parameters(model) * work.tokens + attention_flops(model, work.pairs) / model.num_layers / 3
     return {
         "none": 0.0,
         "selective": 0.0,

@@ -12,7 +12,8 @@ from ..codec.geometry import expected_geometry
 from ..config.check_data import missing_paths
 from ..config.derived import dp_size, frame_side, stage_layers, typical_frame
 from ..config.schema import Config
-from ..model.flops import attention_flops, component_parameters, linear_flops, training_flops
+from ..model.flops import attention_flops, component_parameters, training_flops
+from ..objective.build import parameter_table
 from ..objective.work import Work
 from .communication import Links, traffic
 from .estimate import longest_row, mean_row, objective_work, rank_parameters
@@ -106,7 +107,7 @@ def table_of(title: str, *columns: str, caption: str = "") -> Table:
 
 def _model_table(config: Config, channels: int) -> Table:
     table = table_of("Model", "component", "parameters")
-    counts = component_parameters(config.model, channels)
+    counts = component_parameters(parameter_table(config), config.model, channels)
     for name, count in counts.items():
         table.add_row(f"{name} x {config.model.num_layers}" if name == "decoder.layers" else name, f"{count:,}")
     table.add_section()
@@ -155,7 +156,7 @@ def _work_table(
     objective, sizes = objective_work(config), ((height, width), frame or (side, side))
     longest = objective.largest(sizes[1])
     table = table_of("Sequences and work", "", f"mean, {width}x{height}{assumed}", f"longest, {largest}")
-    both, model = (work, longest), config.model
+    both, model, weights = (work, longest), config.model, objective.weights
     for fact in objective.facts(*sizes):
         table.add_row(*fact)
     table.add_row("tokens per sample", *(f"{item.tokens:,.0f}" for item in both))
@@ -163,13 +164,13 @@ def _work_table(
     table.add_section()
     table.add_row(
         "model FLOPs per token",
-        *(flops(training_flops(model, channels, item.tokens, item.pairs) / item.tokens) for item in both),
+        *(flops(training_flops(model, weights, item.tokens, item.pairs) / item.tokens) for item in both),
     )
-    table.add_row("  linear", *(flops(linear_flops(model, channels, item.tokens) / item.tokens) for item in both))
+    table.add_row("  linear", *(flops(weights[0]) for _ in both))
     table.add_row(
         "  attention, attended pairs only", *(flops(attention_flops(model, item.pairs) / item.tokens) for item in both)
     )
-    per_sample = [training_flops(model, channels, item.tokens, item.pairs) for item in both]
+    per_sample = [training_flops(model, weights, item.tokens, item.pairs) for item in both]
     batch = config.train.global_batch_size
     table.add_row("model FLOPs per sample", *map(flops, per_sample))
     table.add_row("model FLOPs per step", *(flops(value * batch) for value in per_sample))
@@ -240,7 +241,7 @@ def _time_table(
         f"{duration(time.communication)}",
     )
     table.add_row("estimated MFU", f"{plan.mfu:.2f} (a model of kernels and links: docs/planner.md)")
-    days, devices = run_days(config, channels, world_size, work, speed), f"{world_size} device{'s' * (world_size > 1)}"
+    days, devices = run_days(config, world_size, work, speed), f"{world_size} device{'s' * (world_size > 1)}"
     length = f"{days:.3g} days" if days >= 0.1 else duration(days * 86400)
     table.add_row(
         f"{config.train.steps:,} steps", f"{length} on {devices} at MFU {speed.mfu:.2f} ({speed.source})", style="bold"

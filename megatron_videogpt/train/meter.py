@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..model.flops import training_flops
+from ..objective.build import work_of
 from ..plan.estimate import hardware_flops
 from ..sequence.intervals import attended_pairs
 from ..sequence.row import Row
@@ -60,7 +61,7 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self.config, self.platform, self.state, self.group = run.config, run.platform, run.state, run.control
-        self.channels, self.names = run.codec.channels, metric_names(run.objective)
+        self.weights, self.names = work_of(run.config, run.codec).weights, metric_names(run.objective)
         self.peak = run.config.logging.peak_tflops or peak_tflops(run.platform.device_name)
         self._clear()
 
@@ -104,9 +105,9 @@ class Meter:
         devices = torch.distributed.get_world_size() * 1e12
         named["tokens_per_second"] = tokens / seconds
         named["step_time"], named["data_wait"] = seconds / interval.steps, waited / 1e6 / interval.steps
-        named["tflops_per_device"] = training_flops(self.config.model, self.channels, *work) / seconds / devices
+        named["tflops_per_device"] = training_flops(self.config.model, self.weights, *work) / seconds / devices
         named["memory_peak_gib"] = memory / 2**30
         if self.peak:
             named["mfu"] = named["tflops_per_device"] / self.peak
-            named["hfu"] = hardware_flops(self.config, self.channels, *work) / seconds / devices / self.peak
+            named["hfu"] = hardware_flops(self.config, self.weights, *work) / seconds / devices / self.peak
         return named

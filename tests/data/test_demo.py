@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_videogpt.config.schema import ModelConfig
+from megatron_videogpt.convert.table import EMBED_TOKENS, parameters
 from megatron_videogpt.data.decode import probe
-from megatron_videogpt.model.parameters import EMBED_TOKENS, hf_shape, parameters
 
 from ..parallel.launch import REPOSITORY
 
@@ -64,7 +64,7 @@ def checkpoint(folder: Path) -> Path:
         num_query_groups=1,
         position_table_size=8,
     )
-    shapes = {entry.hf: hf_shape(entry, model, 16) for entry in parameters(model)} | {
+    shapes = {entry.hf: entry.shape(model, 16) for entry in parameters(model)} | {
         EMBED_TOKENS: (4, 16),
         "pos_embed": (1, 64, 16),
     }

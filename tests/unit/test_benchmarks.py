@@ -16,6 +16,7 @@ from megatron_videogpt.attention import attend, ranged
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.model.flops import training_flops
+from megatron_videogpt.objective.build import work_of
 from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
@@ -214,7 +215,7 @@ def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
         loaded = load_config(ROOT / config, overrides)
         flops = training_flops(
             loaded.model,
-            expected_geometry(loaded.codec).channels,
+            work_of(loaded, expected_geometry(loaded.codec)).weights,
             2 * work.tokens,
             2 * work.pairs,
             (2 * unscored[0], 2 * unscored[1]),

@@ -16,6 +16,7 @@ from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.errors import PeerFailed, UserError
+from megatron_videogpt.objective.build import parameter_table
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "examples" / "videogpt" / "quickstart.toml")
@@ -52,7 +53,9 @@ def test_check_prints_parameters_layout_and_memory(capsys: pytest.CaptureFixture
     assert cli.main(["check", QUICKSTART, "--gpus", "4", "train.global_batch_size=16", "model.num_layers=2"]) == 0
     out = capsys.readouterr().out
     config = load_config(QUICKSTART, ["model.num_layers=2"])
-    total = sum(component_parameters(config.model, expected_geometry(config.codec).channels).values())
+    channels = expected_geometry(config.codec).channels
+    channels = expected_geometry(config.codec).channels
+    total = sum(component_parameters(parameter_table(config), config.model, channels).values())
     for expected in (
         f"{total:,}",
         "decoder.layers x 2",

@@ -53,7 +53,8 @@ def test_what_is_measured_is_what_clips_cost() -> None:
     for step in range(3):
         plans = planner(CONFIG, 4).plans(24 * step)
         works = [clip_work(plan.clips, 16) for plan in plans]
-        flops = [training_flops(CONFIG.model, 16, work.tokens, work.pairs) for work in works]
+        weights = work_of(CONFIG, CodecGeometry(16, 8, 1)).weights
+        flops = [training_flops(CONFIG.model, weights, work.tokens, work.pairs) for work in works]
         sums = [sum(flops[6 * rank : 6 * rank + 6]) for rank in range(4)]
         assert configured.imbalance[step] == pytest.approx(max(sums) / statistics.mean(sums)) == naive.imbalance[step]
         assert configured.tokens[step] == sum(work.tokens for work in works) == configured.padded[step]

@@ -14,12 +14,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_videogpt.codec.geometry import CodecGeometry
 from megatron_videogpt.config.derived import stage_layers, typical_frame
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema import Config, ModelConfig
 from megatron_videogpt.model.flops import component_parameters, training_flops
+from megatron_videogpt.objective.build import work_of
+from megatron_videogpt.objective.next_clip.parameters import TABLE
 from megatron_videogpt.objective.next_clip.work import NextClipWork, clip_work
-from megatron_videogpt.plan.estimate import hardware_flops, rank_parameters
+from megatron_videogpt.plan.estimate import hardware_flops, objective_work, rank_parameters
 from megatron_videogpt.plan.report import in_units
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
 from megatron_videogpt.sequence.layout import NOISY, NOISY_PATCH, layout, training_shape
@@ -31,7 +34,7 @@ TINY = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attent
 def test_parameters_are_the_released_models_with_three_rows_of_the_token_table(reference: Path) -> None:
     released = json.loads((reference / "released_model.json").read_text())
     vocabulary, width = released["keys"]["llm.embed_tokens.weight"]
-    counts = component_parameters(ModelConfig(), released["in_channels"])
+    counts = component_parameters(TABLE, ModelConfig(), released["in_channels"])
     assert sum(counts.values()) == released["num_parameters"] - (vocabulary - 3) * width
     layers = sum(math.prod(shape) for key, shape in released["keys"].items() if key.startswith("llm.layers."))
     assert counts["decoder.layers"] == layers
@@ -39,15 +42,15 @@ def test_parameters_are_the_released_models_with_three_rows_of_the_token_table(r
 
 def test_parameters_of_the_tiny_reference_model(reference: Path) -> None:
     total = json.loads((reference / "tiny_mha" / "extra.json").read_text())["num_parameters"]
-    assert sum(component_parameters(TINY, 4).values()) == total - (128 - 3) * 64
+    assert sum(component_parameters(TABLE, TINY, 4).values()) == total - (128 - 3) * 64
 
 
 def test_parameters_with_fewer_key_value_heads_and_other_channels() -> None:
     # Two of four key/value heads less: 2 * 2 * 16 rows of 64 in each of 2 layers; 4 channels more: 3 projections of 2 *
     # 2 * 4 * 64, and their biases.
-    base = sum(component_parameters(TINY, 4).values())
-    assert sum(component_parameters(replace(TINY, num_query_groups=2), 4).values()) == base - 2 * 2 * 2 * 16 * 64
-    assert sum(component_parameters(TINY, 8).values()) == base + 3 * 16 * 64 + 16
+    base = sum(component_parameters(TABLE, TINY, 4).values())
+    assert sum(component_parameters(TABLE, replace(TINY, num_query_groups=2), 4).values()) == base - 2 * 2 * 2 * 16 * 64
+    assert sum(component_parameters(TABLE, TINY, 8).values()) == base + 3 * 16 * 64 + 16
 
 
 @pytest.mark.parametrize("clips", [(1,), (3,), (1, 1), (1, 2, 3), (4, 1, 1, 2)])
@@ -95,9 +98,11 @@ def test_flops_of_one_layer_by_hand() -> None:
     model = ModelConfig(num_layers=1, hidden_size=8, ffn_hidden_size=16, num_attention_heads=2)
     matrices = 8 * 24 + 8 * 8 + 8 * 32 + 16 * 8
     norms, patch, head = 2 * 8, 4 * 8 + 8, 8 * 4 + 4
+    weights = work_of(Config(model=model), CodecGeometry(1, 8, 1)).weights
     # Query-key products and the weighted values are 2 * 2 * pairs * 8 forward, and twice that backward.
     assert (
-        training_flops(model, 1, tokens=10, pairs=7) == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
+        training_flops(model, weights, tokens=10, pairs=7)
+        == 6 * 10 * (matrices + norms + patch + head / 2) + 3 * 4 * 7 * 8
     )
 
 
@@ -133,11 +138,11 @@ def test_recomputation_adds_the_flops_that_torch_counts(processes: None, policy:
         for parallel in ({}, recompute)
     )
     (before, tokens, unscored), (after, _, _) = counted_flops(plain), counted_flops(again)
-    work = (4, tokens, tokens**2, (unscored, unscored * tokens))
+    work, weights = (tokens, tokens**2, (unscored, unscored * tokens)), objective_work(plain).weights
     # The estimate counts weights of norms as if they were matrices; torch does not.  The last layer, where it is
     # recomputed, has fewer rows in one norm.
     norms = 2 * 64 * (2 * layers * tokens - (layers == 3) * unscored) if policy == "full" else 0
-    assert hardware_flops(again, *work) - hardware_flops(plain, *work) == pytest.approx(
+    assert hardware_flops(again, weights, *work) - hardware_flops(plain, weights, *work) == pytest.approx(
         after - before + norms, rel=1e-12
     )
     assert (after > before) == (layers > 0)
@@ -154,9 +159,10 @@ def test_hardware_flops_are_what_torch_counts(processes: None) -> None:
     )
 
     def estimated(function: Callable[..., float], layers: int) -> float:
-        model = replace(TINY, num_layers=layers)
-        first = config_from_dict({"model": asdict(model)}) if function is hardware_flops else model
-        return function(first, 4, tokens[0], tokens[0] ** 2, (unscored[0], unscored[0] * tokens[0]))
+        config = config_from_dict({"model": asdict(replace(TINY, num_layers=layers))})
+        weights = work_of(config, CodecGeometry(4, 8, 1)).weights
+        first = config if function is hardware_flops else config.model
+        return function(first, weights, tokens[0], tokens[0] ** 2, (unscored[0], unscored[0] * tokens[0]))
 
     # A layer that is not the last; then the model of one: embedding, head, and a last layer that projects all rows'
     # queries and computes the scored ones.
@@ -169,7 +175,8 @@ def test_hardware_flops_are_what_torch_counts(processes: None) -> None:
 def test_hardware_flops_of_a_pipeline_are_those_of_all_ranks() -> None:
     def extra(**parallel: object) -> float:
         config = config_from_dict({"model": {"num_layers": 8}, "parallel": parallel})
-        return hardware_flops(config, 4, 1000, 5000) - training_flops(config.model, 4, 1000, 5000)
+        weights = objective_work(config).weights
+        return hardware_flops(config, weights, 1000, 5000) - training_flops(config.model, weights, 1000, 5000)
 
     assert extra(recompute="full", recompute_layers=1, pipeline=4) == pytest.approx(
         extra(recompute="full", recompute_layers=4), rel=1e-12
@@ -184,7 +191,7 @@ def test_a_ranks_parameters_follow_tensor_and_pipeline_parallelism() -> None:
         shape = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
         return rank_parameters(config_from_dict({"model": shape, "parallel": parallel}), 4)
 
-    counts = component_parameters(replace(TINY, num_layers=4), 4)
+    counts = component_parameters(TABLE, replace(TINY, num_layers=4), 4)
     matrices, norms = 4 * (64 * 192 + 64 * 64 + 64 * 256 + 128 * 64), 4 * 2 * 64
     assert counts["decoder.layers"] == matrices + norms
     assert on_rank() == sum(counts.values())

@@ -16,7 +16,7 @@ import torch
 
 from megatron_videogpt.convert.folder import WEIGHTS, Folder
 from megatron_videogpt.convert.released import read_model_config, tensor_source
-from megatron_videogpt.model.parameters import hf_shape, parameters
+from megatron_videogpt.convert.table import parameters
 
 from ..release import MODEL, refused, shard, sound_folder
 
@@ -183,7 +183,7 @@ def test_random_damage_is_refused_or_harmless(folder: Path) -> None:
             model, channels = read_model_config(folder)
             source = tensor_source(folder, (1, 2, 3))
             for entry in parameters(model):
-                assert tuple(source(entry).shape) == hf_shape(entry, model, channels)
+                assert tuple(source(entry).shape) == entry.shape(model, channels)
             opened = Folder(folder)
             assert all(opened.tensor(key).shape == opened.shape(key) for key in opened.keys())
             outcomes["read"] += 1

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_videogpt.config.schema import Config
 from megatron_videogpt.errors import UserError
+from megatron_videogpt.objective.build import work_of
 from tests.session import Session
 
 pytestmark = pytest.mark.usefixtures("processes")
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("processes")
 class Codec:
     """As much of a codec as a step asks for."""
 
-    channels = 4
+    channels, spatial_stride, temporal_stride = 4, 8, 1
 
 
 def start(
@@ -137,7 +139,8 @@ def vain_share(model: Any) -> float:
     assert row.tokens == 42
     # Noisy patches see the clean frames before their clip and all of their clip, in blocks of 6.
     scored_pairs = 4 * 6 + 8 * (6 + 12) + 4 * (18 + 6)
-    needed = training_flops(model, Codec.channels, 42, row.pairs, (26, row.pairs - scored_pairs))
+    weights = work_of(Config(model=model), Codec()).weights
+    needed = training_flops(model, weights, 42, row.pairs, (26, row.pairs - scored_pairs))
     return 6 * model.hidden_size * model.num_attention_heads * model.head_dim * 26 / needed
 
 

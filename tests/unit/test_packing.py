@@ -19,8 +19,9 @@ from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.packing import StepPlan, StepPlanner, cost_weights, sample_costs
 from megatron_videogpt.data.plans import Plans, plan_samples, sample_key
 from megatron_videogpt.data.splits import Longest
-from megatron_videogpt.model.flops import attention_flops, training_flops
+from megatron_videogpt.model.flops import attention_flops, linear_flops
 from megatron_videogpt.objective.build import work_of
+from megatron_videogpt.objective.next_clip.parameters import end_weights
 from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.plan.estimate import longest_row, mean_row, objective_work, packed_rows
 from megatron_videogpt.plan.memory import micro_batches
@@ -154,7 +155,9 @@ def test_costs_are_flops_or_what_was_measured() -> None:
     needs = work_of(config, expected_geometry(config.codec))
     a, b = cost_weights(config, needs)
     assert a * work.tokens + b * work.pairs == pytest.approx(
-        training_flops(config.model, channels, work.tokens, work.pairs), rel=1e-12
+        linear_flops(config.model, end_weights(config.model, channels), work.tokens)
+        + attention_flops(config.model, work.pairs),
+        rel=1e-12,
     )
     assert b == attention_flops(config.model, 1)
     measured = replace(config, data=replace(config.data, cost=(2e-6, 3e-11)))

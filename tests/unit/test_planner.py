@@ -179,7 +179,7 @@ def test_days_follow_the_given_the_measured_and_the_assumed_speed(tmp_path: Path
     assumed = speed_of(config, None)
     assert (assumed.mfu, assumed.flops) == (0.4, 0.4 * 989e12) and "assumed" in assumed.source
     # 21.7 + 10.7 GFLOP per token at 16:9; 20,000 steps of 320 samples at 1.2 EFLOP each on 320 devices.
-    per_step = run_days(config, CHANNELS, 320, work, assumed) * 86400 / 20_000
+    per_step = run_days(config, 320, work, assumed) * 86400 / 20_000
     flops = (6 * 3_624_075_264 * work.tokens + 12 * work.pairs * 3072 * 32) * 320
     assert per_step * 320 * assumed.flops == pytest.approx(flops, rel=1e-3)
     lines = [{"step": n, "mfu": mfu, "tflops_per_device": 500 * mfu} for n, mfu in enumerate((0.1, 0.3, 0.5))]

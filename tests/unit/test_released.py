@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS, Folder
 from megatron_videogpt.convert.released import read_model_config, tensor_source
+from megatron_videogpt.convert.table import EMBED_TOKENS, parameters
 from megatron_videogpt.convert.tensor_files import Entry, write_tensors
 from megatron_videogpt.convert.untrusted import DTYPES
-from megatron_videogpt.model.parameters import EMBED_TOKENS, parameters
 
 from ..release import CONFIG, MODEL, entries, refused, shard, sound_folder, tensors
 

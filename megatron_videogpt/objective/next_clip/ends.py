@@ -13,6 +13,7 @@ from ...model.patches import position_axis
 from ...model.timesteps import TimestepNetwork
 from ...model.videogpt import Ends
 from ...sequence.row import Row
+from .parameters import TABLE
 
 
 class VideoEmbedding(nn.Module):
@@ -72,4 +73,4 @@ class VideoHead(nn.Module):
         return self.linear(normed * (1 + scale) + shift).float()
 
 
-ENDS = Ends(VideoEmbedding, VideoHead)
+ENDS = Ends(VideoEmbedding, VideoHead, TABLE)

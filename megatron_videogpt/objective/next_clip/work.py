@@ -16,6 +16,7 @@ from ...codec.geometry import Geometry
 from ...config.schema import Config
 from ...model.flops import attention_flops, linear_flops
 from ..work import Number, Work
+from .parameters import end_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,8 @@ class NextClipWork:
 
 def work_of(config: Config, codec: Geometry) -> NextClipWork:
     """`NextClipWork` of a run."""
-    weights = linear_flops(config.model, codec.channels, 1), attention_flops(config.model, 1)
+    model = config.model
+    weights = linear_flops(model, end_weights(model, codec.channels), 1), attention_flops(model, 1)
     cell = codec.spatial_stride * config.model.patch_size
     return NextClipWork(cell, config.data.frames, config.data.clips, weights)
 
