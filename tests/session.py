@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from torch import Tensor
 class Session:
     """A tiny model in training on random latents."""
 
-    def __init__(self, recompute: str = "none", precision: str = "fp32", **optimizer: Any) -> None:
+    def __init__(
+        self,
+        recompute: str = "none",
+        precision: str = "fp32",
+        rules: dict[str, dict[str, float]] | None = None,
+        **optimizer: Any,
+    ) -> None:
         from megatron_videogpt.checkpoint.average import Average
         from megatron_videogpt.config.schema import (
             AttentionConfig,
@@ -44,6 +51,9 @@ class Session:
         bare = build_network(self.config, 4, activate("cpu"), "reference")
         for parameter in bare.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
+        # Multipliers by parameter, as an objective's own table would have them.
+        table = tuple(replace(rule, **(rules or {}).get(rule.name, {})) for rule in bare.table.rules)
+        bare.table = replace(bare.table, rules=table)
         self.chunks = wrap(self.config, [bare])
         self.optimizer, self.objective = build_optimizer(self.config, self.chunks), build_objective(self.config)
         self.average = Average([bare], self.optimizer, self.config.optimizer.ema_decay or 0.9)

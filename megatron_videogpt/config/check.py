@@ -183,7 +183,7 @@ def _check_rest(report: Report) -> None:
     config = report.config
     if (
         report.sound("optimizer.lr", "optimizer.min_lr")
-        and config.optimizer.schedule == "cosine"
+        and config.optimizer.schedule != "constant"
         and config.optimizer.min_lr > config.optimizer.lr
     ):
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")

@@ -45,6 +45,7 @@ def options(section: type = Config, prefix: str = "", of: Config | None = None) 
                 if item.name == "name" and prefix[:-1] in sections.KINDS
                 else item.metadata["choices"]
             )
+            known = known() if callable(known) else known
             yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .schedules import schedule_names
 from .schema_data import DataConfig
 from .sections import option, section
 
@@ -120,11 +121,13 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule: linear warm-up, then constant or cosine to min_lr."""
+    """AdamW and its schedule: linear warm-up, then constant, or cosine or linear to min_lr."""
 
     lr: float = option(1e-4, "learning rate after warm-up")
-    min_lr: float = option(0.0, "learning rate at the last step of a cosine schedule")
-    schedule: str = option("constant", "constant or cosine, after the warm-up", choices=("constant", "cosine"))
+    min_lr: float = option(0.0, "learning rate at the last step of a cosine or linear schedule")
+    schedule: str = option(
+        "constant", "what follows the warm-up: constant, cosine or linear to min_lr", choices=schedule_names
+    )
     warmup_steps: int = option(1000, "steps of linear warm-up")
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's beta1 and beta2")
     eps: float = option(1e-5, "Adam's epsilon")

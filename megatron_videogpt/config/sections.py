@@ -71,9 +71,9 @@ def section(kind: str) -> Any:
     return field(default_factory=lambda: find(kind).options(), metadata={"kind": kind})
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its help text and the names it may take (each element, for a list); lists and dicts of
-    TOML become tuples and fresh dicts.
+def option(default: Any, help: str, choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()) -> Any:
+    """A dataclass field with its help text and the names it may take (each element, for a list), or a function that
+    gives them; lists and dicts of TOML become tuples and fresh dicts.
     """
     metadata = {"help": help, "choices": choices}
     if isinstance(default, dict):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from ..config.schedules import learning_rate
 from ..data.plans import Sample
 from ..errors import RunError
 from ..platforms import world
@@ -22,7 +23,7 @@ from .async_values import AsyncReduction, AsyncValue, DeviceEvent
 from .feed import StepData, is_reader
 from .health import NormGate, RankTimes, record_skipped
 from .meter import Interval, Meter, row_work
-from .optimizer import learning_rate, set_learning_rate
+from .optimizer import set_learning_rate
 from .rejected import RejectedCounts
 from .run import Run
 from .step import train_step

@@ -1,9 +1,8 @@
-"""AdamW through megatron-core's distributed optimizer, and the learning rate as a pure function of the step."""
+"""AdamW through megatron-core's distributed optimizer."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,22 +10,12 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 
-from ..config.schema import Config, OptimizerConfig
+from ..config.schema import Config
+from ..model.init import named
 from ..model.videogpt import VideoGPT
 from ..platforms import compat
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Learning rate of step `step` (from 0) of `steps`: linear warm-up from lr/warmup_steps, then constant or cosine to
-    min_lr.
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps - 1)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel]:
@@ -76,11 +65,12 @@ def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> An
     """megatron-core's optimizer for the model chunks of this rank: fp32 main parameters, state sharded over data (and
     context) parallel ranks.
 
-    Its groups are megatron-core's own, by shape and name and so the same in every layout: ``wd_mult`` is 1 for what has
-    two dimensions or more (weights of linear layers and patch projections, the hint tokens' embedding), 0 for what has
-    one (norms' weights and all biases).
+    Its groups are by shape and name and so the same in every layout: ``wd_mult`` is 1 for what has two dimensions or
+    more (weights of linear layers and patch projections, the hint tokens' embedding), 0 for what has one (norms'
+    weights and all biases), unless the network's table of parameters says otherwise (`Rule.decay`, `Rule.rate`).
     """
     options, bf16 = config.optimizer, config.train.precision == "bf16"
+    overrides = _overrides(config, [chunk.module for chunk in chunks])
     compat.use_torch_adam()
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -98,15 +88,39 @@ def build_optimizer(config: Config, chunks: list[DistributedDataParallel]) -> An
             clip_grad=options.clip_grad,
         ),
         chunks,
+        config_overrides=overrides,
     )
     for group in optimizer.param_groups:
         # megatron-core leaves wd_mult to a scheduler of Megatron-LM's, which is not used here.
-        group["weight_decay"] = options.weight_decay * (group["wd_mult"] if options.decay == "matrices" else 1.0)
+        decay = group["wd_mult"] if overrides is not None or options.decay == "matrices" else 1.0
+        group["weight_decay"] = options.weight_decay * decay
     compat.fuse(optimizer)
     return optimizer
+
+
+def _overrides(config: Config, chunks: list[VideoGPT]) -> dict[Any, Any] | None:
+    """Multipliers of every parameter, where a rule of the network's table has one; None where megatron-core's own
+    groups will do.
+    """
+    if all(rule.decay is None and rule.rate == 1.0 for chunk in chunks for rule in chunk.table.rules):
+        return None
+    members: dict[tuple[float, float], set[int]] = {}
+    for chunk in chunks:
+        for entry, parameter in named(chunk, config.model):
+            decay, matrix = entry.rule.decay, parameter.dim() > 1 and not entry.name.endswith(".bias")
+            if decay is None:
+                decay = float(matrix or config.optimizer.decay == "all")
+            members.setdefault((decay, entry.rule.rate), set()).add(id(parameter))
+    return {
+        ParamKey(predicate=ParamPredicate(f"{decay} {rate}", lambda parameter, held=held: id(parameter) in held)): {
+            "wd_mult": decay,
+            "lr_mult": rate,
+        }
+        for (decay, rate), held in sorted(members.items())
+    }
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     """Give every parameter group its rate for the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_mult"]

@@ -100,6 +100,45 @@ def test_what_decays_is_said_by_dimensions_and_holds_for_every_parameter() -> No
     assert {group["weight_decay"] for group in Session(decay="all").optimizer.param_groups} == {0.1}
 
 
+RULES = {
+    "head.linear.weight": {"rate": 0.25},
+    "head.linear.bias": {"rate": 0.25, "decay": 0.5},
+    "embedding.hint": {"decay": 0.0},
+    "decoder.final_layernorm.weight": {"decay": 2.0},
+}
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_multipliers_of_rules_hold_for_their_parameters_alone(decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps against torch's AdamW with a group for every parameter; its state is by parameter, so nothing but
+    rates and decays tells the groups apart.
+    """
+    session = Session(rules=RULES, decay=decay, eps=1e-3, clip_grad=0.0)
+    twin, options = Twin(session, monkeypatch), session.config.optimizer
+    groups = []
+    for name, value in twin.parameters.items():
+        given = RULES.get(name, {})
+        usual = float(decay == "all" or name not in NEVER_DECAYED)
+        wanted = options.lr * given.get("rate", 1.0), options.weight_decay * given.get("decay", usual)
+        groups.append({"params": [value], "lr": wanted[0], "weight_decay": wanted[1]})
+    twin.adam = torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, foreach=False, fused=False)
+    for number in range(3):
+        set_rate(session, options.lr)
+        session.step(session.rows(number), 0.0)
+        for name, parameter in twin.parameters.items():
+            parameter.grad = twin.grads[-1][name]
+        twin.adam.step()
+    assert twin.distance() <= 1e-6
+    plain = Session(decay=decay).optimizer.param_groups
+    assert len(session.optimizer.param_groups) > len(plain) == 2
+
+
+def set_rate(session: Session, rate: float) -> None:
+    from megatron_videogpt.train.optimizer import set_learning_rate
+
+    set_learning_rate(session.optimizer, rate)
+
+
 BEFORE = {
     "lr": 1e-2,
     "min_lr": 0.0,
