@@ -58,6 +58,14 @@ class Session:
         self.optimizer, self.objective = build_optimizer(self.config, self.chunks), build_objective(self.config)
         self.average = Average([bare], self.optimizer, self.config.optimizer.ema_decay or 0.9)
 
+    @property
+    def networks(self) -> list[Any]:
+        """As a run has them."""
+        from megatron_videogpt.objective.build import parts_of
+        from megatron_videogpt.train.networks import Network
+
+        return [Network(parts_of(self.config)[0], self.config, self.chunks, self.optimizer)]
+
     def rows(self, number: int, factor: float = 1.0) -> list[Any]:
         """Two micro-batches; latents times `factor`."""
         from megatron_videogpt.data.plans import Sample

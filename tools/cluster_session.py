@@ -69,13 +69,13 @@ class Session:
         from megatron_videogpt.model.init import load_released
         from megatron_videogpt.objective.build import build_objective
         from megatron_videogpt.platforms import world
+        from megatron_videogpt.train.networks import build_chunks
         from megatron_videogpt.train.optimizer import build_optimizer, wrap
-        from megatron_videogpt.train.run import build_model
         from tools.layouts_worker import spread as spread_value
 
         world.start(platform, config.parallel)
         self.config, self.channels, self.grid, self.platform, self.number = config, channels, grid, platform, 0
-        self.bare = build_model(config, channels, platform)
+        self.bare = build_chunks(config, channels, platform)
         if spread:
             for chunk in self.bare:
                 load_released(chunk, config.model, lambda entry: spread_value(entry, config, channels))

@@ -69,11 +69,11 @@ def start(config: Any, channels: int) -> Session:
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.platforms import world
+    from megatron_videogpt.train.networks import build_chunks
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
-    from megatron_videogpt.train.run import build_model
 
     world.start(device, config.parallel)
-    bare = build_model(config, channels, device)
+    bare = build_chunks(config, channels, device)
     for chunk in bare:
         load_released(chunk, config.model, lambda entry: spread(entry, config, channels))
     chunks = wrap(config, bare)
@@ -156,7 +156,7 @@ def gather(session: Session) -> dict[str, Tensor]:
     """
     from megatron.core import parallel_state
 
-    from megatron_videogpt.checkpoint.load import sharded_weights
+    from megatron_videogpt.checkpoint.parts import sharded_weights
     from megatron_videogpt.model.init import gather_released
     from megatron_videogpt.train.optimizer import whole_parameters
 

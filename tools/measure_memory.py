@@ -125,8 +125,8 @@ def worker(asked: Path, answer: Path) -> None:
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
+    from megatron_videogpt.train.networks import build_chunks
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
-    from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
 
     run = Run(**json.loads(asked.read_text()))
@@ -146,7 +146,7 @@ def worker(asked: Path, answer: Path) -> None:
     # Libraries make their buffers at the first call.
     (torch.randn(64, 64) @ torch.randn(64, 64)).sum()
     before = resident() if platform.name == "cpu" else 0
-    chunks = wrap(config, build_model(config, CHANNELS, platform))
+    chunks = wrap(config, build_chunks(config, CHANNELS, platform))
     optimizer = build_optimizer(config, chunks)
     started = time.perf_counter()
     for _ in range(2):

@@ -15,12 +15,8 @@ from torch import nn
 
 from ..platforms import compat
 from .average import Average, average_template, use_average
+from .parts import SavedPart, check_same_parts, part_contents, restore_parts, sharded_weights
 from .saved import Saved
-
-
-def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
-    """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
-    return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
 
 
 def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False) -> None:
@@ -35,13 +31,18 @@ def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False)
 
 
 def load_checkpoint(
-    saved: Saved, chunks: Sequence[nn.Module], optimizer: Any, average: Average | None
+    saved: Saved,
+    chunks: Sequence[nn.Module],
+    optimizer: Any,
+    average: Average | None,
+    parts: Sequence[SavedPart] = (),
 ) -> dict[str, Any]:
-    """Restore a run from a checkpoint of any layout; returns its state.
+    """Restore a run from a checkpoint of any layout; returns its state.  parts: the objective's further networks.
 
     Where the checkpoint has no average of the weights but the run keeps one, it starts from the loaded weights.
     """
     state = saved.state
+    check_same_parts(str(saved.path), state.get("parts", ()), parts)
     # The template needs moments to describe, and a fresh torch Adam has none.
     compat.seed_optimizer_state(optimizer)
     weights = sharded_weights(chunks)
@@ -51,10 +52,14 @@ def load_checkpoint(
     }
     if average is not None and state["ema"]:
         sharded["ema"] = average_template(chunks, weights)
+    if parts:
+        sharded["parts"] = part_contents(parts, loading=True)
     loaded = dist_checkpointing.load(sharded, str(saved.path))
     for chunk, values in zip(chunks, loaded["model"].values()):
         chunk.load_state_dict(values)
     compat.load_optimizer(optimizer, loaded["optimizer"], state["updates"])
+    if parts:
+        restore_parts(parts, loaded["parts"], {name: other["updates"] for name, other in state["others"].items()})
     if average is not None:
         average.restore(loaded["ema"]) if state["ema"] else average.restart()
     return state

@@ -21,7 +21,7 @@ from ..platforms.together import first_error, from_rank_zero, raise_together
 from ..platforms.world import is_rank_zero
 from .average import Average
 from .folders import checkpoint_name, checkpoint_root, newest_folder, partial_of, prune, publish, remove_leftovers
-from .load import sharded_weights
+from .parts import SavedPart, part_contents, sharded_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class Saver:
     """Saves one run.  All methods are collective.
 
     chunks: the model chunks of this rank (without their wrapping); average: of the weights, or None; codec: its
-    fingerprint; group: of all ranks, for small messages.  Raises RunError on every rank where `checkpoint.async_save`
-    asks for what the installed megatron-core cannot do.
+    fingerprint; group: of all ranks, for small messages; parts: the objective's further networks.  Raises RunError on
+    every rank where `checkpoint.async_save` asks for what the installed megatron-core cannot do.
     """
 
     def __init__(
@@ -49,15 +49,10 @@ class Saver:
         average: Average | None,
         codec: str,
         group: Any = None,
+        parts: Sequence[SavedPart] = (),
     ) -> None:
-        self.config, self.chunks, self.optimizer, self.average, self.codec, self.group = (
-            config,
-            chunks,
-            optimizer,
-            average,
-            codec,
-            group,
-        )
+        self.config, self.chunks, self.optimizer, self.average = config, chunks, optimizer, average
+        self.codec, self.group, self.parts = codec, group, parts
         self.run = Path(config.train.output)
         obstacle = compat_saving.background_obstacle() if config.checkpoint.async_save else ""
         if obstacle:
@@ -81,7 +76,9 @@ class Saver:
         repetitions.
         """
         self.finish()
-        state = {**state, "codec": self.codec, "seed": self.config.train.seed, "ema": self.average is not None}
+        names = [part.name for part in self.parts]
+        state = {**state, "parts": names, "codec": self.codec, "seed": self.config.train.seed}
+        state["ema"] = self.average is not None
         for attempt in range(1 + self.config.checkpoint.retries):
             if attempt:
                 time.sleep(RETRY_SECONDS)
@@ -134,6 +131,8 @@ class Saver:
             }
         if self.average is not None:
             contents["ema"] = self.average.sharded(weights)
+        if self.parts:
+            contents["parts"] = part_contents(self.parts)
         return contents
 
     def _plan(self, state: dict[str, Any]) -> tuple[Any, str]:

@@ -1,28 +1,93 @@
-"""What an objective supplies: packed rows, the model's two ends, a loss with the numbers beside it, its sampler.  The
-trainer never branches on one.
+"""What an objective supplies: packed rows, its networks, a loss with the numbers beside it.  The trainer never branches
+on one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..config.schema import Config, OptimizerConfig
 from ..data.plans import Sample
+from ..platforms import Platform
 from ..sequence.row import Row
+
+Build = Callable[[Config, int, Platform, str, int], nn.Module]
+"""`build(config, channels, platform, backend, chunk)`: one chunk of this pipeline rank's stage of a network, a
+megatron-core module (`model.videogpt.VideoGPT` is one); see `objective.build.build_network`.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of an objective's networks; the first one is the model that is sampled and exported.
+
+    build: see `Build`; trained: with an optimizer of its own, or frozen.  start: fills this rank's chunks, from the
+    run's seed, instead of the network's table of parameters; what is frozen gets its weights there each time the run
+    starts, and is in no checkpoint.  average_of: the part whose weights it follows, ``average = decay * average + (1 -
+    decay) * weights`` after every update of them, and which it starts from.  optimizer: the part's own options, from
+    those of the run.
+    """
+
+    name: str
+    build: Build
+    trained: bool = True
+    start: Callable[[Sequence[nn.Module], int], None] | None = None
+    average_of: str = ""
+    decay: float = 0.0
+    optimizer: Callable[[OptimizerConfig], OptimizerConfig] = lambda options: options
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose step it is.  part: the name; first: whether it is the objective's first; networks: those of this rank by
+    name, to be asked: gradients go through them, and to the weights of `part` alone.
+    """
+
+    part: str = "model"
+    first: bool = True
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What tells this turn's numbers from the first one's."""
+        return "" if self.first else self.part
+
+
+ONLY = Turn()
+"""Of an objective with one network."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """A number that is recorded beside the loss: a mean, of the sum and the count that `Score` has of it.
 
-    family: metrics that are drawn together, also what TensorBoard groups them by; label: its name in the drawing.
+    family: metrics that are drawn together, also what TensorBoard groups them by; label: its name in the drawing; part:
+    in whose turn it is counted, "" in the first one's.
     """
 
     name: str
     family: str
     label: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """A second loss, weighted by the ratio of gradients: ``factor * min(limit, |d total / d by| / (|d this / d by| +
+    eps))`` (the adaptive weight of an adversarial loss: Esser et al. 2021, section 3.1, eq. 7).
+
+    total: summed as `Score.total`; by: a parameter that both depend on, one that is whole on every rank.
+    """
+
+    total: Tensor
+    by: nn.Parameter
+    factor: float = 1.0
+    limit: float = 1e4
+    eps: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -30,13 +95,15 @@ class Score:
     """What a row, or a shard of one, came to.
 
     total: the loss summed over the shard's tokens, float32 ``[]`` with its graph; count: units that the shard counts;
-    sums, counts: of the objective's `metrics` in their order, float32 and int64 ``[metrics]``, on the device.
+    sums, counts: of the turn's `metrics` in their order, float32 and int64 ``[metrics]``, on the device; balanced: what
+    is added to the loss for its gradient, with weights that depend on it.
     """
 
     total: Tensor
     count: int
     sums: Tensor
     counts: Tensor
+    balanced: tuple[Balanced, ...] = ()
 
 
 class Objective(Protocol):
@@ -57,8 +124,11 @@ class Objective(Protocol):
         sample's key.
         """
 
-    def score(self, output: Tensor, row: Row) -> Score:
-        """Model output for a row or a shard -> its loss and numbers.
+    def given(self, row: Row, turn: Turn) -> Row:
+        """What the network whose turn it is gets: the row or shard itself, or one with what others made of it."""
+
+    def score(self, output: Any, row: Row, turn: Turn) -> Score:
+        """What that network made of it -> its loss and numbers.
 
         Samples that are not scored add nothing to any of them.
         """

@@ -5,6 +5,7 @@
     parameters TABLE, the parameters of its network
     objective  build(config) -> Objective
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`)
+    parts      parts(config) -> tuple[Part, ...]; absent where one network, of `ends`, is all there is
     denoiser   build_denoiser(chunks, config, device) -> Denoiser; absent where it has no sampler
 
 Nothing else imports the package of an objective by its name.  PyTorch is imported only where an objective or its
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..hub.common.sampling_videogpt import Denoiser
     from ..model.videogpt import VideoGPT
     from ..platforms import Platform
-    from .base import Objective
+    from .base import Objective, Part
 
 
 def module_of(config: Config, name: str) -> ModuleType:
@@ -69,10 +70,24 @@ def build_network(config: Config, channels: int, platform: Platform, backend: st
     return VideoGPT(config, channels, platform, backend, module_of(config, "ends").ENDS, chunk)
 
 
+def parts_of(config: Config) -> tuple[Part, ...]:
+    """The networks of the configured objective, the one that is sampled first."""
+    from .base import Part
+
+    if not _has(config, "parts"):
+        return (Part("model", build_network),)
+    parts: tuple[Part, ...] = module_of(config, "parts").parts(config)
+    return parts
+
+
 def has_sampler(config: Config) -> bool:
     """Whether the configured objective can generate."""
+    return _has(config, "denoiser")
+
+
+def _has(config: Config, name: str) -> bool:
     package = find("objective", config.objective.name).package
-    return importlib.util.find_spec(f"{package}.denoiser") is not None
+    return importlib.util.find_spec(f"{package}.{name}") is not None
 
 
 def build_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:

@@ -52,11 +52,14 @@ class NormGate:
         return self.skipped >= self.options.max_skipped
 
 
-def record_skipped(run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], rank0: bool) -> None:
+def record_skipped(
+    run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], rank0: bool, part: str = ""
+) -> None:
     """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), reason, name
     and key of every sample.
 
-    samples: those that were scored; a step without any was skipped for that.
+    samples: those that were scored; a step without any was skipped for that.  part: whose step, where it is not the
+    objective's first network.
     """
     if not rank0:
         return
@@ -67,8 +70,15 @@ def record_skipped(run: Path, step: int, norm: float, limit: float, samples: lis
         reason = f"the gradient norm {norm:g} is above the limit of {limit:g}"
     else:
         reason = f"the gradient norm is not finite ({norm})"
-    log.warning("step %d skipped on all ranks: %s%s", step, reason, f"; its samples: {names}" if names else "")
-    line = {"step": step, "grad_norm": norm if math.isfinite(norm) else None, "reason": reason, "samples": samples}
+    of = f" of {part}" if part else ""
+    log.warning("step %d%s skipped on all ranks: %s%s", step, of, reason, f"; its samples: {names}" if names else "")
+    line = {
+        **({"part": part} if part else {}),
+        "step": step,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "reason": reason,
+        "samples": samples,
+    }
     with open(run / "skipped.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

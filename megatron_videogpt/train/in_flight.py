@@ -18,28 +18,32 @@ from megatron.core import parallel_state
 from ..config.schedules import learning_rate
 from ..data.plans import Sample
 from ..errors import RunError
+from ..objective.base import Turn
 from ..platforms import world
+from ..sequence.row import Row
 from .async_values import AsyncReduction, AsyncValue, DeviceEvent
 from .feed import StepData, is_reader
 from .health import NormGate, RankTimes, record_skipped
 from .meter import Interval, Meter, row_work
+from .networks import Network, alone, follow, turns
 from .optimizer import set_learning_rate
 from .rejected import RejectedCounts
-from .run import Run
-from .step import train_step
+from .run import Run, State
+from .statistics import joined
+from .step import Step, train_step
 
 
 @dataclass
 class LaunchedStep:
     """A step that the device may still work on.
 
-    outcome: gradient norm, whether it was taken and whether anything was scored (0 or 1); limit: of that norm; interval
-    and line: of the log line that is due after it, if one is.
+    outcome: of each network's turn the gradient norm, whether it was taken and whether anything was scored (0 or 1);
+    limits: of these norms; interval and line: of the log line that is due after it, if one is.
     """
 
     step: int
     outcome: AsyncValue
-    limit: float
+    limits: list[float]
     samples: list[Sample]
     interval: Interval | None
     line: dict[str, float]
@@ -59,7 +63,8 @@ class InFlightSteps:
     def __init__(self, run: Run, log: Callable[[int, dict[str, float]], None]) -> None:
         self.run, self.log = run, log
         self.meter = Meter(run)
-        self.gate = NormGate(run.config.optimizer, run.state.norms, run.state.skipped)
+        self.turns = list(turns(run.networks))
+        self.gates = [NormGate(network.config.optimizer, *_health(run.state, turn)) for network, turn in self.turns]
         self.times = RankTimes(run.config, run.platform, run.control)
         self.rejected = RejectedCounts(run.control, run.state.rejected)
         self.pending: LaunchedStep | None = None
@@ -78,23 +83,38 @@ class InFlightSteps:
         if not given.read_on_all_ranks():
             self._end(given)
         self.rejected.add(given.rejected)
-        rate = learning_rate(config.optimizer, state.step, config.train.steps)
-        set_learning_rate(run.optimizer, rate)
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         shards = [row.shard(*context).to(run.platform.device) for row in given.rows]
         run.phase(f"forward, backward and update of step {state.step + 1}", joint=True)
-        done = train_step(run.model, run.optimizer, run.objective, shards, config.optimizer.clip_grad, self._limit)
+        done = [self._turn(number, shards) for number in range(len(self.turns))]
         if run.average is not None:
-            run.average.update(done.taken)
-        outcome = AsyncValue(torch.stack([done.norm, done.taken.to(done.norm), done.scored.to(done.norm)]))
-        self.meter.add(done.totals, row_work(given.rows), waited)
+            run.average.update(done[0].taken)
+        follow(run.networks, {turn.part: one.taken for (_, turn), one in zip(self.turns, done)})
+        outcome = AsyncValue(*(torch.stack([x.norm, x.taken.to(x.norm), x.scored.to(x.norm)]) for x in done))
+        self.meter.add(joined([one.totals for one in done]), row_work(given.rows), waited)
+        rates = {_named(turn, "learning_rate"): self._rate(network) for network, turn in self.turns}
         state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
         self.times.add(state.step, waited)
         due = state.step % config.logging.every == 0 or state.step == config.train.steps
-        line = {**(self.times.report() if due else {}), "learning_rate": rate}
+        line = {**(self.times.report() if due else {}), **rates}
+        limits = [gate.limit for gate in self.gates]
         interval, rejected = (self.meter.close(), self.rejected.start_sum()) if due else (None, None)
-        self.pending = LaunchedStep(state.step, outcome, self.gate.limit, given.samples, interval, line, rejected)
+        self.pending = LaunchedStep(state.step, outcome, limits, given.samples, interval, line, rejected)
         return due
+
+    def _rate(self, network: Network) -> float:
+        """The learning rate of the step that is being launched."""
+        return learning_rate(network.config.optimizer, self.run.state.step, self.run.config.train.steps)
+
+    def _turn(self, number: int, shards: list[Row]) -> Step:
+        """Queue the step of one trained network."""
+        run, (network, turn) = self.run, self.turns[number]
+        set_learning_rate(network.optimizer, self._rate(network))
+        clip = network.config.optimizer.clip_grad
+        with alone(run.networks, network):
+            return train_step(
+                network.model, network.optimizer, run.objective, shards, clip, lambda: self._limit(number), turn
+            )
 
     def _end(self, given: StepData) -> None:
         """Where a rank has no data the run ends; what it did before is recorded, for which all ranks are still here."""
@@ -103,14 +123,14 @@ class InFlightSteps:
         finally:
             given.raise_failure()
 
-    def _limit(self) -> float:
-        """The largest gradient norm of the step that is being launched."""
+    def _limit(self, number: int) -> float:
+        """The largest gradient norm of the step that a network is about to take."""
         now = self.run.state.step
         if self.pending is not None:
             self.run.phase(f"forward, backward and update of step {now}, on the device", joint=True)
             self.complete()
             self.run.phase(f"forward, backward and update of step {now + 1}", joint=True)
-        return self.gate.limit
+        return self.gates[number].limit
 
     def complete(self) -> None:
         """Take in the numbers of the last launched step: afterwards the run's state is complete, and nothing is on its
@@ -121,39 +141,41 @@ class InFlightSteps:
         if self.pending is None:
             return
         done, self.pending, state = self.pending, None, self.run.state
-        norm, taken, scored = done.outcome.numbers()
+        numbers = done.outcome.numbers()
         assert self.before is not None
         self.seconds, self.before = self.seconds + done.outcome.event.since(self.before), done.outcome.event
-        self.gate.record(norm, bool(taken), bool(scored))
-        state.updates, state.norms, state.skipped = state.updates + int(taken), self.gate.norms, self.gate.skipped
-        if not taken:
-            self._skipped(done, norm, bool(scored))
+        line = {}
+        for number, (_, turn) in enumerate(self.turns):
+            norm, taken, scored = numbers[3 * number : 3 * number + 3]
+            self.gates[number].record(norm, bool(taken), bool(scored))
+            updates = _remember(state, turn, self.gates[number], int(taken))
+            if not taken:
+                self._skipped(done, number, norm, bool(scored))
+            line[_named(turn, "grad_norm")] = norm
+            line[_named(turn, "skipped_steps")] = float(done.step - updates)
         if done.interval is not None and done.rejected is not None:
             self.rejected.finish_sum(done.rejected)
-            numbers = {**self.meter.describe(done.interval, self.seconds), **self.rejected.metrics()}
-            self.log(
-                done.step,
-                {**numbers, **done.line, "grad_norm": norm, "skipped_steps": float(done.step - state.updates)},
-            )
+            means = {**self.meter.describe(done.interval, self.seconds), **self.rejected.metrics()}
+            self.log(done.step, {**means, **done.line, **line})
             self.seconds = 0.0
 
-    def _skipped(self, done: LaunchedStep, norm: float, scored: bool) -> None:
+    def _skipped(self, done: LaunchedStep, number: int, norm: float, scored: bool) -> None:
         """Name the samples of a step that no rank took, in `skipped.jsonl` and the log; RunError when there were too
         many in a row.
         """
-        run = self.run
+        run, gate, (network, turn) = self.run, self.gates[number], self.turns[number]
         mine = [{"name": sample.name, "key": sample.key} for sample in done.samples] if is_reader() else []
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, mine, group=run.control)
-        record_skipped(
-            run.output, done.step, norm, done.limit, [sample for part in parts for sample in part], world.is_rank_zero()
-        )
+        samples = [sample for part in parts for sample in part]
+        record_skipped(run.output, done.step, norm, done.limits[number], samples, world.is_rank_zero(), turn.label)
         # An outage of the storage, in which nothing is scored, is for the limit of bad samples to stop.
-        if scored and self.gate.too_many():
+        if scored and gate.too_many():
             advice = "lower optimizer.lr, or look at the samples named there; the checkpoints before are untouched"
+            of = f" of {turn.label}" if turn.label else ""
             raise RunError(
-                f"step {done.step}: {self.gate.skipped} steps in a row were skipped (optimizer.max_skipped = "
-                f"{run.config.optimizer.max_skipped}), the last "
+                f"step {done.step}: {gate.skipped} steps{of} in a row were skipped (optimizer.max_skipped = "
+                f"{network.config.optimizer.max_skipped}), the last "
                 f"for a gradient norm of {norm:g}; their samples are in {run.output / 'skipped.jsonl'}; {advice}"
             )
 
@@ -164,3 +186,26 @@ class InFlightSteps:
         self.complete()
         self.meter.flush()
         self.rejected.finish_sum(self.rejected.start_sum())
+
+
+def _named(turn: Turn, name: str) -> str:
+    """A number of a turn, as it is logged."""
+    return f"{turn.label}_{name}" if turn.label else name
+
+
+def _health(state: State, turn: Turn) -> tuple[list[float], int]:
+    """What a run's state has of a network's gradient norms, and of its steps skipped in a row."""
+    if turn.first:
+        return state.norms, state.skipped
+    other = state.others.get(turn.part, {})
+    return other.get("norms", []), other.get("skipped", 0)
+
+
+def _remember(state: State, turn: Turn, gate: NormGate, taken: int) -> int:
+    """Put a network's health into the run's state; returns how many updates it has had."""
+    if turn.first:
+        state.updates, state.norms, state.skipped = state.updates + taken, gate.norms, gate.skipped
+        return state.updates
+    updates: int = state.others.get(turn.part, {}).get("updates", 0) + taken
+    state.others[turn.part] = {"updates": updates, "norms": gate.norms, "skipped": gate.skipped}
+    return updates

@@ -16,7 +16,7 @@ from .async_values import AsyncReduction, AsyncValue
 from .feed import is_reader
 from .metrics import peak_tflops
 from .run import Run
-from .statistics import Statistics, Sums, add_sums, metric_names, named_means, named_sums, reduce_statistics
+from .statistics import Statistics, Sums, add_sums, named_means, named_sums, reduce_statistics
 
 
 class RowWork(NamedTuple):
@@ -61,7 +61,7 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self.config, self.platform, self.state, self.group = run.config, run.platform, run.state, run.control
-        self.weights, self.names = work_of(run.config, run.codec).weights, metric_names(run.objective)
+        self.weights, self.names = work_of(run.config, run.codec).weights, run.metric_names
         self.peak = run.config.logging.peak_tflops or peak_tflops(run.platform.device_name)
         self._clear()
 

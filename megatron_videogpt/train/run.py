@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from ..attention.agreed import choose_attention
 from ..checkpoint.average import Average
 from ..checkpoint.checks import (
     check_resumable,
@@ -33,16 +32,13 @@ from ..convert.side import copy_side_files
 from ..data.packing import StepPlanner
 from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
-from ..model.init import initialise
-from ..model.layers import describe_kernels
-from ..model.videogpt import VideoGPT
 from ..objective.base import Objective
-from ..objective.build import build_network, build_objective, work_of
+from ..objective.build import build_objective, work_of
 from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together
 from .feed import is_reader
-from .optimizer import build_optimizer, wrap
+from .networks import Network, build_networks, check_names, follow, saved_parts, turns
 from .statistics import Sums, metric_names, read_sums
 
 
@@ -51,8 +47,9 @@ class State:
     """Where the run is: all that a checkpoint must know beside tensors.
 
     pending: sum and count of each metric since the last log line, over all ranks; updates: optimizer steps that were
-    taken; norms, skipped: of `health.NormGate`; data: fingerprint of what the order and content of samples follow from;
-    rejected: samples that could not be read, by kind.
+    taken; norms, skipped: of `health.NormGate`; others: the same three of the objective's further networks, by name;
+    data: fingerprint of what the order and content of samples follow from; rejected: samples that could not be read, by
+    kind.
     """
 
     step: int = 0
@@ -61,6 +58,7 @@ class State:
     pending: Sums = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
     skipped: int = 0
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
 
@@ -69,16 +67,15 @@ class State:
 class Run:
     """Everything a step needs.
 
-    model: this rank's wrapped chunks; average: of the weights, or None; control: a group of all ranks on CPU tensors;
-    phase: told what comes next, for the watchdog.
+    networks: the objective's, the one that is sampled first; average: of its weights, or None; control: a group of all
+    ranks on CPU tensors; phase: told what comes next, for the watchdog.
     """
 
     config: Config
     platform: Platform
     codec: Codec
     objective: Objective
-    model: list[Any]
-    optimizer: Any
+    networks: list[Network]
     average: Average | None
     source: Any
     control: Any
@@ -91,27 +88,34 @@ class Run:
         return Path(self.config.train.output)
 
     @property
-    def chunks(self) -> list[VideoGPT]:
-        """This rank's model chunks without their wrapping."""
-        return [chunk.module for chunk in self.model]
+    def model(self) -> list[Any]:
+        """This rank's wrapped chunks of the network that is sampled."""
+        return self.networks[0].model
+
+    @property
+    def chunks(self) -> list[Any]:
+        """The same without their wrapping."""
+        return self.networks[0].chunks
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of the statistics of all turns of a step."""
+        return tuple(name for _, turn in turns(self.networks) for name in metric_names(self.objective, turn.label))
+
+    @property
+    def wrapped(self) -> list[Any]:
+        """The wrapped chunks of all that is trained."""
+        return [chunk for network in self.networks if network.optimizer is not None for chunk in network.model]
+
+    @property
+    def optimizer(self) -> Any:
+        """Of that network."""
+        return self.networks[0].optimizer
 
 
 def _threads(config: Config) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // local))
-
-
-def build_model(config: Config, channels: int, platform: Platform) -> list[VideoGPT]:
-    """This rank's stage of the model with its start values: one chunk, or `parallel.virtual_pipeline` of them."""
-    backend, reason = choose_attention(config, platform)
-    if world.is_rank_zero():
-        print(f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name)}", flush=True)
-    chunks = [
-        build_network(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)
-    ]
-    for chunk in chunks:
-        initialise(chunk, config.model, channels, config.train.seed)
-    return chunks
 
 
 def build(config: Config, phase: Callable[..., None]) -> Run:
@@ -130,17 +134,12 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     with fail_together(control, "opening the data"):
         source = open_source(config.data, codec) if is_reader() else None
     phase("building the model")
-    model = wrap(config, build_model(config, codec.channels, platform))
-    optimizer = build_optimizer(config, model)
-    average = (
-        Average([chunk.module for chunk in model], optimizer, config.optimizer.ema_decay)
-        if config.optimizer.ema_decay
-        else None
-    )
+    networks, objective = build_networks(config, codec.channels, platform), build_objective(config)
+    check_names(objective, networks)
+    first, decay = networks[0], config.optimizer.ema_decay
+    average = Average(first.chunks, first.optimizer, decay) if decay else None
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
-    run = Run(
-        config, platform, codec, build_objective(config), model, optimizer, average, source, control, phase, state
-    )
+    run = Run(config, platform, codec, objective, networks, average, source, control, phase, state)
     _restore(run)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
@@ -213,16 +212,17 @@ def _restore(run: Run) -> None:
     if resumes:
         check_same_seed(saved, config)
         check_same_data(saved, config, run.state.data)
-        state = load_checkpoint(saved, run.chunks, run.optimizer, run.average)
+        state = load_checkpoint(saved, run.chunks, run.optimizer, run.average, saved_parts(run.networks))
         # Earlier releases did not know of data and rejected.
         run.state = State(
             **{f.name: state[f.name] for f in fields(State) if f.name in state and f.name != "data"},
             data=run.state.data,
         )
-        run.state.pending = read_sums(run.state.pending, metric_names(run.objective))
+        run.state.pending = read_sums(run.state.pending, run.metric_names)
     else:
         load_weights(saved.path, run.chunks)
         run.optimizer.reload_model_params()
+        follow(run.networks)
         if run.average is not None:
             run.average.restart()
         from_rank_zero(lambda: copy_side_files(saved.run, run.output), run.control, "copying what travels along")

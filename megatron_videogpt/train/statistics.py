@@ -16,9 +16,10 @@ Sums = dict[str, list[float]]
 """Metric -> [sum, count], as in ``state.json``."""
 
 
-def metric_names(objective: Objective) -> tuple[str, ...]:
-    """What is added up: the loss, then the objective's own."""
-    return ("loss", *(metric.name for metric in objective.metrics))
+def metric_names(objective: Objective, part: str = "") -> tuple[str, ...]:
+    """What is added up in a part's turn ("" for the first one's): the loss, then the objective's own."""
+    loss = f"{part}_loss" if part else "loss"
+    return (loss, *(metric.name for metric in objective.metrics if metric.part == part))
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,23 @@ class Statistics:
         return named_sums(self.names, [*self.sums.tolist(), *self.counts.tolist()])
 
 
-def statistics(objective: Objective, score: Score) -> Statistics:
-    """Of one row, or of a shard of one."""
+def statistics(objective: Objective, score: Score, part: str = "") -> Statistics:
+    """Of one row, or of a shard of one, in a part's turn."""
     whole = torch.full((1,), score.count, dtype=torch.int64, device=score.counts.device)
     sums = torch.cat([score.total.detach().float().view(1), score.sums])
-    return Statistics(metric_names(objective), sums, torch.cat([whole, score.counts]))
+    return Statistics(metric_names(objective, part), sums, torch.cat([whole, score.counts]))
 
 
-def empty_statistics(objective: Objective, device: torch.device) -> Statistics:
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Those of several parts' turns, whose names differ."""
+    names = tuple(name for part in parts for name in part.names)
+    assert len(set(names)) == len(names), f"two parts have a metric of one name: {names}"
+    return Statistics(names, torch.cat([part.sums for part in parts]), torch.cat([part.counts for part in parts]))
+
+
+def empty_statistics(objective: Objective, device: torch.device, part: str = "") -> Statistics:
     """`statistics` of nothing."""
-    names = metric_names(objective)
+    names = metric_names(objective, part)
     zeros = torch.zeros(len(names), device=device)
     return Statistics(names, zeros, zeros.long())
 

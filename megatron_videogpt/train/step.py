@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from ..objective.base import Objective
+from ..objective.base import ONLY, Objective, Score, Turn
 from ..platforms import compat
 from ..sequence.row import Row
 from .statistics import Statistics, empty_statistics, statistics
@@ -42,8 +42,9 @@ def train_step(
     rows: list[Row],
     clip: float = 1.0,
     limit: Callable[[], float] = lambda: math.inf,
+    turn: Turn = ONLY,
 ) -> Step:
-    """Queue one optimizer step over this rank's micro-batches on the device.
+    """Queue one optimizer step of one network over this rank's micro-batches on the device.
 
     rows: this context parallel rank's shards.  clip: largest gradient norm, scaled down to ``clip * norm / (norm +
     1e-6)`` as megatron-core does; 0 for none.  limit: the largest norm of a step that is taken; asked for when forward
@@ -52,12 +53,14 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = run_schedule(chunks, objective, rows, forward_only=False)
+    totals = run_schedule(chunks, objective, rows, forward_only=False, turn=turn)
     norm, taken, scored = update(optimizer, clip, limit(), totals.counts[0])
     return Step(totals.masked(taken), norm, taken, scored)
 
 
-def run_schedule(chunks: list[Any], objective: Objective, rows: list[Row], forward_only: bool) -> Statistics:
+def run_schedule(
+    chunks: list[Any], objective: Objective, rows: list[Row], forward_only: bool, turn: Turn = ONLY
+) -> Statistics:
     """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off
     the last stage).
 
@@ -72,12 +75,15 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Row], forwa
 
     def forward_step(data: Iterator[tuple[int, Row]], stage: Any) -> tuple[Tensor, Any]:
         number, row = next(data)
+        row = objective.given(row, turn)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Statistics]:
-            score = objective.score(output, row)
-            counted = number < real
-            values = statistics(objective, score) if counted else empty_statistics(objective, output.device)
-            return score.total, torch.full((), score.count, dtype=torch.int, device=output.device), values
+            score = objective.score(output, row, turn)
+            device, counted = score.total.device, number < real
+            nothing = empty_statistics(objective, device, turn.label)
+            total = score.total if forward_only else balanced(score)
+            values = statistics(objective, score, turn.label) if counted else nothing
+            return total, torch.full((), score.count, dtype=torch.int, device=device), values
 
         return stage(row), loss
 
@@ -92,7 +98,22 @@ def run_schedule(chunks: list[Any], objective: Objective, rows: list[Row], forwa
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return sum(stored[1:], stored[0]) if stored else empty_statistics(objective, rows[0].positions.device)
+    return sum(stored[1:], stored[0]) if stored else empty_statistics(objective, rows[0].positions.device, turn.label)
+
+
+def balanced(score: Score) -> Tensor:
+    """The loss whose gradient is taken: `Score.total` and what is balanced against it, by the gradients of this row
+    (of all its context parallel shards together).
+    """
+    total = score.total
+    for item in score.balanced:
+        gradients = [torch.autograd.grad(part, item.by, retain_graph=True)[0] for part in (score.total, item.total)]
+        sums = torch.stack(gradients)
+        if parallel_state.get_context_parallel_world_size() > 1:
+            torch.distributed.all_reduce(sums, group=parallel_state.get_context_parallel_group())
+        own, other = sums.float().flatten(1).norm(dim=1)
+        total = total + item.factor * (own / (other + item.eps)).clamp(max=item.limit) * item.total
+    return total
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from .garbage import collected_every
 from .health import AnyRank
 from .in_flight import InFlightSteps
 from .metrics import MetricsWriter, Progress, plot_loss
+from .networks import saved_parts
 from .optimizer import whole_parameters
 from .prefetch import Prefetcher
 from .rejected import REJECTED, record_left_out
@@ -105,7 +106,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
         finished = _loop(run, writer, validation, stop)
         if finished and validation is not None:
             phase("validation after the last step", limited=False)
-            with whole_parameters(run.model):
+            with whole_parameters(run.wrapped):
                 validation.finish(run.model, writer, run.state.step)
     finally:
         writer.close()
@@ -121,11 +122,12 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     """Steps until the end (True) or until somebody asks to stop (False)."""
     config, state = run.config, run.state
     # First: it refuses what it cannot do, and nobody must read ahead then.
-    saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint, run.control)
+    parts = saved_parts(run.networks)
+    saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint, run.control, parts)
     data, agreement = prefetch_steps(run), AnyRank(run.control)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)
-        with whole_parameters(run.model):
+        with whole_parameters(run.wrapped):
             validation.measure(run.model, writer, 0)
     bar = Progress(config.train.steps, state.step, world.is_rank_zero())
     with bar as progress, collected_every(config.train.gc_every) as collect:
@@ -144,13 +146,13 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
             if validation is not None and validation.due(state.step):
                 steps.complete()
                 run.phase(f"validation after step {state.step}", limited=False)
-                with whole_parameters(run.model):
+                with whole_parameters(run.wrapped):
                     validation.during(run.model, writer, state.step)
             asked = agreement.ask(stop.asked)
             if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 steps.flush()
                 run.phase(f"saving {checkpoint_name(state.step)}")
-                with whole_parameters(run.model):
+                with whole_parameters(run.wrapped):
                     path = saver.save(asdict(state), must=last or asked, again=again)
             if asked and not last:
                 if world.is_rank_zero():

@@ -16,13 +16,14 @@ from ..data.loader import HeldOut, readable
 from ..data.plans import Sample
 from ..data.video.pictures import to_pixels
 from ..errors import RunError, UserError
-from ..objective.build import build_denoiser
+from ..objective.build import build_denoiser, has_sampler
 from ..platforms import world
 from ..platforms.together import fail_together, gather_results
 from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
 from ..sample.render import contact_sheet, prediction_video
 from .feed import broadcast_samples, is_reader
 from .metrics import MetricsWriter
+from .networks import turns
 from .run import Run
 from .statistics import empty_statistics, named_means, reduce_statistics
 from .step import run_schedule
@@ -42,6 +43,7 @@ class Validation:
 
     def __init__(self, run: Run) -> None:
         self.config, self.codec, self.objective, self.platform = run.config, run.codec, run.objective, run.platform
+        self.turn, self.generates = next(turns(run.networks))[1], has_sampler(run.config)
         self.number, self.replicas = (
             parallel_state.get_data_parallel_rank(),
             parallel_state.get_data_parallel_world_size(),
@@ -86,9 +88,8 @@ class Validation:
     def due(self, step: int) -> bool:
         """Whether `during` has something to do after `step`."""
         options = self.config.eval
-        return step < self.config.train.steps and any(
-            every and step % every == 0 for every in (options.every, options.predict_every)
-        )
+        periods = (options.every, options.predict_every if self.generates else 0)
+        return step < self.config.train.steps and any(every and step % every == 0 for every in periods)
 
     def during(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
         """Whatever is due after `step` (see `due`).  model: this rank's chunks, wrapped or not,
@@ -97,13 +98,17 @@ class Validation:
         options = self.config.eval
         if options.every and step % options.every == 0:
             self.measure(model, writer, step)
-        if options.predict_every and step % options.predict_every == 0:
+        if self.generates and options.predict_every and step % options.predict_every == 0:
             self.predict(model, writer, step)
 
     def finish(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
-        """Validation loss, predicted video and pixel error of the finished model."""
+        """Validation loss of the finished model, and, where its objective can generate, predicted video and pixel
+        error.
+        """
         if self.config.eval.every:
             self.measure(model, writer, step)
+        if not self.generates:
+            return
         self.predict(model, writer, step)
         if self.config.eval.final_scenes:
             self.pixel_error(model, writer, step)
@@ -120,7 +125,7 @@ class Validation:
         for chunk in model:
             chunk.eval()
         totals = (
-            run_schedule(model, self.objective, rows, forward_only=True)
+            run_schedule(model, self.objective, rows, forward_only=True, turn=self.turn)
             if rows
             else empty_statistics(self.objective, self.platform.device)
         )

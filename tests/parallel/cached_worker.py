@@ -33,12 +33,12 @@ def continuation(options: list[str]) -> list[Tensor]:
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
     from megatron_videogpt.sample.settings import keyed_noise
-    from megatron_videogpt.train.run import build_model
+    from megatron_videogpt.train.networks import build_chunks
 
     config = config_from_dict(parse_overrides([*MODEL.split(), *options]))
     check_config(config, torch.distributed.get_world_size() if torch.distributed.is_initialized() else None)
     world.start(device, config.parallel)
-    chunks = build_model(config, 4, device)
+    chunks = build_chunks(config, 4, device)
     for chunk in chunks:
         load_released(chunk, config.model, lambda entry: worker.spread(entry, config, 4))
     settings = Settings(clips=(2, 1, 2), window=5, steps=2, guidance=2.0)

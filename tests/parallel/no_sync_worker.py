@@ -29,13 +29,13 @@ def step(values: dict[str, Any], lengths: list[int], platform: Any) -> list[str]
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
+    from megatron_videogpt.train.networks import build_chunks
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
-    from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
 
     config = config_from_dict(values)
     world.start(platform, config.parallel)
-    bare = build_model(config, CHANNELS, platform)
+    bare = build_chunks(config, CHANNELS, platform)
     objective, chunks = build_objective(config), wrap(config, bare)
     optimizer = build_optimizer(config, chunks)
     average = Average(bare, optimizer, 0.9)

@@ -55,7 +55,7 @@ def uneven_steps(folder: Path) -> dict[str, Any]:
         logging=replace(session.config.logging, every=1),
     )
     platform = replace(PLATFORM, memory_peak=lambda: MEMORY + rank)
-    parts = session.objective, session.chunks, session.optimizer, session.average
+    parts = session.objective, session.networks, session.average
     tested = run.Run(config, platform, Codec(), *parts, None, world.control_group(), lambda *_, **__: None, run.State())  # type: ignore[arg-type]
     lines: list[dict[str, float]] = []
     steps = in_flight.InFlightSteps(tested, lambda _, line: lines.append(line))

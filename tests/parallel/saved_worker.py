@@ -27,11 +27,11 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.train.run import build_model
+    from megatron_videogpt.train.networks import build_chunks
 
     config = config_from_dict(values)
     world.start(platform, config.parallel)
-    (model,) = build_model(config, CHANNELS, platform)
+    (model,) = build_chunks(config, CHANNELS, platform)
     objective = build_objective(config)
     sample = Sample(key=1, name="1", mean=normal(1, "latents", (4, CHANNELS, 8, 8)), logvar=None, clips=(1, 2, 1))
     row = objective.prepare([sample], config.parallel.row_multiple)

@@ -71,13 +71,13 @@ def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]],
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
+    from megatron_videogpt.train.networks import build_chunks
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
-    from megatron_videogpt.train.run import build_model
     from megatron_videogpt.train.step import train_step
 
     config = config_from_dict(values)
     world.start(platform, config.parallel)
-    objective, chunks = build_objective(config), wrap(config, build_model(config, CHANNELS, platform))
+    objective, chunks = build_objective(config), wrap(config, build_chunks(config, CHANNELS, platform))
     optimizer = build_optimizer(config, chunks)
     sample = Sample(key=1, name="1", mean=normal(1, "latents", (4, CHANNELS, 8, 8)), logvar=None, clips=(1, 2, 1))
     row = objective.prepare([sample], config.parallel.row_multiple)

@@ -44,7 +44,7 @@ def start(
     )
     lines: list[tuple[int, dict[str, float]]] = []
     control = world.control_group()
-    parts = session.objective, session.chunks, session.optimizer, session.average
+    parts = session.objective, session.networks, session.average
     run = Run(config, activate("cpu"), Codec(), *parts, None, control, lambda *_, **__: None, state or State())
     run.session = session  # type: ignore[attr-defined]
     return InFlightSteps(run, lambda step, line: lines.append((step, line))), lines
@@ -218,13 +218,13 @@ def test_a_step_without_a_sample_is_not_taken(
         tested.launch(holed)
         undisturbed.launch(whole)
     tested.complete()
-    before, norms = tested.run.session.everything(), list(tested.gate.norms)
+    before, norms = tested.run.session.everything(), list(tested.gates[0].norms)
     for _ in range(3):
         tested.launch(holed)
     tested.complete()
     for mine, kept in zip(tested.run.session.everything(), before, strict=True):
         assert torch.equal(mine, kept)
-    assert (tested.gate.norms, tested.gate.skipped, tested.run.state.updates, tested.run.state.step) == (
+    assert (tested.gates[0].norms, tested.gates[0].skipped, tested.run.state.updates, tested.run.state.step) == (
         norms,
         0,
         3,

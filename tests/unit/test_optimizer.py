@@ -234,8 +234,8 @@ def test_options_of_today_hold_after_a_resume(tmp_path: Path, monkeypatch: pytes
         )
         <= 1e-6
     )
-    norms = second.gate.norms
-    assert second.gate.limit == 50.0 * (sorted(norms)[1] + sorted(norms)[2]) / 2 and len(norms) == 4
+    norms = second.gates[0].norms
+    assert second.gates[0].limit == 50.0 * (sorted(norms)[1] + sorted(norms)[2]) / 2 and len(norms) == 4
     second.launch(data)
     with pytest.raises(RunError, match="max_skipped = 1"):
         second.complete()

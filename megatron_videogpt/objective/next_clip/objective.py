@@ -15,7 +15,7 @@ from ...data.plans import Sample
 from ...model.patches import grid_of
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Row
-from ..base import Metric, Score
+from ..base import ONLY, Metric, Score, Turn
 from ..noise import mix, normal, posterior, uniform
 from .rows import Sequence, assemble
 
@@ -80,7 +80,11 @@ class NextClipDiffusion:
         per_frame = torch.zeros_like(row.units["timestep"]).index_add(0, row.streams["noisy"]["frame"], error.detach())
         return error.sum(), per_frame
 
-    def score(self, output: Tensor, row: Row) -> Score:
+    def given(self, row: Row, turn: Turn) -> Row:
+        """See `Objective.given`."""
+        return row
+
+    def score(self, output: Tensor, row: Row, turn: Turn = ONLY) -> Score:
         """See `Objective.score`."""
         total, per_frame = self.loss(output, row)
         place = (row.units["timestep"] * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)

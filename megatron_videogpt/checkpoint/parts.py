@@ -1,0 +1,67 @@
+"""What a checkpoint holds of an objective's further networks (`objective.base.Part`), beside its first one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+from torch import nn
+
+from ..errors import RunError
+from ..platforms import compat
+
+
+def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
+    """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
+    return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """chunks: this rank's, without their wrapping; optimizer: None where only the weights are kept (an average)."""
+
+    name: str
+    chunks: Sequence[nn.Module]
+    optimizer: Any
+
+
+def part_contents(parts: Sequence[SavedPart], loading: bool = False) -> dict[str, Any]:
+    """Entries of a checkpoint; a collective.  Keys have the part's name before them."""
+    contents: dict[str, Any] = {}
+    for part in parts:
+        weights = sharded_weights(part.chunks)
+        entry: dict[str, Any] = {"model": weights}
+        if part.optimizer is not None:
+            # The template needs moments to describe, and a fresh torch Adam has none.
+            if loading:
+                compat.seed_optimizer_state(part.optimizer)
+            with contextlib.nullcontext() if loading else compat.packed_buckets(part.optimizer):
+                entry["optimizer"] = part.optimizer.sharded_state_dict(
+                    weights, is_loading=loading, metadata=compat.OPTIMIZER_FORMAT
+                )
+        add_prefix_for_sharding(entry, f"parts.{part.name}.")
+        contents[part.name] = entry
+    return contents
+
+
+def restore_parts(parts: Sequence[SavedPart], loaded: dict[str, Any], updates: dict[str, int]) -> None:
+    """Fill them from loaded entries.  updates: optimizer steps that each has taken."""
+    for part in parts:
+        entry = loaded[part.name]
+        for chunk, values in zip(part.chunks, entry["model"].values()):
+            chunk.load_state_dict(values)
+        if part.optimizer is not None:
+            compat.load_optimizer(part.optimizer, entry["optimizer"], updates[part.name])
+
+
+def check_same_parts(saved: str, names: Sequence[str], parts: Sequence[SavedPart]) -> None:
+    """Raise RunError where a checkpoint has other networks than the run."""
+    wanted = [part.name for part in parts]
+    if sorted(names) != sorted(wanted):
+        raise RunError(
+            f"{saved}: has the further networks {sorted(names)}, this run's objective has {sorted(wanted)}; start a "
+            "new run with another train.output"
+        )
