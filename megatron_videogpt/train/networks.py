@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from ..attention.agreed import choose_attention
 from ..checkpoint.parts import SavedPart
 from ..config.schema import Config
-from ..errors import RunError
 from ..model.init import initialise
 from ..model.layers import describe_kernels
 from ..objective.base import Objective, Part, Turn
 from ..objective.build import parts_of
 from ..platforms import Platform, world
-from .optimizer import build_optimizer, wrap
+from .optimizer import build_optimizer, whole_parameters, wrap
 
 
 @dataclass
@@ -73,11 +72,6 @@ def build_networks(config: Config, channels: int, platform: Platform) -> list[Ne
             model = wrap(own, chunks)
             networks.append(Network(part, own, model, build_optimizer(own, model)))
             continue
-        if part.average_of and config.parallel.overlap_param_gather:
-            raise RunError(
-                f"parallel.overlap_param_gather = true: {part.name} follows the weights of {part.average_of}, which "
-                "are not whole then; use parallel.overlap_param_gather=false"
-            )
         for chunk in chunks:
             chunk.requires_grad_(False).eval()
         networks.append(Network(part, own, chunks, None))
@@ -96,14 +90,17 @@ def turns(networks: Sequence[Network]) -> Iterator[tuple[Network, Turn]]:
 @contextlib.contextmanager
 def alone(networks: Sequence[Network], mine: Network) -> Iterator[None]:
     """Inside, only the weights of one of the trained networks get gradients."""
-    others = [p for one in networks if one.optimizer is not None and one is not mine for p in _parameters(one)]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
+    others = [one for one in networks if one.optimizer is not None and one is not mine]
+    parameters = [parameter for one in others for parameter in _parameters(one)]
+    # megatron-core's hooks for parameters that are still on their way insist on gradients.
+    with whole_parameters([chunk for one in others for chunk in one.model]):
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
 
 
 def _parameters(network: Network) -> list[nn.Parameter]:
@@ -123,8 +120,10 @@ def follow(networks: Sequence[Network], taken: dict[str, Tensor] | None = None) 
         if source not in by_name:
             raise ValueError(f"part {network.part.name!r} follows {source!r}; there are {sorted(by_name)}")
         weight: Any = 1.0 if taken is None else (1.0 - network.part.decay) * taken[source].float()
-        for mine, theirs in zip(_parameters(network), _parameters(by_name[source]), strict=True):
-            mine.lerp_(theirs.to(mine.dtype), weight if taken is None else weight.to(mine.dtype))
+        # Where the new weights are still on their way from other ranks, this waits for them.
+        with whole_parameters(by_name[source].model):
+            for mine, theirs in zip(_parameters(network), _parameters(by_name[source]), strict=True):
+                mine.lerp_(theirs.to(mine.dtype), weight if taken is None else weight.to(mine.dtype))
 
 
 def saved_parts(networks: Sequence[Network]) -> list[SavedPart]:

@@ -14,6 +14,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 
 from ..config.schema import Config
 from ..model.init import named
+from ..model.parameters import Table
 from ..model.videogpt import VideoGPT
 from ..platforms import compat
 
@@ -102,7 +103,9 @@ def _overrides(config: Config, chunks: list[VideoGPT]) -> dict[Any, Any] | None:
     """Multipliers of every parameter, where a rule of the network's table has one; None where megatron-core's own
     groups will do.
     """
-    if all(rule.decay is None and rule.rate == 1.0 for chunk in chunks for rule in chunk.table.rules):
+    # A network that is none of ours may have no table.
+    rules = [rule for chunk in chunks for rule in getattr(chunk, "table", Table(())).rules]
+    if all(rule.decay is None and rule.rate == 1.0 for rule in rules):
         return None
     members: dict[tuple[float, float], set[int]] = {}
     for chunk in chunks:

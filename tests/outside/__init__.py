@@ -1,0 +1,1 @@
+"""Objectives as another distribution would bring them, and a copy of the package without its own."""
