@@ -23,22 +23,23 @@ def _global_name(name: str, layers: nn.ModuleList) -> str:
     return f"{head}decoder.layers.{layers[int(local)].layer_number - 1}.{tail}"
 
 
-def named(model: nn.Module, config: ModelConfig) -> Iterator[tuple[Parameter, nn.Parameter]]:
-    """(table entry, parameter) of everything this rank holds; raises an AssertionError for a parameter the table does
-    not know.
+def named(model: nn.Module, config: ModelConfig, others: bool = False) -> Iterator[tuple[Parameter, nn.Parameter]]:
+    """(table entry, parameter) of everything this rank holds.  A parameter that the table does not know is passed over
+    if there may be others; an AssertionError if not.
     """
     table = {entry.name: entry for entry in parameters(config)}
     for name, parameter in model.named_parameters():
         name = _global_name(name, model.decoder.layers)
-        assert name in table, f"{name} is not in model/parameters.py"
-        yield table[name], parameter
+        assert others or name in table, f"{name} is not in model/parameters.py"
+        if name in table:
+            yield table[name], parameter
 
 
-def mark_shards(model: nn.Module, config: ModelConfig) -> None:
+def mark_shards(model: nn.Module, config: ModelConfig, others: bool = False) -> None:
     """Tell megatron-core which parameters are sharded over the tensor parallel group, for the gradient norm; its layers
-    do so only when they also initialise.
+    do so only when they also initialise.  others: see `named`.
     """
-    for entry, parameter in named(model, config):
+    for entry, parameter in named(model, config, others):
         if entry.rule.split is not None and not hasattr(parameter, "tensor_model_parallel"):
             tensor_parallel.set_tensor_model_parallel_attributes(
                 parameter, is_parallel=True, dim=entry.rule.split, stride=1
