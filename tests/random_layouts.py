@@ -71,3 +71,16 @@ def random_case(seed: int, budget: int = 300) -> Case:
     return Case(
         intervals, kv_heads * draw.choice([1, 1, 2, 3]), kv_heads, rows if len(rows) else torch.arange(len(intervals))
     )
+
+
+def over_time(sizes: tuple[tuple[int, int], ...] = ((3, 7), (17, 4), (40, 2)), padding: int = 5) -> Case:
+    """Each cell over time, as attention gets it from a mask with an order: a causal block for every cell.
+
+    sizes: (frames, cells) of each sample.
+    """
+    blocks = [torch.arange(1, frames + 1) for frames, cells in sizes for _ in range(cells)]
+    starts = torch.tensor([0, *map(len, blocks)]).cumsum(0)
+    first = torch.cat([starts[:-1].repeat_interleave(starts.diff()), starts[-1].expand(padding)])
+    last = first + torch.cat([*blocks, torch.ones(padding, dtype=torch.int64)])
+    intervals = torch.stack([first, last, 0 * first, 0 * first], dim=1).to(torch.int32)
+    return Case(intervals, 2, 1, torch.arange(len(intervals)))

@@ -191,8 +191,8 @@ def use_backend(chunks: list[Any], name: str) -> None:
     from megatron_videogpt.model import core_attention
     from tools.benchmark_timing import dense_attend
 
-    def attend(backend: str, *args: Any) -> Any:
-        return dense_attend(*args) if backend == "dense" else attention.attend(backend, *args)
+    def attend(backend: str, *args: Any, **hints: Any) -> Any:
+        return dense_attend(*args) if backend == "dense" else attention.attend(backend, *args, **hints)
 
     core_attention.attend = attend
     for chunk in chunks:

@@ -14,16 +14,27 @@ MODULES = {"reference": "reference", "ranged": "ranged", "flex": "flex", "triton
 BACKENDS = tuple(MODULES)
 """Names of the kernels; `auto` stands for the best of them on a device."""
 
+GROUPED = ("ranged",)
+"""Those that compute equal groups in one call; the others find the same pairs in the intervals."""
+
 
 def attend(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Tensor,
+    scale: float,
+    deterministic: bool = False,
+    groups: tuple[int, int] | None = None,
 ) -> Tensor:
     """Attention of every query row over the keys of its two intervals.
 
     q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]``: head i reads key-value head ``i // (H / Hkv)``.  intervals: int32 ``[Lq,
     4]``, row r attends the keys ``[a0, a1) U [b0, b1)``, which are disjoint and not both empty.  scale: factor on the
     scores.  deterministic: gradients are the same bits in every run; without it a backend may add in whatever order is
-    fastest.  Returns ``[Lq, H, d]`` in q's dtype.
+    fastest.  groups: a hint, see `sequence.row.Mask`; the first queries are those of the first keys then.  Returns
+    ``[Lq, H, d]`` in q's dtype.
     """
     if backend not in MODULES:
         raise ValueError(
@@ -31,4 +42,6 @@ def attend(
             "attention.choice first"
         )
     # Imported on first use: compiling backends bring imports of several seconds that the others do not need.
-    return importlib.import_module(f".{MODULES[backend]}", __name__).attend(q, k, v, intervals, scale, deterministic)
+    kernel = importlib.import_module(f".{MODULES[backend]}", __name__).attend
+    hints = {"groups": groups} if groups is not None and backend in GROUPED else {}
+    return kernel(q, k, v, intervals, scale, deterministic, **hints)

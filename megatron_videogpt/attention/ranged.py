@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import Costs, Rectangle, plan
+from .groups import Call, calls
+from .plan import Costs
 
 # Fitted on one core of an AMD EPYC (Zen 4, about 80 GFLOP/s) at the shapes of docs/benchmarks.md; the optimum is flat
 # (a factor of 2 costs 3%). A call, forward and backward, takes as long as _CALL_FLOPS operations; a key and its
@@ -36,7 +37,7 @@ def _heads(x: Tensor) -> Tensor:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Dense attention of ``[1, H, n, d]``: (output, log-sum-exp ``[1, H, rows]``)."""
+    """Dense attention of ``[B, H, n, d]``: (output, log-sum-exp ``[B, H, rows]``)."""
     if _fused(q):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
     outputs, sums = [], []
@@ -49,7 +50,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
 
 def _slices(q: Tensor, k: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
     """Query rows and their mask in portions whose scores fit the memory limit."""
-    step = max(1, _MATH_SCORES // (q.shape[1] * k.shape[2]))
+    step = max(1, _MATH_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
     masks = [None] * (-(-q.shape[2] // step)) if mask is None else mask.split(step)
     return list(zip(q.split(step, dim=2), masks))
 
@@ -81,58 +82,54 @@ def _backward(
 
 
 class _Ranged(torch.autograd.Function):
-    """The rectangles of a plan, one after another."""
+    """The calls of a plan, one after another."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rectangles: tuple[Rectangle, ...], scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, steps: tuple[Call, ...], scale: float) -> Tensor:
         """Rectangles that share rows are merged by their log-sum-exp; saves q, k, v, out and that."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(1, q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
         queries, keys, values, outputs = _heads(q), _heads(_repeat(k, q)), _heads(_repeat(v, q)), _heads(out)
-        for box in rectangles:
-            rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
-            part, part_lse = _forward(
-                queries[:, :, rows], keys[:, :, columns], values[:, :, columns], _mask(box, q), scale
-            )
-            old, old_lse = outputs[:, :, rows], lse[:, :, rows]
-            if box.first:
+        for call in steps:
+            part, part_lse = _forward(call.rows(queries), call.keys(keys), call.keys(values), _mask(call, q), scale)
+            old, old_lse = call.rows(outputs), call.rows(lse)
+            if call.box.first:
                 old.copy_(part)
                 old_lse.copy_(part_lse)
             else:
                 old.lerp_(part, torch.sigmoid(part_lse - old_lse).unsqueeze(-1).to(part.dtype))
                 torch.logaddexp(old_lse, part_lse, out=old_lse)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rectangles, ctx.scale = rectangles, scale
+        ctx.steps, ctx.scale = steps, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Scores are computed again, rectangle by rectangle."""
+        """Scores are computed again, call by call."""
         q, k, v, out, lse = ctx.saved_tensors
-        # Sums over rectangles are kept in at least float32, whatever the inputs are.
+        # Sums over calls are kept in at least float32, whatever the inputs are.
         wide = [q, _repeat(k, q), _repeat(v, q)]
         sums = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in wide]
         grad_q, grad_k, grad_v = (_heads(x) for x in sums)
         grad, outputs, queries, keys, values = (_heads(x) for x in (grads[0].contiguous(), out, *wide))
-        for box in ctx.rectangles:
-            rows, columns = slice(box.row0, box.row1), slice(box.key0, box.key1)
+        for call in ctx.steps:
             inputs = (
-                grad[:, :, rows],
-                queries[:, :, rows],
-                keys[:, :, columns],
-                values[:, :, columns],
-                outputs[:, :, rows],
-                lse[:, :, rows],
+                call.rows(grad),
+                call.rows(queries),
+                call.keys(keys),
+                call.keys(values),
+                call.rows(outputs),
+                call.rows(lse),
             )
-            parts = _backward(*inputs, _mask(box, q), ctx.scale)
-            grad_q[:, :, rows].add_(parts[0])
-            grad_k[:, :, columns].add_(parts[1])
-            grad_v[:, :, columns].add_(parts[2])
+            parts = _backward(*inputs, _mask(call, q), ctx.scale)
+            call.rows(grad_q).add_(parts[0])
+            call.keys(grad_k).add_(parts[1])
+            call.keys(grad_v).add_(parts[2])
         return sums[0].to(q.dtype), _sum_heads(sums[1], k), _sum_heads(sums[2], v), None, None
 
 
-def _mask(box: Rectangle, x: Tensor) -> Tensor | None:
-    return None if box.mask is None else box.mask.to(x.device)
+def _mask(call: Call, x: Tensor) -> Tensor | None:
+    return None if call.box.mask is None else call.box.mask.to(x.device)
 
 
 def _repeat(x: Tensor, q: Tensor) -> Tensor:
@@ -145,13 +142,21 @@ def _sum_heads(grad: Tensor, x: Tensor) -> Tensor:
     return (grad if grad.shape == x.shape else grad.unflatten(1, (x.shape[1], -1)).sum(2)).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
-    """Interval attention on any device; shapes as in `attention.attend`.  Rectangles are added in a fixed order,
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Tensor,
+    scale: float,
+    deterministic: bool = False,
+    groups: tuple[int, int] | None = None,
+) -> Tensor:
+    """Interval attention on any device; shapes as in `attention.attend`.  Calls are added in a fixed order,
     `deterministic` or not.
     """
     pair_flops = 14 * q.shape[1] * q.shape[2]
     call_flops = _CALL_FLOPS if torch.get_num_threads() == 1 else _SHARED_CALL_FLOPS
     costs = Costs(call=call_flops / pair_flops, key=_KEY_ROWS, mask=_MASK_SHARE)
     return _Ranged.apply(
-        *(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), plan(intervals, costs), scale
+        *(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), calls(intervals, costs, groups), scale
     )

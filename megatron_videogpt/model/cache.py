@@ -85,7 +85,8 @@ class KeyValueCache:
 
 
 class CachedRow(NamedTuple):
-    """How a packed row of L tokens meets the buffers of a cache.
+    """How a packed row of L tokens meets the buffers of a cache.  The row's masks count in these: intervals in their
+    rows, or in the order of these that a mask gives.
 
     places: int64 ``[L]``, a row of the buffers for each token; kept: rows of the regions; rows: those and the scratch
     that this pass fills; lasting: leading tokens of the row that belong to the history, the others are scratch.

@@ -1,4 +1,6 @@
-"""megatron-core's core attention: the mask as intervals instead of a matrix, and context parallelism over heads."""
+"""megatron-core's core attention: the mask as intervals instead of a matrix, keys in the mask's order, and context
+parallelism over heads.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ..attention import attend
 from .cache import CachedRow
+from .inputs import OrderedMask
 
 Store = Callable[[Tensor, Tensor], "tuple[Tensor, Tensor]"]
 """Keys and values of the tokens of a row ``[L, heads, d]`` -> those that its intervals count in
@@ -57,19 +60,57 @@ def to_tokens(x: Tensor, group: Any) -> Tensor:
     return parts.transpose(0, 1).reshape(tokens // size, size * heads, width)
 
 
+class _Permute(torch.autograd.Function):
+    """Rows in another order; its gradient, unlike that of index_select, adds nothing up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """Row j of the result is row ``order[j]``."""
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Every row of the gradient goes back to its place."""
+        order, inverse = ctx.saved_tensors
+        return _Permute.apply(grads[0], inverse, order), None, None
+
+
+def attend_in_order(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, mask: OrderedMask, scale: float, deterministic: bool = False
+) -> Tensor:
+    """`attend` with keys, and queries where they are all tokens, put into the mask's order, and the output back: rows
+    of a tile see the same keys there.
+
+    q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]``, all as stored -> ``[Lq, H, d]``.
+    """
+    order, inverse = mask.order, mask.inverse
+    if order is None:
+        return attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups)
+    if inverse is None:
+        k, v = k.index_select(0, order), v.index_select(0, order)
+    else:
+        k, v = _Permute.apply(k, order, inverse), _Permute.apply(v, order, inverse)
+    if not mask.all_queries:
+        return attend(backend, q, k, v, mask.intervals, scale, deterministic)
+    q = _Permute.apply(q, order, inverse)
+    out = attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups)
+    return _Permute.apply(out, inverse, order)
+
+
 def exchange_attention(
     backend: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    intervals: Tensor,
+    mask: OrderedMask,
     scale: float,
     group: Any,
     deterministic: bool = False,
     store: Store | None = None,
 ) -> Tensor:
-    """`attend` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv, d]``,
-    whole intervals ``[L, 4]``.
+    """`attend_in_order` on tokens that are sharded contiguously over `group`: q ``[L/cp, H, d]``, k and v ``[L/cp, Hkv,
+    d]``, the mask of all L tokens.  Its order needs no exchange of its own: every rank holds all tokens of its heads.
 
     Queries, keys and values travel in one exchange.  Where the group's size does not divide the key/value heads, these
     are repeated first, as few times as it takes, so that every rank keeps the heads its queries read.  store: puts this
@@ -86,14 +127,12 @@ def exchange_attention(
     q, k, v = to_heads(joined, group).split(shares, dim=1)
     if store is not None:
         k, v = store(k, v)
-    return to_tokens(attend(backend, q, k, v, intervals, scale, deterministic), group)
+    return to_tokens(attend_in_order(backend, q, k, v, mask, scale, deterministic), group)
 
 
 class IntervalAttention(MegatronModule):
-    """Drop-in for `DotProductAttention`; megatron-core's `attention_mask` argument carries int32 intervals ``[L, 4]``
-    of the whole row.
-
-    The configuration's `interval_backend` names the kernel.
+    """Stands where megatron-core has its `DotProductAttention`.  The configuration's `interval_backend` names the
+    kernel.
     """
 
     def __init__(
@@ -121,24 +160,23 @@ class IntervalAttention(MegatronModule):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor,
+        mask: OrderedMask,
         cached: CachedRow | None = None,
-        **unused: Any,
     ) -> Tensor:
         """query ``[l, 1, H, d]``, key and value ``[l, 1, Hkv, d]`` of this rank's l = L/CP tokens and tensor parallel
         heads -> ``[l, 1, H*d]``.
 
-        Without context parallelism there may be fewer queries than keys; intervals are the queries' then.  cached:
-        where keys and values are kept; the intervals count in the rows of its buffers.
+        Without context parallelism there may be fewer queries than keys (`OrderedMask.of_rows`).  cached: where keys
+        and values are kept; the mask counts in the rows of its buffers.
         """
         q, k, v = (x[:, 0] for x in (query, key, value))
         store = None if cached is None else partial(cached.cache.store, self.layer_number, row=cached)
         if self.context_group is None:
             if store is not None:
                 k, v = store(k, v)
-            out = attend(self.backend, q, k, v, attention_mask, self.scale, self.deterministic)
+            out = attend_in_order(self.backend, q, k, v, mask, self.scale, self.deterministic)
         else:
             out = exchange_attention(
-                self.backend, q, k, v, attention_mask, self.scale, self.context_group, self.deterministic, store
+                self.backend, q, k, v, mask, self.scale, self.context_group, self.deterministic, store
             )
         return out.reshape(out.shape[0], 1, -1)

@@ -8,6 +8,7 @@ they have not been executed yet.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
@@ -73,7 +74,11 @@ class VideoGPTConfig(TransformerConfig):
     """What computes norms (without Transformer Engine), SwiGLU and rotary positions: `fused.select`."""
     column_linear: Any = None
     row_linear: Any = None
-    """Classes of the feed-forward's linear layers."""
+    """Classes of the layers' linear maps."""
+    norm: Any = RMSNorm
+    """Class of their norms: never fused into the linear maps, so that parameter names are the same with and without
+    Transformer Engine.
+    """
     recompute_activation: bool = False
     """Whether feed-forwards drop their SwiGLU product."""
     recompute_mlp: int = 0
@@ -108,6 +113,7 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         kernels=fused.select(platform)[0],
         column_linear=provider.column_parallel_linear(),
         row_linear=provider.row_parallel_linear(),
+        norm=provider.layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm,
         recompute_activation=parallel.recompute in ("selective", "mlp"),
         recompute_mlp=recomputed if parallel.recompute == "mlp" else 0,
         first_layer=sum(layers[:stage]),
@@ -162,40 +168,52 @@ def _provider(platform: str) -> BackendSpecProvider:
     return TESpecProvider()
 
 
-def _layer_spec(config: VideoGPTConfig, norm: Any, last: bool) -> ModuleSpec:
-    """One pre-norm Phi-3 layer with interval attention.  last: the model's last one, which computes scored rows only
-    when it is told which.
-    """
-    attention = ModuleSpec(
+def attention_spec(config: VideoGPTConfig, mask: int, last: bool) -> ModuleSpec:
+    """Self-attention under a mask of the row, by number; last: see `LayerKind`."""
+    return ModuleSpec(
         module=RotaryAttention,
-        params={"attn_mask_type": AttnMaskType.arbitrary, "last": last},
+        params={"attn_mask_type": AttnMaskType.arbitrary, "mask": mask, "last": last},
         submodules=SelfAttentionSubmodules(
             linear_qkv=config.column_linear, core_attention=IntervalAttention, linear_proj=config.row_linear
         ),
     )
+
+
+def decoder_layer(config: VideoGPTConfig, mask: int, last: bool) -> ModuleSpec:
+    """One pre-norm Phi-3 layer with interval attention; arguments as in `attention_spec`."""
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=attention,
+            input_layernorm=config.norm,
+            self_attention=attention_spec(config, mask, last),
             self_attn_bda=add_to_scored if last else get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
+            pre_mlp_layernorm=config.norm,
             mlp=GatedMLP,
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-def decoder_spec(
-    config: VideoGPTConfig, platform: str, last: bool, chunk: int | None = None
-) -> TransformerBlockSubmodules:
-    """The layers of one chunk.  Norms are never fused into the linear layers, so that parameter names are the same with
-    and without Transformer Engine.
+@dataclass(frozen=True)
+class LayerKind:
+    """What a decoder layer is.
 
-    last: whether the chunk ends with the model's last layer; chunk: virtual stage of this rank, None without.
+    mask: number of the row's mask that its self-attention goes by.  spec: `spec(config, mask, last)` -> megatron-core's
+    spec of the layer, whose module gets `LayerInputs` as `packed_seq_params`; last: whether this is the model's last
+    layer and goes on, behind its attention, with the rows of `LayerInputs.scored` alone wherever that is not None.
+    scores_rows: whether this kind can do that, and so is asked to.
     """
-    norm = _provider(platform).layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm
-    count = get_num_layers_to_build(config, chunk)
+
+    mask: int = 0
+    spec: Callable[[VideoGPTConfig, int, bool], ModuleSpec] = decoder_layer
+    scores_rows: bool = True
+
+
+def decoder_spec(config: VideoGPTConfig, kinds: Sequence[LayerKind], last: bool) -> TransformerBlockSubmodules:
+    """The layers of one chunk.  last: whether it ends with the model's last layer, which is to compute scored rows
+    only.
+    """
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(config, norm, last and n == count - 1) for n in range(count)], layer_norm=norm
+        layer_specs=[kind.spec(config, kind.mask, last and n == len(kinds) - 1) for n, kind in enumerate(kinds)],
+        layer_norm=config.norm,
     )

@@ -15,29 +15,49 @@ from torch import Tensor, nn
 
 from ..config.derived import scores_rows_only, stage_layers
 from ..config.schema import Config, ModelConfig
+from ..errors import UserError
 from ..platforms import Platform
 from ..sequence.row import Row
 from .cache import CachedRow
 from .init import mark_shards
-from .layers import decoder_spec, transformer_config
+from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows
+from .layers import LayerKind, decoder_spec, transformer_config
 from .parameters import Table
 from .rope import angles, inverse_frequencies
-from .self_attention import ScoredRows, scored_rows
 
 End = Callable[[ModelConfig, int, torch.dtype, torch.device], nn.Module]
 """`end(model, channels, dtype, device)`: what stands before the decoder, or behind it."""
 
 
+def _plain(model: ModelConfig, number: int) -> LayerKind:
+    return LayerKind()
+
+
 class Ends(NamedTuple):
-    """What an objective puts around the decoder.
+    """What an objective puts around the decoder, and what it puts in.
 
     embedding: packed row or shard -> hidden states ``[l, 1, D]``; head: hidden states, the row, and whether only the
-    rows that it reads are there -> output.  table: of all parameters, the decoder's among them.
+    rows that it reads are there -> output; table: of all parameters, the decoder's among them.
+
+    split_head: whether each tensor parallel rank computes a part of the output (of a vocabulary, say), so that what its
+    input gets as gradients are parts of a sum.
+
+    layer: `layer(model, number)` -> what that layer is, counted from 0 over the whole model.
+
+    sides: the row -> trained side inputs of layers, ``dict[str, Context]``, beside those of the row itself
+    (`model.inputs.LayerInputs` has both).  Not for pipelines, whose stages would each need it: UserError.  Every rank
+    runs it, with the same result for what is whole.  Its gradients come out right if each layer gives its own share:
+    under context parallelism that of its tokens, which reduction over data (and context) parallel ranks adds up; under
+    sequence parallelism that of its rows or heads, which the mark `sequence_parallel` of its parameters does.  So a
+    column parallel map of a whole side input must then not add up the gradient of its input (`disable_grad_reduce`).
     """
 
     embedding: End
     head: End
     table: Table
+    split_head: bool = False
+    layer: Callable[[ModelConfig, int], LayerKind] = _plain
+    sides: End | None = None
 
 
 class VideoGPT(MegatronModule):
@@ -52,16 +72,24 @@ class VideoGPT(MegatronModule):
         self, config: Config, channels: int, platform: Platform, backend: str, ends: Ends, chunk: int = 0
     ) -> None:
         layout = config.parallel
+        if ends.sides is not None and layout.pipeline > 1:
+            raise UserError(
+                f"parallel.pipeline = {layout.pipeline}: this objective's network computes side inputs of its layers, "
+                "which pipeline stages do not pass on; it needs parallel.pipeline=1"
+            )
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
         super().__init__(config=decoder_config)
-        self.table = ends.table
+        self.table, self.split_head = ends.table, ends.split_head
         pre_process, post_process = stage == 0, stage == layout.stages - 1
         # megatron-core reads this name from every chunk of an interleaved pipeline.
         self.vp_stage = chunk if layout.virtual_pipeline > 1 else None
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
-        self.scored_only = post_process and stage_layers(config)[stage] > 0 and scores_rows_only(layout)
+        count, first = stage_layers(config)[stage], decoder_config.first_layer
+        kinds = [ends.layer(config.model, number) for number in range(first, first + count)]
+        self.scored_only = post_process and count > 0 and kinds[-1].scores_rows and scores_rows_only(layout)
+        self.last_mask = kinds[-1].mask if kinds else 0
         # megatron-core asks every model.
         self.share_embeddings_and_output_weights = False
         self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
@@ -71,7 +99,7 @@ class VideoGPT(MegatronModule):
             self.embedding = ends.embedding(config.model, channels, dtype, platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
-            spec=decoder_spec(decoder_config, platform.name, self.scored_only, self.vp_stage),
+            spec=decoder_spec(decoder_config, kinds, self.scored_only),
             pre_process=pre_process,
             post_process=post_process,
             pg_collection=self.pg_collection,
@@ -79,6 +107,10 @@ class VideoGPT(MegatronModule):
         )
         if post_process:
             self.head = ends.head(config.model, channels, dtype, platform.device)
+        self.sides = None if ends.sides is None else ends.sides(config.model, channels, dtype, platform.device)
+        for parameter in self.sides.parameters() if self.sides is not None else ():
+            # Layers see a part of the tokens, or of the heads, and so give a part of the gradient.
+            parameter.sequence_parallel = layout.sequence  # type: ignore[attr-defined]
         mark_shards(self, config.model)
 
     def set_input_tensor(self, tensors: list[Tensor]) -> None:
@@ -90,24 +122,39 @@ class VideoGPT(MegatronModule):
         stage, hidden states elsewhere.
 
         The shard's length must be a multiple of the tensor parallel size under sequence parallelism.  cached: where the
-        whole row's keys and values are kept, when sampling; the intervals count in the rows of its buffers then.
+        whole row's keys and values are kept, when sampling; the masks count in the rows of its buffers then.
         """
         hidden: Any = None
         if self.pre_process:
             hidden = self.embedding(row)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
-        chosen: ScoredRows | None = None
-        if self.scored_only and torch.is_grad_enabled():
-            chosen = scored_rows(row.scored_rows, row.intervals)
-        # megatron-core hands packed_seq_params to the attention of every layer, through recomputation too, and looks at
-        # nothing in it itself.
-        packed: Any = chosen if cached is None else cached
-        turns = angles(row.positions, self.frequencies)
-        hidden = self.decoder(hidden, attention_mask=row.intervals, rotary_pos_emb=turns, packed_seq_params=packed)
+        inputs, context = self._inputs(row, cached)
+        hidden = self.decoder(
+            hidden,
+            # megatron-core's recomputation asks for a tensor; layers find their mask in their inputs.
+            attention_mask=row.intervals,
+            context=context,
+            rotary_pos_emb=angles(row.positions, self.frequencies),
+            packed_seq_params=inputs,
+        )
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
-            # Every rank computes the same head from here on, so the gradient is split, not summed.
-            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return self.head(hidden, row, scored=chosen is not None)
+            # Where every rank computes the same head from here on, the gradient is split, not summed.
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, self.split_head)
+        elif self.split_head:
+            hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
+        return self.head(hidden, row, scored=inputs.scored is not None)
+
+    def _inputs(self, row: Row, cached: CachedRow | None) -> tuple[LayerInputs, Tensor | None]:
+        """What layers find beside hidden states: their inputs, and the trained side inputs in one tensor."""
+        context, slots = join_trained({} if self.sides is None else self.sides(row))
+        assert not slots.keys() & row.context.keys()
+        chosen: ScoredRows | None = None
+        if self.scored_only and torch.is_grad_enabled() and cached is None:
+            chosen = scored_rows(row.scored_rows, row.masks[self.last_mask].intervals)
+        masks = tuple(ordered(mask, cached is not None) for mask in row.masks)
+        group = self.pg_collection.tp
+        part, parts = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
+        return LayerInputs(masks, chosen, cached, row.context, slots, part, parts), context

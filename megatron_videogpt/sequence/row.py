@@ -21,13 +21,42 @@ class Mask:
 
     intervals: int32 ``[L, 4]`` (`sequence.intervals`), one entry per token as stored.  order: int64 ``[L]``, the tokens
     in the order in which the intervals count: key number j is token ``order[j]``; None where that is the stored order.
+    Under a cache both count in the rows of its buffers (`model.cache.CachedRow`): key number j is row ``order[j]``, and
+    there may be more or fewer of them than tokens.
+
     groups: (count, size), a hint that the first count * size tokens of the order form groups of size tokens that see
-    each other only, all by the same pattern, which a CPU computes in one call.
+    each other only, all by the same pattern, which a CPU computes in one call.  `grouped_mask` checks it; nothing does
+    later.
     """
 
     intervals: Tensor
     order: Tensor | None = None
     groups: tuple[int, int] | None = None
+
+
+def grouped_mask(intervals: Tensor, groups: tuple[int, int], order: Tensor | None = None) -> Mask:
+    """A `Mask` with the hint `groups`, on the CPU; the intervals of every group must be written as those of the first.
+
+    Raises ValueError, which says where, when the order is not one of all tokens, or when the first count * size tokens
+    of the order are not groups that see each other only, all by the same pattern.
+    """
+    (count, size), length = groups, len(intervals)
+    if order is not None and not torch.equal(order.sort().values, torch.arange(length)):
+        raise ValueError(f"the order of {length} tokens has {len(order)} entries and not each token once")
+    if count < 1 or size < 1 or count * size > length:
+        raise ValueError(f"{count} groups of {size} tokens are not in a row of {length}")
+    grouped = (intervals if order is None else intervals[order])[: count * size].view(count, size, 2, 2)
+    offsets = torch.arange(0, count * size, size).view(count, 1, 1, 1)
+    own = torch.where(grouped[..., 1:] > grouped[..., :1], grouped - offsets, 0)
+    for wrong, what in (
+        ((own < 0) | (own > size), "sees keys outside its group"),
+        (own != own[0], "does not see of its group what the same token of the first group sees of its own"),
+    ):
+        if wrong.any():
+            group, token = wrong.flatten(2).any(-1).nonzero()[0].tolist()
+            seen = grouped[group, token].flatten().tolist()
+            raise ValueError(f"token {token} of group {group} (of {count} x {size}), intervals {seen}, {what}")
+    return Mask(intervals, order, groups)
 
 
 @dataclass(frozen=True)

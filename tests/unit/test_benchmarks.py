@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_videogpt.attention import attend, ranged
+from megatron_videogpt.attention import attend, groups
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.model.flops import training_flops
@@ -131,7 +131,7 @@ def test_backends_that_cannot_run_are_told_apart(monkeypatch: pytest.MonkeyPatch
 
 def test_tile_lists_are_timed_where_they_are_built() -> None:
     mask, tensors = masks.build("stage1", None, GRID, 0).intervals, inputs(31 * 8)
-    before = ranged.plan
+    before = groups.plan
     with building_clock("cpu") as spent:
         kernel("sdpa", mask, 0.25)(*tensors[:3])
         assert (spent.count, spent.seconds) == (0, 0.0)
@@ -145,7 +145,7 @@ def test_tile_lists_are_timed_where_they_are_built() -> None:
         dense_attend(*tensors[:3], mask, 0.25)
         dense_attend(*tensors[:3], mask, 0.25)
         assert spent.count == 3
-    assert ranged.plan is before
+    assert groups.plan is before
 
 
 def test_peak_memory_is_what_a_call_holds() -> None:

@@ -1,5 +1,5 @@
-"""Every backend that can run on this machine against the oracle, over 200 random packed rows: output and gradients of
-q, k and v.
+"""Every backend that can run on this machine against the oracle, over 200 random packed rows and one of a mask with an
+order: output and gradients of q, k and v.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from megatron_videogpt.attention import BACKENDS
 from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.attention.verify import NAMES, errors
-from tests.random_layouts import COUNT, random_case
+from tests.random_layouts import COUNT, over_time, random_case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEAD_DIMS = (64, 96, 128)
@@ -37,8 +37,8 @@ def test_backend_matches_reference(backend: str, dtype: torch.dtype) -> None:
     reason = obstacle(backend, DEVICE, dtype, 96)
     if reason:
         pytest.skip(f"{backend} on {DEVICE} in {dtype}: {reason}")
-    for seed in range(COUNT):
-        case = random_case(seed, 300 if DEVICE == "cpu" else 3000)
+    random_cases = (random_case(seed, 300 if DEVICE == "cpu" else 3000) for seed in range(COUNT))
+    for seed, case in enumerate((*random_cases, over_time())):
         inputs = case.tensors(HEAD_DIMS[seed % 3] if DEVICE == "cuda" else 32, dtype, DEVICE, seed)
         found, allowed = errors(backend, inputs, case.intervals[case.kept].to(DEVICE), deterministic=seed % 2 == 0)
         for name, error, most in zip(NAMES, found, allowed):

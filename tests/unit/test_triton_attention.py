@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_videogpt.attention import attend, verify
 from megatron_videogpt.attention.tiles import tiles
 from megatron_videogpt.sequence.layout import Clip, ClipShape, layout, pack, training_shape
-from tests.random_layouts import COUNT, Case, random_case
+from tests.random_layouts import COUNT, Case, over_time, random_case
 from tests.triton_tools import interpreted
 
 PACKAGE = "megatron_videogpt.attention"
@@ -89,6 +89,13 @@ def test_matches_reference_on_random_rows(use: Callable[..., None], start: int) 
         )
         errors = verify.errors("triton", inputs, case.intervals[case.kept], deterministic=seed % 2 == 0)
         assert_right(errors, seed)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_matches_reference_on_a_mask_with_an_order(use: Callable[..., None], deterministic: bool) -> None:
+    use((32, 16), (16, 32), (32, 32))
+    case = over_time()
+    assert_right(verify.errors("triton", case.tensors(16, torch.float32), case.intervals, deterministic), "over time")
 
 
 def test_random_rows_have_tiles_of_every_kind() -> None:

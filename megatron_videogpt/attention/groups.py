@@ -1,0 +1,59 @@
+"""What `ranged` computes: equal groups of tokens in one batched call, other rows by the rectangles of their plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..sequence.intervals import dense_mask
+from .plan import MASKED_OUT, Costs, Rectangle, plan
+
+
+class Call(NamedTuple):
+    """A rectangle whose rows and keys are both cut into so many equal groups: each attends its own keys, all under the
+    one mask ``[rows / groups, keys / groups]``.
+    """
+
+    box: Rectangle
+    groups: int = 1
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Queries (or what belongs to them) ``[1, H, L, ...]`` -> a view ``[groups, H, rows / groups, ...]``."""
+        return self._cut(x, self.box.row0, self.box.row1)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Keys or values ``[1, H, L, d]`` -> a view ``[groups, H, keys / groups, d]``."""
+        return self._cut(x, self.box.key0, self.box.key1)
+
+    def _cut(self, x: Tensor, start: int, stop: int) -> Tensor:
+        part = x[:, :, start:stop]
+        return part if self.groups == 1 else part[0].unflatten(1, (self.groups, -1)).transpose(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _pattern(table: bytes) -> Tensor | None:
+    """Additive mask of one group from its intervals, None if its tokens all see each other."""
+    intervals = torch.from_numpy(np.frombuffer(table, dtype=np.int32).reshape(-1, 4).copy())
+    sees = dense_mask(intervals)
+    return None if sees.all() else torch.where(sees, 0.0, MASKED_OUT)
+
+
+def calls(intervals: Tensor, costs: Costs, groups: tuple[int, int] | None) -> tuple[Call, ...]:
+    """Calls that together cover every attended pair exactly once, and no other.
+
+    intervals: int32 ``[Lq, 4]``, one row at least, on any device; groups: (count, size) of the first rows and keys, as
+    `sequence.row.Mask` has it, or None.
+    """
+    if groups is None:
+        return tuple(map(Call, plan(intervals, costs)))
+    count, size = groups
+    together = count * size
+    own = intervals[:size].detach().to("cpu", torch.int32).contiguous()
+    batch = Call(Rectangle(0, together, 0, together, _pattern(own.numpy().tobytes()), True), count)
+    rest = plan(intervals[together:], costs) if len(intervals) > together else ()
+    return (batch, *(Call(replace(box, row0=box.row0 + together, row1=box.row1 + together)) for box in rest))
