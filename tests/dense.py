@@ -136,6 +136,29 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
+def decoder(w: dict[str, Tensor], tiny: Tiny, x: Tensor, place: Tensor, allowed: Tensor) -> Tensor:
+    """Hidden states ``[L, D]`` at positions ``[L]``, who sees whom ``[L, L]`` -> the same behind the final norm."""
+    dim = tiny.width // tiny.heads
+    for n in range(tiny.layers):
+        name = f"llm.layers.{n}."
+        normed = rms(x, w[name + "input_layernorm.weight"], tiny.eps)
+        q, k, v = F.linear(normed, w[name + "self_attn.qkv_proj.weight"]).split(
+            [tiny.width, dim * tiny.groups, dim * tiny.groups], dim=-1
+        )
+        q, k, v = (part.reshape(len(place), -1, dim).transpose(0, 1) for part in (q, k, v))
+        q, k = rotate(q, place, tiny), rotate(k, place, tiny)
+        k, v = (part.repeat_interleave(tiny.heads // tiny.groups, dim=0) for part in (k, v))
+        scores = (q @ k.transpose(1, 2) / math.sqrt(dim)).masked_fill(~allowed, float("-inf"))
+        x = x + F.linear(
+            (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(place), -1), w[name + "self_attn.o_proj.weight"]
+        )
+        gate, up = F.linear(
+            rms(x, w[name + "post_attention_layernorm.weight"], tiny.eps), w[name + "mlp.gate_up_proj.weight"]
+        ).chunk(2, dim=-1)
+        x = x + F.linear(up * F.silu(gate), w[name + "mlp.down_proj.weight"])
+    return rms(x, w["llm.norm.weight"], tiny.eps)
+
+
 def forward(w: dict[str, Tensor], tiny: Tiny, blocks: list[int], noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
     """Noisy ``[N, C, h, w]``, clean ``[M, C, h, w]``, timesteps ``[N]`` -> predicted clean latents ``[N, C, h, w]``."""
     height, width = noisy.shape[-2:]
@@ -156,25 +179,7 @@ def forward(w: dict[str, Tensor], tiny: Tiny, blocks: list[int], noisy: Tensor, 
             pieces += [hint[0:1], time[frame : frame + 1], embed(noisy[frame], "x_embedder.proj")]
         position += [frame * (patches + 2) + slot for slot in range(patches + 2)]
     x, place, allowed = torch.cat(pieces), torch.tensor(position), mask(blocks, patches)
-    dim = tiny.width // tiny.heads
-    for n in range(tiny.layers):
-        name = f"llm.layers.{n}."
-        normed = rms(x, w[name + "input_layernorm.weight"], tiny.eps)
-        q, k, v = F.linear(normed, w[name + "self_attn.qkv_proj.weight"]).split(
-            [tiny.width, dim * tiny.groups, dim * tiny.groups], dim=-1
-        )
-        q, k, v = (part.reshape(len(position), -1, dim).transpose(0, 1) for part in (q, k, v))
-        q, k = rotate(q, place, tiny), rotate(k, place, tiny)
-        k, v = (part.repeat_interleave(tiny.heads // tiny.groups, dim=0) for part in (k, v))
-        scores = (q @ k.transpose(1, 2) / math.sqrt(dim)).masked_fill(~allowed, float("-inf"))
-        x = x + F.linear(
-            (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(position), -1), w[name + "self_attn.o_proj.weight"]
-        )
-        gate, up = F.linear(
-            rms(x, w[name + "post_attention_layernorm.weight"], tiny.eps), w[name + "mlp.gate_up_proj.weight"]
-        ).chunk(2, dim=-1)
-        x = x + F.linear(up * F.silu(gate), w[name + "mlp.down_proj.weight"])
-    x = rms(x, w["llm.norm.weight"], tiny.eps)
+    x = decoder(w, tiny, x, place, allowed)
     modulation = F.linear(
         F.silu(network(w, "t_embedder", t)),
         w["final_layer.adaLN_modulation.1.weight"],

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-Schedule = Callable[[Any, float], float]
-"""`schedule(options, done)`: the learning rate when `done` (0 to 1) of the steps after warm-up lie behind; options: the
-section `[optimizer]`.
+Schedule = Callable[[Any, int, int], float]
+"""`schedule(options, step, steps)`: learning rate of step `step` (from 0) of `steps`; options: the section
+`[optimizer]`.
 """
 
 _entered: dict[str, Schedule] = {}
@@ -26,14 +26,23 @@ def schedule_names() -> tuple[str, ...]:
 
 
 def learning_rate(options: Any, step: int, steps: int) -> float:
-    """Learning rate of step `step` (from 0) of `steps`: linear warm-up from lr/warmup_steps, then the schedule of that
-    name.
+    """Learning rate of step `step` (from 0) of `steps`, by the schedule that `optimizer.schedule` names."""
+    return _entered[options.schedule](options, step, steps)
+
+
+def warmed_up(after: Callable[[Any, float], float]) -> Schedule:
+    """Linear warm-up from lr/warmup_steps, then ``after(options, done)``, where `done` (0 to 1) is the share of the
+    steps behind it that have been taken.
     """
-    if step < options.warmup_steps:
-        rate: float = options.lr * (step + 1) / options.warmup_steps
-        return rate
-    done = (step - options.warmup_steps) / max(1, steps - options.warmup_steps - 1)
-    return _entered[options.schedule](options, min(1.0, done))
+
+    def schedule(options: Any, step: int, steps: int) -> float:
+        if step < options.warmup_steps:
+            rate: float = options.lr * (step + 1) / options.warmup_steps
+            return rate
+        done = (step - options.warmup_steps) / max(1, steps - options.warmup_steps - 1)
+        return after(options, min(1.0, done))
+
+    return schedule
 
 
 def _constant(options: Any, done: float) -> float:
@@ -51,5 +60,5 @@ def _linear(options: Any, done: float) -> float:
     return rate
 
 
-for name, schedule in (("constant", _constant), ("cosine", _cosine), ("linear", _linear)):
-    enter_schedule(name, schedule)
+for name, after in (("constant", _constant), ("cosine", _cosine), ("linear", _linear)):
+    enter_schedule(name, warmed_up(after))

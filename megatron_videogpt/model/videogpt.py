@@ -11,6 +11,7 @@ from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor, nn
 
 from ..config.derived import scores_rows_only, stage_layers
@@ -19,7 +20,7 @@ from ..errors import UserError
 from ..platforms import Platform
 from ..sequence.row import Row
 from .cache import CachedRow
-from .init import mark_shards
+from .init import mark_shards, named
 from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows
 from .layers import LayerKind, decoder_spec, transformer_config
 from .parameters import Table
@@ -80,7 +81,7 @@ class VideoGPT(MegatronModule):
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
         super().__init__(config=decoder_config)
-        self.table, self.split_head = ends.table, ends.split_head
+        self.sizes, self.table, self.split_head = config.model, ends.table, ends.split_head
         pre_process, post_process = stage == 0, stage == layout.stages - 1
         # megatron-core reads this name from every chunk of an interleaved pipeline.
         self.vp_stage = chunk if layout.virtual_pipeline > 1 else None
@@ -116,6 +117,24 @@ class VideoGPT(MegatronModule):
     def set_input_tensor(self, tensors: list[Tensor]) -> None:
         """Hidden states from the stage before (megatron-core's schedules call this)."""
         self.decoder.set_input_tensor(tensors[0] if isinstance(tensors, list) else tensors)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """megatron-core's description for checkpoints.
+
+        What an objective puts around the decoder are plain modules, which megatron-core takes to be whole on every
+        rank: the table says which of their parameters are not.
+        """
+        described: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.config.tensor_model_parallel_size == 1:
+            return described
+        for entry, parameter in named(self, self.sizes):
+            if entry.rule.split is not None and not entry.name.startswith("decoder."):
+                described[prefix + entry.name] = make_tp_sharded_tensor_for_checkpoint(
+                    parameter, prefix + entry.name, tp_axis=entry.rule.split, prepend_offsets=sharded_offsets
+                )
+        return described
 
     def forward(self, row: Row, cached: CachedRow | None = None) -> Tensor:
         """This context parallel rank's shard of a packed row -> what the head gives for its scored tokens on the last

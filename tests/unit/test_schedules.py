@@ -10,7 +10,7 @@ from megatron_videogpt.config import schedules
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.options import options
-from megatron_videogpt.config.schedules import enter_schedule, learning_rate
+from megatron_videogpt.config.schedules import enter_schedule, learning_rate, warmed_up
 from megatron_videogpt.config.schema import Config, OptimizerConfig
 
 
@@ -36,13 +36,12 @@ def test_a_schedule_of_another_package_is_one_of_ours(monkeypatch: pytest.Monkey
     values = {"optimizer": {"schedule": "square_root", "lr": 0.5}}
     (problem,) = find_problems(config_from_dict(values), None)
     assert problem.startswith('optimizer.schedule = "square_root": must be one of constant, cosine, linear; ')
-    enter_schedule("square_root", lambda optimizer, done: optimizer.lr * (1 - done) ** 0.5)
+    enter_schedule("square_root", warmed_up(lambda optimizer, done: optimizer.lr * (1 - done) ** 0.5))
     config = config_from_dict(values)
     assert find_problems(config, None) == []
-    assert (
-        learning_rate(config.optimizer, 75 + config.optimizer.warmup_steps, 101 + config.optimizer.warmup_steps) == 0.25
-    )
+    warmup = config.optimizer.warmup_steps
+    assert learning_rate(config.optimizer, 75 + warmup, 101 + warmup) == 0.25
     known = {option.name: option.choices for option in options(of=Config())}
     assert known["optimizer.schedule"] == ("constant", "cosine", "linear", "square_root")
     with pytest.raises(ValueError, match="'square_root' is entered twice"):
-        enter_schedule("square_root", lambda optimizer, done: 0.0)
+        enter_schedule("square_root", lambda optimizer, step, steps: 0.0)
