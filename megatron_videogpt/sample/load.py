@@ -17,9 +17,6 @@ from ..checkpoint.saved import find_checkpoint
 from ..codec.build import build_codec
 from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
-from ..convert.folder import Folder
-from ..convert.ingest import is_stock, open_source
-from ..convert.settings import folder_config
 from ..errors import RunError, UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT
@@ -71,6 +68,11 @@ def _load_released(source: Path, step: int | None, device: Platform, average: bo
         raise RunError(
             f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average"
         )
+    # Released folders hold one objective's network; runs may hold any.
+    from ..convert.folder import Folder
+    from ..convert.ingest import is_stock, open_source
+    from ..convert.settings import folder_config
+
     problem = ""
     try:
         folder = Folder(source)

@@ -1,4 +1,4 @@
-"""Ids, targets and masks of next block prediction (NBP; tests/golden/README.md names the source): `prefix` condition
+"""Ids, targets and masks of next block prediction (tests/golden/nbp/README.md names the source): `prefix` condition
 tokens that all see each other, then blocks of `block` codes in raster order, each of which predicts the next.
 """
 
