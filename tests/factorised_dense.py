@@ -1,5 +1,5 @@
-"""The dense twin of `tests/factorised.py`, in plain torch and from the rules, one sample at a time: it knows no rows,
-intervals, orders or groups.
+"""The dense twin of the network of `outside/outside_factorised`, in plain torch and from the rules, one sample at a
+time: it knows no rows, intervals, orders or groups.
 
 Layers alternate between attention inside a frame and attention of one cell over time; each also attends words of its
 sample (cross-attention) and is modulated by its frame's noise level (adaLN-single: six vectors a frame, and a table a
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHANNELS, WORD = 3, 5
+from tests.outside.outside_factorised.parameters import WORD
+
+CHANNELS = 3
 MODEL = {
     "num_layers": 4,
     "hidden_size": 32,
@@ -102,13 +104,19 @@ def weights_of() -> dict[str, Tensor]:
 
 def twin(weights: dict[str, Tensor], sample: Sample) -> Tensor:
     """What the network says of the tokens of one sample that are predicted ``[n, C]``."""
-    numbers, width, heads = sample.numbers, MODEL["hidden_size"], MODEL["num_attention_heads"]
-    frame = torch.arange(sample.frames).repeat_interleave(sample.cells)
-    cell = torch.arange(sample.cells).repeat(sample.frames)
-    word = torch.arange(sample.words)
+    return answer(weights, sample.numbers, sample.prompt)
+
+
+def answer(weights: dict[str, Tensor], numbers: Mapping[str, Tensor], prompt: int) -> Tensor:
+    """The same from a sample's numbers; they are more than its first `prompt` frames."""
+    width, heads = MODEL["hidden_size"], MODEL["num_attention_heads"]
+    (frames, cells), words = numbers["patch"].shape[:2], len(numbers["words"])
+    frame = torch.arange(frames).repeat_interleave(cells)
+    cell = torch.arange(cells).repeat(frames)
+    word = torch.arange(words)
     space = frame[:, None] == frame
     time = (cell[:, None] == cell) & (frame <= frame[:, None])
-    seen = (word <= frame[:, None] % sample.words) | (word == sample.words - 1)
+    seen = (word <= frame[:, None] % words) | (word == words - 1)
     sides = sides_of(weights, numbers["level"], numbers["words"])
     patch = numbers["patch"].flatten(0, 1)
     x = F.linear(patch, weights["embedding.patch.weight"], weights["embedding.patch.bias"])
@@ -125,12 +133,12 @@ def twin(weights: dict[str, Tensor], sample: Sample) -> Tensor:
         out = _softmax(q, k, v, time if number % 2 else space)
         x = x + step[:, 2] * F.linear(out, w["self_attention.linear_proj.weight"])
         q = F.linear(_norm(x, w["pre_cross_attn_layernorm.weight"]), w["words.query.weight"]).view(len(x), heads, -1)
-        k, v = F.linear(sides["text"], w["words.key_value.weight"]).view(sample.words, heads, 2, -1).unbind(2)
+        k, v = F.linear(sides["text"], w["words.key_value.weight"]).view(words, heads, 2, -1).unbind(2)
         x = x + F.linear(_softmax(q, k, v, seen), w["words.out.weight"])
         normed = _norm(x, w["pre_mlp_layernorm.weight"]) * (1 + step[:, 3]) + step[:, 4]
         gate, up = F.linear(normed, w["mlp.linear_fc1.weight"]).chunk(2, dim=-1)
         x = x + step[:, 5] * F.linear(F.silu(gate) * up, w["mlp.linear_fc2.weight"])
-    x = _norm(x, weights["decoder.final_layernorm.weight"])[frame >= sample.prompt]
+    x = _norm(x, weights["decoder.final_layernorm.weight"])[frame >= prompt]
     return F.linear(x, weights["head.linear.weight"], weights["head.linear.bias"])
 
 
@@ -158,10 +166,10 @@ def loss_of(output: Tensor, target: Tensor) -> Tensor:
 
 
 def truth(rows: Sequence[Sequence[Sample]], weights: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The twin's output for each row, and the gradients of their loss divided by the count of frames."""
+    """The twin's output for each row, and the gradients of their loss divided by the count of predicted frames."""
     leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
     outputs = [torch.cat([twin(leaves, sample) for sample in samples]) for samples in rows]
-    count = sum(sample.frames for samples in rows for sample in samples)
+    count = sum(sample.frames - sample.prompt for samples in rows for sample in samples)
     targets = [torch.cat([s.numbers["target"][s.prompt :].flatten(0, 1) for s in samples]) for samples in rows]
     losses = [loss_of(output, target) for output, target in zip(outputs, targets)]
     gradients = torch.autograd.grad(sum(losses[1:], losses[0]) / count, list(leaves.values()))

@@ -7,16 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch import nn
 
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..platforms import compat
 
 
 def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
     """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
     return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+
+
+def check_split(chunks: Sequence[Any]) -> None:
+    """Raise UserError for a parameter that tensor parallelism splits and that megatron-core would save as a whole one,
+    as it does inside modules that are none of its own: one rank's part would stand for all of it.
+    """
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+        return
+    for chunk, entries in zip(chunks, sharded_weights(chunks).values()):
+        for name, parameter in chunk.named_parameters():
+            entry = entries.get(name)
+            # Any other entry is a factory, which somebody wrote because the parameter is split.
+            if not isinstance(entry, ShardedTensor) or not getattr(parameter, "tensor_model_parallel", False):
+                continue
+            if entry.axis_fragmentations[entry.prepend_axis_num + parameter.partition_dim] == 1:
+                raise UserError(
+                    f"{type(chunk).__name__}: {name} is split over parallel.tensor, but a checkpoint would hold one "
+                    "rank's part for all of it; derive the modules around it from megatron-core's MegatronModule"
+                )
 
 
 @dataclass(frozen=True)

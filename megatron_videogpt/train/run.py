@@ -22,6 +22,7 @@ from ..checkpoint.checks import (
     check_steps,
 )
 from ..checkpoint.load import load_checkpoint, load_weights
+from ..checkpoint.parts import check_split
 from ..checkpoint.saved import find_checkpoint, newest_checkpoint
 from ..codec.base import Codec
 from ..codec.build import build_codec
@@ -136,6 +137,9 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     phase("building the model")
     networks, objective = build_networks(config, codec.channels, platform), build_objective(config)
     check_names(objective, networks)
+    with fail_together(control, "describing the weights"):
+        for chunks in (networks[0].chunks, *(part.chunks for part in saved_parts(networks))):
+            check_split(chunks)
     first, decay = networks[0], config.optimizer.ema_decay
     average = Average(first.chunks, first.optimizer, decay) if decay else None
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
