@@ -8,19 +8,18 @@ import numpy as np
 
 EXCHANGES = 4  # per rank, at most, to improve a dealing
 CLOSE = 0.0005  # a dealing whose largest share is so close to the mean is not improved further
-SMALLEST_BLANK = 3  # tokens of one frame of one patch, which the loader puts into an empty row
 
 
-def row_ladder(budget: int, count: int, multiple: int) -> np.ndarray:
+def row_ladder(budget: int, count: int, multiple: int, blank: int) -> np.ndarray:
     """int64, ascending: at most ``count`` row lengths, the multiples of budget / count, each rounded up to a multiple
-    of ``multiple``.
+    of ``multiple``; none is shorter than ``blank``, what an empty row holds.
 
     Even steps, because rows are nearly full: half a step is 0.8 % of a full row with 64 lengths.  Steps that grow with
     the length would waste more there.
     """
     steps = -(-np.arange(1, count + 1, dtype=np.int64) * budget // count)
     lengths = np.unique(-(-steps // multiple) * multiple)
-    return lengths[lengths >= min(SMALLEST_BLANK, lengths[-1])]
+    return lengths[lengths >= min(blank, lengths[-1])]
 
 
 def deal(costs: np.ndarray, ranks: int) -> list[list[int]]:

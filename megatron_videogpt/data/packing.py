@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config.schema import Config
 from ..errors import UserError
-from .dealing import SMALLEST_BLANK, deal, fill_rows, row_ladder
+from .dealing import deal, fill_rows, row_ladder
 from .order import bucketed
 from .plans import Plans, sample_key
 from .splits import Split
@@ -42,6 +42,11 @@ class SampleWork(Protocol):
     @property
     def weights(self) -> tuple[float, float]:
         """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
+        ...
+
+    @property
+    def blank(self) -> int:
+        """Tokens of what holds the place in a row without samples."""
         ...
 
     @property
@@ -107,7 +112,7 @@ class StepPlanner:
         layout, data = config.parallel, config.data
         self._row_step = layout.pipeline if layout.virtual_pipeline > 1 else 1
         self.ladder = (
-            row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple)
+            row_ladder(data.pack_tokens, data.row_lengths, layout.row_multiple, work.blank)
             if data.pack_tokens
             else np.zeros(0, np.int64)
         )
@@ -133,7 +138,7 @@ class StepPlanner:
         shares = fill_rows(
             deal(costs, self.dp_size), tokens.tolist(), costs.tolist(), self.config.data.pack_tokens, self._row_step
         )
-        sums = [[sum(tokens[row]) if row else SMALLEST_BLANK for row in rows] for rows in shares]
+        sums = [[sum(tokens[row]) if row else self.work.blank for row in rows] for rows in shares]
         lengths = self.ladder[np.searchsorted(self.ladder, sums)]
         return StepPlan(
             plans,

@@ -21,7 +21,8 @@ Number = TypeVar("Number", float, "np.ndarray")
 class Work(Generic[Number]):
     """Work of a sequence, of several together, or an expectation; or of each of n samples, int64 [n] all.
 
-    tokens: without padding; pairs: (query, key) pairs that attend; scored: tokens whose output the head reads.
+    tokens: without padding; pairs: (query, key) pairs that attend, of all masks; scored: tokens whose output the head
+    reads.
     """
 
     tokens: Number
@@ -39,6 +40,11 @@ class ObjectiveWork(Protocol):
     @property
     def weights(self) -> tuple[float, float]:
         """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
+        ...
+
+    @property
+    def blank(self) -> int:
+        """Tokens of what holds the place in a row without samples: a frame of `model.patch_size` squared latents."""
         ...
 
     @property

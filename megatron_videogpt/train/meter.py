@@ -20,8 +20,8 @@ from .statistics import Statistics, Sums, add_sums, named_means, named_sums, red
 
 
 class RowWork(NamedTuple):
-    """Work of whole packed rows: tokens and the pairs that they attend; unscored and unscored_pairs: of the rows among
-    them that no head reads.
+    """Work of whole packed rows: tokens and the pairs that they attend, of all masks; unscored: rows among them that no
+    head reads, and the pairs of these in a mean mask.
     """
 
     tokens: int
@@ -32,12 +32,12 @@ class RowWork(NamedTuple):
 
 def row_work(rows: list[Row]) -> RowWork:
     """Of rows on the CPU."""
-    tokens, pairs = sum(row.length for row in rows), sum(attended_pairs(row.intervals) for row in rows)
-    scored, seen = (
-        sum(len(row.scored_rows) for row in rows),
-        sum(attended_pairs(row.intervals[row.scored_rows]) for row in rows),
-    )
-    return RowWork(tokens, pairs, tokens - scored, pairs - seen)
+    tokens, scored = sum(row.length for row in rows), sum(len(row.scored_rows) for row in rows)
+    pairs = sum(attended_pairs(mask.intervals) for row in rows for mask in row.masks)
+    # Of the last layer alone, whichever mask it has.
+    seen = sum(attended_pairs(mask.intervals[row.scored_rows]) // len(row.masks) for row in rows for mask in row.masks)
+    whole = sum(attended_pairs(mask.intervals) // len(row.masks) for row in rows for mask in row.masks)
+    return RowWork(tokens, pairs, tokens - scored, whole - seen)
 
 
 @dataclass(frozen=True)

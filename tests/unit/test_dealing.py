@@ -81,7 +81,7 @@ def test_rows_of_a_rank_are_balanced_by_cost() -> None:
 @given(budget=st.integers(3, 100_000), count=st.integers(1, 100), multiple=st.integers(1, 16))
 @settings(max_examples=150, deadline=None)
 def test_ladders_cover_the_budget_in_even_steps(budget: int, count: int, multiple: int) -> None:
-    ladder = row_ladder(budget, count, multiple)
+    ladder = row_ladder(budget, count, multiple, 3)
     assert 1 <= len(ladder) <= count and np.all(ladder % multiple == 0) and np.all(np.diff(ladder) > 0)
     assert budget <= ladder[-1] < budget + multiple and ladder[0] >= 3
     assert max(np.diff(ladder), default=0) < budget / count + multiple

@@ -38,6 +38,11 @@ class NextClipWork:
     weights: tuple[float, float]
 
     @property
+    def blank(self) -> int:
+        """See `ObjectiveWork.blank`: one noisy frame of one patch."""
+        return 3
+
+    @property
     def fingerprint(self) -> str:
         """See `ObjectiveWork`: all else follows from the clips, which a plan has."""
         return str(self.cell)

@@ -27,14 +27,20 @@ def given_frames(key: Any, frames: Any, parts: int) -> Any:
 class FactorisedWork:
     """See `objective.work.ObjectiveWork`.  Pairs are those of both masks.
 
-    stride: pixels per side of a cell; frames: of a sample; parts: of the options; weights: FLOPs of a token and of a
-    pair, which attends in every other layer.
+    stride: pixels per side of a cell; frames: of a sample; parts: of the options; patch: `model.patch_size`; weights:
+    FLOPs of a token and of a pair, which attends in every other layer.
     """
 
     stride: int
     frames: int
     parts: int
+    patch: int
     weights: tuple[float, float]
+
+    @property
+    def blank(self) -> int:
+        """See `ObjectiveWork`."""
+        return self.patch**2
 
     @property
     def fingerprint(self) -> str:
@@ -78,4 +84,4 @@ def work_of(config: Config, codec: Geometry) -> FactorisedWork:
     """See `objective.build`."""
     model = config.model
     weights = linear_flops(model, end_weights(model, codec.channels), 1), attention_flops(model, 1) / 2
-    return FactorisedWork(codec.spatial_stride, config.data.frames, config.objective.parts, weights)
+    return FactorisedWork(codec.spatial_stride, config.data.frames, config.objective.parts, model.patch_size, weights)

@@ -14,7 +14,13 @@ class GanWork:
 
     stride: int
     frames: int
+    patch: int
     weights: tuple[float, float] = (1.0, 0.0)
+
+    @property
+    def blank(self) -> int:
+        """See `ObjectiveWork`."""
+        return self.patch**2
 
     @property
     def fingerprint(self) -> str:
@@ -47,4 +53,4 @@ class GanWork:
 
 def work_of(config: Any, codec: Any) -> GanWork:
     """See `objective.build`."""
-    return GanWork(codec.spatial_stride, config.data.frames)
+    return GanWork(codec.spatial_stride, config.data.frames, config.model.patch_size)

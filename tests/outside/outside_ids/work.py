@@ -18,7 +18,13 @@ class IdsWork:
     stride: int
     block: int
     frames: int
+    patch: int
     weights: tuple[float, float]
+
+    @property
+    def blank(self) -> int:
+        """See `ObjectiveWork`."""
+        return max(0, self.patch**2 - self.block)
 
     @property
     def fingerprint(self) -> str:
@@ -55,4 +61,4 @@ def work_of(config: Any, codec: Any) -> IdsWork:
     """See `objective.build`."""
     ends = 2**BITS * config.model.hidden_size
     weights = linear_flops(config.model, ends, 1), attention_flops(config.model, 1)
-    return IdsWork(codec.spatial_stride, config.objective.block, config.data.frames, weights)
+    return IdsWork(codec.spatial_stride, config.objective.block, config.data.frames, config.model.patch_size, weights)
