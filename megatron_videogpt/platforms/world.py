@@ -103,6 +103,8 @@ def leave_layout() -> None:
     megatron-core drops its process groups without ending them, and each keeps threads that poll its sockets: after
     forty layouts more than a thousand.
     """
+    # A rank that closes its sockets while another still reads from them resets the connection.
+    torch.distributed.barrier()
     parallel_state.destroy_model_parallel()
     for group in [
         group
