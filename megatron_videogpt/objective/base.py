@@ -27,9 +27,9 @@ class Part:
 
     build: see `Build`; trained: with an optimizer of its own, or frozen.  start: fills this rank's chunks, from the
     run's seed, instead of the network's table of parameters; what is frozen gets its weights there each time the run
-    starts, and is in no checkpoint.  average_of: the part whose weights it follows, ``average = decay * average + (1 -
-    decay) * weights`` after every update of them, and which it starts from.  optimizer: the part's own options, from
-    those of the run.
+    starts, and is in no checkpoint.  average_of: the part whose weights it follows, in float32, ``average = decay *
+    average + (1 - decay) * weights`` after every update of them, and which it starts from.  optimizer: the part's own
+    options, from those of the run.
     """
 
     name: str

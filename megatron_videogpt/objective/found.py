@@ -22,7 +22,7 @@ def enter_objectives() -> None:
     """Import the options of every objective; the order is that of their names, so the same everywhere.
 
     Raises:
-        UserError: one line that names the distribution whose objective cannot be imported.
+        UserError: one line that names the distribution whose objective cannot be imported, or has a name that is taken.
     """
     folder = Path(__file__).parent
     for package in sorted(item.name for item in pkgutil.iter_modules([str(folder)]) if item.ispkg):
@@ -34,9 +34,9 @@ def enter_objectives() -> None:
 def _enter(point: EntryPoint) -> None:
     try:
         importlib.import_module(f"{point.value}.options")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         owner = point.dist.name if point.dist is not None else "an installed distribution"
         raise UserError(
-            f"objective {point.name!r} of {owner}: {point.value}.options cannot be imported ({error}); mend it, or "
+            f"objective {point.name!r} of {owner}: {point.value}.options cannot be used ({error}); mend it, or "
             f"remove it with pip uninstall {owner}"
         ) from error

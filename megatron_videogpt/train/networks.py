@@ -67,6 +67,9 @@ def build_networks(config: Config, channels: int, platform: Platform) -> list[Ne
     networks: list[Network] = []
     for number, part in enumerate(parts_of(config)):
         own = replace(config, optimizer=part.optimizer(config.optimizer))
+        if part.average_of:
+            # In bf16 an average would stand still: its steps are smaller than a rounding.
+            own = replace(own, train=replace(own.train, precision="fp32"))
         chunks = build_chunks(own, channels, platform, part if number else None)
         if part.trained:
             model = wrap(own, chunks)
@@ -123,7 +126,7 @@ def follow(networks: Sequence[Network], taken: dict[str, Tensor] | None = None) 
         # Where the new weights are still on their way from other ranks, this waits for them.
         with whole_parameters(by_name[source].model):
             for mine, theirs in zip(_parameters(network), _parameters(by_name[source]), strict=True):
-                mine.lerp_(theirs.to(mine.dtype), weight if taken is None else weight.to(mine.dtype))
+                mine.lerp_(theirs.to(mine.dtype), weight)
 
 
 def saved_parts(networks: Sequence[Network]) -> list[SavedPart]:

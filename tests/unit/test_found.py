@@ -97,9 +97,16 @@ def test_one_that_cannot_be_imported_is_named(site: Path) -> None:
     assert result.returncode != 0
     assert result.stderr.splitlines()[-1] == (
         "megatron_videogpt.errors.UserError: objective 'outside' of outside-objective: outside_objective.options "
-        "cannot be imported (No module named 'a_package_that_is_missing'); mend it, or remove it with pip uninstall "
+        "cannot be used (No module named 'a_package_that_is_missing'); mend it, or remove it with pip uninstall "
         "outside-objective"
     )
+
+
+def test_a_name_that_is_taken_is_no_longer_free(site: Path) -> None:
+    options = OPTIONS.replace('enter("objective", "outside"', 'enter("objective", "next_clip_diffusion"')
+    (site / "outside_objective" / "options.py").write_text(options)
+    last = python(site, "import megatron_videogpt").stderr.splitlines()[-1]
+    assert "objective 'outside' of outside-objective: " in last and "'next_clip_diffusion' is entered twice" in last
 
 
 def test_axes_that_do_not_exist_are_refused() -> None:
