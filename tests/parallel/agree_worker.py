@@ -79,8 +79,17 @@ def endless_writer(queue: Any, told: Path) -> Iterator[None]:
 
 
 def gone(told: Path) -> bool:
-    """Whether the process whose id stands there ends."""
-    return until(lambda: not psutil.pid_exists(int(told.read_text())))
+    """Whether the process whose id stands there ends.  In megatron-core 0.19 the writer is a thread of the background
+    process, this rank's child, of which something is left until somebody asks for its exit code.
+    """
+
+    def ended() -> bool:
+        try:
+            return psutil.Process(int(told.read_text())).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return until(ended)
 
 
 def until(true: Callable[[], bool]) -> bool:
