@@ -34,10 +34,10 @@ def loss_breaks(factor: float, *steps: int) -> None:
 
     real_loss, real_step, now = NextClipDiffusion.loss, in_flight.train_step, [0]
 
-    def loss(self: Any, output: Any, inputs: Any) -> Any:
-        total, count, per_frame = real_loss(self, output, inputs)
+    def loss(self: Any, output: Any, row: Any) -> Any:
+        total, per_frame = real_loss(self, output, row)
         last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
-        return (total * factor if last and now[0] in steps else total), count, per_frame
+        return (total * factor if last and now[0] in steps else total), per_frame
 
     def step(*arguments: Any) -> Any:
         now[0] += 1
