@@ -19,8 +19,9 @@ from ..config.schema import Config
 from ..errors import UserError
 from .bad import BadVideo, Rejections
 from .jobs import Job
-from .packing import SampleWork, StepPlanner
+from .packing import StepPlanner
 from .plans import Sample, SamplePlan
+from .sample_work import SampleWork
 from .sources.open import Source
 from .video.pictures import to_model_range, to_pixels
 from .workers import Pool

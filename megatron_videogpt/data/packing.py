@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -19,48 +18,13 @@ from ..errors import UserError
 from .dealing import deal, fill_rows, row_ladder
 from .order import bucketed
 from .plans import Plans, sample_key
+from .sample_work import SampleWork
 from .splits import Split
 
 REFERENCE = (
     100_000,
     2_500_000_000,
 )  # tokens and pairs whose cost is 2**36: sums over 100,000 samples of 1000 times that stay below 2**63
-
-
-class SampleCounts(Protocol):
-    """Tokens of each sample's sequence, and (query, key) pairs of it that attend; int64 [n]."""
-
-    @property
-    def tokens(self) -> np.ndarray: ...
-    @property
-    def pairs(self) -> np.ndarray: ...
-
-
-class SampleWork(Protocol):
-    """What packing asks of the closed forms that an objective supplies (`ObjectiveWork`, a floor above)."""
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
-        ...
-
-    @property
-    def blank(self) -> int:
-        """Tokens of what holds the place in a row without samples."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """What decides, beside a sample's plan, how many tokens and pairs it has."""
-        ...
-
-    def of(self, plans: Plans) -> SampleCounts:
-        """Of plans alone, whole arrays at once."""
-        ...
-
-    def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """See `splits.Longest`."""
-        ...
 
 
 @dataclass(frozen=True)

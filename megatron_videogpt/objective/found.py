@@ -8,7 +8,6 @@ Either way the package's module `options` enters the section and rules of its op
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path

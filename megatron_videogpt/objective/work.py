@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from ..data.sample_work import SampleWork
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -34,30 +36,11 @@ class Work(Generic[Number]):
         return Work(self.tokens * samples, self.pairs * samples, self.scored * samples)
 
 
-class ObjectiveWork(Protocol):
+class ObjectiveWork(SampleWork, Protocol):
     """The closed forms of a run's objective.  Frames are latent frames; a frame's size is (height, width) in pixels."""
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Cost of a token and of an attended pair: FLOPs of a forward and backward pass."""
-        ...
-
-    @property
-    def blank(self) -> int:
-        """Tokens of what holds the place in a row without samples: a frame of `model.patch_size` squared latents."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """What decides, beside a sample's plan, how many tokens and pairs it has."""
-        ...
 
     def of(self, plans: Plans) -> Work[np.ndarray]:
         """Of each sample, exactly: int64 [n]."""
-        ...
-
-    def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """int64 [n]: most tokens of a sample of so many frames, int64 [n].  sizes: heights and widths, int64 [n]."""
         ...
 
     def expected(self, frame: tuple[int, int]) -> Work[float]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..data.packing import Row, SampleWork, StepPlan, StepPlanner
+from ..data.packing import Row, StepPlan, StepPlanner
 from ..data.plans import Plans
+from ..data.sample_work import SampleWork
 
 
 @dataclass

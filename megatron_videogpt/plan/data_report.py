@@ -19,8 +19,9 @@ from ..config.derived import dp_size
 from ..config.schema import Config
 from ..data.bad import REASONS
 from ..data.mixture import Mixture
-from ..data.packing import SampleWork, StepPlanner
+from ..data.packing import StepPlanner
 from ..data.plans import Plans
+from ..data.sample_work import SampleWork
 from ..data.sources.open import Source, open_source
 from ..data.splits import Split, VideoSplit
 from ..objective.build import work_of

@@ -33,11 +33,13 @@ class RowWork(NamedTuple):
 def row_work(rows: list[Row]) -> RowWork:
     """Of rows on the CPU."""
     tokens, scored = sum(row.length for row in rows), sum(len(row.scored_rows) for row in rows)
-    pairs = sum(attended_pairs(mask.intervals) for row in rows for mask in row.masks)
-    # Of the last layer alone, whichever mask it has.
-    seen = sum(attended_pairs(mask.intervals[row.scored_rows]) // len(row.masks) for row in rows for mask in row.masks)
-    whole = sum(attended_pairs(mask.intervals) // len(row.masks) for row in rows for mask in row.masks)
-    return RowWork(tokens, pairs, tokens - scored, whole - seen)
+    pairs = unscored = 0
+    for row in rows:
+        whole = sum(attended_pairs(mask.intervals) for mask in row.masks)
+        seen = sum(attended_pairs(mask.intervals[row.scored_rows]) for mask in row.masks)
+        # Of the last layer alone, whichever mask it has.
+        pairs, unscored = pairs + whole, unscored + (whole - seen) // len(row.masks)
+    return RowWork(tokens, pairs, tokens - scored, unscored)
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,9 @@ def run_schedule(
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Statistics]:
             score = objective.score(output, row, turn)
             device, counted = score.total.device, number < real
-            nothing = empty_statistics(objective, device, turn.label)
             total = score.total if forward_only else balanced(score)
-            values = statistics(objective, score, turn.label) if counted else nothing
+            label = turn.label
+            values = statistics(objective, score, label) if counted else empty_statistics(objective, device, label)
             return total, torch.full((), score.count, dtype=torch.int, device=device), values
 
         return stage(row), loss

@@ -111,9 +111,9 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     finally:
         writer.close()
     if world.is_rank_zero():
-        plot_loss(
-            run.output / "metrics.jsonl", run.output / "loss.png", run.objective.metrics, run.objective.loss_label
-        )
+        learned = run.objective
+        label = f"{learned.loss_label} per {learned.unit}"
+        plot_loss(run.output / "metrics.jsonl", run.output / "loss.png", learned.metrics, label)
     parallel_state.destroy_model_parallel()
     stop.done()
 
