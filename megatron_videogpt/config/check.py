@@ -82,9 +82,9 @@ def find_problems(config: Config, world_size: int | None, broken: set[str] | Non
     _check_model(report)
     check_parallel(report, world_size)
     check_data(report, world_size)
-    for kind in sections.KINDS:
-        if report.sound(f"{kind}.name"):
-            sections.find(kind, value_of(config, f"{kind}.name")).rules(report)
+    for kind, told in sections.KINDS.items():
+        if report.sound(f"{kind}.{told}"):
+            sections.find(kind, value_of(config, f"{kind}.{told}")).rules(report)
     _check_rest(report)
     return report.lines
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
-from .options import default_of, options, type_of
+from .options import default_of, options, told, type_of
 from .schema import Config
 from .toml import show, to_toml
 
@@ -162,11 +162,7 @@ def _build(section: Any, values: dict[str, Any], prefix: str, problems: list[str
     known: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        kind = (
-            None
-            if key not in items
-            else type_of(items[key], section, value.get("name") if isinstance(value, dict) else None)
-        )
+        kind = None if key not in items else type_of(items[key], section, told(key, value))
         if kind is None:
             problems.append(_unknown(name, value))
         elif is_dataclass(kind):

@@ -33,7 +33,9 @@ def options(section: type = Config, prefix: str = "", of: Config | None = None) 
     of: the configuration whose codec and objective are meant; None for the default ones.
     """
     kinds = {
-        item.name: type_of(item, section, None if of is None or prefix else vars(getattr(of, item.name)).get("name"))
+        item.name: type_of(
+            item, section, None if of is None or prefix else told(item.name, vars(getattr(of, item.name)))
+        )
         for item in fields(section)
     }
     for item in sorted(fields(section), key=lambda item: is_dataclass(kinds[item.name])):
@@ -42,11 +44,16 @@ def options(section: type = Config, prefix: str = "", of: Config | None = None) 
         else:
             known = (
                 sections.names(prefix[:-1])
-                if item.name == "name" and prefix[:-1] in sections.KINDS
+                if sections.KINDS.get(prefix[:-1]) == item.name
                 else item.metadata["choices"]
             )
             known = known() if callable(known) else known
             yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
+
+
+def told(section: str, values: Any) -> Any:
+    """Which one of a section that others own is meant by its options' values; None for other sections."""
+    return values.get(sections.KINDS.get(section)) if isinstance(values, dict) else None
 
 
 @lru_cache(maxsize=64)

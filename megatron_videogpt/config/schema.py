@@ -1,8 +1,8 @@
 """Every option of the trainer, as frozen dataclasses: one class per TOML section.
 
 Field metadata carries the help text (``help``) that `--help`, the documentation and error messages share. Derived
-values are properties, never stored.  Rules that span options live in `config/check.py`.  The sections of codec and
-objective belong to those who bring one: `config/sections.py`.
+values are properties, never stored.  Rules that span options live in `config/check.py`.  The sections of codec,
+condition and objective belong to those who bring one: `config/sections.py`.
 """
 
 from __future__ import annotations
@@ -253,6 +253,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     codec: Any = section("codec")
     data: DataConfig = field(default_factory=DataConfig)
+    condition: Any = section("condition")
     objective: Any = section("objective")
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

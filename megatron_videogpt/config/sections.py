@@ -10,23 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("codec", "objective")
-"""Sections of which a configuration has one of several, told by its option `name`."""
+KINDS = {"codec": "name", "condition": "kind", "objective": "name"}
+"""Sections of which a configuration has one of several, and the option of theirs that tells which."""
 AXES = frozenset({"tensor", "sequence", "context", "pipeline", "virtual_pipeline"})
 """What `parallel` may split a model over, beside the replicas of data parallelism."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """options: a frozen dataclass with `option`s, `name` among them; rules: adds to a `problems.Report` what is wrong
-    with them; package: the Python package whose modules the name stands for; axes: of `AXES`, those that it works
-    under.
+    """options: a frozen dataclass with `option`s, the telling one among them; rules: adds to a `problems.Report` what
+    is wrong with them; package: the Python package whose modules the name stands for; axes: of `AXES`, those that it
+    works under; conditions: of `[condition]` what an objective makes use of: class, text, frames.
     """
 
     options: type
     rules: Callable[[Any], None]
     package: str = ""
     axes: frozenset[str] = frozenset()
+    conditions: frozenset[str] = frozenset()
 
 
 _entered: dict[str, dict[str, Section]] = {kind: {} for kind in KINDS}
@@ -40,15 +41,17 @@ def enter(
     package: str = "",
     axes: frozenset[str] = AXES,
     default: bool = False,
+    conditions: frozenset[str] = frozenset(),
 ) -> None:
-    """Make a codec or an objective known.  default: whether it is that of its kind; else the first that is entered is.
+    """Make a codec, a kind of condition or an objective known.  default: whether it is that of its section; else the
+    first that is entered is.
 
     Raises:
         ValueError: another one has its name, or an axis is none of `AXES`.
     """
     if not axes <= AXES:
         raise ValueError(f"{kind} {name!r}: axes {sorted(axes - AXES)} are unknown; there are {sorted(AXES)}")
-    known = _entered[kind].setdefault(name, Section(options, rules, package, axes))
+    known = _entered[kind].setdefault(name, Section(options, rules, package, axes, conditions))
     if known.options is not options:
         raise ValueError(f"{kind} {name!r} is entered twice: {known.options.__module__} and {options.__module__}")
     if default:

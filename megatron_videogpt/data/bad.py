@@ -26,6 +26,7 @@ REASONS = {
     "corrupt_tar": "a tar file whose structure is damaged",
     "incomplete": "a key without its video or its metadata, or twice the same",
     "codec": "latents of another VAE or geometry",
+    "condition": "no class or caption where one is asked for, or a class that is not known",
     "missing": "the file or object is not there, or may not be read",
     "stalled": "its reader did not finish in time",
     "crashed": "its reader died",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from .decode import read_clip
 from .plans import Sample, SamplePlan, derived_key
 from .remote import Cache
 from .shards.scan import label_of
+from .sources.facts import describe_scene
 from .sources.physics import render_scene, scene_kind
 from .video.container import Blob, Limits, limits_of
 
@@ -37,6 +38,11 @@ class Job(Protocol):
         BadVideo when it cannot be read.
         """
         ...
+
+
+def scene_key(key: int) -> int:
+    """Key of the scene that a sample with this key shows."""
+    return derived_key(key, "scene")
 
 
 def read_job(job: Job) -> Sample:
@@ -68,18 +74,22 @@ class PhysicsJob:
 
     plan: SamplePlan
     config: PhysicsConfig
+    described: bool = False
 
     @property
     def label(self) -> str:
         """Kind and key of the scene."""
-        return f"{scene_kind(self.config, derived_key(self.plan.key, 'scene'))}-{self.plan.key:016x}"
+        return f"{scene_kind(self.config, scene_key(self.plan.key))}-{self.plan.key:016x}"
 
     def read(self) -> Sample:
-        """pixels uint8 [F, size, size, 3]."""
+        """pixels uint8 [F, size, size, 3], and what the scene says of itself where that is wanted."""
         plan = self.plan
-        return _sample(
-            plan, self.label, render_scene(self.config, derived_key(plan.key, "scene"), len(plan.frames), plan.interval)
-        )
+        key = scene_key(plan.key)
+        sample = _sample(plan, self.label, render_scene(self.config, key, len(plan.frames), plan.interval))
+        if not self.described:
+            return sample
+        facts = describe_scene(self.config, key)
+        return replace(sample, label=facts.name, caption=facts.caption)
 
 
 @dataclass(frozen=True)
@@ -172,4 +182,14 @@ def _decode(video: str | Blob, plan: SamplePlan, how: Reading, table: bytes) -> 
 
 
 def _sample(plan: SamplePlan, label: str, pixels: np.ndarray) -> Sample:
-    return Sample(plan.key, label, NO_LATENTS, None, plan.clips, pixels, number=plan.number)
+    return Sample(
+        plan.key,
+        label,
+        NO_LATENTS,
+        None,
+        plan.clips,
+        pixels,
+        number=plan.number,
+        given=plan.given,
+        dropped=plan.dropped,
+    )

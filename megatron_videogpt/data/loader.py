@@ -18,6 +18,7 @@ from ..codec.base import Codec
 from ..config.schema import Config
 from ..errors import UserError
 from .bad import BadVideo, Rejections
+from .conditioning import UNCONDITIONAL, Conditioning
 from .jobs import Job
 from .packing import StepPlanner
 from .plans import Sample, SamplePlan
@@ -74,7 +75,7 @@ class Loader:
         self.rejections = Rejections(config.data.max_bad_fraction, rejected_file)
         self._config, self._split, self._codec, self._rank = config, source.train, codec, dp_rank
         self._planner = StepPlanner(source.train, config.train.seed, config, work, dp_size)
-        self._reading = Reading(source.train, codec, config, keep_pixels)
+        self._reading = Reading(source.train, codec, config, keep_pixels, source.conditioning)
         self._planned = consumed
         self._ahead: deque[list[tuple[list[SamplePlan], int]]] = deque()
 
@@ -110,30 +111,49 @@ class Loader:
             sample = self._reading.finish(plan)
         except BadVideo as error:
             self.rejections.add(error)
-            return blank(plan.key, error.path, self._reading.shape(plan), plan.clips, plan.number)
+            return blank(plan, error.path, self._reading.shape(plan))
         self.rejections.good()
         return sample
 
     def _filler(self) -> Sample:
         """What a row without samples holds: the smallest blank."""
         side = self._config.model.patch_size
-        return blank(0, "nothing", (1, self._codec.channels, side, side), (1,), -1)
+        return Sample(0, "nothing", torch.zeros(1, self._codec.channels, side, side), None, (1,), scored=False)
 
 
-def blank(key: int, name: str, shape: tuple[int, ...], clips: tuple[int, ...], number: int) -> Sample:
-    """A sample of zeros that is not scored: latents of this shape [N, C, h, w]."""
-    return Sample(key, name, torch.zeros(shape), None, clips, scored=False, number=number)
+def blank(plan: SamplePlan, name: str, shape: tuple[int, ...]) -> Sample:
+    """A sample of zeros that is not scored: latents of this shape [N, C, h, w], without a condition."""
+    return Sample(
+        plan.key,
+        name,
+        torch.zeros(shape),
+        None,
+        plan.clips,
+        scored=False,
+        number=plan.number,
+        given=plan.given,
+        dropped=plan.dropped,
+    )
 
 
 class Reading:
-    """Samples of a split from plans: read by processes, encoded there by a codec on the CPU, and here by one on an
-    accelerator.
+    """Samples of a split from plans: read by processes, encoded there by a codec and a text encoder on the CPU, and
+    here by those on an accelerator.
     """
 
-    def __init__(self, split: Any, codec: Codec, config: Config, keep_pixels: bool) -> None:
-        self.split, self.codec, self.keep_pixels = split, codec, keep_pixels
+    def __init__(
+        self,
+        split: Any,
+        codec: Codec,
+        config: Config,
+        keep_pixels: bool,
+        conditioning: Conditioning = UNCONDITIONAL,
+    ) -> None:
+        self.split, self.codec, self.keep_pixels, self.conditioning = split, codec, keep_pixels, conditioning
         self.here = codec.device.type != "cpu"
-        run = _Read(None if self.here else codec, keep_pixels)
+        encoder = conditioning.encoder
+        self.texts_here = encoder is not None and encoder.device.type != "cpu"
+        run = _Read(None if self.here else codec, keep_pixels, None if self.texts_here else conditioning)
         self.pool = Pool(run, config.data.workers, config.data.worker_timeout, label=_label)
         self.close = self.pool.close
 
@@ -150,8 +170,10 @@ class Reading:
         """The sample, once it was started; BadVideo when it cannot be read, or is not what the index promised."""
         sample = self.pool.wait(plan.number)
         sample = encode(sample, self.codec, self.keep_pixels) if self.here else sample
-        mean, logvar = (
-            None if part is None else torch.from_numpy(np.asarray(part)) for part in (sample.mean, sample.logvar)
+        sample = self.conditioning.applied(sample) if self.texts_here else sample
+        mean, logvar, condition = (
+            None if part is None else torch.from_numpy(np.asarray(part))
+            for part in (sample.mean, sample.logvar, sample.condition)
         )
         assert mean is not None
         if tuple(mean.shape) != self.shape(plan):
@@ -159,18 +181,20 @@ class Reading:
                 f"gives latents {list(mean.shape)}, but by the index {list(self.shape(plan))}; build the index again"
             )
             raise BadVideo(sample.name, message, "metadata")
-        return replace(sample, mean=mean, logvar=logvar, number=plan.number)
+        return replace(sample, mean=mean, logvar=logvar, condition=condition, number=plan.number)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What a reader process does with a job; codec: None leaves the encoding to the trainer."""
+    """What a reader process does with a job; codec, conditioning: None leaves that to the trainer."""
 
     codec: Codec | None
     keep_pixels: bool
+    conditioning: Conditioning | None = UNCONDITIONAL
 
     def __call__(self, job: Job) -> Sample:
         sample = job.read()
+        sample = sample if self.conditioning is None else self.conditioning.applied(sample)
         return sample if self.codec is None else encode(sample, self.codec, self.keep_pixels)
 
 
@@ -198,7 +222,7 @@ class HeldOut:
 
     def __init__(self, source: Source, codec: Codec, config: Config, keep_pixels: bool = True) -> None:
         self._split, self._seed = source.validation, config.train.seed
-        self._reading = Reading(source.validation, codec, config, keep_pixels)
+        self._reading = Reading(source.validation, codec, config, keep_pixels, source.conditioning)
         self.samples: dict[int, Sample] = {}
 
     def __enter__(self) -> HeldOut:

@@ -14,11 +14,14 @@ from hashlib import blake2b
 import numpy as np
 from torch import Tensor
 
+from ..condition.options import ConditionConfig
 from ..config.schema_data import DataConfig
 from .order import GOLDEN, splitmix64
 
 PLAN_STREAM = 0x706C616E  # keeps these draws apart from other uses of a key
 INTERVAL, START, CLIPS, CUTS = range(4)  # counters of a sample's draws; each place for a cut has its own, from CUTS on
+GIVEN, DROPPED = range(1 << 32, (1 << 32) + 2)
+NONE = ConditionConfig()
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Sample:
     pixels: np.ndarray | None = None  # uint8 [F, H, W, 3], only when asked for
     scored: bool = True  # False: a blank that holds the place of a sample that could not be read
     number: int = -1  # global sample number; -1 outside training
+    label: str = ""  # the data's name of its class, "" where nothing says it
+    caption: str = ""  # what the data says of it, only while it is read
+    condition: Tensor | None = None  # what stands before it: int64 [1], number of a class, or float32 [T, E], a text
+    given: int = 0  # leading frames that are given and not predicted: clips[0] where it is not 0
+    dropped: bool = False  # to be trained without its condition; what that means is the objective's affair
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class SamplePlan:
     interval: int
     clips: tuple[int, ...]  # latent frames of each clip
     size: tuple[int, int]  # (height, width) in pixels, after resizing and cropping
+    prefix: int = 0  # tokens of its condition, dropped or not; of a text that was not counted, the most it may have
+    given: int = 0  # leading latent frames that are given: clips[0] where it is not 0
+    dropped: bool = False  # see `Sample`
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +66,8 @@ class Plans:
 
     number, key, dataset, item: int64 [n], as in `SamplePlan`; start, interval: int64 [n], first video frame and step;
     count: int64 [n], latent frames; cuts: bool [n, N - 1], whether a clip ends after latent frame j; height, width:
-    int64 [n] in pixels; stride: int64 [n], video frames per latent frame.
+    int64 [n] in pixels; stride: int64 [n], video frames per latent frame; given, dropped, prefix: int64 [n], bool [n],
+    int64 [n], as in `SamplePlan`.
     """
 
     number: np.ndarray
@@ -69,6 +81,9 @@ class Plans:
     height: np.ndarray
     width: np.ndarray
     stride: np.ndarray
+    given: np.ndarray
+    dropped: np.ndarray
+    prefix: np.ndarray
 
     def __len__(self) -> int:
         return len(self.number)
@@ -90,6 +105,9 @@ class Plans:
             step,
             tuple(b - a for a, b in zip(places, places[1:])),
             (height, width),
+            int(self.prefix[position]),
+            int(self.given[position]),
+            bool(self.dropped[position]),
         )
 
     @property
@@ -156,12 +174,15 @@ def plan_samples(
     items: np.ndarray | Sequence[int] | int,
     available: np.ndarray | Sequence[int] | None,
     sizes: tuple[np.ndarray | int, np.ndarray | int],
+    condition: ConditionConfig = NONE,
+    prefix: np.ndarray | int = 0,
 ) -> Plans:
     """Draw interval, start and clip lengths of n samples (reference README, section 11).
 
-    Interval uniform on lo..min(hi, what the video allows), start uniform, number of clips K uniform on lo..min(hi,
-    frames), then K-1 distinct cut points, uniform.  Uniform on 0..m-1 means to within a share m / 2**32.  A video too
-    short for `data.frames` at the smallest interval gives as many frames as it has there, if `data.min_frames` allows.
+    Interval uniform on lo..min(hi, what the video allows), start uniform, number of given frames uniform (at most
+    all but one), number of clips K uniform on lo..min(hi, frames that are not given), then K-1 distinct cut points,
+    uniform. Uniform on 0..m-1 means to within a share m / 2**32. A video too short for `data.frames` at the
+    smallest interval gives as many frames as it has there, if `data.min_frames` allows.
 
     Args:
         config: frames, min_frames, frame_interval and clips.
@@ -170,6 +191,8 @@ def plan_samples(
         numbers, datasets, items: [n] (or one for all), passed through.
         available: [n] frames of the videos; None when there is no end (generated scenes).
         sizes: heights and widths, [n] each (or one for all), in pixels after resizing.
+        condition: frames given, and the share of dropped conditions.
+        prefix: tokens of each sample's condition, [n] (or one for all).
 
     Raises:
         ValueError: a video is too short.
@@ -191,13 +214,20 @@ def plan_samples(
     intervals = _uniform(seeds, INTERVAL, np.int64(low), highest)
     spans = temporal_stride * (counts - 1) * intervals + 1
     starts = _uniform(seeds, START, np.int64(0), room - spans) if available is not None else np.zeros(n, dtype=np.int64)
-    clips = _uniform(seeds, CLIPS, np.minimum(config.clips[0], counts), np.minimum(config.clips[1], counts))
-    cuts = _cuts(seeds, counts, clips, config.frames)
-    passed = (np.broadcast_to(np.array(values, dtype=np.int64), (n,)) for values in (numbers, datasets, items, *sizes))
-    number, dataset, item, height, width = passed
+    given = _uniform(seeds, GIVEN, *(np.minimum(bound, counts - 1) for bound in condition.frames))
+    free = counts - given
+    clips = _uniform(seeds, CLIPS, np.minimum(config.clips[0], free), np.minimum(config.clips[1], free))
+    cuts = _cuts(seeds, counts, clips, config.frames, given)
+    passed = (
+        np.broadcast_to(np.array(values, dtype=np.int64), (n,)) for values in (numbers, datasets, items, *sizes, prefix)
+    )
+    number, dataset, item, height, width, tokens = passed
     stride = np.full(n, temporal_stride, dtype=np.int64)
+    dropped = (_draw(seeds, DROPPED) >> np.uint64(32)) < np.uint64(condition.dropout * 2**32)
+    dropped &= (tokens > 0) | (given > 0)
+    key = np.array(keys, dtype=np.int64)
     return Plans(
-        number, np.array(keys, dtype=np.int64), dataset, item, starts, intervals, counts, cuts, height, width, stride
+        number, key, dataset, item, starts, intervals, counts, cuts, height, width, stride, given, dropped, tokens
     )
 
 
@@ -211,18 +241,22 @@ def _uniform(seeds: np.ndarray, counter: int, low: np.ndarray, high: np.ndarray)
     return low + ((_draw(seeds, counter) >> np.uint64(32)).astype(np.int64) * (high - low + 1) >> 32)
 
 
-def _cuts(seeds: np.ndarray, counts: np.ndarray, clips: np.ndarray, frames: int) -> np.ndarray:
-    """bool [n, frames - 1]: clips - 1 places among the first counts - 1, those with the smallest random numbers."""
+def _cuts(seeds: np.ndarray, counts: np.ndarray, clips: np.ndarray, frames: int, given: np.ndarray) -> np.ndarray:
+    """bool [n, frames - 1]: the end of the given frames, and clips - 1 places behind it among the first counts - 1,
+    those with the smallest random numbers.
+    """
     places = np.arange(frames - 1, dtype=np.uint64)
     bits = np.uint64(frames.bit_length())
     # The place in the low bits makes the numbers of a sample distinct.
     ranks = _draw(seeds[:, None], places[None, :] + np.uint64(CUTS)) >> bits << bits | places
-    ranks[places[None, :] >= (counts[:, None] - 1).astype(np.uint64)] = ~np.uint64(0)
+    ranks[
+        (places >= (counts[:, None] - 1).astype(np.uint64)) | (places < given[:, None].astype(np.uint64))
+    ] = ~np.uint64(0)
     if frames == 1:
         return np.zeros((len(seeds), 0), dtype=bool)
     ordered = np.sort(ranks, axis=1)
     last = ordered[np.arange(len(seeds)), np.maximum(clips - 2, 0)]
-    return (ranks <= last[:, None]) & (clips > 1)[:, None]
+    return (ranks <= last[:, None]) & (clips > 1)[:, None] | (places + np.uint64(1) == given[:, None].astype(np.uint64))
 
 
 def split_clips(rng: random.Random, frames: int, limits: tuple[int, int]) -> tuple[int, ...]:

@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config.schema_data import DataConfig
-from .jobs import Job, PhysicsJob
+from .conditioning import UNCONDITIONAL, Conditioning
+from .jobs import Job, PhysicsJob, scene_key
 from .order import permute
 from .plans import Plans, SamplePlan, plan_samples, sample_key, video_span
+from .sources.facts import describe_scene
 
 SAMPLING = 2  # version of how samples are drawn; part of every fingerprint
 BLOCK = 1 << 20  # entries looked at together: bounds the memory that 70 million of them take
@@ -85,6 +87,10 @@ class Collection(Protocol):
         """What reads frames ``plan.frames`` of a video."""
         ...
 
+    def text_tokens(self, entries: np.ndarray) -> np.ndarray | None:
+        """int64 [n]: tokens of the text features that the data set has of these videos; None where it has none."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class PhysicsSplit:
@@ -93,6 +99,7 @@ class PhysicsSplit:
     name: str
     config: DataConfig
     temporal_stride: int
+    conditioning: Conditioning = UNCONDITIONAL
 
     def __len__(self) -> int:
         return self.config.physics.epoch_scenes
@@ -108,20 +115,28 @@ class PhysicsSplit:
             "fps": physics.fps,
             "epoch_scenes": physics.epoch_scenes,
         }
-        return digest({"name": self.name, "physics": data, **_drawing(self.config, self.temporal_stride)})
+        return digest({"name": self.name, "physics": data, **_drawing(self)})
 
     def plans(self, seed: int, numbers: Sequence[int] | np.ndarray) -> Plans:
         """See `Split`."""
         given = np.asarray(numbers, np.int64)
         epochs, places = np.divmod(given, len(self))
-        side = self.config.physics.size
-        return plan_samples(
-            self.config, self.temporal_stride, _keys(seed, epochs, places, self.name), given, 0, -1, None, (side, side)
+        side, options = self.config.physics.size, self.conditioning.options
+        keys = _keys(seed, epochs, places, self.name)
+        prefix = self._prefix(keys)
+        return plan_samples(self.config, self.temporal_stride, keys, given, 0, -1, None, (side, side), options, prefix)
+
+    def _prefix(self, keys: np.ndarray) -> np.ndarray | int:
+        """Tokens of each scene's condition."""
+        if self.conditioning.encoder is None:
+            return self.conditioning.most_tokens
+        return self.conditioning.tokens(
+            [describe_scene(self.config.physics, scene_key(key)).caption for key in keys.tolist()]
         )
 
     def job(self, plan: SamplePlan) -> Job:
         """See `Split`."""
-        return PhysicsJob(plan, self.config.physics)
+        return PhysicsJob(plan, self.config.physics, self.conditioning.wanted)
 
     def largest_tokens(self, longest: Longest) -> int:
         """See `Split`."""
@@ -144,6 +159,7 @@ class VideoSplit:
     items: np.ndarray
     dataset: int = 0
     part: tuple[int, int] | None = None
+    conditioning: Conditioning = UNCONDITIONAL
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -162,7 +178,7 @@ class VideoSplit:
         return digest(
             {
                 **description,
-                **_drawing(self.config, self.temporal_stride),
+                **_drawing(self),
                 **{name: getattr(self.config, name) for name in options},
             }
         )
@@ -179,9 +195,12 @@ class VideoSplit:
         items = np.searchsorted(self._ends, slots, side="right")
         found = self.collection.entries[self.items[items]]
         sizes = resized_sizes(found["width"], found["height"], self.config.longest_side, self.config.size_multiple)
-        keys = _keys(seed, epochs, places, split)
+        keys, available = _keys(seed, epochs, places, split), self._available(found)
+        counted = self.collection.text_tokens(self.items[items])
+        prefix = self.conditioning.most_tokens if counted is None else counted
+        options = self.conditioning.options
         return plan_samples(
-            self.config, self.temporal_stride, keys, given, self.dataset, items, self._available(found), sizes
+            self.config, self.temporal_stride, keys, given, self.dataset, items, available, sizes, options, prefix
         )
 
     def job(self, plan: SamplePlan) -> Job:
@@ -228,13 +247,14 @@ def resized_sizes(
     ) // multiple * multiple
 
 
-def _drawing(config: DataConfig, temporal_stride: int) -> dict[str, Any]:
+def _drawing(split: PhysicsSplit | VideoSplit) -> dict[str, Any]:
     """What decides how a sample is drawn from a video."""
     options = ("frames", "min_frames", "frame_interval", "clips")
     return {
         "sampling": SAMPLING,
-        "temporal_stride": temporal_stride,
-        **{name: getattr(config, name) for name in options},
+        "temporal_stride": split.temporal_stride,
+        **{name: getattr(split.config, name) for name in options},
+        **split.conditioning.description,
     }
 
 

@@ -177,7 +177,7 @@ def test_closed_forms_are_what_rows_have(config: Config) -> None:
 
 
 def test_blanks_do_not_count(config: Config) -> None:
-    from megatron_videogpt.data.loader import blank
+    from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.base import ONLY
 
     objective, codec, source = parts_of(config)
@@ -187,7 +187,7 @@ def test_blanks_do_not_count(config: Config) -> None:
     scored = [[sample.scored for sample in row] for rows in samples for row in rows]
     assert sorted(scored) == [[False], [True], [True], [True]], "DP2 trains a row of nothing but a blank"
     sample = next(sample for rows in samples for row in rows for sample in row if sample.scored)
-    nothing = blank(3, "nothing", (4, codec.channels, 3, 5), (4,), -1)
+    nothing = Sample(3, "nothing", torch.zeros(4, codec.channels, 3, 5), None, (4,), scored=False)
 
     def numbers(*samples: Any) -> tuple[Any, ...]:
         row = objective.prepare(list(samples), 1)

@@ -59,25 +59,27 @@ def samples(
     In steps of an outage there is nothing but two blanks, and they take no number from the samples.
     """
     from megatron_videogpt.config.schema import Config, ModelConfig
-    from megatron_videogpt.data.loader import blank
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.train.feed import StepData
+
+    def blank(key: int, name: str) -> Sample:
+        return Sample(key, name, torch.zeros(2, 4, 4, 4), None, (1, 1), scored=False)
 
     objective = build_objective(Config(model=ModelConfig(position_table_size=4)))
     number, gone = 0, 0
     while True:
         while number + gone + 1 in outage:
             gone += 1
-            blanks = [blank(-gone - n, f"gone {gone}", (2, 4, 4, 4), (1, 1), -1) for n in (100, 200)]
+            blanks = [blank(-gone - n, f"gone {gone}") for n in (100, 200)]
             yield StepData([], [objective.prepare([one], 40) for one in blanks], {"truncated": 2})
         number += 1
         latents = normal(number, "latents", (4, 4, 4, 4)) * (factor if number in broken else 1.0)
         good = Sample(key=number, name=f"video {number}", mean=latents, logvar=None, clips=(1, 2, 1))
         rows = [objective.prepare([good], 42)]
         if number in lost:
-            rows.append(objective.prepare([blank(-number, f"lost {number}", (2, 4, 4, 4), (1, 1), -1)], 40))
+            rows.append(objective.prepare([blank(-number, f"lost {number}")], 40))
         yield StepData([good], rows, {"truncated": 1} if number in lost else {})
 
 

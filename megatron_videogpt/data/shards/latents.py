@@ -184,7 +184,16 @@ class LatentsJob:
             raise BadVideo(self._name, "latents that are not finite numbers", "codec")
         mean: Any = latents if kind == "mean" else np.ascontiguousarray(latents[:, 0])
         logvar: Any = None if kind == "mean" else np.ascontiguousarray(latents[:, 1])
-        return Sample(plan.key, self.label, mean, logvar, plan.clips, number=plan.number)
+        return Sample(
+            plan.key,
+            self.label,
+            mean,
+            logvar,
+            plan.clips,
+            number=plan.number,
+            given=plan.given,
+            dropped=plan.dropped,
+        )
 
 
 def parse_header(head: bytes, size: int, name: str) -> tuple[str, str, tuple[int, ...], int]:

@@ -56,6 +56,10 @@ class Folder:
         """uint64 [n]: hashes of the relative paths."""
         return np.array([2 * sample_key(0, 0, 0, shown(self.paths[i])) for i in entries.tolist()], np.uint64)
 
+    def text_tokens(self, entries: np.ndarray) -> np.ndarray | None:
+        """See `Collection`."""
+        return None
+
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a file."""
         return FileJob(plan, str(self.root / self.paths[entry]), self.reading, self.tables.get(entry, b""))
@@ -96,6 +100,10 @@ class Shards:
             return sources
         keys = self.hashes(entries, numbered=True)
         return keys if (keys != keys[0]).any() else splitmix64(entries.astype(np.uint64))
+
+    def text_tokens(self, entries: np.ndarray) -> np.ndarray | None:
+        """See `Collection`."""
+        return None
 
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a member."""

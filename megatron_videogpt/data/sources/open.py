@@ -14,6 +14,7 @@ from ...codec.geometry import Geometry
 from ...config.schema_data import DataConfig
 from ...errors import UserError
 from ..bad import BadVideo
+from ..conditioning import UNCONDITIONAL, Conditioning
 from ..mixture import Mixture
 from ..plans import shortest_video
 from ..splits import BLOCK, PhysicsSplit, Split, VideoSplit, resized_sizes
@@ -21,6 +22,7 @@ from ..video.container import limits_of
 from ..video.release import check_pyav
 from ..video.torchcodec import check_torchcodec
 from .datasets import Folder, Shards, open_folder, open_shards
+from .facts import scene_classes
 from .physics import check_physics
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ KINDS = (
 @dataclass(frozen=True)
 class Source:
     """Training and validation samples, and what had to be left out: the first few by name, all of it
-    counted by kind.
+    counted by kind; conditioning: how their conditions are made.
     """
 
     train: Split
@@ -48,6 +50,7 @@ class Source:
     skipped: tuple[BadVideo, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: Counter[str] = field(default_factory=Counter)
+    conditioning: Conditioning = UNCONDITIONAL
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,31 @@ class _Opened:
     left_out: Counter[str]
 
 
-def open_source(config: DataConfig, codec: Geometry) -> Source:
+def open_source(config: DataConfig, codec: Geometry, conditioning: Conditioning = UNCONDITIONAL) -> Source:
     """Open the configured source.
 
     Raises:
-        ValueError: one line: an option out of range, a missing folder, no usable video, latents of another VAE.
+        ValueError: one line: an option out of range, a missing folder, no usable video, latents of another VAE, a scene
+            of no class.
     """
     _check(config, codec)
     if config.source == "physics":
         check_physics(config.physics)
+        if conditioning.options.kind == "class":
+            for name in scene_classes(config.physics.scenes, 3):
+                conditioning.number(name)
         return Source(
-            PhysicsSplit("train", config, codec.temporal_stride),
-            PhysicsSplit("validation", config, codec.temporal_stride),
+            PhysicsSplit("train", config, codec.temporal_stride, conditioning),
+            PhysicsSplit("validation", config, codec.temporal_stride, conditioning),
+            conditioning=conditioning,
         )
     check_pyav()
     if config.decoder != "pyav":
         check_torchcodec(config.decoder)
     if not config.mixture:
-        one = _open(config, codec, config.path, 0)
-        return Source(one.train, one.validation, one.skipped, one.notes, one.left_out)
-    parts = [_open(config, codec, path, dataset) for dataset, path in enumerate(config.mixture)]
+        one = _open(config, codec, config.path, 0, conditioning)
+        return Source(one.train, one.validation, one.skipped, one.notes, one.left_out, conditioning)
+    parts = [_open(config, codec, path, dataset, conditioning) for dataset, path in enumerate(config.mixture)]
     weights = tuple(float(weight) for weight in config.mixture.values())
     return Source(
         Mixture("train", tuple(part.train for part in parts), weights),
@@ -98,6 +106,7 @@ def open_source(config: DataConfig, codec: Geometry) -> Source:
         tuple(error for part in parts for error in part.skipped),
         tuple(note for part in parts for note in part.notes),
         sum((part.left_out for part in parts), Counter()),
+        conditioning,
     )
 
 
@@ -151,7 +160,7 @@ def _check(config: DataConfig, codec: Geometry) -> None:
             raise UserError(message)
 
 
-def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> _Opened:
+def _open(config: DataConfig, codec: Geometry, path: str, dataset: int, conditioning: Conditioning) -> _Opened:
     """One data set, divided."""
     needed = shortest_video(config, codec.temporal_stride)
     usable = usable_videos(config, codec, path, needed, NAMED)
@@ -171,7 +180,9 @@ def _open(config: DataConfig, codec: Geometry, path: str, dataset: int) -> _Open
             f"data.path={path}: none of {total} videos can be used"
             + (f"; the first: {usable.skipped[0]}" if bad else "")
         )
-    train, validation, notes = _divide(usable.collection, usable.items, config, codec.temporal_stride, needed, dataset)
+    train, validation, notes = _divide(
+        usable.collection, usable.items, config, codec.temporal_stride, needed, dataset, conditioning
+    )
     for note in notes:
         log.warning(note)
     return _Opened(train, validation, usable.skipped, notes, usable.left_out)
@@ -240,12 +251,18 @@ def _reason(entry: np.void, fault: int, config: DataConfig, needed: int) -> str:
 
 
 def _divide(
-    collection: Folder | Shards, items: np.ndarray, config: DataConfig, temporal_stride: int, needed: int, dataset: int
+    collection: Folder | Shards,
+    items: np.ndarray,
+    config: DataConfig,
+    temporal_stride: int,
+    needed: int,
+    dataset: int,
+    conditioning: Conditioning,
 ) -> tuple[VideoSplit, VideoSplit, tuple[str, ...]]:
     """(training, validation, notes): whole videos by the hash of their path or key; a lone video is cut in time."""
 
     def split(name: str, chosen: np.ndarray, part: tuple[int, int] | None = None) -> VideoSplit:
-        return VideoSplit(name, config, temporal_stride, collection, chosen, dataset, part)
+        return VideoSplit(name, config, temporal_stride, collection, chosen, dataset, part, conditioning)
 
     if len(items) == 1:
         frames = int(collection.entries[items[0]]["frames"])

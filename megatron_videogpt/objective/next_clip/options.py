@@ -23,4 +23,14 @@ def check_options(report: Report) -> None:
     report.check_range("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention")
 
 
-enter("objective", "next_clip_diffusion", NextClipOptions, check_options, __package__, default=True)
+CONDITIONS = frozenset({"class", "text", "frames"})
+
+enter(
+    "objective",
+    "next_clip_diffusion",
+    NextClipOptions,
+    check_options,
+    __package__,
+    default=True,
+    conditions=CONDITIONS,
+)

@@ -1,0 +1,58 @@
+"""What a configuration must keep to for the sake of its condition."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..config.problems import Report
+from ..config.sections import enter, find
+from .options import ConditionConfig
+
+KINDS = ("none", "class", "text")
+
+
+def check_condition(report: Report) -> None:
+    """The section's own options, and what the objective makes of them."""
+    report.check_range("at least 1", lambda v: v >= 1, "condition.max_tokens")
+    report.check_range("at least 0", lambda v: v >= 0, "condition.width condition.frames")
+    report.check_range("at least 0 and below 1", lambda v: 0 <= v < 1, "condition.dropout")
+    condition, objective = report.config.condition, report.config.objective.name
+    known = find("objective", objective).conditions
+    if report.sound("objective.name"):
+        without = f"with objective.name = {objective}, which makes nothing of it"
+        if condition.kind not in {"none", *known}:
+            report.add("condition.kind", f"be none {without}", "use condition.kind=none")
+        if any(condition.frames) and "frames" not in known:
+            report.add("condition.frames", f"be [0, 0] {without}", "use [0, 0]")
+    if condition.kind == "class":
+        _check_classes(report)
+    _check_frames(report)
+
+
+def _check_classes(report: Report) -> None:
+    classes = report.config.condition.classes
+    if not classes:
+        report.add(
+            "condition.classes",
+            'name the classes with condition.kind = "class"',
+            'for physics scenes for example ["bounce", "fall"] or ["bounce/left", "bounce/right"]',
+        )
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice or "" in classes:
+        report.add("condition.classes", "be different names", f"{(twice or [''])[0]!r} is there twice, or empty")
+
+
+def _check_frames(report: Report) -> None:
+    (low, high), frames = report.config.condition.frames, report.config.data.frames
+    if not report.sound("condition.frames", "data.frames"):
+        return
+    if low > high:
+        report.add("condition.frames", "have its smaller entry first", f"use [{high}, {low}]")
+    elif high >= frames:
+        report.add(
+            "condition.frames", f"leave a frame of data.frames = {frames} to predict", f"use at most {frames - 1}"
+        )
+
+
+for name in KINDS:
+    enter("condition", name, ConditionConfig, check_condition)
