@@ -196,9 +196,7 @@ class VideoSplit:
         found = self.collection.entries[self.items[items]]
         sizes = resized_sizes(found["width"], found["height"], self.config.longest_side, self.config.size_multiple)
         keys, available = _keys(seed, epochs, places, split), self._available(found)
-        counted = self.collection.text_tokens(self.items[items])
-        prefix = self.conditioning.most_tokens if counted is None else counted
-        options = self.conditioning.options
+        options, prefix = self.conditioning.options, self._prefix(self.items[items])
         return plan_samples(
             self.config, self.temporal_stride, keys, given, self.dataset, items, available, sizes, options, prefix
         )
@@ -208,6 +206,11 @@ class VideoSplit:
         if self.part is not None:
             plan = replace(plan, frames=tuple(self.part[0] + frame for frame in plan.frames))
         return self.collection.job(plan, int(self.items[plan.item]))
+
+    def _prefix(self, entries: np.ndarray) -> np.ndarray | int:
+        """Tokens of each video's condition."""
+        counted = self.collection.text_tokens(entries) if self.conditioning.options.kind == "text" else None
+        return self.conditioning.most_tokens if counted is None else counted
 
     def largest_tokens(self, longest: Longest) -> int:
         """See `Split`."""

@@ -62,7 +62,7 @@ def _counts(
         count = math.prod(parameter.shape(model, channels)) // (tensor if parameter.rule.split is not None else 1)
         if ".layers." in parameter.name:
             layer += count
-        elif parameter.name.startswith("embedding."):
+        elif parameter.name.startswith(("embedding.", "prefix.")):
             first += count
         else:
             last += count

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from ..config.schema import ModelConfig
+from ..condition.width import text_width
+from ..config.schema import Config, ModelConfig
 
 Shape = Callable[[ModelConfig, int], tuple[int, ...]]
 """`shape(model, channels)` of a released tensor; channels: latent channels of the codec."""
@@ -113,3 +115,26 @@ class Table:
         for rule in self.rules:
             for layer in range(model.num_layers) if "{l}" in rule.name else (0,):
                 yield Parameter(rule.hf.replace("{l}", str(layer)), rule.name.replace("{l}", str(layer)), rule)
+
+
+# The same object for the same condition: what is computed of a table is kept by it.
+@lru_cache(maxsize=64)
+def _with_prefix(table: Table, kind: str, count: int) -> Table:
+    if kind == "class":
+        rules = (
+            Rule("class_embedding.weight", "prefix.table", lambda model, _: (count, model.hidden_size), decay=0.0),
+        )
+    else:
+        rules = linear_rules(
+            "text_projection", "prefix.linear", lambda model, _: (model.hidden_size, count), init="normal"
+        )
+    return Table((*table.rules, *rules))
+
+
+def prefixed(table: Table, config: Config) -> Table:
+    """The table of a network with what makes the prefix of the run's condition (`model.prefix`)."""
+    condition = config.condition
+    if condition.kind not in ("class", "text"):
+        return table
+    count = len(condition.classes) if condition.kind == "class" else text_width(condition)
+    return _with_prefix(table, condition.kind, count)

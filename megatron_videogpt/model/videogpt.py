@@ -23,7 +23,8 @@ from .cache import CachedRow
 from .init import mark_shards, named
 from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows
 from .layers import LayerKind, decoder_spec, transformer_config
-from .parameters import Table
+from .parameters import Table, prefixed
+from .prefix import build_prefix, place_prefix
 from .rope import angles, inverse_frequencies
 
 End = Callable[[ModelConfig, int, torch.dtype, torch.device], nn.Module]
@@ -81,7 +82,7 @@ class VideoGPT(MegatronModule):
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
         super().__init__(config=decoder_config)
-        self.sizes, self.table, self.split_head = config.model, ends.table, ends.split_head
+        self.sizes, self.table, self.split_head = config.model, prefixed(ends.table, config), ends.split_head
         pre_process, post_process = stage == 0, stage == layout.stages - 1
         # megatron-core reads this name from every chunk of an interleaved pipeline.
         self.vp_stage = chunk if layout.virtual_pipeline > 1 else None
@@ -96,8 +97,10 @@ class VideoGPT(MegatronModule):
         self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
         self.register_buffer("frequencies", inverse_frequencies(config.model).to(platform.device), persistent=False)
         dtype = decoder_config.params_dtype
+        self.prefix = None
         if pre_process:
             self.embedding = ends.embedding(config.model, channels, dtype, platform.device)
+            self.prefix = build_prefix(config, dtype, platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
             spec=decoder_spec(decoder_config, kinds, self.scored_only),
@@ -146,6 +149,8 @@ class VideoGPT(MegatronModule):
         hidden: Any = None
         if self.pre_process:
             hidden = self.embedding(row)
+            if self.prefix is not None:
+                hidden = place_prefix(self.prefix, hidden, row)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         inputs, context = self._inputs(row, cached)

@@ -23,7 +23,7 @@ from ..codec.geometry import Geometry
 from ..config.schema import Config
 from ..config.sections import find
 from ..errors import UserError
-from ..model.parameters import Table
+from ..model.parameters import Table, prefixed
 from .work import ObjectiveWork
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
 def parameter_table(config: Config) -> Table:
     """The parameters of the network that the objective trains."""
     table: Table = module_of(config, "parameters").TABLE
-    return table
+    return prefixed(table, config)
 
 
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:

@@ -1,7 +1,7 @@
 """Storage order, roles, positions and mask of a video sequence.
 
-Tokens are stored as ``[prefix][source video][clean frames in time order][noisy clip 1][noisy clip 2]...`` and, inside a
-noisy clip, all ``<|diffusion|>`` tokens, all time tokens, all patches.  Attention does not care about storage order as
+Tokens are stored as ``[prefix][clean frames in time order][noisy clip 1][noisy clip 2]...`` and, inside a noisy clip,
+all ``<|diffusion|>`` tokens, all time tokens, all patches.  Attention does not care about storage order as
 long as each token carries its position, and in this order the hierarchical mask of next clip diffusion is two key
 intervals per query and two query intervals per key (docs/attention.md; rules in tests/golden/README.md, sections 2-4
 and 6).
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .intervals import padding_intervals, shift
 
-PAD, CLEAN, NOISY, PREFIX, SOURCE = range(5)
+PAD, CLEAN, NOISY, PREFIX = range(4)
 """Token kinds."""
 DIFFUSION, TIME, NOISY_PATCH = range(3)
 """Roles of a noisy frame's tokens; a query sees the keys of its clip whose role is not above its own."""
@@ -26,8 +26,8 @@ IMG_START, CLEAN_PATCH, IMG_END = range(3)
 
 @dataclass(frozen=True)
 class Clip:
-    """A run of frames that is denoised together; history has no noisy copy, the last clip of a sequence
-    no clean one.
+    """A run of frames that is denoised together; what is given has no noisy copy, the last clip of a sequence no clean
+    one.
     """
 
     frames: int
@@ -36,27 +36,16 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Clean frames of another video (to edit, to follow), seen by every token of the target and placed before it in
-    time.
-    """
-
-    frames: int
-    grid: tuple[int, int]
-
-
-@dataclass(frozen=True)
 class ClipShape:
     """Everything that decides a sequence's layout.
 
-    clips: in time order.  grid: patch rows and columns of a frame.  prefix: class or text tokens before the video,
-    causal among themselves and seen by every video token.  source: a conditioning video.
+    clips: in time order.  grid: patch rows and columns of a frame.  prefix: tokens of a condition before the video (a
+    class, a text), which see each other and nothing else, and are seen by every token of the video.
     """
 
     clips: tuple[Clip, ...]
     grid: tuple[int, int]
     prefix: int = 0
-    source: Source | None = None
 
     def __post_init__(self) -> None:
         if any(clip.frames < 0 for clip in self.clips) or min(self.grid) < 1 or self.prefix < 0:
@@ -67,8 +56,8 @@ class ClipShape:
 class Layout:
     """One row of tokens, possibly several sequences packed.  All tensors have one entry per token (L).
 
-    kind, role, clip: int64; frame: int64, frame index inside its sequence (source frames count on their own); position:
-    int64, for RoPE; intervals: int32 ``[L, 4]``, keys of each query; columns: int32 ``[L, 4]``, queries of each key;
+    kind, role, clip: int64; frame: int64, frame index inside its sequence (of a prefix, the token's); position: int64,
+    for RoPE; intervals: int32 ``[L, 4]``, keys of each query; columns: int32 ``[L, 4]``, queries of each key;
     sequence: int64, which packed sequence (-1 for padding).
     """
 
@@ -90,16 +79,17 @@ class Layout:
         return (wanted if role is None else wanted & (self.role == role)).nonzero().flatten()
 
 
-def training_shape(clips: tuple[int, ...], grid: tuple[int, int]) -> ClipShape:
-    """Frames per clip -> the shape of a training sequence: every clip noisy and clean, the last one only noisy."""
-    last = len(clips) - 1
-    return ClipShape(tuple(Clip(frames, has_clean=k < last) for k, frames in enumerate(clips)), grid)
+def training_shape(clips: tuple[int, ...], grid: tuple[int, int], prefix: int = 0, given: int = 0) -> ClipShape:
+    """Frames per clip -> the shape of a training sequence: every clip noisy and clean, the last one only noisy; before
+    them `given` frames that are clean only.
+    """
+    last, past = len(clips) - 1, (Clip(given, has_noisy=False),) if given else ()
+    return ClipShape((*past, *(Clip(frames, has_clean=k < last) for k, frames in enumerate(clips))), grid, prefix)
 
 
-def history_shape(history: int, frames: int, grid: tuple[int, int]) -> ClipShape:
+def history_shape(history: int, frames: int, grid: tuple[int, int], prefix: int = 0) -> ClipShape:
     """The shape of a sampling sequence: `history` clean frames (0 for none), then one noisy clip of `frames` frames."""
-    given = (Clip(history, has_noisy=False),) if history else ()
-    return ClipShape((*given, Clip(frames, has_clean=False)), grid)
+    return training_shape((frames,), grid, prefix, history)
 
 
 class _Rows:
@@ -160,13 +150,12 @@ class _Rows:
 def _lengths(shape: ClipShape) -> tuple[int, int, int]:
     """(frame block B, end of the clean region, length of the sequence)."""
     block = shape.grid[0] * shape.grid[1] + 2
-    source = shape.source.frames * (shape.source.grid[0] * shape.source.grid[1] + 2) if shape.source else 0
-    clean_end = shape.prefix + source + block * sum(clip.frames for clip in shape.clips if clip.has_clean)
+    clean_end = shape.prefix + block * sum(clip.frames for clip in shape.clips if clip.has_clean)
     return block, clean_end, clean_end + block * sum(clip.frames for clip in shape.clips if clip.has_noisy)
 
 
 def _add_clean_frame(
-    rows: _Rows, kind: int, clip: int, frame: int, block: int, base: int, queries_end: int, later_noisy: tuple[int, int]
+    rows: _Rows, clip: int, frame: int, block: int, base: int, queries_end: int, later_noisy: tuple[int, int]
 ) -> None:
     """One clean frame: each role sees all stored before it and its own role; seen by all clean tokens from
     its role on.
@@ -176,7 +165,7 @@ def _add_clean_frame(
         start = rows.length
         position = base + frame * block + slot + torch.arange(count)
         rows.add(
-            kind,
+            CLEAN,
             role,
             clip,
             torch.full((count,), frame),
@@ -190,21 +179,13 @@ def _add_clean_frame(
 def layout(shape: ClipShape) -> Layout:
     """The layout of one sequence (see the module's text).
 
-    Positions: the prefix takes ``0 .. prefix-1``, the source's frames follow, and target frame f takes ``base + f*B ..
-    base + f*B + B-1`` in both its noisy and its clean copy (reference README section 3).
+    Positions: the prefix takes ``0 .. prefix-1``, and frame f ``prefix + f*B .. prefix + f*B + B-1`` in both its noisy
+    and its clean copy (reference README section 3).
     """
     block, clean_end, length = _lengths(shape)
-    rows = _Rows()
-    for token in range(shape.prefix):
-        rows.add(
-            PREFIX, 0, -1, torch.full((1,), token), torch.full((1,), token), (0, token + 1, 0, 0), (token, length, 0, 0)
-        )
-    base = shape.prefix
-    if shape.source:
-        source_block = shape.source.grid[0] * shape.source.grid[1] + 2
-        for frame in range(shape.source.frames):
-            _add_clean_frame(rows, SOURCE, -1, frame, source_block, base, length, (0, 0))
-        base += shape.source.frames * source_block
+    rows, base = _Rows(), shape.prefix
+    before = torch.arange(base)
+    rows.add(PREFIX, 0, -1, before, before, (0, base, 0, 0), (0, length, 0, 0))
 
     clean_before, noisy_start, first = [], [], 0
     noisy_end = clean_end
@@ -214,7 +195,7 @@ def layout(shape: ClipShape) -> Layout:
         noisy_end += block * clip.frames if clip.has_noisy else 0
         if clip.has_clean:
             for frame in range(first, first + clip.frames):
-                _add_clean_frame(rows, CLEAN, k, frame, block, base, clean_end, (noisy_end, length))
+                _add_clean_frame(rows, k, frame, block, base, clean_end, (noisy_end, length))
         first += clip.frames
 
     first = 0

@@ -16,7 +16,7 @@ from megatron_videogpt.attention import plan as plans
 from megatron_videogpt.attention.plan import Costs, plan
 from megatron_videogpt.attention.rounding import allowances
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
-from megatron_videogpt.sequence.layout import Clip, ClipShape, Source, layout, pack
+from megatron_videogpt.sequence.layout import Clip, ClipShape, layout, pack
 
 CLIPS = st.lists(st.builds(Clip, st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=4).map(tuple)
 SHAPES = st.builds(
@@ -24,7 +24,6 @@ SHAPES = st.builds(
     clips=CLIPS,
     grid=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     prefix=st.integers(0, 3),
-    source=st.none() | st.builds(Source, st.integers(0, 2), st.tuples(st.integers(1, 2), st.integers(1, 2))),
 )
 LAYOUTS = st.builds(
     lambda shapes, multiple: pack([layout(shape) for shape in shapes], multiple).intervals,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...config.schema import Config
 from ...data.plans import Sample
 from ...model.patches import grid_of
+from ...model.prefix import no_prefix
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Row
 from ..base import ONLY, Metric, Score, Turn
@@ -30,7 +31,12 @@ def _bin_metric(place: int) -> Metric:
 
 @dataclass(frozen=True)
 class NextClipDiffusion:
-    """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise."""
+    """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise;
+    no_prefix: see `rows.assemble`.
+
+    A dropped condition leaves nothing in the sequence: no prefix, and none of the given frames, as in the sampler's
+    unconditional branch.
+    """
 
     unit: ClassVar[str] = "frame"
     loss_label: ClassVar[str] = "mean squared error"
@@ -40,10 +46,18 @@ class NextClipDiffusion:
     patch_size: int
     table_side: int
     clean_retention: float = 0.9
+    no_prefix: Tensor | None = None
 
     def layout(self, sample: Sample) -> Layout:
         """Storage order, positions and mask of one sample."""
-        return layout(training_shape(sample.clips, grid_of(sample.mean, self.patch_size)))
+        clips, given, prefix = sample.clips[1:] if sample.given else sample.clips, sample.given, self._prefix(sample)
+        if sample.dropped:
+            given = 0
+        grid = grid_of(sample.mean, self.patch_size)
+        return layout(training_shape(clips, grid, 0 if prefix is None else len(prefix), given))
+
+    def _prefix(self, sample: Sample) -> Tensor | None:
+        return None if sample.dropped or self.no_prefix is None else sample.condition
 
     def length(self, sample: Sample) -> int:
         """See `Objective.length`."""
@@ -53,24 +67,26 @@ class NextClipDiffusion:
         """One sample with its noise (section 8): a timestep per clip, a retention per clean frame, two draws from the
         posterior.
         """
-        key, shape = sample.key, tuple(sample.mean.shape)
-        target = posterior(sample.mean, sample.logvar, key, "target posterior")
-        timestep = uniform(key, "timestep", len(sample.clips)).repeat_interleave(torch.tensor(sample.clips))
-        kept = sum(sample.clips[:-1])
-        clean = posterior(sample.mean, sample.logvar, key, "clean posterior")[:kept]
-        retention = self.clean_retention + (1 - self.clean_retention) * uniform(key, "clean retention", shape[0])[:kept]
+        key, shape, clips = sample.key, tuple(sample.mean.shape), sample.clips[1 if sample.given else 0 :]
+        predicted, kept = slice(sample.given, None), slice(sample.given * sample.dropped, sum(sample.clips[:-1]))
+        target = posterior(sample.mean, sample.logvar, key, "target posterior")[predicted]
+        timestep = uniform(key, "timestep", len(clips)).repeat_interleave(torch.tensor(clips))
+        clean = posterior(sample.mean, sample.logvar, key, "clean posterior")[kept]
+        retention = self.clean_retention + (1 - self.clean_retention) * uniform(key, "clean retention", shape[0])[kept]
         return Sequence(
             layout=self.layout(sample),
-            noisy=mix(target, normal(key, "noise", shape), timestep),
-            clean=mix(clean, normal(key, "clean noise", shape)[:kept], retention),
+            noisy=mix(target, normal(key, "noise", shape)[predicted], timestep),
+            clean=mix(clean, normal(key, "clean noise", shape)[kept], retention),
             timestep=timestep,
             target=target,
             scored=sample.scored,
+            prefix=self._prefix(sample),
         )
 
     def prepare(self, samples: list[Sample], multiple: int) -> Row:
         """See `Objective.prepare`."""
-        return assemble([self.sequence(sample) for sample in samples], self.patch_size, self.table_side, multiple)
+        sequences = [self.sequence(sample) for sample in samples]
+        return assemble(sequences, self.patch_size, self.table_side, multiple, self.no_prefix)
 
     def loss(self, output: Tensor, row: Row) -> tuple[Tensor, Tensor]:
         """Squared error of each patch's latents, averaged inside a frame, summed over frames (section 8) -> (that sum,
@@ -98,6 +114,7 @@ class NextClipDiffusion:
 
 def build(config: Config) -> NextClipDiffusion:
     """See `objective.build`."""
+    model = config.model
     return NextClipDiffusion(
-        config.model.patch_size, config.model.position_table_size, config.objective.clean_retention
+        model.patch_size, model.position_table_size, config.objective.clean_retention, no_prefix(config)
     )

@@ -8,14 +8,27 @@ import torch
 from torch import Tensor
 
 from ...model.patches import grid_of, patchify, table_places
-from ...sequence.layout import CLEAN, CLEAN_PATCH, DIFFUSION, IMG_END, IMG_START, NOISY, NOISY_PATCH, TIME, Layout, pack
+from ...sequence.layout import (
+    CLEAN,
+    CLEAN_PATCH,
+    DIFFUSION,
+    IMG_END,
+    IMG_START,
+    NOISY,
+    NOISY_PATCH,
+    PREFIX,
+    TIME,
+    Layout,
+    pack,
+)
 from ...sequence.row import Mask, Row, Stream
 
 
 @dataclass(frozen=True)
 class Sequence:
     """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to
-    the model, a timestep per noisy frame, the targets (None when sampling), and whether they count in the loss.
+    the model, a timestep per noisy frame, the targets (None when sampling), whether they count in the loss, and the
+    condition that its prefix is of (`data.plans.Sample`).
     """
 
     layout: Layout
@@ -24,14 +37,20 @@ class Sequence:
     timestep: Tensor
     target: Tensor | None = None
     scored: bool = True
+    prefix: Tensor | None = None
 
 
-def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: int) -> Row:
+def assemble(
+    sequences: list[Sequence], patch: int, table_side: int, multiple: int, no_prefix: Tensor | None = None
+) -> Row:
     """Packs sequences into one row, padded to a multiple of `multiple` tokens.
 
     Streams: ``hint`` (id: 0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``), ``time`` (frame: number among the row's
-    noisy frames), ``noisy`` and ``clean`` (patch: float32 ``[n, p*p*C]``, channel fastest; place: row and column in the
-    position table, ``[n, 2]``; frame: as above, of noisy ones).  Units are the noisy frames, with their timestep.
+    noisy frames), ``prefix`` (value: of its tokens; only of models with one), ``noisy`` and ``clean`` (patch:
+    float32 ``[n, p*p*C]``, channel fastest; place: row and column in the position table, ``[n, 2]``; frame: as
+    above, of noisy ones). Units are the noisy frames, with their timestep.
+
+    no_prefix: what a condition without a token is, ``[0, ...]``; None for models without a prefix.
     """
     row = pack([item.layout for item in sequences], multiple)
     frames = torch.tensor([item.noisy.shape[0] for item in sequences])
@@ -60,6 +79,9 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
         ),
         "clean": Stream(row.rows(CLEAN, CLEAN_PATCH), {"patch": clean, "place": torch.cat(places["clean"])}),
     }
+    if no_prefix is not None:
+        values = [item.prefix for item in sequences if item.prefix is not None]
+        streams["prefix"] = Stream(row.rows(PREFIX), {"value": torch.cat([no_prefix, *values])})
     return Row(
         masks=(Mask(row.intervals),),
         positions=row.position,

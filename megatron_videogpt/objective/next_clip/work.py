@@ -29,13 +29,18 @@ class NextClipWork:
     """`ObjectiveWork` of next clip diffusion.
 
     cell: pixels per side of a patch, the codec's stride times `model.patch_size`; frames: latent frames of a sample;
-    clips: fewest and most clips into which it is cut; weights: FLOPs of a token and of an attended pair.
+    clips: fewest and most clips into which those are cut that are not given; weights: FLOPs of a token and of an
+    attended pair; given: fewest and most frames that are given; prefix: most tokens of a condition, which expectations
+    take every text to have; dropped: share of samples without a condition.
     """
 
     cell: int
     frames: int
     clips: tuple[int, int]
     weights: tuple[float, float]
+    given: tuple[int, int] = (0, 0)
+    prefix: int = 0
+    dropped: float = 0.0
 
     @property
     def blank(self) -> int:
@@ -53,7 +58,11 @@ class NextClipWork:
 
     def of(self, plans: Plans) -> Work[np.ndarray]:
         """See `ObjectiveWork`."""
-        return _exact(plans.count, plans.kept, plans.squares, self.patches(plans.height, plans.width))
+        # A dropped condition leaves nothing in the sequence: no prefix, and none of the given frames.
+        without = plans.given * plans.dropped
+        frames, kept, squares = plans.count - without, plans.kept - without, plans.squares - without * without
+        patches, prefix = self.patches(plans.height, plans.width), plans.prefix * ~plans.dropped
+        return _exact(frames, kept, squares, patches, plans.given - without, prefix)
 
     def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """See `ObjectiveWork`."""
@@ -61,9 +70,17 @@ class NextClipWork:
 
     def expected(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
-        kept, kept_squared, squares = _expectations(self.frames, self.clips)
-        before, between = (self.frames**2 - squares) / 2, (kept_squared - kept) / 2
-        return _work(self.frames, kept, squares, before, between, self.patches(*frame))
+        patches, counts = self.patches(*frame), self._given_counts
+        parts = []
+        for given in counts:
+            share = self.dropped if given or self.prefix else 0.0
+            parts.append((_mean(self.frames - given, self.clips, patches), share / len(counts)))
+            kept = _mean(self.frames - given, self.clips, patches, given, self.prefix)
+            parts.append((kept, (1 - share) / len(counts)))
+        tokens, pairs, scored = (
+            sum(getattr(work, name) * share for work, share in parts) for name in ("tokens", "pairs", "scored")
+        )
+        return Work(tokens, pairs, scored)
 
     def largest(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
@@ -71,24 +88,44 @@ class NextClipWork:
 
     def facts(self, expected: tuple[int, int], largest: tuple[int, int]) -> list[tuple[str, str, str]]:
         """See `ObjectiveWork`."""
-        noisy = f"{self.frames:.1f}"
-        kept = _expectations(self.frames, self.clips)[0], self._most_kept(self.frames)
-        return [
-            ("noisy frames", noisy, noisy),
-            ("clean frames", f"{kept[0]:.1f}", f"{kept[1]:.1f}"),
-            ("patches per frame", str(self.patches(*expected)), str(self.patches(*largest))),
-        ]
+        facts = [("patches per frame", str(self.patches(*expected)), str(self.patches(*largest)))]
+        for place, what in enumerate(("noisy frames", "clean frames", "condition tokens")):
+            mean, most = (self._counts(longest)[place] for longest in (False, True))
+            if what != "condition tokens" or self.prefix:
+                facts.insert(-1 if place < 2 else len(facts), (what, f"{mean:.1f}", f"{most:.1f}"))
+        return facts
+
+    def _counts(self, longest: bool) -> tuple[float, float, float]:
+        """Noisy frames, clean frames and tokens of the prefix, of a mean sequence or the longest one."""
+        if longest:
+            given = self._fewest_given(self.frames)
+            return self.frames - given, self._most_kept(self.frames), self.prefix
+        counts, share = self._given_counts, 1 - self.dropped
+        given, noisy = sum(counts) / len(counts) * share, self.frames - sum(counts) / len(counts)
+        kept = sum(_expectations(self.frames - count, self.clips)[0] for count in counts) / len(counts)
+        return noisy, kept + given, self.prefix * share
+
+    @property
+    def _given_counts(self) -> range:
+        low, high = (min(bound, self.frames - 1) for bound in self.given)
+        return range(low, high + 1)
 
     def _longest(self, frames: Number, patches: Number) -> Work[Number]:
-        """Of the longest sequence: one clip of all frames that are kept, and the last one."""
-        kept = self._most_kept(frames)
-        return _exact(frames, kept, kept * kept + (frames - kept) * (frames - kept), patches)
+        """Of the longest sequence: fewest frames given, one clip of all others that are kept, and the last one."""
+        kept, given = self._most_kept(frames), self._fewest_given(frames)
+        squares = given * given + (kept - given) * (kept - given) + (frames - kept) * (frames - kept)
+        return _exact(frames, kept, squares, patches, given, self.prefix + 0 * frames)
+
+    def _fewest_given(self, frames: Number) -> Number:
+        """At least one frame is left to predict."""
+        low = self.given[0]
+        return low - (low - frames + 1) * (frames <= low)
 
     def _most_kept(self, frames: Number) -> Number:
-        """Frames with a clean copy when there are most: the last clip has one frame, or all where it is the only
-        one.
+        """Frames with a clean copy when there are most: the last clip has one frame, or all that are not given where it
+        is the only one.
         """
-        return frames - (1 if self.clips[1] > 1 else frames)
+        return frames - 1 if self.clips[1] > 1 else self._fewest_given(frames)
 
 
 def work_of(config: Config, codec: Geometry) -> NextClipWork:
@@ -96,7 +133,11 @@ def work_of(config: Config, codec: Geometry) -> NextClipWork:
     model = config.model
     weights = linear_flops(model, end_weights(model, codec.channels), 1), attention_flops(model, 1)
     cell = codec.spatial_stride * config.model.patch_size
-    return NextClipWork(cell, config.data.frames, config.data.clips, weights)
+    condition = config.condition
+    prefix = {"class": 1, "text": condition.max_tokens}.get(condition.kind, 0)
+    return NextClipWork(
+        cell, config.data.frames, config.data.clips, weights, condition.frames, prefix, condition.dropout
+    )
 
 
 def clip_work(clips: Sequence[int], patches: int) -> Work[float]:
@@ -104,24 +145,45 @@ def clip_work(clips: Sequence[int], patches: int) -> Work[float]:
     return _exact(sum(clips), sum(clips[:-1]), sum(n * n for n in clips), patches)
 
 
-def _exact(frames: Number, kept: Number, squares: Number, patches: Number) -> Work[Number]:
-    """Of whole numbers.  kept: frames with a clean copy; squares: sum of n*n over the clips."""
+def _exact(
+    frames: Number, kept: Number, squares: Number, patches: Number, given: Number | int = 0, prefix: Number | int = 0
+) -> Work[Number]:
+    """Of whole numbers.  kept: frames with a clean copy; squares: sum of n*n over the clips, given frames being one;
+    given: frames that are clean only.
+    """
     # Of the frames' ordered pairs, those of different clips come twice; both differences are even.
-    return _work(frames, kept, squares, (frames * frames - squares) // 2, kept * (kept - 1) // 2, patches)
+    before, within = (frames * frames - squares) // 2, squares - given * given
+    return _work(frames - given, kept, within, before, kept * (kept - 1) // 2, patches, prefix)
+
+
+def _mean(frames: int, clips: tuple[int, int], patches: float, given: int = 0, prefix: int = 0) -> Work[float]:
+    """Expected work of a sequence of so many frames to predict behind those that are given."""
+    kept, kept_squared, squares = _expectations(frames, (min(clips[0], frames), min(clips[1], frames)))
+    before = (frames**2 - squares) / 2 + given * frames
+    between = (kept_squared + (2 * kept + given) * given - kept - given) / 2
+    return _work(float(frames), kept + given, squares, before, between, patches, float(prefix))
 
 
 def _work(
-    noisy: Number, clean: Number, within: Number, before: Number, between: Number, patches: Number
+    noisy: Number,
+    clean: Number,
+    within: Number,
+    before: Number,
+    between: Number,
+    patches: Number,
+    prefix: Number | int = 0,
 ) -> Work[Number]:
     """noisy, clean: frames of either kind; within: ordered pairs of noisy frames of one clip, each with itself too;
-    before: pairs of a noisy and a clean frame of an earlier clip; between: pairs of clean frames.
+    before: pairs of a noisy and a clean frame of an earlier clip; between: pairs of clean frames; prefix: tokens that
+    see each other and are seen by all others.
     """
     block = patches + 2
     # A clean frame sees all earlier clean frames (block tokens each way) and itself by roles: 1 + P(P+1) + B pairs.
     of_clean = block * block * between + clean * (1 + patches * (patches + 1) + block)
     # A noisy clip of n frames sees its history, and itself by roles: n*n, n*2n and nP*nB pairs.
     of_noisy = block * block * before + within * (3 + patches * block)
-    return Work((noisy + clean) * block, of_clean + of_noisy, noisy * patches)
+    tokens = (noisy + clean) * block
+    return Work(prefix + tokens, prefix * (prefix + tokens) + of_clean + of_noisy, noisy * patches)
 
 
 # A planner asks for the same ones thousands of times.
