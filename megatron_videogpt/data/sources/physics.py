@@ -75,9 +75,7 @@ def render_scene(config: PhysicsConfig, seed_key: int, frames: int, interval: in
     return video
 
 
-def simulate_scene(
-    config: PhysicsConfig, seed_key: int, frames: int, interval: int
-) -> tuple[np.ndarray, np.ndarray]:
+def simulate_scene(config: PhysicsConfig, seed_key: int, frames: int, interval: int) -> tuple[np.ndarray, np.ndarray]:
     """Pictures and masks of one simulation; arguments and errors as in `render_scene`.
 
     Returns:
