@@ -52,11 +52,16 @@ def draw_masks(scene: Scene, size: int) -> np.ndarray:
     side = SUPERSAMPLING * size
     numbers = Image.new("L", (side, side), 0)
     _paint(scene, numbers, 0, [(i, None if body.accent is None else i) for i, body in enumerate(scene.bodies, 1)])
-    subpixels = np.asarray(numbers).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING)
-    # The first largest count wins, so the front comes first.
-    order = range(len(scene.bodies), -1, -1)
-    shown = np.stack([(subpixels == i).sum((1, 3), dtype=np.uint8) for i in order]).argmax(0)
-    return np.stack([shown == len(scene.bodies) - i for i in range(1, len(scene.bodies) + 1)])
+    subpixels = [
+        np.asarray(numbers)[i::SUPERSAMPLING, j::SUPERSAMPLING]
+        for i in range(SUPERSAMPLING)
+        for j in range(SUPERSAMPLING)
+    ]
+    # From front to back, because the first of equal counts wins.
+    order = np.arange(len(scene.bodies), -1, -1, dtype=np.uint8)[:, None, None]
+    counts = sum((part == order).view(np.uint8) for part in subpixels)
+    winner = np.argmax(counts, axis=0)
+    return winner == np.arange(len(scene.bodies) - 1, -1, -1)[:, None, None]
 
 
 def _texture(scene: Scene, side: int) -> np.ndarray:
