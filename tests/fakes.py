@@ -55,13 +55,13 @@ class Joining(Unshuffle):
         return torch.cat([frames[:1], frames[1:].repeat_interleave(4, 0)])
 
 
-def repeat_last(histories, zs, t):
+def repeat_last(histories, zs, t, conditions):
     """Predicts that nothing moves."""
     return [past[-1:].expand_as(z) for past, z in zip(histories, zs)]
 
 
 def fake_model(function=repeat_last, codec=None, **sample) -> Model:
-    """A model that predicts `function(histories, clips, t)`, with options of `CONFIG.sample` replaced."""
+    """A model that predicts `function(histories, clips, t, conditions)`, with options of `CONFIG.sample` replaced."""
     return Model(
         lambda settings: Recompute(function),
         replace(CONFIG, sample=replace(CONFIG.sample, **sample)),

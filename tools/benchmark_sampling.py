@@ -141,6 +141,10 @@ class Watched:
     def __init__(self, denoiser: Any) -> None:
         self.denoiser, self.remembering, self.predicting, self.steps = denoiser, 0.0, 0.0, 0
 
+    def begin(self, conditions: list[Any]) -> None:
+        """See `Denoiser.begin`."""
+        self.denoiser.begin(conditions)
+
     def remember(self, histories: list[Any], kept: list[int]) -> None:
         """See `Denoiser.remember`."""
         began = time.perf_counter()

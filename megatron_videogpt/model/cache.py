@@ -1,9 +1,9 @@
-"""Keys and values of clean history, kept from one pass of the model to the next.
+"""Keys and values of prefixes and clean history, kept from one pass of the model to the next.
 
 Every layer has a buffer of keys and one of values.  Their rows are first the regions of the videos, one after another,
-each for a history's tokens in storage order, and then scratch for what is computed and not kept: noisy tokens and
-padding.  A pass says where each of its tokens belongs, so that storing twice does no harm, and its intervals count in
-rows of the buffers: every attention backend takes fewer queries than keys.
+each for the tokens of a prefix and a history in storage order, and then scratch for what is computed and not kept:
+noisy tokens and padding.  A pass says where each of its tokens belongs, so that storing twice does no harm, and its
+intervals count in rows of the buffers: every attention backend takes fewer queries than keys.
 """
 
 from __future__ import annotations
@@ -100,23 +100,34 @@ class CachedRow(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Where one video's history lies in the buffers.  start: first row; frames: how many; block: tokens of a frame."""
+    """Where one video's past lies in the buffers: its prefix, then its history.  start: first row; frames: how many;
+    block: tokens of a frame; prefix: tokens of it.
+    """
 
     start: int
     frames: int
     block: int
+    prefix: int = 0
+
+    def row(self, frame: int) -> int:
+        """Row of the first token of a frame."""
+        return self.start + self.position(frame)
+
+    def position(self, frame: int) -> int:
+        """Position of the first token of a frame."""
+        return self.prefix + frame * self.block
 
     @property
     def end(self) -> int:
-        """CachedRow behind the last frame."""
-        return self.start + self.frames * self.block
+        """Row behind the last frame."""
+        return self.row(self.frames)
 
 
-def regions_of(frames: Sequence[int], blocks: Sequence[int]) -> list[Region]:
-    """Regions without gaps for histories of so many frames of so many tokens each."""
+def regions_of(frames: Sequence[int], blocks: Sequence[int], prefixes: Sequence[int]) -> list[Region]:
+    """Regions without gaps for prefixes of so many tokens and histories of so many frames of so many tokens each."""
     regions, start = [], 0
-    for count, block in zip(frames, blocks):
-        regions.append(Region(start, count, block))
+    for count, block, prefix in zip(frames, blocks, prefixes, strict=True):
+        regions.append(Region(start, count, block, prefix))
         start = regions[-1].end
     return regions
 

@@ -82,8 +82,8 @@ def broadcast_samples(
     share them.
 
     What the reader raises it raises here, and the other ranks of its replica PeerFailed; other replicas know nothing of
-    it (see `together`).  Latents travel as one float32 tensor on `device`, first through the first of `groups`
-    (megatron-core's by default); all else beside it.
+    it (see `together`).  Latents and text features travel as one float32 tensor on `device`, first through the first of
+    `groups` (megatron-core's by default); all else beside it.
     """
     samples: list[Sample] = []
     header: list[Any] = [None]
@@ -92,15 +92,7 @@ def broadcast_samples(
         assert read is not None
         try:
             samples, note = read()
-            header = [
-                (
-                    [
-                        (s.key, s.name, s.clips, tuple(s.mean.shape), s.logvar is not None, s.scored, s.number)
-                        for s in samples
-                    ],
-                    note,
-                )
-            ]
+            header = [([_apart(sample) for sample in samples], note)]
         except BaseException as error:  # noqa: BLE001  (raised when the others know)
             failed, header = error, [Failure(torch.distributed.get_rank(), False, one_line(error))]
     groups = [group for group in (_device_groups() if groups is None else groups) if group.size() > 1]
@@ -112,26 +104,29 @@ def broadcast_samples(
         raise PeerFailed(header[0].rank, f"rank {header[0].rank} failed: {header[0].text}")
     entries, note = header[0]
     if is_reader() and not groups:
-        return [
-            replace(s, pixels=None, mean=s.mean.cpu(), logvar=None if s.logvar is None else s.logvar.cpu())
-            for s in samples
-        ], note
+        moved = [{name: getattr(s, name).cpu() for name in shapes} for s, (_, shapes) in zip(samples, entries)]
+        return [replace(bare, **tensors) for (bare, _), tensors in zip(entries, moved)], note
 
-    sizes = [torch.Size(shape).numel() * (2 if posterior else 1) for _, _, _, shape, posterior, _, _ in entries]
+    sizes = [shape.numel() for _, shapes in entries for shape in shapes.values()]
     if is_reader():
-        parts = [part.flatten() for s in samples for part in ((s.mean,) if s.logvar is None else (s.mean, s.logvar))]
+        parts = [getattr(s, name).flatten() for s, (_, shapes) in zip(samples, entries) for name in shapes]
         flat = torch.cat(parts).float().to(device)
     else:
         flat = torch.empty(sum(sizes), device=device)
     for group in groups:
         torch.distributed.broadcast(flat, _ranks(group)[0], group=group)
-    received = []
-    for (key, name, clips, shape, posterior, scored, number), part in zip(entries, flat.cpu().split(sizes)):
-        both = part.reshape(-1, *shape)
-        received.append(
-            Sample(key, name, both[0], both[1] if posterior else None, tuple(clips), scored=scored, number=number)
-        )
-    return received, note
+    rest = iter(flat.cpu().split(sizes))
+    return [
+        replace(bare, **{name: next(rest).view(shape) for name, shape in shapes.items()}) for bare, shapes in entries
+    ], note
+
+
+def _apart(sample: Sample) -> tuple[Sample, dict[str, torch.Size]]:
+    """A sample without pixels and floating-point tensors, and the shapes of the latter by name."""
+    tensors = {name: getattr(sample, name) for name in ("mean", "logvar", "condition")}
+    large = {name: value.shape for name, value in tensors.items() if value is not None and value.is_floating_point()}
+    nothing: dict[str, Any] = dict.fromkeys(large)
+    return replace(sample, pixels=None, caption="", **nothing), large
 
 
 @dataclass(frozen=True)

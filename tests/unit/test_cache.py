@@ -63,7 +63,7 @@ def independent(name: str) -> Recompute:
     tiny, weights = SHAPES[name], model_of(name, "ranged")[2]
 
     @torch.no_grad()
-    def function(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
+    def function(histories: list[Tensor], clips: list[Tensor], t: float, conditions: Any) -> list[Tensor]:
         results = []
         for past, clip in zip(histories, clips):
             # History is a clip of its own, whose noisy copy nobody else sees.
@@ -129,8 +129,11 @@ class Poisoned:
             # Finite, because a kernel may multiply what it reads by a weight of zero.
             keys[spoilt], values[spoilt] = 50.0, 1e6
 
+    def begin(self, conditions: list[Tensor | None]) -> None:
+        self.inner.begin(conditions)
+
     def remember(self, histories: list[Tensor], kept: list[int]) -> None:
-        self._spoil([(r.start, r.start + n * r.block) for r, n in zip(self.inner.regions, kept) if not self.spoil_kept])
+        self._spoil([(r.start, r.row(n)) for r, n in zip(self.inner.regions, kept) if not self.spoil_kept])
         self.inner.remember(histories, kept)
         self._spoil([(r.start, r.end) for r in self.inner.regions])
 
@@ -180,7 +183,7 @@ class Sizes:
     """Notes the size of the buffers at every clip."""
 
     def __init__(self, inner: Any, sizes: list[int]) -> None:
-        self.remember, self.inner, self.sizes = inner.remember, inner, sizes
+        self.begin, self.remember, self.inner, self.sizes = inner.begin, inner.remember, inner, sizes
 
     def predict(self, clips: list[Tensor], t: float, guided: bool) -> Any:
         result = self.inner.predict(clips, t, guided)
@@ -254,11 +257,16 @@ def test_passes_cover_every_frame_once(videos: list[tuple[int, int, int]], most:
 def test_rows_that_stay_valid_move_along(data: st.DataObject) -> None:
     """Against a list of what each video remembers."""
     blocks = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    buffers, held, regions, largest = KeyValueCache(), [[] for _ in blocks], regions_of([0] * len(blocks), blocks), 0
+    buffers, held, regions, largest = (
+        KeyValueCache(),
+        [[] for _ in blocks],
+        regions_of([0] * len(blocks), blocks, [0] * len(blocks)),
+        0,
+    )
     for number in range(data.draw(st.integers(1, 4))):
         kept = [data.draw(st.integers(0, len(frames))) for frames in held]
         counts = [old + data.draw(st.integers(0, 4)) for old in kept]
-        before, regions = regions, regions_of(counts, blocks)
+        before, regions = regions, regions_of(counts, blocks, [0] * len(blocks))
         scratch = data.draw(st.integers(0, 5))
         moves = [(old.start, new.start, n * new.block) for old, new, n in zip(before, regions, kept) if n]
         buffers.arrange(regions[-1].end, scratch, moves)

@@ -126,7 +126,7 @@ def test_predicting_that_nothing_moves_is_as_good_as_repeating():
 
 
 def test_a_prediction_does_not_depend_on_the_batch():
-    def noisy(histories, zs, t):
+    def noisy(histories, zs, t, conditions):
         return [0.5 * z + past[-1:] for past, z in zip(histories, zs)]
 
     samples = [sample(key, 10 * key) for key in range(5)]

@@ -26,7 +26,7 @@ from megatron_videogpt.sample.prompts import Prompt
 from tests.fakes import CONFIG, Joining, Unshuffle, fake_model, plain
 
 
-def noisy(histories, zs, t):
+def noisy(histories, zs, t, conditions):
     """Predicts something that depends on the noise and the history."""
     return [0.5 * z + past[-1:] for past, z in zip(histories, zs)]
 

@@ -22,6 +22,7 @@ def rollout(function, histories, config, noise):
 
 def denoise_clips(function, histories, noises, steps, guidance, time_shift=1.0, schedule=()):
     denoiser = Recompute(function)
+    denoiser.begin([None] * len(histories))
     denoiser.remember(histories, [0] * len(histories))
     settings = Settings((1,), 1, steps, guidance, schedule, time_shift=time_shift)
     return sampler.denoise_clips(denoiser, noises, settings, any(len(history) for history in histories))
@@ -46,7 +47,7 @@ def test_sigmas_go_from_noise_to_data_as_the_formula_says(steps, shift):
 def test_a_constant_prediction_is_reached(steps, shift, guidance):
     target, start = normal(0, "target", (2, 4, 2, 2)), normal(0, "start", (2, 4, 2, 2))
     (end,) = denoise_clips(
-        lambda histories, zs, t: [target] * len(zs),
+        lambda histories, zs, t, conditions: [target] * len(zs),
         [normal(0, "history", (3, 4, 2, 2))],
         [start],
         steps,
@@ -61,7 +62,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction():
     cond, uncond, scale = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 0.5), 3.0
     history = torch.zeros(2, 1, 1, 1)
     (end,) = denoise_clips(
-        lambda histories, zs, t: [cond if len(past) else uncond for past in histories],
+        lambda histories, zs, t, conditions: [cond if len(past) else uncond for past in histories],
         [history],
         [torch.ones(1, 1, 1, 1)],
         9,
@@ -74,7 +75,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction():
 def test_a_video_without_history_needs_no_second_branch():
     sizes = []
     denoise_clips(
-        lambda histories, zs, t: sizes.append(len(zs)) or zs,
+        lambda histories, zs, t, conditions: sizes.append(len(zs)) or zs,
         [torch.zeros(0, 1, 2, 2)],
         [torch.ones(2, 1, 2, 2)],
         3,
@@ -83,7 +84,7 @@ def test_a_video_without_history_needs_no_second_branch():
     assert sizes == [1, 1, 1]
 
 
-def last_frame_plus_one(histories, zs, t):
+def last_frame_plus_one(histories, zs, t, conditions):
     """Counts on: every new frame is one more than the frame before."""
     return [
         past[-1:] + torch.arange(1.0, len(z) + 1).reshape(-1, 1, 1, 1).expand(-1, *z.shape[1:])
@@ -98,9 +99,9 @@ def counting(frames, channels=1):
 def test_generated_frames_become_history_and_the_window_slides():
     seen = []
 
-    def denoiser(histories, zs, t):
+    def denoiser(histories, zs, t, conditions):
         seen.append([past[:, 0, 0, 0].round().int().tolist() for past in histories])
-        return last_frame_plus_one(histories, zs, t)
+        return last_frame_plus_one(histories, zs, t, conditions)
 
     config = SampleConfig(clips=(2, 3, 1), window=5, steps=1, guidance=1.0)
     results = rollout(denoiser, [counting(4), counting(2)], config, keyed_noise([1, 2], 0))
@@ -134,7 +135,7 @@ def test_generated_frames_become_history_and_the_window_slides():
 def test_every_clip_that_follows_something_sees_some_of_it(clips, window, history, message):
     seen, config = [], SampleConfig(clips=clips, window=window, steps=1, guidance=1.0)
 
-    def model(histories, zs, t):
+    def model(histories, zs, t, conditions):
         seen.append(len(histories[0]))
         return zs
 
@@ -150,7 +151,7 @@ def test_every_clip_that_follows_something_sees_some_of_it(clips, window, histor
 def test_history_noise_starts_with_the_second_clip_and_does_not_pile_up():
     fed = []
 
-    def denoiser(histories, zs, t):
+    def denoiser(histories, zs, t, conditions):
         fed.append(histories[0])
         return [torch.full_like(z, 5.0) for z in zs]
 
@@ -164,7 +165,7 @@ def test_history_noise_starts_with_the_second_clip_and_does_not_pile_up():
 
 
 def test_a_continuation_depends_on_key_and_seed_but_not_on_the_batch():
-    def denoiser(histories, zs, t):
+    def denoiser(histories, zs, t, conditions):
         return [0.5 * z + past.sum() for past, z in zip(histories, zs)]
 
     config = SampleConfig(clips=(2, 2), window=8, steps=3, guidance=2.0)
@@ -182,7 +183,7 @@ def test_the_scale_of_guidance_follows_its_schedule_and_skips_the_second_branch_
     """Each Euler step of a constant prediction moves the share ``move / left`` of the way to ``u + s (c - u)``."""
     cond, uncond, schedule, sizes = 2.0, 0.5, ((0.2, 5.0), (0.6, 1.0)), []
 
-    def function(histories, zs, t):
+    def function(histories, zs, t, conditions):
         sizes.append(len(zs))
         return [torch.full_like(z, cond if len(past) else uncond) for past, z in zip(histories, zs)]
 
@@ -200,6 +201,9 @@ class Told:
 
     def __init__(self):
         self.kept, self.fed = [], []
+
+    def begin(self, conditions):
+        assert conditions == [None] * len(conditions)
 
     def remember(self, histories, kept):
         for number, count in enumerate(kept):

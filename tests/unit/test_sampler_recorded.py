@@ -46,7 +46,7 @@ class Recorded:
         assert tuple(recorded.shape) == shape
         return recorded
 
-    def denoise(self, histories, zs, t):
+    def denoise(self, histories, zs, t, conditions):
         clip, step = divmod(len(self.calls), self.case["num_steps"])
         self.calls.append((histories, zs, t))
         recorded = self.clips[clip]

@@ -19,7 +19,8 @@ class VideoGPTConfig(PreTrainedConfig):
     patch_size: latent cells per patch side; in_channels: latent channels; pos_embed_max_size: side S of the 2-D
     position table, in patches; diffusion_token_id, img_start_token_id, img_end_token_id: rows of the text embedding
     table that hold the three hint tokens; longest_side: pixels that the pipeline resizes the longer side of a picture
-    to.
+    to; class_names: of the classes that the model was trained with, in the order of their numbers; text_feature_size:
+    width of the text features that it was trained with; both None for a model without a condition.
     """
 
     model_type = "videogpt"
@@ -43,6 +44,8 @@ class VideoGPTConfig(PreTrainedConfig):
     img_start_token_id: int | None = None
     img_end_token_id: int | None = None
     longest_side: int = 320
+    class_names: list | None = None
+    text_feature_size: int | None = None
 
     def __init__(self, **fields: Any) -> None:
         sizes = {name: fields.pop(name, getattr(VideoGPTConfig, name)) for name in SIZES}

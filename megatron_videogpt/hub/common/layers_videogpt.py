@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +151,19 @@ class FinalLayer(nn.Module):
         """``[B, F, P, D]`` and the embedded timesteps ``[B, F, D]`` -> ``[B, F, P, p*p*C]``."""
         shift, scale = self.adaLN_modulation(time)[:, :, None].chunk(2, dim=-1)
         return self.linear(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+
+
+def condition_tokens(model: Any, condition: Tensor) -> Tensor:
+    """Numbers of classes, int64 ``[B, 1]``, or text features ``[B, T, E]`` -> tokens ``[B, T, D]`` by the model's
+    `class_embedding` or `text_projection`; ValueError where it was not trained with such a condition.
+    """
+    classes, texts, features = model.class_embedding, model.text_projection, condition.is_floating_point()
+    layer = texts if features else classes
+    if layer is None:
+        wanted = "numbers of classes" if classes else "text features" if texts else "no condition"
+        raise ValueError(f"condition {condition.dtype} {list(condition.shape)}: this model takes {wanted}")
+    weight = layer.weight
+    return layer(condition.to(weight.device, weight.dtype if features else torch.int64))
 
 
 def position_table(side: int, width: int) -> Tensor:

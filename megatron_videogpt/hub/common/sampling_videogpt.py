@@ -19,6 +19,14 @@ from torch import Tensor
 class Denoiser(Protocol):
     """A model with its memory of several videos' histories, which may differ in size and length."""
 
+    def begin(self, conditions: list[Tensor | None]) -> None:
+        """A rollout of so many videos begins, and nothing is remembered yet.
+
+        conditions: per video what it is to show beside its history: int64 ``[1]``, the number of a class, or float32
+        ``[T, E]``, features of a text; None for nothing.
+        """
+        ...
+
     def remember(self, histories: list[Tensor], kept: list[int]) -> None:
         """What the next clips follow: per video clean latents ``[H, C, h, w]``, H may be 0.
 
@@ -29,8 +37,8 @@ class Denoiser(Protocol):
         ...
 
     def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Per video a noisy clip ``[G, C, h, w]`` at timestep t in [0, 1) -> the predicted clean clips given the
-        histories, and, where `guided`, those given nothing (their positions start at 0).
+        """Per video a noisy clip ``[G, C, h, w]`` at timestep t in [0, 1) -> the predicted clean clips given conditions
+        and histories, and, where `guided`, those given neither (their positions start at 0).
         """
         ...
 
@@ -40,9 +48,9 @@ class Settings:
     """How a rollout is sampled.
 
     clips: frames of each clip, in order; window: most frames that the model sees at once, history and clip together,
-    above every clip that follows something; steps: Euler steps a clip; guidance: scale of history-conditioned
-    classifier-free guidance, 1 for none; guidance_schedule: (t, scale) pairs in ascending order of t, each scale in
-    force from its t on (before the first one `guidance` is), empty for one scale throughout; history_noise: share of
+    above every clip that follows something; steps: Euler steps a clip; guidance: scale of classifier-free guidance by
+    history and condition together, 1 for none; guidance_schedule: (t, scale) pairs in ascending order of t, each scale
+    in force from its t on (before the first one `guidance` is), empty for one scale throughout; history_noise: share of
     noise mixed into the history from the second clip on; time_shift: see `sigmas`.
     """
 
@@ -109,11 +117,20 @@ Observer = Callable[[Step], None]
 class Recompute:
     """A denoiser without a cache: the history goes through the model again at every step.
 
-    function: `function(histories, clips, t)` -> predicted clean clips; it gets both branches of guidance in one call.
+    function: `function(histories, clips, t, conditions)` -> predicted clean clips; it gets both branches of guidance in
+    one call.
     """
 
-    def __init__(self, function: Callable[[list[Tensor], list[Tensor], float], list[Tensor]]) -> None:
-        self.function, self.histories = function, list[Tensor]()
+    def __init__(
+        self, function: Callable[[list[Tensor], list[Tensor], float, list[Tensor | None]], list[Tensor]]
+    ) -> None:
+        self.function = function
+        self.histories: list[Tensor] = []
+        self.conditions: list[Tensor | None] = []
+
+    def begin(self, conditions: list[Tensor | None]) -> None:
+        """See `Denoiser.begin`."""
+        self.histories, self.conditions = [], list(conditions)
 
     def remember(self, histories: list[Tensor], kept: list[int]) -> None:
         """See `Denoiser.remember`."""
@@ -122,8 +139,9 @@ class Recompute:
     def predict(self, clips: list[Tensor], t: float, guided: bool) -> tuple[list[Tensor], list[Tensor] | None]:
         """See `Denoiser.predict`."""
         if not guided:
-            return self.function(self.histories, clips, t), None
-        both = self.function(self.histories + [history[:0] for history in self.histories], clips + clips, t)
+            return self.function(self.histories, clips, t, self.conditions), None
+        histories = self.histories + [history[:0] for history in self.histories]
+        both = self.function(histories, clips + clips, t, [*self.conditions, *(None for _ in clips)])
         return both[: len(clips)], both[len(clips) :]
 
 
@@ -146,17 +164,18 @@ def denoise_clips(
     denoiser: Denoiser,
     noises: list[Tensor],
     settings: Settings,
-    has_history: bool = True,
+    given: bool = True,
     clip: int = 0,
     observer: Observer | None = None,
 ) -> list[Tensor]:
     """Turn the noise of one clip per video into clean latents, given what the denoiser remembers.
 
-    With scale s, ``v = v_uncond + s * (v_cond - v_uncond)``; at scale 1, or without any history, the unconditional
+    With scale s, ``v = v_uncond + s * (v_cond - v_uncond)``; at scale 1, or where nothing is given, the unconditional
     branch is not computed.
 
     Args:
         noises: per video ``[G, C, h, w]``, standard normal.
+        given: whether any video has a history or a condition.
 
     Returns:
         Per video ``[G, C, h, w]``.
@@ -166,7 +185,7 @@ def denoise_clips(
     for number in range(settings.steps):
         now, move, left = float(levels[number]), float(levels[number + 1] - levels[number]), float(1 - levels[number])
         scale = settings.scale_at(now)
-        cond, uncond = denoiser.predict(clips, now, guided=has_history and scale != 1.0)
+        cond, uncond = denoiser.predict(clips, now, guided=given and scale != 1.0)
         if observer is not None:
             observer(Step(clip, number, clips, cond, uncond))
         velocities = [(x1 - z) / left for x1, z in zip(cond, clips)]
@@ -178,7 +197,12 @@ def denoise_clips(
 
 
 def rollout(
-    denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None
+    denoiser: Denoiser,
+    histories: list[Tensor],
+    settings: Settings,
+    noise: Noise,
+    observer: Observer | None = None,
+    conditions: list[Tensor | None] | None = None,
 ) -> Iterator[list[Tensor]]:
     """Continue every video by the clips of the settings; yields per clip the new latents of all videos ``[G, C, h,
     w]``.
@@ -188,11 +212,15 @@ def rollout(
     Args:
         histories: per video ``[H, C, h, w]`` clean latents, H may be 0 and may differ.
         noise: where noise comes from.
+        conditions: per video, see `Denoiser.begin`; None for none at all.
 
     Raises:
         ValueError: settings that cannot be sampled with, see `Settings.check`.
     """
     settings.check(any(len(history) for history in histories))
+    shown = [None for _ in histories] if conditions is None else conditions
+    denoiser.begin(shown)
+    conditioned = any(condition is not None for condition in shown)
     known, valid = list(histories), [0] * len(histories)
     for number, frames in enumerate(settings.clips):
         room = settings.window - frames
@@ -214,7 +242,8 @@ def rollout(
         start = [
             noise(video, number, "init", (frames, *past.shape[1:])).to(past.device) for video, past in enumerate(known)
         ]
-        clips = denoise_clips(denoiser, start, settings, any(len(past) for past in known), number, observer)
+        given = conditioned or any(len(past) for past in known)
+        clips = denoise_clips(denoiser, start, settings, given, number, observer)
         yield clips
         # The clean frames are kept: history noise is drawn anew for each clip and does not pile up.
         known = [torch.cat([past, clip]) for past, clip in zip(known, clips)]
@@ -225,8 +254,13 @@ def _mix(history: Tensor, noise: Tensor, level: float) -> Tensor:
 
 
 def continue_videos(
-    denoiser: Denoiser, histories: list[Tensor], settings: Settings, noise: Noise, observer: Observer | None = None
+    denoiser: Denoiser,
+    histories: list[Tensor],
+    settings: Settings,
+    noise: Noise,
+    observer: Observer | None = None,
+    conditions: list[Tensor | None] | None = None,
 ) -> list[Tensor]:
     """All clips of `rollout` joined: per video the new latents ``[sum(clips), C, h, w]``."""
-    clips = list(rollout(denoiser, histories, settings, noise, observer))
+    clips = list(rollout(denoiser, histories, settings, noise, observer, conditions))
     return [torch.cat(parts) for parts in zip(*clips)]

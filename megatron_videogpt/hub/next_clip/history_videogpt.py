@@ -1,4 +1,4 @@
-"""The clean past: its keys and values, and who sees what of it."""
+"""What comes before a clip, its condition and the clean past: keys and values, and who sees what of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class VideoGPTCache:
-    """Keys (rotated) and values of the clean frames of several equally long videos, ``[B, kv_heads, tokens, d]`` per
-    layer.
+    """Keys (rotated) and values of the conditions and clean frames of several videos with equally many tokens of each,
+    ``[B, kv_heads, tokens, d]`` per layer; prefix: tokens of a condition.
     """
 
     def __init__(self, layers: int, dtype: torch.dtype | None = None, offload: bool = False) -> None:
         self.dtype, self.offload = dtype, offload
-        self.frames, self.grid = 0, (0, 0)
+        self.prefix, self.frames, self.grid = 0, 0, (0, 0)
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
 
     @property
@@ -33,22 +33,34 @@ class VideoGPTCache:
         k, v = (part.to(device, self.dtype or part.dtype) for part in (k, v))
         self.layers[layer] = self.joined(layer, k, v)
 
+    def check(self, frames: Tensor, grid: tuple[int, int]) -> None:
+        """ValueError where frames ``[B, F, C, h, w]`` of so many patches cannot go with what is kept."""
+        held = self.layers[0]
+        if held is not None and (self.frames and self.grid != grid or len(held[0]) != len(frames)):
+            raise ValueError(
+                f"a cache of {len(held[0])} videos of {self.grid} patches cannot go with latents "
+                f"{list(frames.shape)}: use a cache of its own"
+            )
+
     def truncate(self, frames: int) -> None:
-        """Forget all but the first frames; they never looked at later ones, so what is kept of them still holds."""
+        """Forget all but the condition and the first frames; these never looked at later ones, so what is kept of them
+        still holds.
+        """
         if frames < self.frames:
-            tokens = frames * (self.grid[0] * self.grid[1] + 2)
+            tokens = self.prefix + frames * (self.grid[0] * self.grid[1] + 2)
             self.layers = [
-                pair and (pair[0][:, :, :tokens].clone(), pair[1][:, :, :tokens].clone()) if frames else None
+                pair and (pair[0][:, :, :tokens].clone(), pair[1][:, :, :tokens].clone()) if tokens else None
                 for pair in self.layers
             ]
             self.frames = frames
 
 
-def dense_mask(blocks: list[tuple[int, bool, int]], patches: int) -> Tensor:
-    """Who sees whom, boolean ``[L, L]``, for frames given as (clip, clean, number).
+def dense_mask(blocks: list[tuple[int, bool, int]], patches: int, prefix: int = 0) -> Tensor:
+    """Who sees whom, boolean ``[L, L]``, for `prefix` tokens of a condition and frames given as (clip, clean, number).
 
-    A noisy token sees its own clip's noisy tokens up to its level (hint, time token, patches) and every earlier clean
-    clip; a clean token sees the clean frames before it and its own frame up to its level (start, patches, end).
+    A condition's token sees the condition, and everybody sees it.  A noisy token sees its own clip's noisy tokens up to
+    its level (hint, time token, patches) and every earlier clean clip; a clean token sees the clean frames before it
+    and its own frame up to its level (start, patches, end).
     """
     levels = {False: [0, 1] + [2] * patches, True: [0] + [1] * patches + [2]}
     clip, clean, frame, level = torch.tensor([(k, c, f, a) for k, c, f in blocks for a in levels[c]]).T
@@ -57,7 +69,8 @@ def dense_mask(blocks: list[tuple[int, bool, int]], patches: int) -> Tensor:
     clean_clean = ((clean == 1)[:, None] & (clean == 1)) & (
         (frame < frame[:, None]) | (frame == frame[:, None]) & (level <= level[:, None])
     )
-    return noisy_noisy | noisy_clean | clean_clean
+    frames = noisy_noisy | noisy_clean | clean_clean
+    return F.pad(F.pad(frames, (0, 0, prefix, 0)), (prefix, 0), value=True)
 
 
 def prefix_attention(q: Tensor, k: Tensor, v: Tensor, groups: list[int]) -> Tensor:

@@ -18,12 +18,28 @@ from transformers.utils import ModelOutput
 
 try:
     from ..common.configuration_videogpt import VideoGPTConfig
-    from ..common.layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table
+    from ..common.layers_videogpt import (
+        Decoder,
+        FinalLayer,
+        PatchEmbedder,
+        RMSNorm,
+        TimestepEmbedder,
+        condition_tokens,
+        position_table,
+    )
     from .history_videogpt import VideoGPTCache, dense_mask, prefix_attention
 except ImportError:  # the folder itself is on sys.path
     from configuration_videogpt import VideoGPTConfig  # type: ignore[no-redef]
     from history_videogpt import VideoGPTCache, dense_mask, prefix_attention  # type: ignore[no-redef]
-    from layers_videogpt import Decoder, FinalLayer, PatchEmbedder, RMSNorm, TimestepEmbedder, position_table  # type: ignore[no-redef]
+    from layers_videogpt import (
+        Decoder,
+        FinalLayer,
+        PatchEmbedder,
+        RMSNorm,
+        TimestepEmbedder,
+        condition_tokens,
+        position_table,
+    )  # type: ignore[no-redef]
 
 ENCODED_AT_ONCE = 4096  # most tokens of a history in one pass, where frames are smaller
 
@@ -53,6 +69,9 @@ class VideoGPTModel(PreTrainedModel):
         self.time_token, self.t_embedder = TimestepEmbedder(config.hidden_size), TimestepEmbedder(config.hidden_size)
         self.llm = Decoder(config)
         self.final_layer = FinalLayer(config)
+        width, classes, features = config.hidden_size, config.class_names, config.text_feature_size
+        self.class_embedding = nn.Embedding(len(classes), width) if classes else None
+        self.text_projection = nn.Linear(features, width) if features else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,6 +103,7 @@ class VideoGPTModel(PreTrainedModel):
         clean_latents: Tensor | None,
         clips: list[int],
         return_dict: bool = True,
+        condition: Tensor | None = None,
     ) -> VideoGPTOutput | tuple[Tensor]:
         """The training layout: clip by clip all noisy frames, then (but for the last clip) all clean ones; the mask is
         dense.
@@ -93,6 +113,7 @@ class VideoGPTModel(PreTrainedModel):
             timesteps: ``[B, N]`` in [0, 1], 0 is noise.
             clean_latents: ``[B, M, C, h, w]`` of all clips but the last, M = N - clips[-1]; None where M is 0.
             clips: frames of each clip, in order.
+            condition: see `layers_videogpt.condition_tokens`; None for none.
 
         Raises:
             ValueError: shapes that do not fit each other, the clips or the model.
@@ -111,22 +132,28 @@ class VideoGPTModel(PreTrainedModel):
             for is_clean in (False, True)
             for frame in range(starts[k], starts[k + 1])
         ]
-        sample = self._dense(
-            [block for block in blocks if not block[1] or block[0] < len(clips) - 1], noisy_latents, timesteps, clean
-        )
+        blocks = [block for block in blocks if not block[1] or block[0] < len(clips) - 1]
+        sample = self._dense(blocks, noisy_latents, timesteps, clean, condition)
         return VideoGPTOutput(sample=sample) if return_dict else (sample,)
 
-    def recompute(self, noisy: Tensor, t: Tensor, history: Tensor) -> Tensor:
-        """A noisy clip ``[B, G, C, h, w]`` at ``[B, G]`` after clean frames ``[B, H, C, h, w]`` (H may be 0), without a
-        cache: see `denoise`.
+    def recompute(self, noisy: Tensor, t: Tensor, history: Tensor, condition: Tensor | None = None) -> Tensor:
+        """A noisy clip ``[B, G, C, h, w]`` at ``[B, G]`` after a condition and clean frames ``[B, H, C, h, w]`` (H may
+        be 0), without a cache: see `denoise`.
         """
         frames = history.shape[1]
         blocks = [(0, True, frame) for frame in range(frames)] + [
             (1, False, frames + frame) for frame in range(noisy.shape[1])
         ]
-        return self._dense(blocks, noisy, t, history)
+        return self._dense(blocks, noisy, t, history, condition)
 
-    def _dense(self, blocks: list[tuple[int, bool, int]], noisy: Tensor, t: Tensor, clean: Tensor) -> Tensor:
+    def _dense(
+        self,
+        blocks: list[tuple[int, bool, int]],
+        noisy: Tensor,
+        t: Tensor,
+        clean: Tensor,
+        condition: Tensor | None,
+    ) -> Tensor:
         """Frames as (clip, clean, number) in the order of the sequence, all in one pass."""
         grid = self._grid(noisy)
         if t.shape != noisy.shape[:2] or clean.shape[0] != noisy.shape[0] or clean.shape[2:] != noisy.shape[2:]:
@@ -140,13 +167,17 @@ class VideoGPTModel(PreTrainedModel):
         noisy_frames, clean_frames = self._noisy_tokens(noisy, t, grid), self._clean_tokens(clean, grid)
         x = noisy_frames.new_empty(len(noisy), len(blocks), *noisy_frames.shape[2:])
         x[:, noisy_at], x[:, clean_at] = noisy_frames, clean_frames
-        mask = dense_mask(blocks, grid[0] * grid[1]).to(noisy.device)
-        positions = self._positions([block[2] for block in blocks], grid)
+        x = x.flatten(1, 2)
+        prefix = x[:, :0] if condition is None else condition_tokens(self, condition).to(x.dtype)
+        first = prefix.shape[1]
+        mask = dense_mask(blocks, grid[0] * grid[1], first).to(noisy.device)
+        positions = self._positions([block[2] for block in blocks], grid, first)
+        positions = torch.cat([torch.arange(first, device=positions.device), positions])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
-        hidden = self.llm(x.flatten(1, 2), positions, attend).unflatten(1, (len(blocks), -1))
+        hidden = self.llm(torch.cat([prefix, x], dim=1), positions, attend)[:, first:].unflatten(1, (len(blocks), -1))
         return self._predict(hidden[:, noisy_at, 2:], t, grid)
 
     def new_cache(self, dtype: torch.dtype | None = None, offload: bool = False) -> VideoGPTCache:
@@ -156,12 +187,26 @@ class VideoGPTModel(PreTrainedModel):
         return VideoGPTCache(self.config.num_hidden_layers, dtype, offload)
 
     @torch.no_grad()
+    def encode_condition(self, condition: Tensor, cache: VideoGPTCache) -> None:
+        """Put a condition (see `layers_videogpt.condition_tokens`) into an empty cache; ValueError where that holds something."""
+        if cache.prefix or cache.frames:
+            raise ValueError("a condition comes first: use a cache that holds nothing yet")
+        tokens = condition_tokens(self, condition)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.append(layer, k, v)
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+
+        self.llm(tokens, torch.arange(tokens.shape[1], device=tokens.device), attend)
+        cache.prefix = tokens.shape[1]
+
+    @torch.no_grad()
     def encode_clean(self, frames: Tensor, cache: VideoGPTCache) -> None:
         """Append clean frames ``[B, F, C, h, w]`` to a cache; ValueError where their size is not that of the frames in
         it.
         """
         grid = self._grid(frames)
-        _check_fit(cache, frames, grid)
+        cache.check(frames, grid)
         cache.grid, tokens = grid, grid[0] * grid[1] + 2
         for part in frames.split(max(1, ENCODED_AT_ONCE // tokens), dim=1):
             count = part.shape[1]
@@ -173,7 +218,7 @@ class VideoGPTModel(PreTrainedModel):
 
             self.llm(
                 self._clean_tokens(part, grid).flatten(1, 2),
-                self._positions(range(cache.frames, cache.frames + count), grid),
+                self._positions(range(cache.frames, cache.frames + count), grid, cache.prefix),
                 attend,
             )
             cache.frames += count
@@ -185,14 +230,16 @@ class VideoGPTModel(PreTrainedModel):
         Args:
             noisy: ``[B, G, C, h, w]``.
             t: one timestep, or ``[B, G]``.
-            cache: what the clip follows, batch size B; None for nothing (positions start at 0).
+            cache: the condition and the frames that the clip follows, batch size B; None for nothing (positions start
+                at 0).
 
         Returns:
             ``[B, G, C, h, w]`` float32.
         """
         grid, count, past = self._grid(noisy), noisy.shape[1], cache.frames if cache else 0
+        first = cache.prefix if cache else 0
         if cache is not None:
-            _check_fit(cache, noisy, grid)
+            cache.check(noisy, grid)
         t = torch.as_tensor(t, dtype=torch.float32, device=noisy.device).expand(noisy.shape[:2])
         # Sorted by level, each level sees the past and everything up to its own end, so that no mask is needed.
         order = torch.arange(count * (grid[0] * grid[1] + 2), device=noisy.device).view(count, -1)
@@ -204,7 +251,7 @@ class VideoGPTModel(PreTrainedModel):
             )
 
         x = self._noisy_tokens(noisy, t, grid).flatten(1, 2)[:, order]
-        hidden = self.llm(x, self._positions(range(past, past + count), grid)[order], attend)[:, 2 * count :]
+        hidden = self.llm(x, self._positions(range(past, past + count), grid, first)[order], attend)[:, 2 * count :]
         return self._predict(hidden.unflatten(1, (count, -1)), t, grid)
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
@@ -223,10 +270,11 @@ class VideoGPTModel(PreTrainedModel):
             )
         return shape[3] // patch, shape[4] // patch
 
-    def _positions(self, frames: list[int] | range, grid: tuple[int, int]) -> Tensor:
-        """``[L]`` of the tokens of frames with these numbers."""
+    def _positions(self, frames: list[int] | range, grid: tuple[int, int], first: int) -> Tensor:
+        """``[L]`` of the tokens of frames with these numbers, behind `first` tokens of a condition."""
         tokens = grid[0] * grid[1] + 2
-        return (torch.tensor(list(frames))[:, None] * tokens + torch.arange(tokens)).flatten().to(self.pos_embed.device)
+        places = first + torch.tensor(list(frames))[:, None] * tokens + torch.arange(tokens)
+        return places.flatten().to(self.pos_embed.device)
 
     def _patches(self, embedder: PatchEmbedder, latents: Tensor, grid: tuple[int, int]) -> Tensor:
         """``[B, F, P, D]`` with the centred crop of the position table added."""
@@ -265,15 +313,6 @@ def _start(tensor: Tensor, fill: Callable[[Tensor], object]) -> None:
     # transformers (4 and 5) so marks what a checkpoint fills; only 5 has functions that look at the mark.
     if not getattr(tensor, "_is_hf_initialized", False):
         fill(tensor)
-
-
-def _check_fit(cache: VideoGPTCache, frames: Tensor, grid: tuple[int, int]) -> None:
-    held = cache.layers[0]
-    if held is not None and (cache.grid != grid or len(held[0]) != len(frames)):
-        raise ValueError(
-            f"a cache of {len(held[0])} videos of {cache.grid} patches cannot go with latents "
-            f"{list(frames.shape)}: use a cache of its own"
-        )
 
 
 VideoGPTModel.register_for_auto_class("AutoModel")

@@ -14,13 +14,14 @@ from ...hub.common.sampling_videogpt import Denoiser, Recompute
 from ...model.cache import CachedRow, KeyValueCache, Region, portions, regions_of
 from ...model.forward import forward_row
 from ...model.patches import grid_of, patchify, unpatchify
+from ...model.prefix import no_prefix
 from ...sequence.intervals import shift
 from ...sequence.layout import Clip, ClipShape, Layout, history_shape, layout
 from ...sequence.row import Mask, Row
 from .rows import Sequence, assemble
 
-Function = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]
-"""`function(histories, clips, t)`: see `predict_function`."""
+Function = Callable[[list[Tensor], list[Tensor], float, "list[Tensor | None]"], list[Tensor]]
+"""`function(histories, clips, t, conditions)`: see `predict_function`."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of `sample.cache_dtype`."""
@@ -32,29 +33,38 @@ large enough to be efficient.
 
 
 def predict_function(chunks: list[Any], config: Config, device: torch.device) -> Function:
-    """`function(histories, clips, t)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C, h, w]`` at
-    timestep t -> predicted clean clips.
+    """`function(histories, clips, t, conditions)`: each history ``[H, C, h, w]`` (H may be 0) and noisy clip ``[G, C,
+    h, w]`` at timestep t, with its condition (`Denoiser.begin`) -> predicted clean clips.
 
     Several videos share one packed row; sizes and lengths may differ.
     """
     patch, side, multiple = config.model.patch_size, config.model.position_table_size, config.parallel.row_multiple
+    nothing = no_prefix(config)
 
-    def denoise(histories: list[Tensor], clips: list[Tensor], t: float) -> list[Tensor]:
+    def denoise(
+        histories: list[Tensor], clips: list[Tensor], t: float, conditions: list[Tensor | None]
+    ) -> list[Tensor]:
         """See `predict_function`."""
         sequences = [
             Sequence(
-                layout=layout(history_shape(history.shape[0], clip.shape[0], grid_of(clip, patch))),
+                layout=layout(history_shape(len(history), len(clip), grid_of(clip, patch), tokens_of(condition))),
                 noisy=clip.cpu().float(),
                 clean=history.cpu().float(),
                 timestep=torch.full((clip.shape[0],), t),
+                prefix=condition,
             )
-            for history, clip in zip(histories, clips)
+            for history, clip, condition in zip(histories, clips, conditions, strict=True)
         ]
-        row = assemble(sequences, patch, side, multiple)
+        row = assemble(sequences, patch, side, multiple, nothing)
         output = forward_row(chunks, row.to(device), row.streams["noisy"]["patch"].shape[1])
         return _clips_of(output.cpu(), clips, patch)
 
     return denoise
+
+
+def tokens_of(condition: Tensor | None) -> int:
+    """Tokens that a condition takes before a video."""
+    return 0 if condition is None else len(condition)
 
 
 def _clips_of(output: Tensor, clips: list[Tensor], patch: int) -> list[Tensor]:
@@ -76,11 +86,11 @@ class _NoisyRow(NamedTuple):
 
 
 class CachedDenoiser:
-    """A denoiser that encodes the history once: a step computes the tokens of the noisy clips only, against the keys
-    and values of the clean ones.
+    """A denoiser that encodes prefix and history once: a step computes the tokens of the noisy clips only, against the
+    keys and values of the others.
 
-    With guidance the clips stand in the row twice, the second time without history.  most_tokens: of history in one
-    pass.
+    A prefix sees nothing but itself, so that its keys and values stay as they are when the window moves.  With guidance
+    the clips stand in the row twice, the second time with nothing before them.  most_tokens: of history in one pass.
     """
 
     def __init__(self, chunks: list[Any], config: Config, device: torch.device, most_tokens: int = PASS_TOKENS) -> None:
@@ -90,7 +100,12 @@ class CachedDenoiser:
         self.cache = KeyValueCache(
             None if dtype is chunks[0].config.params_dtype else dtype, config.sample.cache_offload
         )
-        self.scratch = 0
+        self.nothing, self.scratch = no_prefix(config), 0
+        self.begin([])
+
+    def begin(self, conditions: list[Tensor | None]) -> None:
+        """See `Denoiser.begin`."""
+        self.conditions = list(conditions)
         self.regions: list[Region] = []
         self.rows: dict[tuple[Any, ...], _NoisyRow] = {}
 
@@ -99,28 +114,39 @@ class CachedDenoiser:
         patch = self.config.model.patch_size
         grids = [grid_of(history, patch) for history in histories]
         blocks = [rows * columns + 2 for rows, columns in grids]
-        regions = regions_of([len(history) for history in histories], blocks)
+        prefixes = [tokens_of(condition) for condition in self.conditions]
+        old, regions = self.regions, regions_of([len(history) for history in histories], blocks, prefixes)
         moves = [
-            (self.regions[n].start, regions[n].start, frames * blocks[n]) for n, frames in enumerate(kept) if frames
+            (before.start, after.start, before.position(frames)) for before, after, frames in zip(old, regions, kept)
         ]
-        self.cache.arrange(regions[-1].end, self.scratch, moves)
+        self.cache.arrange(regions[-1].end, self.scratch, [move for move in moves if move[-1]])
         self.regions, self.rows = regions, {}
+        if not old:
+            self._encode_prefixes([history[:0] for history in histories])
         spans = [(first, len(history)) for first, history in zip(kept, histories)]
         for portion in portions(spans, blocks, self.most_tokens):
-            self._encode([(self.regions[video], first, histories[video][first:end]) for video, first, end in portion])
+            self._encode(
+                [self._part(regions[video], first, histories[video][first:end]) for video, first, end in portion]
+            )
 
-    def _encode(self, parts: list[tuple[Region, int, Tensor]]) -> None:
-        """One pass of clean tokens.  parts: a video's region, the number of the first frame, and the frames ``[n, C, h,
-        w]``.
-        """
-        patch, first_of = (
-            self.config.model.patch_size,
-            [region.start + first * region.block for region, first, _ in parts],
-        )
-        sequences = []
-        for region, first, frames in parts:
-            clean = layout(ClipShape((Clip(len(frames), has_noisy=False),), grid_of(frames, patch)))
-            sequences.append(_sequence(clean, first * region.block, frames[:0], frames))
+    def _encode_prefixes(self, nothing: list[Tensor]) -> None:
+        """All prefixes in one pass.  nothing: per video no frame of its size."""
+        parts, patch = [], self.config.model.patch_size
+        for region, condition, none in zip(self.regions, self.conditions, nothing):
+            if condition is not None:
+                alone = layout(ClipShape((), grid_of(none, patch), region.prefix))
+                parts.append((region, region.start, _sequence(alone, 0, none, none, condition)))
+        if parts:
+            self._encode(parts)
+
+    def _part(self, region: Region, first: int, frames: Tensor) -> tuple[Region, int, Sequence]:
+        """Clean frames ``[n, C, h, w]`` of a video for `_encode`; first: number of the first one."""
+        clean = layout(ClipShape((Clip(len(frames), has_noisy=False),), grid_of(frames, self.config.model.patch_size)))
+        return region, region.row(first), _sequence(clean, region.position(first), frames[:0], frames)
+
+    def _encode(self, parts: list[tuple[Region, int, Sequence]]) -> None:
+        """One pass of tokens that are kept.  parts: a video's region, the row of the first token, and the tokens."""
+        first_of, sequences = [start for _, start, _ in parts], [sequence for _, _, sequence in parts]
         whole = self._assemble(sequences)
         kept = self.regions[-1].end
         counts = [len(item.layout) for item in sequences]
@@ -131,7 +157,7 @@ class CachedDenoiser:
         row = 0
         for (region, _, _), start, count in zip(parts, first_of, counts):
             here = intervals[row : row + count]
-            # Stored in order, a clean token sees all of its video from the first to some token of its own frame.
+            # Stored in order, a token sees all of its video from the first to some token of its own frame, or prefix.
             here[:, 0], here[:, 1] = region.start, whole.intervals[row : row + count, 1] - row + start
             row += count
         self._reserve(len(padding))
@@ -153,17 +179,17 @@ class CachedDenoiser:
         return both[: len(clips)], both[len(clips) :] if guided else None
 
     def _noisy_row(self, clips: list[Tensor], guided: bool) -> _NoisyRow:
-        """All clips given their histories, then, where `guided`, all of them given nothing."""
+        """All clips given what comes before them, then, where `guided`, all of them given nothing."""
         patch, kept, sequences = self.config.model.patch_size, self.regions[-1].end, []
         for clip, region in [*zip(clips, self.regions), *((clip, None) for clip in clips if guided)]:
             noisy = layout(history_shape(0, len(clip), grid_of(clip, patch)))
-            sequences.append(_sequence(noisy, region.frames * region.block if region else 0, clip, clip[:0]))
+            sequences.append(_sequence(noisy, region.position(region.frames) if region else 0, clip, clip[:0]))
         whole = self._assemble(sequences)
         intervals, row = shift(whole.intervals, kept), 0
         for region, item in zip(self.regions, sequences):
             count = len(item.layout)
-            if region.frames:
-                # A noisy token's first interval is its history, empty in the layout of a clip alone.
+            if region.end > region.start:
+                # A noisy token's first interval is what comes before it, empty in the layout of a clip alone.
                 intervals[row : row + count, 0], intervals[row : row + count, 1] = region.start, region.end
             row += count
         self._reserve(whole.length)
@@ -173,7 +199,8 @@ class CachedDenoiser:
 
     def _assemble(self, sequences: list[Sequence]) -> Row:
         model = self.config.model
-        return assemble(sequences, model.patch_size, model.position_table_size, self.config.parallel.row_multiple)
+        multiple = self.config.parallel.row_multiple
+        return assemble(sequences, model.patch_size, model.position_table_size, multiple, self.nothing)
 
     def _reserve(self, scratch: int) -> None:
         """Room for so many rows that are not kept, beside all the history."""
@@ -194,10 +221,10 @@ def _denoising(row: Row, noisy: Tensor, t: float) -> Row:
     return replace(row, streams=streams, units={"timestep": torch.full_like(row.units["timestep"], t)})
 
 
-def _sequence(alone: Layout, position: int, noisy: Tensor, clean: Tensor) -> Sequence:
+def _sequence(alone: Layout, position: int, noisy: Tensor, clean: Tensor, condition: Tensor | None = None) -> Sequence:
     """Latents on the host at a layout whose positions start at `position`; timesteps are filled in later."""
     placed = replace(alone, position=alone.position + position)
-    return Sequence(placed, noisy.cpu().float(), clean.cpu().float(), torch.zeros(len(noisy)))
+    return Sequence(placed, noisy.cpu().float(), clean.cpu().float(), torch.zeros(len(noisy)), prefix=condition)
 
 
 def build_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:

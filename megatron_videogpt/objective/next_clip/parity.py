@@ -218,7 +218,7 @@ def _check_chain(cases: Cases, case: dict[str, Any], denoiser: Denoiser, quantit
     class Watched:
         """Notes the histories that the model is given."""
 
-        predict = denoiser.predict
+        begin, predict = denoiser.begin, denoiser.predict
 
         def remember(self, histories: list[Tensor], kept: list[int]) -> None:
             fed.append(histories[0])
