@@ -10,6 +10,7 @@ from typing import Any
 
 from ..codec.base import Codec
 from ..config.schema import Config, ModelConfig
+from ..config.toml import show
 from ..errors import RunError
 from ..platforms.together import raise_together
 from ..platforms.world import is_rank_zero
@@ -72,6 +73,41 @@ def _differences(saved: Saved, config: Config, ignored: set[str]) -> list[str]:
         if f.name not in ignored and getattr(there, f.name) != getattr(here, f.name)
     ]
     return [f"model.{name} is {getattr(there, name)} there and {getattr(here, name)} here" for name in names]
+
+
+def check_same_condition(saved: Saved, config: Config, encoder: str, resumes: bool) -> bool:
+    """Raise RunError where a checkpoint's model was trained with other conditions than this run's; whether what makes a
+    prefix of them is not in the checkpoint and has to start anew.
+
+    encoder: fingerprint of this run's text encoder.  A run that does not resume may start from the weights of a model
+    without conditions, or go on without.
+    """
+    there, here = saved.config.condition, config.condition
+    if not resumes and "none" in (there.kind, here.kind):
+        return bool(here.kind != there.kind and here.kind != "none")
+    names = {"class": ("kind", "classes"), "text": ("kind",)}.get(here.kind, ("kind",))
+    differences = [
+        f"condition.{name} is {show(getattr(there, name))} there and {show(getattr(here, name))} here"
+        for name in names
+        if getattr(there, name) != getattr(here, name)
+    ]
+    differences = differences or other_encoder(saved, encoder)
+    if differences:
+        raise RunError(
+            f"{saved.path} was trained with other conditions: {'; '.join(differences)}; use the [condition] section of "
+            "its config.toml, or train anew in another train.output"
+        )
+    return False
+
+
+def other_encoder(saved: Saved, encoder: str) -> list[str]:
+    """What tells that a checkpoint's model was trained with features of another text encoder; nothing where that is not
+    known.
+    """
+    recorded = saved.state.get("text_encoder", "")
+    if not recorded or not encoder or recorded == encoder:
+        return []
+    return [f"the text encoder has the fingerprint {recorded[:12]} there and {encoder[:12]} here"]
 
 
 def check_steps(saved: Saved, config: Config) -> None:

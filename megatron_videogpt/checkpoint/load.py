@@ -19,13 +19,22 @@ from .parts import SavedPart, check_same_parts, part_contents, restore_parts, sh
 from .saved import Saved
 
 
-def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False) -> None:
-    """Fill a model (any layout) with a checkpoint's weights, or with their moving average, which it must have."""
+def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False, fresh: str = "") -> None:
+    """Fill a model (any layout) with a checkpoint's weights, or with their moving average, which it must have.
+
+    fresh: start of the names of parameters that the checkpoint does not have, which keep the values they have; "" for
+    none.
+    """
     weights = sharded_weights(chunks)
     if not average:
-        loaded = dist_checkpointing.load({"model": weights}, str(path))["model"]
+        wanted = {
+            name: {key: value for key, value in entries.items() if not fresh or not key.startswith(fresh)}
+            for name, entries in weights.items()
+        }
+        loaded = dist_checkpointing.load({"model": wanted}, str(path))["model"]
         for chunk, values in zip(chunks, loaded.values()):
-            chunk.load_state_dict(values)
+            missing = chunk.load_state_dict(values, strict=not fresh).missing_keys
+            assert all(key.startswith(fresh) for key in missing)
         return
     use_average(chunks, dist_checkpointing.load({"ema": average_template(chunks, weights)}, str(path))["ema"])
 

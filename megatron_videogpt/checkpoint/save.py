@@ -37,7 +37,8 @@ class Saver:
     """Saves one run.  All methods are collective.
 
     chunks: the model chunks of this rank (without their wrapping); average: of the weights, or None; codec: its
-    fingerprint; group: of all ranks, for small messages; parts: the objective's further networks.  Raises RunError on
+    fingerprint; group: of all ranks, for small messages; parts: the objective's further networks; text_encoder: the
+    fingerprint of that.  Raises RunError on
     every rank where `checkpoint.async_save` asks for what the installed megatron-core cannot do.
     """
 
@@ -50,9 +51,10 @@ class Saver:
         codec: str,
         group: Any = None,
         parts: Sequence[SavedPart] = (),
+        text_encoder: str = "",
     ) -> None:
         self.config, self.chunks, self.optimizer, self.average = config, chunks, optimizer, average
-        self.codec, self.group, self.parts = codec, group, parts
+        self.codec, self.group, self.parts, self.text_encoder = codec, group, parts, text_encoder
         self.run = Path(config.train.output)
         obstacle = compat_saving.background_obstacle() if config.checkpoint.async_save else ""
         if obstacle:
@@ -77,7 +79,8 @@ class Saver:
         """
         self.finish()
         names = [part.name for part in self.parts]
-        state = {**state, "parts": names, "codec": self.codec, "seed": self.config.train.seed}
+        encoders = {"codec": self.codec, "text_encoder": self.text_encoder}
+        state = {**state, "parts": names, **encoders, "seed": self.config.train.seed}
         state["ema"] = self.average is not None
         for attempt in range(1 + self.config.checkpoint.retries):
             if attempt:

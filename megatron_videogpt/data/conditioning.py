@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..condition.base import TextEncoder
+from ..condition.build import build_encoder
 from ..condition.options import ConditionConfig
 from ..errors import UserError
 from .bad import BadVideo
@@ -110,6 +111,12 @@ class Conditioning:
         except UserError as error:
             raise BadVideo(sample.name, str(error), "condition") from error
         return replace(sample, condition=values)
+
+
+def open_conditioning(config: Any, device: Any) -> Conditioning:
+    """Placeholder."""
+    encoder = build_encoder(config.condition).to(device) if config.condition.kind == "text" else None
+    return Conditioning(config.condition, encoder)
 
 
 UNCONDITIONAL = Conditioning()

@@ -9,7 +9,7 @@ import math
 from functools import lru_cache
 
 from ..config.schema import ModelConfig
-from .parameters import DECODER, Table
+from .parameters import DECODER, PREFIX, Table
 
 LAYER = Table(tuple(rule for rule in DECODER if "{l}" in rule.name))
 
@@ -62,7 +62,7 @@ def _counts(
         count = math.prod(parameter.shape(model, channels)) // (tensor if parameter.rule.split is not None else 1)
         if ".layers." in parameter.name:
             layer += count
-        elif parameter.name.startswith(("embedding.", "prefix.")):
+        elif parameter.name.startswith(("embedding.", PREFIX)):
             first += count
         else:
             last += count

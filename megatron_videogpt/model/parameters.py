@@ -15,6 +15,9 @@ from functools import lru_cache
 from ..condition.width import text_width
 from ..config.schema import Config, ModelConfig
 
+PREFIX = "prefix."
+"""Start of the names of what makes a prefix of a condition (`model.prefix`)."""
+
 Shape = Callable[[ModelConfig, int], tuple[int, ...]]
 """`shape(model, channels)` of a released tensor; channels: latent channels of the codec."""
 
@@ -122,11 +125,11 @@ class Table:
 def _with_prefix(table: Table, kind: str, count: int) -> Table:
     if kind == "class":
         rules = (
-            Rule("class_embedding.weight", "prefix.table", lambda model, _: (count, model.hidden_size), decay=0.0),
+            Rule("class_embedding.weight", f"{PREFIX}table", lambda model, _: (count, model.hidden_size), decay=0.0),
         )
     else:
         rules = linear_rules(
-            "text_projection", "prefix.linear", lambda model, _: (model.hidden_size, count), init="normal"
+            "text_projection", f"{PREFIX}linear", lambda model, _: (model.hidden_size, count), init="normal"
         )
     return Table((*table.rules, *rules))
 

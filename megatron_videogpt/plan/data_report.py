@@ -18,6 +18,7 @@ from ..codec.geometry import expected_geometry
 from ..config.derived import dp_size
 from ..config.schema import Config
 from ..data.bad import REASONS
+from ..data.conditioning import open_conditioning
 from ..data.mixture import Mixture
 from ..data.packing import StepPlanner
 from ..data.plans import Plans
@@ -43,7 +44,8 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
     """
     console = console or Console()
     codec = expected_geometry(config.codec)
-    source, ranks = open_source(config.data, codec), dp_size(config, world_size)
+    source = open_source(config.data, codec, open_conditioning(config, "cpu"))
+    ranks = dp_size(config, world_size)
     planner = StepPlanner(source.train, config.train.seed, config, work_of(config, codec), ranks)
     batch = config.train.global_batch_size
     columns = (TextColumn("planning steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

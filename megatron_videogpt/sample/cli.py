@@ -7,13 +7,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.sources.files import EXTENSIONS
 from ..errors import UserError
-from .generate import load
+from .generate import Model, load
 from .job import Job, alike, describe_means, is_first
 from .options import FORMATS, resolve
 from .output import REPORT, output_path
@@ -28,9 +28,10 @@ def run(args: argparse.Namespace) -> int:
     """
     with alike():
         sources, bases = _check_command(args)
-    model = load(args.checkpoint, args.step, args.weights == "average")
+    model = load(args.checkpoint, args.step, args.weights == "average", args.text_encoder, bool(args.texts))
     with alike():
         settings, interval = resolve(args, model.config)
+        check_shown(args.labels, args.texts, model)
     lpips = _find_lpips() if args.compare else None
     job = Job(args, model, settings, interval, len(sources))
     results: dict[str, dict[str, Any]] = {}
@@ -66,10 +67,18 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
         raise UserError(
             f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}"
         )
-    paths = [*args.inputs, *args.video]
-    if not paths and not args.scene:
-        raise UserError("nothing to continue: give a video, an image, a folder of them, or --scene bounce/3")
-    sources = find_sources(paths, args.scene, output)
+    paths, texts = [*args.inputs, *args.video], list(lines_of(args.texts))
+    args.texts = texts
+    if not (paths or args.scene or args.labels or texts):
+        raise UserError(
+            "nothing to continue: give a video, an image, a folder of them, or --scene bounce/3; or, for a model that "
+            "takes one, --class or --text"
+        )
+    if args.labels and texts:
+        raise UserError("--class and --text: a model takes one of the two")
+    if (paths or args.scene) and len(args.labels) + len(texts) > 1:
+        raise UserError(f"{len(args.labels) + len(texts)} classes or texts: all inputs share one; give one of them")
+    sources = find_sources(paths, args.scene, output, args.labels, texts)
     if len(sources) > 1 and _is_file(output):
         raise UserError(f"--output {output}: must be a folder for {len(sources)} inputs")
     if len(sources) == 1 and sources[0].path is not None:
@@ -87,6 +96,36 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
         if path.resolve() in read:
             raise UserError(f"--output {output}: would overwrite the input {path}; use another name or folder")
     return sources, bases
+
+
+def lines_of(texts: Sequence[str]) -> Iterator[str]:
+    """Texts as given, and for the names of files (``.txt``) their lines that are not blank.
+
+    Raises UserError, one line, for a text or a file without any word, or one that cannot be read.
+    """
+    for text in texts:
+        if not text.lower().endswith(".txt"):
+            lines = [text]
+        else:
+            try:
+                lines = Path(text).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"--text {text}: cannot be read as a text file ({error})") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise UserError(f"--text {text!r}: has no word in it; say what the video is to show")
+        yield from found
+
+
+def check_shown(labels: Sequence[str], texts: Sequence[str], model: Model) -> None:
+    """UserError, one line, for what this model does not take."""
+    kind = model.config.condition.kind
+    for option, given, wanted in (("--class", labels, "class"), ("--text", texts, "text")):
+        if given and kind != wanted:
+            use = {"class": "use --class", "text": "use --text"}.get(kind, f"leave {option} out")
+            raise UserError(f"{option}: the model was trained with condition.kind = {kind}; {use}")
+    for label in labels:
+        model.conditioning.number(label)
 
 
 def _metrics(output: Path) -> tuple[Path, Path]:

@@ -46,8 +46,8 @@ def predict(
     """Latents ``[generated, C, h, w]`` that follow the first `given` latent frames of every sample, `batch` samples at
     a time.
 
-    They come in the clips of `settings`, where those add up to `generated`, else as one clip; the window holds
-    everything.
+    Each is told its condition.  They come in the clips of `settings`, where those add up to `generated`, else as one
+    clip; the window holds everything.
 
     Every rank of a model parallel group must call this with the same samples.  steps, guidance and time_shift come from
     `settings` too.
@@ -58,7 +58,8 @@ def predict(
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         noise = keyed_noise([sample.key for sample in part], seed)
-        predicted += continue_videos(denoiser, [sample.mean[:given] for sample in part], sampling(settings), noise)
+        histories, conditions = [sample.mean[:given] for sample in part], [sample.condition for sample in part]
+        predicted += continue_videos(denoiser, histories, sampling(settings), noise, conditions=conditions)
     return predicted
 
 

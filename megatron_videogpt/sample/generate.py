@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ..codec.base import Codec
 from ..codec.build import build_codec
+from ..condition.build import build_encoder
 from ..config.schema import Config, SampleConfig
+from ..data.conditioning import UNCONDITIONAL, Conditioning
 from ..data.video.pictures import to_model_range, to_pixels
+from ..errors import RunError, UserError
 from ..hub.common.sampling_videogpt import Denoiser, Step, rollout
 from ..platforms import activate
 from .evaluate import decode_continuation
@@ -30,7 +33,8 @@ class Model:
     """A trained model, ready to sample.
 
     denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where
-    histories and codec are; step: of the checkpoint, None for a Hugging Face folder.
+    histories and codec are; step: of the checkpoint, None for a Hugging Face folder; conditioning: how labels and texts
+    become what it takes.
     """
 
     denoiser: Callable[[SampleConfig], Denoiser]
@@ -38,6 +42,7 @@ class Model:
     codec: Codec
     device: torch.device
     step: int | None = None
+    conditioning: Conditioning = UNCONDITIONAL
 
 
 @dataclass(frozen=True)
@@ -64,26 +69,38 @@ class Continuation:
     seconds: float
 
 
-def load(source: Path, step: int | None = None, average: bool = False) -> Model:
+def load(
+    source: Path, step: int | None = None, average: bool = False, text_encoder: str = "", texts: bool = True
+) -> Model:
     """The model of a training run (its newest checkpoint, or that of `step`) or of a Hugging Face folder, with its
-    codec.
+    codec, and its text encoder where texts are wanted.
 
-    Under torchrun every process loads its tensor parallel part.  average: the moving average of a run's weights.
-    Raises ValueError in one line for what cannot be loaded.
+    Under torchrun every process loads its tensor parallel part.  average: the moving average of a run's weights;
+    text_encoder: folder of the text encoder instead of the configuration's; texts: False leaves it out where there is
+    none.  Raises ValueError in one line for what cannot be loaded.
     """
     # Before anything imports megatron-core, which looks for its device as it is imported.
     device = activate("auto").device
+    from ..checkpoint.checks import other_encoder
     from ..objective.build import build_denoiser
     from .load import load_model
 
-    network, config, trained = load_model(source, step, average=average)
+    network, config, saved = load_model(source, step, average=average)
     codec = build_codec(config.codec).to(device, torch.float32)
+    options = config.condition
+    options = replace(options, encoder_path=text_encoder) if text_encoder else options
+    usable = options.kind == "text" and (texts or options.encoder == "words" or bool(options.encoder_path))
+    encoder = build_encoder(options).to(device) if usable else None
+    other = other_encoder(saved, encoder.fingerprint) if saved is not None and encoder is not None else []
+    if other:
+        raise RunError(f"{source}: {other[0]}; use the encoder that it was trained with (--text-encoder)")
     return Model(
         lambda settings: build_denoiser([network], replace(config, sample=settings), device),
         config,
         codec,
         device,
-        trained,
+        None if saved is None else saved.state["step"],
+        Conditioning(options, encoder),
     )
 
 
@@ -105,7 +122,8 @@ def generate(
     for start in range(0, len(prompts), batch):
         row = prompts[start : start + batch]
         began = time.perf_counter()
-        clips = list(continue_row(model, denoiser, encode(model, row), settings, seed, _shifted(watch, start * each)))
+        shown, told = conditions_of(model, row), _shifted(watch, start * each)
+        clips = list(continue_row(model, denoiser, encode(model, row), settings, seed, told, conditions=shown))
         seconds = (time.perf_counter() - began) / len(row)
         for prompt, parts in zip(row, zip(*clips)):
             yield Continuation(
@@ -123,7 +141,28 @@ def _shifted(watch: Watch | None, before: int) -> Watch | None:
 @torch.no_grad()
 def encode(model: Model, prompts: Sequence[Prompt]) -> list[Tensor]:
     """Histories: per prompt the latents ``[H, C, h, w]`` of its condition, on the model's device."""
-    return [model.codec.encode(to_model_range(prompt.condition).to(model.device))[0] for prompt in prompts]
+    codec, histories = model.codec, []
+    for prompt in prompts:
+        frames, height, width, _ = prompt.condition.shape
+        size = (codec.channels, height // codec.spatial_stride, width // codec.spatial_stride)
+        nothing = torch.empty(0, *size, device=model.device)
+        histories.append(codec.encode(to_model_range(prompt.condition).to(model.device))[0] if frames else nothing)
+    return histories
+
+
+def conditions_of(model: Model, prompts: Sequence[Prompt]) -> list[Tensor | None]:
+    """Per prompt what the model takes of what it is to show (`Denoiser.begin`), on its device; None for nothing.
+
+    Raises UserError, one line, for a class that is not known, or a text without an encoder.
+    """
+    kind, found = model.conditioning.options.kind, list[Tensor | None]()
+    for prompt in prompts:
+        said = {"class": prompt.label, "text": prompt.text}.get(kind, "")
+        if said and kind == "text" and model.conditioning.encoder is None:
+            raise UserError("the model takes texts, and its text encoder is not known here; give --text-encoder FOLDER")
+        values = model.conditioning.values(prompt.label, prompt.text) if said else None
+        found.append(None if values is None else torch.from_numpy(values).to(model.device))
+    return found
 
 
 @torch.no_grad()
@@ -135,6 +174,7 @@ def continue_row(
     seed: int,
     watch: Watch | None = None,
     decode: bool = True,
+    conditions: list[Tensor | None] | None = None,
 ) -> Iterator[list[Clip]]:
     """Continue several videos together; yields per clip one `Clip` for each of them.
 
@@ -144,6 +184,7 @@ def continue_row(
     Args:
         histories: per video ``[H, C, h, w]``, sizes and lengths may differ.
         decode: without it, frames stay empty: one process of a tensor parallel group is enough to make pictures.
+        conditions: per video, from `conditions_of`.
     """
     done = 0.0
 
@@ -158,7 +199,7 @@ def continue_row(
     # Every video draws the noise of number 0, so that neither its place among others nor its name matters.
     noise = keyed_noise([0] * len(histories), seed)
     sampler = sampling(settings, given=any(map(len, histories)))
-    for number, latents in enumerate(rollout(denoiser, histories, sampler, noise, advance), 1):
+    for number, latents in enumerate(rollout(denoiser, histories, sampler, noise, advance, conditions), 1):
         clips = []
         for history, new, parts in zip(histories, latents, waiting):
             ready = decode and (not joins or number == len(settings.clips))

@@ -23,7 +23,7 @@ from ..errors import RunError, UserError
 from ..hub.common.sampling_videogpt import Denoiser
 from ..platforms.together import fail_together, gather_results
 from ..version import __version__
-from .generate import Model, continue_row, encode
+from .generate import Model, conditions_of, continue_row, encode
 from .output import Output
 from .prompts import Prompt, Source, read_prompt
 
@@ -130,8 +130,9 @@ class Job:
                     if is_first()
                     else []
                 )
+            shown = conditions_of(self.model, prompts)
             for clips in continue_row(
-                self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, decode=is_first()
+                self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, is_first(), shown
             ):
                 for output, clip in zip(outputs, clips):
                     output.append(clip)
@@ -188,6 +189,8 @@ class Job:
             "step": self.model.step,
             "weights": self.args.weights,
             "input": str(source),
+            "class": output.prompt.label if self.model.conditioning.options.kind == "class" else None,
+            "text": output.prompt.text if self.model.conditioning.options.kind == "text" else None,
             "settings": {
                 **asdict(self.settings),
                 "history": history,

@@ -13,7 +13,7 @@ from ..attention.choice import obstacle
 from ..checkpoint.checks import check_average, check_same_codec
 from ..checkpoint.folders import checkpoint_root
 from ..checkpoint.load import load_weights
-from ..checkpoint.saved import find_checkpoint
+from ..checkpoint.saved import Saved, find_checkpoint
 from ..codec.build import build_codec
 from ..config.check import find_problems
 from ..config.schema import Config, ParallelConfig
@@ -27,9 +27,9 @@ from ..platforms.together import from_rank_zero, raise_together
 
 def load_model(
     source: Path, step: int | None = None, platform: str = "auto", average: bool = False
-) -> tuple[VideoGPT, Config, int | None]:
+) -> tuple[VideoGPT, Config, Saved | None]:
     """The model of a run's newest checkpoint (or of `step`), whatever layout trained it, or of a Hugging Face folder,
-    its configuration, and the step of the checkpoint (None for a folder).
+    its configuration, and the checkpoint (None for a folder).
 
     Under torchrun it is tensor parallel over all processes.  Weights keep their precision on a GPU and become float32
     on a CPU.
@@ -55,7 +55,7 @@ def load_model(
     backend, _ = choose_attention(config, device)
     model = build_network(config, codec.channels, device, backend)
     load_weights(saved.path, [model], average)
-    return model, config, saved.state["step"]
+    return model, config, saved
 
 
 def is_released(source: Path) -> bool:

@@ -14,13 +14,13 @@ from ..config.schema_data import SCENES
 FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "latents": ".safetensors"}
 """What can be asked for, and how its file name ends."""
 DESCRIPTION = """\
-Continue videos, images and physics scenes with a trained model, clip after clip.
+Continue videos, images and physics scenes with a trained model, clip after clip, or make videos of a class or a text.
 
-The model is given some frames (the history; an image is a history of one), and generates the clips that you ask for one
-after another; finished clips become history.  For each input it writes NAME.mp4 (given frames outlined in blue,
-generated ones in orange, ground truth at the left where there is some), NAME.png (all frames side by side) and
-NAME.json (settings, versions and errors) into OUT, or OUT.mp4, OUT.png, OUT.json for a single one. What you do not say
-comes from the configuration that the model was trained with.
+The model is given some frames (the history; an image is a history of one; none at all for --class or --text alone), and
+generates the clips that you ask for one after another; finished clips become history.  For each input it writes
+NAME.mp4 (given frames outlined in blue, generated ones in orange, ground truth at the left where there is some),
+NAME.png (all frames side by side) and NAME.json (settings, versions and errors) into OUT, or OUT.mp4, OUT.png, OUT.json
+for a single one. What you do not say comes from the configuration that the model was trained with.
 """
 
 EXAMPLES = """\
@@ -34,6 +34,11 @@ examples:
   followed:
     python -m megatron_videogpt sample --checkpoint runs/quickstart clips/ --scene bounce/3 --scene fall/1 --output \\
         out/ --compare
+  a video of each of two classes, from nothing, by a model that was trained with condition.kind = "class":
+    python -m megatron_videogpt sample --checkpoint runs/classes --class bounce/left --class roll --output out/
+  a video for each line of a file, and one that continues a photo as a text says:
+    python -m megatron_videogpt sample --checkpoint runs/texts --text captions.txt --output out/
+    python -m megatron_videogpt sample --checkpoint runs/texts photo.jpg --text "a dog runs off" --output dog.mp4
   240 frames from a picture and a Hugging Face folder, the model shared by two devices:
     torchrun --nproc_per_node=2 -m megatron_videogpt sample --checkpoint hub/videogpt photo.jpg --output long.mp4 \\
         --clips 8x30
@@ -120,6 +125,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scene = f"a physics scene instead of a video, may be given several times; kinds: {', '.join(SCENES)}"
     parser.add_argument("--scene", action="append", default=[], type=_scene, metavar="KIND/NUMBER", help=scene)
+    label = (
+        "a class that the video is to show, by its name in condition.classes; several times for as many videos from "
+        "nothing, once for all inputs"
+    )
+    parser.add_argument("--class", dest="labels", action="append", default=[], metavar="NAME", help=label)
+    text = "the same with a text; a file that ends in .txt stands for its lines"
+    parser.add_argument("--text", dest="texts", action="append", default=[], metavar="TEXT", help=text)
     parser.add_argument(
         "--output",
         required=True,
@@ -156,6 +168,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)"
     )
+    encoder = "folder of the text encoder, where it is not that of the model's configuration"
+    group.add_argument("--text-encoder", default="", metavar="FOLDER", help=encoder)
     weights = "trained, or average: their moving average, which a run keeps with optimizer.ema_decay (default: trained)"
     group.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
 
@@ -182,7 +196,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "--guidance",
         type=float,
         metavar="X",
-        help="how strongly to follow the history; 1 turns guidance off and is faster",
+        help="how strongly to follow history, class and text; 1 turns guidance off and is faster",
     )
     schedule = (
         "other guidance from noise level T on (0 noise, 1 data): 0.2:5,0.8:1 guides by 5 from 0.2 and not at all "

@@ -97,7 +97,7 @@ class Output:
         return None if self.prompt.truth is None else self.prompt.truth[start:end]
 
     def _show(self, condition: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None) -> None:
-        if self._video is None and "gif" not in self.formats:
+        if (self._video is None and "gif" not in self.formats) or not len(condition) + len(predicted):
             return
         frames = prediction_video(condition, predicted, truth)
         if self._video is not None:
@@ -148,7 +148,8 @@ class Output:
         """How good the prediction is, in one line."""
         errors = self.errors
         if not errors:
-            return "no ground truth: the input ends with the given frames"
+            given = "the input ends with the given frames" if len(self.prompt.condition) else "no frame was given"
+            return f"no ground truth: {given}"
         known = {name: math.nan if value is None else value for name, value in errors.items()}
         ours = f"prediction {known['psnr_model']:.2f} dB PSNR (MSE {known['mse_model']:.5f})"
         repeat = f"repeating the last given frame {known['psnr_repeat']:.2f} dB ({known['mse_repeat']:.5f})"

@@ -1,8 +1,11 @@
-"""What a continuation starts from: a video, an image or a physics scene as frames at the model's size."""
+"""What a continuation starts from: a video, an image or a physics scene as frames at the model's size, or no frame at
+all; and what it is to show.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ..codec.base import Codec
-from ..config.derived import frame_side
+from ..config.derived import frame_side, typical_frame
 from ..config.schema import Config, SampleConfig
 from ..data.bad import BadVideo, shown
 from ..data.decode import probe, read_clip
+from ..data.sources.facts import describe_scene
 from ..data.sources.files import EXTENSIONS, walk
 from ..data.sources.physics import render_scene
 from ..data.video.container import Limits, limits_of
@@ -27,36 +31,47 @@ IMAGE_FPS = 24.0  # an image has no rate: its continuation is played as an ordin
 @dataclass(frozen=True)
 class Prompt:
     """Frames at the model's size, uint8 ``[., H, W, 3]``.  truth: what really followed, possibly shorter than the
-    continuation, or None.
+    continuation, or None; label, text: what it is to show, each for models that take it.
     """
 
     name: str
     condition: np.ndarray
     truth: np.ndarray | None
     fps: float
+    label: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a prompt comes from.  name: of its outputs; path: a video or an image; scene: kind and number of a physics
-    scene instead.
+    scene instead; label, text: what it is to show; with neither path nor scene, from nothing.
     """
 
     name: str
     path: Path | None = None
     scene: tuple[str, int] | None = None
+    label: str = ""
+    text: str = ""
 
     def __str__(self) -> str:
-        return f"{self.scene[0]}/{self.scene[1]}" if self.scene else shown(str(self.path))
+        if self.scene:
+            return f"{self.scene[0]}/{self.scene[1]}"
+        return shown(str(self.path)) if self.path is not None else self.label or self.text
 
 
 def find_sources(
-    paths: Sequence[Path], scenes: Sequence[tuple[str, int]] = (), output: Path | None = None
+    paths: Sequence[Path],
+    scenes: Sequence[tuple[str, int]] = (),
+    output: Path | None = None,
+    labels: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> list[Source]:
-    """Files as given, folders as the videos and images in them (searched recursively, sorted), then scenes.
+    """Files as given, folders as the videos and images in them (searched recursively, sorted), then scenes; without
+    any of these, one source for each label or text.
 
-    Each is named after its file, as `shown`, with a number where names clash.  output: folder of results, which is not
-    searched.
+    Each is named after its file, as `shown`, or what it shows, with a number where names clash.  output: folder of
+    results, which is not searched; labels, texts: a single one is for all inputs.
 
     Raises:
         ValueError: a folder without videos and images, one line.
@@ -67,6 +82,11 @@ def find_sources(
     sources = [Source(shown(path.stem), path) for path in found] + [
         Source(f"{kind}_{number}", scene=(kind, number)) for kind, number in scenes
     ]
+    if not sources:
+        sources = [Source(_slug(label), label=label) for label in labels]
+        sources += [Source(_slug(text), text=text) for text in texts]
+    elif labels or texts:
+        sources = [replace(source, label="".join(labels[:1]), text="".join(texts[:1])) for source in sources]
     # The comparison of a folder's results has that name.
     used = {"metrics"}
     named = []
@@ -79,6 +99,11 @@ def find_sources(
         used.add(name.casefold())
         named.append(replace(source, name=name))
     return named
+
+
+def _slug(text: str) -> str:
+    """What it shows, as the beginning of a file's name."""
+    return re.sub(r"\W+", "_", text).strip("_")[:60] or "video"
 
 
 def _files(folder: Path, output: Path | None) -> list[Path]:
@@ -135,10 +160,12 @@ def read_prompt(source: Source, config: Config, codec: Codec, history: int | Non
         ValueError: not readable, over the limits of `config.data`, or too short, in one line that names it.
     """
     if source.scene is not None:
-        return _scene(source.name, source.scene, config, codec, history, interval)
-    assert source.path is not None
+        return _scene(source, source.scene, config, codec, history, interval)
+    if source.path is None:
+        return replace(_nothing(source.name, config, interval), label=source.label, text=source.text)
     try:
-        return _file(source.name, source.path, config, codec, history, interval)
+        prompt = _file(source.name, source.path, config, codec, history, interval)
+        return replace(prompt, label=source.label, text=source.text)
     except BadVideo as error:
         raise UserError(str(error)) from error
 
@@ -179,12 +206,23 @@ def _file(name: str, path: Path, config: Config, codec: Codec, history: int | No
     return Prompt(name, frames[:first], frames[first:] if len(frames) > first else None, fps / interval)
 
 
+def _nothing(name: str, config: Config, interval: int) -> Prompt:
+    """No frame, of the size that the model was trained with."""
+    fps = config.data.physics.fps if config.data.source == "physics" else IMAGE_FPS
+    return Prompt(name, np.empty((0, *typical_frame(config), 3), np.uint8), None, fps / interval)
+
+
 def _scene(
-    name: str, scene: tuple[str, int], config: Config, codec: Codec, history: int | None, interval: int
+    source: Source, scene: tuple[str, int], config: Config, codec: Codec, history: int | None, interval: int
 ) -> Prompt:
+    """A scene says itself what it shows, where the command does not."""
     settings, (kind, number) = config.sample, scene
     given = _given(settings) if history is None else history
     first = pixel_frames(codec, given)
     physics = replace(config.data.physics, scenes=(kind,))
     frames = render_scene(physics, number, pixel_frames(codec, given + sum(settings.clips)), interval)
-    return Prompt(name, frames[:first], frames[first:], physics.fps / interval)
+    label, text = source.label, source.text
+    if not label and not text:
+        facts = describe_scene(physics, number)
+        label, text = facts.name, facts.caption
+    return Prompt(source.name, frames[:first], frames[first:], physics.fps / interval, label, text)

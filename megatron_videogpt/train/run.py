@@ -15,6 +15,7 @@ from ..checkpoint.average import Average
 from ..checkpoint.checks import (
     check_resumable,
     check_same_codec,
+    check_same_condition,
     check_same_data,
     check_same_model,
     check_same_seed,
@@ -30,9 +31,11 @@ from ..config.check import check_config
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
+from ..data.conditioning import open_conditioning
 from ..data.packing import StepPlanner
 from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
+from ..model.parameters import PREFIX
 from ..objective.base import Objective
 from ..objective.build import build_objective, work_of
 from ..plan.recompute import resolve_recompute
@@ -68,8 +71,9 @@ class State:
 class Run:
     """Everything a step needs.
 
-    networks: the objective's, the one that is sampled first; average: of its weights, or None; control: a group of all
-    ranks on CPU tensors; phase: told what comes next, for the watchdog.
+    networks: the objective's, the one that is sampled first; average: of its weights, or None; source: where this rank
+    reads; text_encoder: fingerprint of what text features are of, "" without; control: a group of all ranks on CPU
+    tensors; phase: told what comes next, for the watchdog.
     """
 
     config: Config
@@ -82,6 +86,7 @@ class Run:
     control: Any
     phase: Callable[..., None]
     state: State
+    text_encoder: str = ""
 
     @property
     def output(self) -> Path:
@@ -133,7 +138,9 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     _check_same_codec(config, codec, control)
     config = _with_recompute(config, codec.channels, platform, control)
     with fail_together(control, "opening the data"):
-        source = open_source(config.data, codec) if is_reader() else None
+        source = open_source(config.data, codec, open_conditioning(config, platform.device)) if is_reader() else None
+    identity = "" if source is None else source.conditioning.identity
+    text_encoder = from_rank_zero(lambda: identity, control, "telling the text encoder")
     phase("building the model")
     networks, objective = build_networks(config, codec.channels, platform), build_objective(config)
     check_names(objective, networks)
@@ -143,7 +150,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     first, decay = networks[0], config.optimizer.ema_decay
     average = Average(first.chunks, first.optimizer, decay) if decay else None
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
-    run = Run(config, platform, codec, objective, networks, average, source, control, phase, state)
+    run = Run(config, platform, codec, objective, networks, average, source, control, phase, state, text_encoder)
     _restore(run)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
@@ -213,6 +220,7 @@ def _restore(run: Run) -> None:
     else:
         check_same_shapes(saved, config)
     check_same_codec(saved, run.codec, run.control)
+    starts_prefix = check_same_condition(saved, config, run.text_encoder, resumes)
     if resumes:
         check_same_seed(saved, config)
         check_same_data(saved, config, run.state.data)
@@ -224,7 +232,7 @@ def _restore(run: Run) -> None:
         )
         run.state.pending = read_sums(run.state.pending, run.metric_names)
     else:
-        load_weights(saved.path, run.chunks)
+        load_weights(saved.path, run.chunks, fresh=PREFIX if starts_prefix else "")
         run.optimizer.reload_model_params()
         follow(run.networks)
         if run.average is not None:

@@ -123,7 +123,8 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
     config, state = run.config, run.state
     # First: it refuses what it cannot do, and nobody must read ahead then.
     parts = saved_parts(run.networks)
-    saver = Saver(config, run.chunks, run.optimizer, run.average, run.codec.fingerprint, run.control, parts)
+    told = run.codec.fingerprint, run.control, parts, run.text_encoder
+    saver = Saver(config, run.chunks, run.optimizer, run.average, *told)
     data, agreement = prefetch_steps(run), AnyRank(run.control)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)

@@ -26,11 +26,11 @@ from .test_sample_output import prompt, ramp, sample_command
 @pytest.fixture
 def model(monkeypatch):
     """The command with a model that predicts no motion."""
-    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model())
+    monkeypatch.setattr(cli, "load", lambda source, step, average, *encoder: fake_model())
 
 
 def test_a_codec_that_joins_frames_is_written_after_the_last_clip(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model(codec=Joining()))
+    monkeypatch.setattr(cli, "load", lambda source, step, average, *encoder: fake_model(codec=Joining()))
     Image.new("RGB", (32, 32), (127, 127, 127)).save(tmp_path / "grey.png")
     assert sample_command(tmp_path / "grey.png", "--output", tmp_path / "x.mp4", "--formats", "mp4,png,latents") == 0
     report = json.loads((tmp_path / "x.json").read_text())
@@ -78,12 +78,12 @@ def latents_alive():
 def test_a_long_rollout_holds_a_window_of_latents_and_no_frames(monkeypatch, tmp_path):
     held = []
 
-    def still(histories, zs, t):
+    def still(histories, zs, t, conditions):
         held.append(latents_alive())
         return [past[-1:].expand_as(z).clone() for past, z in zip(histories, zs)]
 
     peaks = {}
-    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model(still, window=12, steps=1))
+    monkeypatch.setattr(cli, "load", lambda source, step, average, *encoder: fake_model(still, window=12, steps=1))
     Image.new("RGB", (32, 32), (0, 90, 200)).save(tmp_path / "in.png")
     # The first run also loads what lasts.
     for clips, name in ((1, "first"), (5, "short"), (25, "long")):

@@ -82,7 +82,7 @@ def sample_command(*arguments):
 @pytest.fixture
 def model(monkeypatch):
     """The command with a model that predicts no motion."""
-    monkeypatch.setattr(cli, "load", lambda source, step, average: fake_model())
+    monkeypatch.setattr(cli, "load", lambda source, step, average, *encoder: fake_model())
 
 
 def ramp(path, frames=20, step=8, side=64):

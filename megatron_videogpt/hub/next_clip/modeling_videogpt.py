@@ -188,7 +188,7 @@ class VideoGPTModel(PreTrainedModel):
 
     @torch.no_grad()
     def encode_condition(self, condition: Tensor, cache: VideoGPTCache) -> None:
-        """Put a condition (see `layers_videogpt.condition_tokens`) into an empty cache; ValueError where that holds something."""
+        """Put a condition (see `layers_videogpt.condition_tokens`) into a cache; ValueError where that is not empty."""
         if cache.prefix or cache.frames:
             raise ValueError("a condition comes first: use a cache that holds nothing yet")
         tokens = condition_tokens(self, condition)
