@@ -26,6 +26,9 @@ MODELS = {
     "7 layers": "model.num_layers=7 model.num_attention_heads=8",
     "2 kv heads": "model.num_layers=4 model.num_attention_heads=8 model.num_query_groups=2",
     "3 kv heads": "model.num_layers=4 model.num_attention_heads=12 model.num_query_groups=3 model.hidden_size=96",
+    "classes": 'model.num_layers=4 model.num_attention_heads=4 condition.kind=class condition.classes=["a","b","c"]',
+    "texts": "model.num_layers=4 model.num_attention_heads=4 condition.kind=text condition.width=24 "
+    "condition.frames=[0,3]",
 }
 """Each is its own reference in one process."""
 
@@ -96,6 +99,14 @@ CASES: tuple[Case, ...] = (
     case("P1", "recompute=mlp", "recompute_layers=3", bf16=True),
     case("P1", "recompute=full"),
     case("P1", "recompute=full", "recompute_layers=3", fast=True),
+    case("TP2+SP", "recompute=mlp", model="classes", fast=True),
+    case("DP2", "micro=2", "small buckets", model="classes", fast=True),
+    case("CP2", "recompute=full", model="classes", bf16=True),
+    case("PP2 VP2", model="classes"),
+    case("TP2+SP", "micro=2", model="texts", bf16=True),
+    case("CP2", "small buckets", model="texts", fast=True),
+    case("PP2", "micro=2", model="texts", fast=True),
+    case("TP2+SP CP2", "micro=2", model="texts"),
     case("DP2", "no overlap"),
     case("DP2", "small buckets", "ema=0.9", fast=True),
     case("DP2", "micro=2", "small buckets", bf16=True),
@@ -144,14 +155,24 @@ def reference(of: Case) -> Case:
     return Case("one process" + (", ema" if kept else ""), 1, kept, of.model, of.precision)
 
 
-def sample_of(step: int, number: int) -> Any:
-    """Sample `number` of global batch `step`: random latents with a codec's variance, sizes and clips in turn."""
+def sample_of(step: int, number: int, condition: Any) -> Any:
+    """Sample `number` of global batch `step`: random latents with a codec's variance, sizes and clips in turn, and
+    classes, or texts of several lengths and frames given, of which some are dropped.
+
+    condition: the run's section of that name.
+    """
+    import torch
+
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
 
     key = step * BATCH + number
     clips = (FRAMES,) if step == ALL_SINGLE else SPLITS[key % len(SPLITS)]
     shape = (FRAMES, CHANNELS, *SIZES[key % len(SIZES)])
+    shown = {
+        "class": lambda: torch.tensor([key % max(1, len(condition.classes))]),
+        "text": lambda: normal(key, "text", (1 + key % 5, condition.width)),
+    }.get(condition.kind, lambda: None)
     return Sample(
         key=key,
         name=str(key),
@@ -159,4 +180,7 @@ def sample_of(step: int, number: int) -> Any:
         logvar=normal(key, "log variance", shape) - 4,
         clips=clips,
         scored=(step, number) not in BLANKS,
+        condition=shown(),
+        given=clips[0] if condition.frames[1] and len(clips) > 1 and key % 3 else 0,
+        dropped=condition.kind != "none" and key % 4 == 1,
     )

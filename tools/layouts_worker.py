@@ -195,7 +195,7 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
     check_config(config, torch.distributed.get_world_size() if torch.distributed.is_initialized() else None)
     session = start(config, channels)
     before = gather(session)
-    trace = [step(session, [sample_of(number, n) for n in range(BATCH)]) for number in range(steps)]
+    trace = [step(session, [sample_of(number, n, config.condition) for n in range(BATCH)]) for number in range(steps)]
     parameters = gather(session)
     torch.distributed.all_reduce(session.facts)
     world.leave_layout()

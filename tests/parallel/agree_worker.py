@@ -243,7 +243,7 @@ def main() -> None:
     saver.RETRY_SECONDS = 0.0
     # Both ranks have tensors to write.
     session = layouts_worker.start(config_from_dict(parse_overrides(list(case("TP2+SP").all_options))), CHANNELS)
-    layouts_worker.step(session, [sample_of(0, 0), sample_of(0, 1)])
+    layouts_worker.step(session, [sample_of(0, n, session.config.condition) for n in range(2)])
     rank, folder = torch.distributed.get_rank(), Path(sys.argv[1])
     save(session, folder / "run", rank)
     look(folder / "run", rank)

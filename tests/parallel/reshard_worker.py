@@ -40,7 +40,7 @@ def run(task: dict[str, Any]) -> None:
 
     def train(first: int, count: int) -> list[float]:
         return [
-            worker.step(session, [sample_of(number, n) for n in range(BATCH)])[0]
+            worker.step(session, [sample_of(number, n, config.condition) for n in range(BATCH)])[0]
             for number in range(first, first + count)
         ]
 

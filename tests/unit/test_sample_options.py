@@ -75,7 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcome(folder: Path, out: Path, patch: pytest.MonkeyPatch, sample: dict, *arguments: str) -> dict:
     """All that a run of the command shows: latents, files, and what its model was asked for."""
     seen: dict = {"load": [], "cache": [], "rows": []}
-    fake = fake_model(lambda histories, zs, t, conditions: seen["rows"].append(len(zs)) or mixed(histories, zs, t), **sample)
+    fake = fake_model(
+        lambda histories, zs, t, conditions: seen["rows"].append(len(zs)) or mixed(histories, zs, t), **sample
+    )
 
     def denoiser(settings: SampleConfig):
         seen["cache"] = [getattr(settings, name) for name in CACHE]
@@ -112,7 +114,15 @@ def same(one: dict, other: dict) -> bool:
 def test_another_value_of_any_option_changes_what_comes_out(folder, tmp_path, monkeypatch):
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
-    given = {"help", "inputs", "output", "checkpoint", "labels", "texts", "text_encoder"}  # test_sample_conditions.py has the last three
+    given = {
+        "help",
+        "inputs",
+        "output",
+        "checkpoint",
+        "labels",
+        "texts",
+        "text_encoder",
+    }  # test_sample_conditions.py has the last three
     assert set(ARGUMENTS) == {action.dest for action in parser._actions} - given, (
         "an option of the command has no other value here"
     )

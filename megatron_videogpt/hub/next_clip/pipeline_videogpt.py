@@ -1,5 +1,5 @@
-"""`VideoGPTPipeline`: continue a video clip by clip, in the manner of diffusers; needs torch, transformers and
-diffusers only.
+"""`VideoGPTPipeline`: continue a video clip by clip, or make one of a class or a text, in the manner of diffusers;
+needs torch, transformers and diffusers only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ try:
     )
     from ..common.sampling_videogpt import Noise, Settings, Step, rollout, sigmas
     from ..common.videos_videogpt import resize_frames, to_videos
+    from .conditions_videogpt import conditions_of, nothing, spread_over
     from .denoiser_videogpt import denoiser_of
     from .modeling_videogpt import VideoGPTModel
 except ImportError:  # the folder itself is on sys.path
+    from conditions_videogpt import conditions_of, nothing, spread_over  # type: ignore[no-redef]
     from denoiser_videogpt import denoiser_of  # type: ignore[no-redef]
     from frames_videogpt import decode, encode, load_vae, one_line, pixel_multiple, write_code  # type: ignore[no-redef]
     from modeling_videogpt import VideoGPTModel  # type: ignore[no-redef]
@@ -129,7 +131,7 @@ class VideoGPTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        video: Any,
+        video: Any = None,
         clips: Sequence[int] = (8,),
         num_inference_steps: int = 50,
         guidance_scale: float = 3.0,
@@ -145,15 +147,19 @@ class VideoGPTPipeline(DiffusionPipeline):
         cache_dtype: torch.dtype | None = None,
         cache_offload: bool = False,
         callback_on_step_end: Callable[[Any, int, float, dict[str, list[Tensor]]], Any] | None = None,
+        class_labels: str | int | Sequence[str | int] | None = None,
+        prompt_embeds: Tensor | Sequence[Tensor] | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> VideoGPTPipelineOutput | tuple[list[Any]]:
-        """Continue one video or several.
+        """Continue one video or several, or make them from nothing.
 
         Args:
-            video: PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single
+            video: None for videos from nothing, as many as there are `class_labels` or `prompt_embeds`; or PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single
                 picture, or a list of videos.
             clips: frames of each new clip, in order (latent frames, for a VAE with temporal stride).
             num_inference_steps: Euler steps per clip.
-            guidance_scale: history-conditioned classifier-free guidance, 1 for none.
+            guidance_scale: classifier-free guidance by history and condition together, 1 for none.
             generator: one for all videos, or one a video, whose result then does not depend on the others.
             guidance_schedule: (t, scale) pairs in ascending order of t: other scales from noise level t on, t from 0
                 (noise) to 1 (data).
@@ -167,6 +173,11 @@ class VideoGPTPipeline(DiffusionPipeline):
             cache_dtype: of the cache, None for that of the weights; cache_offload: keep it in host memory.
             callback_on_step_end: called as ``callback(pipeline, step, t, {"latents": [...]})`` after every step, with
                 steps counted over all clips; it may look, or raise; latents that it replaces are not taken over.
+            class_labels: of models that were trained with classes: their names or numbers, one for all videos, or one
+                a video.
+            prompt_embeds: of models that were trained with texts: features ``[T, E]`` of a text by the encoder that
+                they were trained with, real tokens only, one for all videos, or one a video.
+            height, width: of videos from nothing, in pixels; None for a square of `longest_side`.
 
         Raises:
             ValueError: one line, before anything is computed where it can be known.
@@ -190,20 +201,25 @@ class VideoGPTPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}")
         multiple = pixel_multiple(vae, model.config.patch_size)
-        videos = [
-            resize_frames(frames, longest_side or model.config.longest_side, multiple) for frames in to_videos(video)
-        ]
+        side = longest_side or model.config.longest_side
+        shown = conditions_of(model.config, class_labels, prompt_embeds)
+        if video is None:
+            videos = [nothing(multiple, height or side, width or side)] * len(shown)
+        else:
+            videos = [resize_frames(frames, side, multiple) for frames in to_videos(video)]
+        conditions = spread_over(shown, len(videos))
         if isinstance(generator, (list, tuple)) and len(generator) != len(videos):
             raise ValueError(
                 f"generator: {len(generator)} generators for {len(videos)} videos; pass one for all, or one a video"
             )
         device = self._execution_device
         histories = [encode(vae, frames).to(device) for frames in videos]
+        told = [None if condition is None else condition.to(device) for condition in conditions]
         denoiser = denoiser_of(model, cache, cache_dtype, cache_offload)
         new: list[list[Tensor]] = []
         with self.progress_bar(total=len(settings.clips) * settings.steps) as bar:
             watch = _Watch(self, bar, settings, callback_on_step_end)
-            for clip in rollout(denoiser, histories, settings, _noise(generator, device), watch.step):
+            for clip in rollout(denoiser, histories, settings, _noise(generator, device), watch.step, told):
                 watch.finish(clip)
                 new.append(clip)
         latents = [torch.cat(parts) for parts in zip(*new)]
