@@ -55,11 +55,14 @@ def _number(names: list[str], label: str | int) -> int:
     )
 
 
-def nothing(multiple: int, height: int, width: int) -> Tensor:
-    """No frame of this size in pixels, ``[0, 3, H, W]``; ValueError where no patch fits it."""
+def nothing(config: VideoGPTConfig, multiple: int, height: int, width: int) -> Tensor:
+    """Latents ``[0, C, h, w]`` of no frame of this size in pixels, of which a patch has `multiple`; ValueError where
+    that does not fit.
+    """
     if height % multiple or width % multiple or min(height, width) < multiple:
         raise ValueError(f"height={height}, width={width}: must be multiples of {multiple}")
-    return torch.zeros(0, 3, height, width)
+    patch = config.patch_size
+    return torch.zeros(0, config.in_channels, height // multiple * patch, width // multiple * patch)
 
 
 def spread_over(shown: list[Tensor], videos: int) -> list[Tensor | None]:

@@ -155,8 +155,9 @@ class VideoGPTPipeline(DiffusionPipeline):
         """Continue one video or several, or make them from nothing.
 
         Args:
-            video: None for videos from nothing, as many as there are `class_labels` or `prompt_embeds`; or PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single
-                picture, or a list of videos.
+            video: None for videos from nothing, as many as there are `class_labels` or `prompt_embeds`; or PIL images,
+                an array or tensor ``[F, H, W, 3]`` (uint8, or any floating dtype in [0, 1]), a single picture, or a
+                list of videos.
             clips: frames of each new clip, in order (latent frames, for a VAE with temporal stride).
             num_inference_steps: Euler steps per clip.
             guidance_scale: classifier-free guidance by history and condition together, 1 for none.
@@ -203,17 +204,17 @@ class VideoGPTPipeline(DiffusionPipeline):
         multiple = pixel_multiple(vae, model.config.patch_size)
         side = longest_side or model.config.longest_side
         shown = conditions_of(model.config, class_labels, prompt_embeds)
-        if video is None:
-            videos = [nothing(multiple, height or side, width or side)] * len(shown)
-        else:
-            videos = [resize_frames(frames, side, multiple) for frames in to_videos(video)]
-        conditions = spread_over(shown, len(videos))
-        if isinstance(generator, (list, tuple)) and len(generator) != len(videos):
+        videos = [] if video is None else [resize_frames(frames, side, multiple) for frames in to_videos(video)]
+        count = len(shown) if video is None else len(videos)
+        conditions = spread_over(shown, count)
+        empty = None if videos else nothing(model.config, multiple, height or side, width or side)
+        if isinstance(generator, (list, tuple)) and len(generator) != count:
             raise ValueError(
-                f"generator: {len(generator)} generators for {len(videos)} videos; pass one for all, or one a video"
+                f"generator: {len(generator)} generators for {count} videos; pass one for all, or one a video"
             )
         device = self._execution_device
         histories = [encode(vae, frames).to(device) for frames in videos]
+        histories = histories if empty is None else [empty.to(device)] * count
         told = [None if condition is None else condition.to(device) for condition in conditions]
         denoiser = denoiser_of(model, cache, cache_dtype, cache_offload)
         new: list[list[Tensor]] = []
