@@ -66,6 +66,7 @@ class NextClipDiffusion:
             timestep=timestep,
             target=target,
             scored=sample.scored,
+            key=key,
         )
 
     def prepare(self, samples: list[Sample], multiple: int) -> Row:

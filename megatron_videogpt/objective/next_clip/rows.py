@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...model.patches import grid_of, patchify, table_places
+from ...sequence.identity import identities
 from ...sequence.layout import CLEAN, CLEAN_PATCH, DIFFUSION, IMG_END, IMG_START, NOISY, NOISY_PATCH, TIME, Layout, pack
 from ...sequence.row import Mask, Row, Stream
 
@@ -15,7 +16,8 @@ from ...sequence.row import Mask, Row, Stream
 @dataclass(frozen=True)
 class Sequence:
     """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to
-    the model, a timestep per noisy frame, the targets (None when sampling), and whether they count in the loss.
+    the model, a timestep per noisy frame, the targets (None when sampling), whether they count in the loss, and the
+    sample's key.
     """
 
     layout: Layout
@@ -24,6 +26,7 @@ class Sequence:
     timestep: Tensor
     target: Tensor | None = None
     scored: bool = True
+    key: int = 0
 
 
 def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: int) -> Row:
@@ -70,4 +73,5 @@ def assemble(sequences: list[Sequence], patch: int, table_side: int, multiple: i
         counted=counted,
         count=int(counted.sum()),
         units={"timestep": torch.cat([item.timestep for item in sequences])},
+        identity=identities([item.key for item in sequences], [len(item.layout) for item in sequences], len(row)),
     )
