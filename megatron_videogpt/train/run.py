@@ -30,7 +30,7 @@ from ..config.check import check_config
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
-from ..data.packing import StepPlanner
+from ..data.packing import StepPlanner, check_positions
 from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
 from ..objective.base import Objective
@@ -134,6 +134,8 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     config = _with_recompute(config, codec.channels, platform, control)
     with fail_together(control, "opening the data"):
         source = open_source(config.data, codec) if is_reader() else None
+        if source is not None:
+            check_positions(config, work_of(config, codec), source.train, source.validation)
     phase("building the model")
     networks, objective = build_networks(config, codec.channels, platform), build_objective(config)
     check_names(objective, networks)

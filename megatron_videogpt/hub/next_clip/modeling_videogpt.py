@@ -61,7 +61,8 @@ class VideoGPTModel(PreTrainedModel):
             table = position_table(self.config.pos_embed_max_size, self.config.hidden_size)
             _start(self.pos_embed, lambda tensor: tensor.copy_(table))
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1])
+            learned = getattr(self.llm, "embed_positions", None)
+            zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1], learned)
             _start(
                 module.weight, lambda tensor: init.normal_(tensor, std=0.0 if zero else self.config.initializer_range)
             )
@@ -72,9 +73,9 @@ class VideoGPTModel(PreTrainedModel):
                 else 0.0
             )
             _start(module.weight, lambda tensor: init.uniform_(tensor, -bound, bound))
-        elif isinstance(module, RMSNorm):
+        elif isinstance(module, (RMSNorm, nn.LayerNorm)):
             _start(module.weight, init.ones_)
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)) and module.bias is not None:
             _start(module.bias, init.zeros_)
 
     def forward(
@@ -224,8 +225,10 @@ class VideoGPTModel(PreTrainedModel):
         return shape[3] // patch, shape[4] // patch
 
     def _positions(self, frames: list[int] | range, grid: tuple[int, int]) -> Tensor:
-        """``[L]`` of the tokens of frames with these numbers."""
-        tokens = grid[0] * grid[1] + 2
+        """``[L]`` of the tokens of frames with these numbers; ValueError where the model has not learned them all."""
+        tokens, rows = grid[0] * grid[1] + 2, self.config.max_position_embeddings
+        if self.config.positions == "learned" and (max(frames, default=-1) + 1) * tokens > rows:
+            raise ValueError(f"{max(frames) + 1} frames of {tokens} tokens: the model has learned {rows} positions")
         return (torch.tensor(list(frames))[:, None] * tokens + torch.arange(tokens)).flatten().to(self.pos_embed.device)
 
     def _patches(self, embedder: PatchEmbedder, latents: Tensor, grid: tuple[int, int]) -> Tensor:
