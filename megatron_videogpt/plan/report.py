@@ -57,7 +57,8 @@ def _check_positions(config: Config, frame: tuple[int, int] | None) -> None:
     """
     if frame or config.data.source == "physics":
         sizes = frame or typical_frame(config)
-        require_positions(config, objective_work(config).positions(config.data.frames, sizes), "the longest sequence")
+        needed = int(objective_work(config).positions(config.data.frames, sizes))
+        require_positions(config, needed, "the longest sequence")
 
 
 def print_report(
