@@ -25,6 +25,9 @@ MODELS = {
     "multi-head": TINY,
     "grouped-query": replace(TINY, groups=2, layers=3),
     "long RoPE": replace(TINY, long_factor=(1.0, 1.3, 1.6, 1.9), longest=131072),
+    "like GPT-2": replace(
+        TINY, groups=2, norm="layer", activation="gelu", biases=True, positions="learned", longest=160, dropout=0.1
+    ),
 }
 DTYPES = ("fp32", "bf16", "mixed")
 

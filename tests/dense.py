@@ -7,11 +7,16 @@ Shares no code with the package, so that both being wrong in the same way is unl
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tests import dropout_numbers as numbers
+
+Drop = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class Tiny:
     long_factor: tuple[float, ...] = ()
     longest: int = 4096
     original: int = 4096
+    norm: str = "rms"
+    activation: str = "swiglu"
+    biases: bool = False
+    positions: str = "rope"
+    dropout: float = 0.0
 
 
 def random_weights(tiny: Tiny, seed: int) -> dict[str, Tensor]:
@@ -48,20 +58,27 @@ def random_weights(tiny: Tiny, seed: int) -> dict[str, Tensor]:
         }
     shapes |= {"final_layer.linear.weight": (4 * tiny.channels, d), "final_layer.linear.bias": (4 * tiny.channels,)}
     shapes |= {"final_layer.adaLN_modulation.1.weight": (2 * d, d), "final_layer.adaLN_modulation.1.bias": (2 * d,)}
+    if tiny.norm == "layer":
+        shapes["llm.norm.bias"] = (d,)
+    if tiny.positions == "learned":
+        shapes["llm.embed_positions.weight"] = (tiny.longest, d)
     for n in range(tiny.layers):
         prefix = f"llm.layers.{n}."
+        if tiny.norm == "layer":
+            shapes |= {prefix + "input_layernorm.bias": (d,), prefix + "post_attention_layernorm.bias": (d,)}
         shapes |= {prefix + "input_layernorm.weight": (d,), prefix + "post_attention_layernorm.weight": (d,)}
         shapes |= {prefix + "self_attn.qkv_proj.weight": (q + 2 * kv, d), prefix + "self_attn.o_proj.weight": (d, q)}
-        shapes |= {
-            prefix + "mlp.gate_up_proj.weight": (2 * tiny.ffn, d),
-            prefix + "mlp.down_proj.weight": (d, tiny.ffn),
-        }
+        first = ("gate_up", 2 * tiny.ffn) if tiny.activation == "swiglu" else ("up", tiny.ffn)
+        shapes |= {f"{prefix}mlp.{first[0]}_proj.weight": (first[1], d), prefix + "mlp.down_proj.weight": (d, tiny.ffn)}
+        if tiny.biases:
+            shapes |= {prefix + "self_attn.qkv_proj.bias": (q + 2 * kv,), prefix + "self_attn.o_proj.bias": (d,)}
+            shapes |= {f"{prefix}mlp.{first[0]}_proj.bias": (first[1],), prefix + "mlp.down_proj.bias": (d,)}
     weights = {}
     for name, shape in sorted(shapes.items()):
         value = torch.randn(shape, generator=draw) * (
             1.5 / math.sqrt(math.prod(shape[1:]) or 1) if len(shape) > 1 else 0.2
         )
-        weights[name] = 1 + value if "norm" in name else value
+        weights[name] = 1 + value if "norm" in name and name.endswith("weight") else value
     return weights
 
 
@@ -136,31 +153,103 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
-def decoder(w: dict[str, Tensor], tiny: Tiny, x: Tensor, place: Tensor, allowed: Tensor) -> Tensor:
-    """Hidden states ``[L, D]`` at positions ``[L]``, who sees whom ``[L, L]`` -> the same behind the final norm."""
+def normed(w: dict[str, Tensor], tiny: Tiny, name: str, x: Tensor) -> Tensor:
+    if tiny.norm == "rms":
+        return rms(x, w[f"{name}.weight"], tiny.eps)
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True) + tiny.eps).sqrt()
+    return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """With its bias where there is one."""
+    out = x @ w[f"{name}.weight"].T
+    return out + w[f"{name}.bias"] if f"{name}.bias" in w else out
+
+
+def feed_forward(w: dict[str, Tensor], tiny: Tiny, name: str, x: Tensor) -> Tensor:
+    if tiny.activation == "swiglu":
+        gate, up = linear(w, f"{name}.gate_up_proj", x).chunk(2, dim=-1)
+        return linear(w, f"{name}.down_proj", up * F.silu(gate))
+    up = linear(w, f"{name}.up_proj", x)
+    if tiny.activation == "gelu":
+        share = 0.5 * (1 + torch.erf(up / math.sqrt(2)))
+    else:
+        share = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+    return linear(w, f"{name}.down_proj", up * share)
+
+
+def decoder(
+    w: dict[str, Tensor], tiny: Tiny, x: Tensor, place: Tensor, allowed: Tensor, drop: Drop = lambda number, x: x
+) -> Tensor:
+    """Hidden states ``[L, D]`` at positions ``[L]``, who sees whom ``[L, L]`` -> the same behind the final norm.
+
+    drop: `drop(number, x)` of the sum of embeddings (number 0), of layer n's attention (2n + 1) and its feed-forward
+    (2n + 2).
+    """
     dim = tiny.width // tiny.heads
+    if tiny.positions == "learned":
+        x = x + w["llm.embed_positions.weight"][place]
+    x = drop(0, x)
     for n in range(tiny.layers):
         name = f"llm.layers.{n}."
-        normed = rms(x, w[name + "input_layernorm.weight"], tiny.eps)
-        q, k, v = F.linear(normed, w[name + "self_attn.qkv_proj.weight"]).split(
+        q, k, v = linear(w, name + "self_attn.qkv_proj", normed(w, tiny, name + "input_layernorm", x)).split(
             [tiny.width, dim * tiny.groups, dim * tiny.groups], dim=-1
         )
         q, k, v = (part.reshape(len(place), -1, dim).transpose(0, 1) for part in (q, k, v))
-        q, k = rotate(q, place, tiny), rotate(k, place, tiny)
+        if tiny.positions == "rope":
+            q, k = rotate(q, place, tiny), rotate(k, place, tiny)
         k, v = (part.repeat_interleave(tiny.heads // tiny.groups, dim=0) for part in (k, v))
         scores = (q @ k.transpose(1, 2) / math.sqrt(dim)).masked_fill(~allowed, float("-inf"))
-        x = x + F.linear(
-            (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(place), -1), w[name + "self_attn.o_proj.weight"]
-        )
-        gate, up = F.linear(
-            rms(x, w[name + "post_attention_layernorm.weight"], tiny.eps), w[name + "mlp.gate_up_proj.weight"]
-        ).chunk(2, dim=-1)
-        x = x + F.linear(up * F.silu(gate), w[name + "mlp.down_proj.weight"])
-    return rms(x, w["llm.norm.weight"], tiny.eps)
+        attended = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(place), -1)
+        x = x + drop(2 * n + 1, linear(w, name + "self_attn.o_proj", attended))
+        inner = feed_forward(w, tiny, name + "mlp", normed(w, tiny, name + "post_attention_layernorm", x))
+        x = x + drop(2 * n + 2, inner)
+    return normed(w, tiny, "llm.norm", x)
 
 
-def forward(w: dict[str, Tensor], tiny: Tiny, blocks: list[int], noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
-    """Noisy ``[N, C, h, w]``, clean ``[M, C, h, w]``, timesteps ``[N]`` -> predicted clean latents ``[N, C, h, w]``."""
+def stored(blocks: list[int], patches: int) -> list[int]:
+    """Of each token in recorded order: its place where all clean frames come first, then each noisy clip with all its
+    hint tokens, all its time tokens, all its patches.
+    """
+    size, kept = patches + 2, sum(blocks[:-1])
+    places = []
+    for clip, clean, frame in tokens(blocks):
+        first = sum(blocks[:clip])
+        start, count, number = (kept + first) * size, blocks[clip], frame - first
+        if clean:
+            places += [frame * size + slot for slot in range(size)]
+        else:
+            patch = start + 2 * count + number * patches
+            places += [start + number, start + count + number, *range(patch, patch + patches)]
+    return places
+
+
+def dropped(tiny: Tiny, blocks: list[int], patches: int, key: int) -> Drop:
+    """What dropout does to the tokens of a sample, by the text of `megatron_videogpt/model/dropout.py`."""
+    if not tiny.dropout:
+        return lambda number, x: x
+    places = stored(blocks, patches)
+
+    def drop(number: int, x: Tensor) -> Tensor:
+        stays = [numbers.kept(key, place, number, x.shape[1], tiny.dropout) for place in places]
+        return x * torch.tensor(stays).to(x.dtype) / (1 - tiny.dropout)
+
+    return drop
+
+
+def forward(
+    w: dict[str, Tensor],
+    tiny: Tiny,
+    blocks: list[int],
+    noisy: Tensor,
+    clean: Tensor,
+    t: Tensor,
+    key: int = 0,
+) -> Tensor:
+    """Noisy ``[N, C, h, w]``, clean ``[M, C, h, w]``, timesteps ``[N]`` -> predicted clean latents ``[N, C, h, w]``;
+    key: of the sample, which dropout goes by.
+    """
     height, width = noisy.shape[-2:]
     rows, columns = height // 2, width // 2
     patches, crop = rows * columns, table_crop(tiny, rows, columns).to(noisy.dtype)
@@ -179,7 +268,7 @@ def forward(w: dict[str, Tensor], tiny: Tiny, blocks: list[int], noisy: Tensor, 
             pieces += [hint[0:1], time[frame : frame + 1], embed(noisy[frame], "x_embedder.proj")]
         position += [frame * (patches + 2) + slot for slot in range(patches + 2)]
     x, place, allowed = torch.cat(pieces), torch.tensor(position), mask(blocks, patches)
-    x = decoder(w, tiny, x, place, allowed)
+    x = decoder(w, tiny, x, place, allowed, dropped(tiny, blocks, patches, key))
     modulation = F.linear(
         F.silu(network(w, "t_embedder", t)),
         w["final_layer.adaLN_modulation.1.weight"],

@@ -35,6 +35,11 @@ def sizes(tiny: dense.Tiny) -> ModelConfig:
         else {},
         max_position_embeddings=tiny.longest,
         original_max_position_embeddings=tiny.original,
+        norm=tiny.norm,
+        activation=tiny.activation,
+        biases=tiny.biases,
+        positions=tiny.positions,
+        dropout=tiny.dropout,
     )
 
 

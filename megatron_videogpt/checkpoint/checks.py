@@ -27,9 +27,11 @@ DECIDING = tuple(
 
 WITHOUT_SHAPE = set(
     "position_table_size norm_epsilon rope_theta rope_scaling max_position_embeddings "
-    "original_max_position_embeddings init_std".split()
+    "original_max_position_embeddings init_std dropout".split()
 )
-"""Options of the model section that no weight's shape follows from: the position table is computed from its size."""
+"""Options of the model section that no weight's shape follows from: the position table is computed from its size; but
+learned positions have `max_position_embeddings` rows.
+"""
 
 
 def check_same_model(saved: Saved, config: Config) -> None:
@@ -49,7 +51,8 @@ def check_same_shapes(saved: Saved, config: Config) -> None:
 
     Weights are cast, and what has no weights (positions, epsilon) may differ; rank 0 names it.
     """
-    differences = _differences(saved, config, WITHOUT_SHAPE)
+    learned = {"max_position_embeddings"} if config.model.positions == "learned" else set()
+    differences = _differences(saved, config, WITHOUT_SHAPE - learned)
     if differences:
         raise RunError(
             f"train.init_from = {saved.run}: weights of other shapes: {'; '.join(differences)}; use the "

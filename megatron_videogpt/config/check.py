@@ -51,7 +51,11 @@ RANGES: tuple[Rule, ...] = (
         data.physics.fps optimizer.lr optimizer.eps train.timeout_minutes sample.time_shift""",
     ),
     ("from 0 to 1", lambda v: 0 <= v <= 1, "data.max_bad_fraction"),
-    ("at least 0 and below 1", lambda v: 0 <= v < 1, "optimizer.betas optimizer.ema_decay sample.history_noise"),
+    (
+        "at least 0 and below 1",
+        lambda v: 0 <= v < 1,
+        "model.dropout optimizer.betas optimizer.ema_decay sample.history_noise",
+    ),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
     ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
 )
@@ -125,12 +129,18 @@ def _check_model(report: Report) -> None:
             f"use 0 or one of {divisors(model.num_attention_heads)}",
         )
         report.broken.add("model.num_query_groups")
+    if model.rope_scaling and model.positions != "rope" and report.sound("model.rope_scaling", "model.positions"):
+        must = f"be empty with model.positions = {model.positions}, which rotates nothing"
+        report.add("model.rope_scaling", must, "use {}, or model.positions=rope")
+        report.broken.add("model.rope_scaling")
     if model.rope_scaling and report.sound("model.rope_scaling"):
         _check_rope_scaling(report)
     largest, original = model.max_position_embeddings, model.original_max_position_embeddings
     if (
         model.rope_scaling
-        and report.sound("model.max_position_embeddings", "model.original_max_position_embeddings")
+        and report.sound(
+            "model.rope_scaling", "model.max_position_embeddings", "model.original_max_position_embeddings"
+        )
         and largest < original
     ):
         report.add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import UserError
 from .schema import Config, ParallelConfig
 
 
@@ -61,3 +62,13 @@ def typical_frame(config: Config) -> tuple[int, int]:
         return config.data.physics.size, config.data.physics.size
     multiple, side = config.data.size_multiple, config.data.longest_side
     return side * 9 // 16 // multiple * multiple, side // multiple * multiple
+
+
+def require_positions(config: Config, needed: int, what: str) -> None:
+    """UserError where so many positions, of `what`, are more than the model's learned ones."""
+    rows = config.model.max_position_embeddings
+    if config.model.positions == "learned" and needed > rows:
+        raise UserError(
+            f"model.max_position_embeddings = {rows}: must be at least {needed}, the positions of {what}, with "
+            f"model.positions = learned; use {needed}, or fewer frames, or model.positions=rope"
+        )

@@ -12,38 +12,8 @@ from typing import Any
 
 from .schedules import schedule_names
 from .schema_data import DataConfig
+from .schema_model import ModelConfig
 from .sections import option, section
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The backbone (Phi-3 decoder: RMSNorm, RoPE, SwiGLU, no biases) and its video embedding and head."""
-
-    num_layers: int = option(32, "decoder layers")
-    hidden_size: int = option(3072, "width D of the residual stream; a multiple of 4 (2-D sin-cos table)")
-    ffn_hidden_size: int = option(8192, "width of the SwiGLU feed-forward")
-    num_attention_heads: int = option(32, "query heads")
-    num_query_groups: int = option(0, "key/value heads (grouped-query attention); 0 means num_attention_heads")
-    patch_size: int = option(2, "latent cells per patch side (p)")
-    position_table_size: int = option(192, "side S of the 2-D position table: the most patches per side of a frame")
-    norm_epsilon: float = option(1e-5, "epsilon of RMSNorm")
-    rope_theta: float = option(10000.0, "RoPE base")
-    rope_scaling: dict = option(
-        {}, 'long RoPE: {type="longrope", long_factor=[...], short_factor=[...]} as in a Phi-3 config; {} for none'
-    )
-    max_position_embeddings: int = option(4096, "as in a Phi-3 config; only long RoPE reads it")
-    original_max_position_embeddings: int = option(4096, "as in a Phi-3 config; only long RoPE reads it")
-    init_std: float = option(0.02, "standard deviation of initial backbone, embedding and time-network weights")
-
-    @property
-    def kv_heads(self) -> int:
-        """Key/value heads after resolving 0."""
-        return self.num_query_groups or self.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per head."""
-        return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def of_run(path: Path, config: Config, channels: int, average: bool = False, ten
     noisy, clean, t = random_input(config.model, channels)
     sequence = Sequence(layout(training_shape(CLIPS, GRID)), noisy, clean, t)
     inputs = assemble([sequence], config.model.patch_size, config.model.position_table_size, 1)
-    return unpatchify(model(inputs), len(noisy), GRID, config.model.patch_size)
+    return unpatchify(model.eval()(inputs), len(noisy), GRID, config.model.patch_size)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..model.parameters import Parameter
 from .folder import Folder
+from .standalone import BACKBONE
 from .table import EMBED_TOKENS, POSITION_TABLE, parameters
 from .untrusted import show
 
@@ -142,9 +144,14 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
         raise UserError(
             f"{where}: hidden_size {width}, num_attention_heads {heads}, num_key_value_heads {groups}; expected {need}"
         )
-    for field, expected in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0), ("head_dim", width // heads)):
+    options = _options(config, where)
+    gate = {"hidden_act": "silu"} if options["activation"] == "swiglu" else {}
+    for field, expected in (gate | {"partial_rotary_factor": 1.0, "head_dim": width // heads}).items():
         if config.get(field) not in (None, expected):
             raise UserError(f"{where}: {field} is {show(config[field])}; only {expected} is supported here")
+    scaling = _rope_scaling(rope or config.get("rope_scaling"), where, width // heads // 2)
+    if scaling and options["positions"] != "rope":
+        raise UserError(f"{where}: positions is {options['positions']}; expected no rope_scaling, which rotates")
     return ModelConfig(
         num_layers=natural("num_hidden_layers"),
         hidden_size=width,
@@ -155,10 +162,28 @@ def backbone(config: dict[str, Any], where: str, patch_size: int, position_table
         position_table_size=position_table_size,
         norm_epsilon=_number(config.get("rms_norm_eps"), where, "rms_norm_eps", 0.1),
         rope_theta=_number(config.get("rope_theta"), where, "rope_theta", 1e12),
-        rope_scaling=_rope_scaling(rope or config.get("rope_scaling"), where, width // heads // 2),
+        rope_scaling=scaling,
         max_position_embeddings=natural("max_position_embeddings"),
         original_max_position_embeddings=natural("original_max_position_embeddings", "max_position_embeddings"),
+        **options,
     )
+
+
+def _options(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a folder says of the backbone's options (`standalone.BACKBONE`); the defaults where it says nothing."""
+    found: dict[str, Any] = {}
+    for item in (item for item in fields(ModelConfig) if item.name in BACKBONE):
+        value, choices = config.get(item.name), item.metadata["choices"]
+        found[item.name] = item.default if value is None else value
+        if value is None:
+            continue
+        if choices and (not isinstance(value, str) or value not in choices):
+            raise UserError(f"{where}: {item.name} is {show(value)}; expected one of {', '.join(choices)}")
+        if item.name == "biases" and not isinstance(value, bool):
+            raise UserError(f"{where}: biases is {show(value)}; expected true or false")
+        if item.name == "dropout" and (type(value) not in (int, float) or not 0 <= value < 1):
+            raise UserError(f"{where}: dropout is {show(value)}; expected a number from 0 to below 1")
+    return found
 
 
 def _rope_scaling(scaling: Any, where: str, half: int) -> dict[str, Any]:

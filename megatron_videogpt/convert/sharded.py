@@ -20,7 +20,7 @@ from ..checkpoint.average import PREFIX
 from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
-from ..model.parameters import Parameter
+from ..model.parameters import BEFORE, Parameter
 from ..model.tensors import to_hf
 from .table import parameters
 
@@ -98,7 +98,7 @@ def held_by(config: Config, stage: int) -> Iterator[Parameter]:
     layers = range(first, first + stage_layers(config)[stage])
     for entry in parameters(config.model):
         layer = _stacked(entry.name)[1]
-        place = stage == 0 if entry.name.startswith("embedding.") else stage == config.parallel.stages - 1
+        place = stage == 0 if entry.name.startswith(BEFORE) else stage == config.parallel.stages - 1
         if place if layer is None else layer in layers:
             yield entry
 

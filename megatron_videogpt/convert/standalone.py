@@ -16,6 +16,8 @@ from ..errors import UserError
 from ..hub.common import tiny_codec as tiny_module
 from ..hub.common.vae_videogpt import VAE_WEIGHTS, weight_files
 
+BACKBONE = ("norm", "activation", "biases", "positions", "dropout")
+"""Options of the model that `config.json` has under their own names."""
 AUTO_MAP = {"AutoConfig": "configuration_videogpt.VideoGPTConfig", "AutoModel": "modeling_videogpt.VideoGPTModel"}
 
 
@@ -72,6 +74,9 @@ def hub_config(
     }
     if longest_side is not None:
         fields["longest_side"] = longest_side
+    if not model.gated:
+        # Phi-3's field is that of a gate.
+        del fields["hidden_act"]
     ours = {
         "patch_size": model.patch_size,
         "in_channels": channels,
@@ -81,7 +86,15 @@ def hub_config(
         "img_end_token_id": hint_ids[2],
         "auto_map": AUTO_MAP,
     }
-    return fields | (original or {}) | ours
+    merged = fields | (original or {}) | ours
+    # The options of the backbone where they are not the defaults, which folders need not name.
+    plain = ModelConfig()
+    merged |= {
+        name: getattr(model, name)
+        for name in BACKBONE
+        if getattr(model, name) != merged.get(name, getattr(plain, name))
+    }
+    return merged
 
 
 def write_vae(folder: Path, codec: CodecConfig) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..config.derived import require_positions
 from ..config.schema import Config
 from ..errors import UserError
 from .dealing import deal, fill_rows, row_ladder
@@ -169,6 +170,13 @@ def _check(split: Split, config: Config, work: SampleWork, dp_size: int) -> None
             f"data.pack_tokens={budget}: must hold the longest sample of this data, {longest} tokens; use at "
             "least that, or fewer data.frames"
         )
+
+
+def check_positions(config: Config, work: SampleWork, *splits: Split) -> None:
+    """UserError in one line where the table of learned positions has too few rows for some sample of these splits."""
+    if config.model.positions == "learned":
+        needed = max(split.largest_tokens(work.positions) for split in splits)
+        require_positions(config, needed, "the longest sample of this data")
 
 
 def cost_weights(config: Config, work: SampleWork) -> tuple[float, float]:

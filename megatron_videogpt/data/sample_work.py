@@ -4,12 +4,14 @@ them, and `check` asks for that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .plans import Plans
+
+Number = TypeVar("Number", float, "np.ndarray")
 
 
 class SampleCounts(Protocol):
@@ -45,4 +47,10 @@ class SampleWork(Protocol):
 
     def longest(self, frames: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """int64 [n]: most tokens of a sample of so many frames, int64 [n].  sizes: heights and widths, int64 [n]."""
+        ...
+
+    def positions(self, frames: Number, sizes: tuple[Number, Number]) -> Number:
+        """One more than the highest position in the longest sequence of so many frames; arguments as in `longest`, or
+        whole numbers.
+        """
         ...

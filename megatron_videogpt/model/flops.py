@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 from ..config.schema import ModelConfig
-from .parameters import DECODER, PREFIX, Table
+from .parameters import BEFORE, DECODER, Table
 
 LAYER = Table(tuple(rule for rule in DECODER if "{l}" in rule.name))
+SIZES = tuple(
+    """hidden_size ffn_hidden_size num_attention_heads num_query_groups patch_size norm activation biases positions
+    max_position_embeddings""".split()
+)
+"""Options of the model that its number of parameters follows from, beside the number of layers."""
 
 
 def component_parameters(table: Table, model: ModelConfig, channels: int) -> dict[str, int]:
@@ -32,37 +38,19 @@ def component_of(name: str) -> str:
 
 def sharded_parameters(table: Table, model: ModelConfig, channels: int, tensor: int) -> tuple[int, int, int]:
     """Parameters on one of `tensor` ranks of: a layer, what comes before the layers, what comes after them."""
-    return _counts(
-        table,
-        model.hidden_size,
-        model.ffn_hidden_size,
-        model.num_attention_heads,
-        model.num_query_groups,
-        model.patch_size,
-        channels,
-        tensor,
-    )
+    return _counts(table, tuple(getattr(model, name) for name in SIZES), channels, tensor)
 
 
 # A planner asks for the same few shapes thousands of times.
 @lru_cache(maxsize=256)
-def _counts(
-    table: Table, width: int, inner: int, heads: int, groups: int, patch: int, channels: int, tensor: int
-) -> tuple[int, int, int]:
-    model = ModelConfig(
-        num_layers=1,
-        hidden_size=width,
-        ffn_hidden_size=inner,
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        patch_size=patch,
-    )
+def _counts(table: Table, sizes: tuple[Any, ...], channels: int, tensor: int) -> tuple[int, int, int]:
+    model = ModelConfig(num_layers=1, **dict(zip(SIZES, sizes)))
     layer = first = last = 0
     for parameter in table.entries(model):
         count = math.prod(parameter.shape(model, channels)) // (tensor if parameter.rule.split is not None else 1)
         if ".layers." in parameter.name:
             layer += count
-        elif parameter.name.startswith(("embedding.", PREFIX)):
+        elif parameter.name.startswith(BEFORE):
             first += count
         else:
             last += count
@@ -72,6 +60,22 @@ def _counts(
 def layer_parameters(model: ModelConfig) -> int:
     """Parameters of one decoder layer."""
     return sharded_parameters(LAYER, model, 0, 1)[0]
+
+
+def feed_forward_weights(model: ModelConfig) -> int:
+    """Of the matrices of one layer's feed-forward."""
+    return (3 if model.gated else 2) * model.hidden_size * model.ffn_hidden_size
+
+
+def query_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer's queries: their rows of the joint projection."""
+    return model.num_attention_heads * model.head_dim * (model.hidden_size + model.biases)
+
+
+def _key_value_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer that every row needs: the first norm, and keys and values."""
+    norm = model.hidden_size * (2 if model.norm == "layer" else 1)
+    return norm + 2 * model.kv_heads * model.head_dim * (model.hidden_size + model.biases)
 
 
 def linear_flops(model: ModelConfig, ends: float, tokens: float) -> float:
@@ -92,8 +96,10 @@ def unscored_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
     """FLOPs of one forward and backward pass that the last layer does not need on `tokens` rows which no head reads: of
     these rows, which attend `pairs` pairs, only keys and values matter.
     """
-    keys_values = model.hidden_size * (1 + 2 * model.kv_heads * model.head_dim)
-    return 6 * (layer_parameters(model) - keys_values) * tokens + attention_flops(model, pairs) / model.num_layers
+    return (
+        6 * (layer_parameters(model) - _key_value_parameters(model)) * tokens
+        + attention_flops(model, pairs) / model.num_layers
+    )
 
 
 def training_flops(

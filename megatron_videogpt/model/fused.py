@@ -1,5 +1,5 @@
 """RMSNorm, SwiGLU and rotary positions as autograd functions that keep as little as they can: their inputs, and of
-RMSNorm one number a row.
+RMSNorm one number a row.  GELU is torch's own, which keeps its input too.
 
 The arithmetic is Triton's on CUDA (`fused_triton`) and torch's elsewhere (`fused_torch`); what is kept for the backward
 pass is the same.
@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -103,6 +104,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, kernels: str) -> Tensor:
 def swiglu(x: Tensor, kernels: str) -> Tensor:
     """``[..., 2F]`` -> ``silu(first half) * second half``; keeps x."""
     return _SwiGLU.apply(x, kernels)
+
+
+def activation(x: Tensor, name: str, kernels: str) -> Tensor:
+    """`model.activation` by its name: ``[..., 2F]`` (swiglu) or ``[..., F]`` -> ``[..., F]``; keeps x."""
+    if name == "swiglu":
+        return swiglu(x, kernels)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def split_rotary(

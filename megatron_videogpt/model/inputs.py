@@ -92,7 +92,8 @@ class LayerInputs:
 
     masks: of the row; scored: the rows that the last layer is to compute, None for all; cached: where keys and values
     are kept; fixed: side inputs of the row; slots: of the trained ones; part, parts: under sequence parallelism, which
-    of how many equal parts of the l tokens this rank has the hidden states of between layers.
+    of how many equal parts of the l tokens this rank has the hidden states of between layers; identity: int64, of these
+    tokens, what dropout goes by; None where nothing is dropped.
     """
 
     masks: tuple[OrderedMask, ...]
@@ -102,6 +103,11 @@ class LayerInputs:
     slots: dict[str, Slot] = field(default_factory=dict)
     part: int = 0
     parts: int = 1
+    identity: Tensor | None = None
+
+    def identity_of(self, rows: Tensor | None) -> Tensor | None:
+        """`identity` of these rows only, int64 ``[n]``; None for all."""
+        return self.identity if self.identity is None or rows is None else self.identity.index_select(0, rows)
 
     def side(self, name: str, context: Tensor | None) -> Tensor:
         """A side input as it is: whole, or ``[l, ...]`` if it is per token.

@@ -24,10 +24,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from ..config.derived import recomputed_layers, stage_layers
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
 from . import fused
 from .core_attention import IntervalAttention
-from .recompute import GatedMLP, megatron_options
+from .recompute import FeedForward, megatron_options
 from .rope import attention_factor
 from .self_attention import RotaryAttention, add_to_scored
 
@@ -37,11 +37,16 @@ def has_transformer_engine(platform: str) -> bool:
     return platform == "cuda" and importlib.util.find_spec("transformer_engine") is not None
 
 
-def describe_kernels(platform: str) -> str:
-    """What computes norms, SwiGLU and rotary positions on a platform, and why, for the log."""
+def describe_kernels(platform: str, model: ModelConfig) -> str:
+    """What computes norms, activations and rotary positions on a platform, and why, for the log."""
     kernels, reason = fused.select(platform)
-    norms = "Transformer Engine for norms and linear layers, " if has_transformer_engine(platform) else ""
-    return f"{norms}{kernels} for {'' if norms else 'norms, '}SwiGLU and rotary positions ({reason})"
+    engine = has_transformer_engine(platform)
+    first = "Transformer Engine for norms and linear layers, " if engine else ""
+    ours = [] if engine or model.norm != "rms" else ["norms"]
+    ours += ["SwiGLU"] if model.activation == "swiglu" else []
+    theirs = ([] if engine or model.norm == "rms" else ["LayerNorm"]) + ([] if model.gated else ["GELU"])
+    own = f"{', '.join(ours)}{' and ' if ours else ''}rotary positions ({reason})"
+    return f"{first}{kernels} for {own}" + (f", torch for {' and '.join(theirs)}" if theirs else "")
 
 
 class RMSNorm(nn.Module):
@@ -62,6 +67,29 @@ class RMSNorm(nn.Module):
         return fused.rms_norm(x, self.weight, self.eps, self.kernels)
 
 
+class LayerNorm(nn.Module):
+    """LayerNorm with float32 statistics; its weight and its bias carry the mark as RMSNorm's weight does."""
+
+    def __init__(self, config: VideoGPTConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> None:
+        super().__init__()
+        self.eps = eps
+        like = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(hidden_size, **like)),
+            nn.Parameter(torch.zeros(hidden_size, **like)),
+        )
+        for parameter in (self.weight, self.bias):
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., D]`` -> same shape and dtype."""
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+"""`model.norm` -> the class without Transformer Engine."""
+
+
 @dataclass
 class VideoGPTConfig(TransformerConfig):
     """megatron-core's configuration and what our own modules read from it."""
@@ -71,7 +99,7 @@ class VideoGPTConfig(TransformerConfig):
     interval_deterministic: bool = False
     """Whether it adds up gradients in a fixed order."""
     kernels: str = "torch"
-    """What computes norms (without Transformer Engine), SwiGLU and rotary positions: `fused.select`."""
+    """What computes RMSNorm (without Transformer Engine), SwiGLU and rotary positions: `fused.select`."""
     column_linear: Any = None
     row_linear: Any = None
     """Classes of the layers' linear maps."""
@@ -79,8 +107,12 @@ class VideoGPTConfig(TransformerConfig):
     """Class of their norms: never fused into the linear maps, so that parameter names are the same with and without
     Transformer Engine.
     """
+    activation: str = "swiglu"
+    """Of their feed-forwards: `model.activation`."""
+    dropout: float = 0.0
+    """`model.dropout`: ours, which megatron-core's `hidden_dropout` knows nothing of."""
     recompute_activation: bool = False
-    """Whether feed-forwards drop their SwiGLU product."""
+    """Whether feed-forwards drop the product of their activation."""
     recompute_mlp: int = 0
     """Leading layers of this chunk whose feed-forward keeps its input only."""
     first_layer: int = 0
@@ -113,7 +145,11 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         kernels=fused.select(platform)[0],
         column_linear=provider.column_parallel_linear(),
         row_linear=provider.row_parallel_linear(),
-        norm=provider.layer_norm(rms_norm=True) if has_transformer_engine(platform) else RMSNorm,
+        norm=provider.layer_norm(rms_norm=model.norm == "rms")
+        if has_transformer_engine(platform)
+        else NORMS[model.norm],
+        activation=model.activation,
+        dropout=model.dropout,
         recompute_activation=parallel.recompute in ("selective", "mlp"),
         recompute_mlp=recomputed if parallel.recompute == "mlp" else 0,
         first_layer=sum(layers[:stage]),
@@ -124,11 +160,12 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         num_query_groups=model.kv_heads,
         kv_channels=model.head_dim,
         softmax_scale=attention_factor(model) ** 2 / model.head_dim**0.5,
-        normalization="RMSNorm",
+        normalization={"rms": "RMSNorm", "layer": "LayerNorm"}[model.norm],
         layernorm_epsilon=model.norm_epsilon,
-        add_bias_linear=False,
-        gated_linear_unit=True,
-        activation_func=F.silu,
+        add_bias_linear=model.biases,
+        gated_linear_unit=model.gated,
+        activation_func=F.silu if model.gated else F.gelu,
+        # Drawn from megatron-core's generators, whose masks differ between layouts.
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # megatron-core's fusions compile for every row length; ours (`kernels`) do not.
@@ -180,7 +217,7 @@ def attention_spec(config: VideoGPTConfig, mask: int, last: bool) -> ModuleSpec:
 
 
 def decoder_layer(config: VideoGPTConfig, mask: int, last: bool) -> ModuleSpec:
-    """One pre-norm Phi-3 layer with interval attention; arguments as in `attention_spec`."""
+    """One pre-norm layer with interval attention; arguments as in `attention_spec`."""
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -188,7 +225,7 @@ def decoder_layer(config: VideoGPTConfig, mask: int, last: bool) -> ModuleSpec:
             self_attention=attention_spec(config, mask, last),
             self_attn_bda=add_to_scored if last else get_bias_dropout_add,
             pre_mlp_layernorm=config.norm,
-            mlp=GatedMLP,
+            mlp=FeedForward,
             mlp_bda=get_bias_dropout_add,
         ),
     )

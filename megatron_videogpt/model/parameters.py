@@ -15,11 +15,19 @@ from functools import lru_cache
 from ..condition.width import text_width
 from ..config.schema import Config, ModelConfig
 
-PREFIX = "prefix."
-"""Start of the names of what makes a prefix of a condition (`model.prefix`)."""
-
 Shape = Callable[[ModelConfig, int], tuple[int, ...]]
 """`shape(model, channels)` of a released tensor; channels: latent channels of the codec."""
+Condition = Callable[[ModelConfig], bool]
+"""`when(model)`: whether a model of these options has a parameter."""
+PREFIX = "prefix."
+"""Start of the names of what makes a prefix of a condition (`model.prefix`)."""
+BEFORE = ("embedding.", "position_embedding.", PREFIX)
+"""Beginnings of our names of what stands before the layers, on the first pipeline stage."""
+
+
+def always(model: ModelConfig) -> bool:
+    """Of every model."""
+    return True
 
 
 def width(model: ModelConfig, channels: int) -> tuple[int, ...]:
@@ -31,7 +39,7 @@ def width(model: ModelConfig, channels: int) -> tuple[int, ...]:
 class Rule:
     """hf: released key; name: our key; shape: of the released tensor; form: plain, patch, hint, qkv or gate_up; split:
     TP dimension (None: replicated); init: see `tensors.initial`; decay, rate: multiply `optimizer.weight_decay` (None:
-    as `optimizer.decay` has it) and `optimizer.lr`.
+    as `optimizer.decay` has it) and `optimizer.lr`; when: whether a model has it.
 
     ``{l}`` stands for the layer, counted over the whole model.
     """
@@ -44,6 +52,7 @@ class Rule:
     init: str = "normal"
     decay: float | None = None
     rate: float = 1.0
+    when: Condition = always
 
 
 def linear_rules(
@@ -64,24 +73,81 @@ def _qkv(model: ModelConfig, channels: int) -> tuple[int, ...]:
     return (_query(model) + 2 * model.kv_heads * model.head_dim, model.hidden_size)
 
 
+def _qkv_bias(model: ModelConfig, channels: int) -> tuple[int, ...]:
+    return _qkv(model, channels)[:1]
+
+
+def _layer_norm(model: ModelConfig) -> bool:
+    return model.norm == "layer"
+
+
+def _biased(model: ModelConfig) -> bool:
+    return model.biases
+
+
+def _norm(hf: str, name: str) -> tuple[Rule, Rule]:
+    """Of a norm; only LayerNorm has a bias."""
+    return (
+        Rule(f"{hf}.weight", f"{name}.weight", init="ones"),
+        Rule(f"{hf}.bias", f"{name}.bias", init="zeros", when=_layer_norm),
+    )
+
+
 _LAYER, _OURS = "llm.layers.{l}", "decoder.layers.{l}"
 
-DECODER: tuple[Rule, ...] = (
-    Rule(f"{_LAYER}.input_layernorm.weight", f"{_OURS}.input_layernorm.weight", init="ones"),
+_ATTENTION: tuple[Rule, ...] = (
     Rule(f"{_LAYER}.self_attn.qkv_proj.weight", f"{_OURS}.self_attention.linear_qkv.weight", _qkv, "qkv", split=0),
+    Rule(
+        f"{_LAYER}.self_attn.qkv_proj.bias",
+        f"{_OURS}.self_attention.linear_qkv.bias",
+        _qkv_bias,
+        "qkv",
+        split=0,
+        init="zeros",
+        when=_biased,
+    ),
     Rule(
         f"{_LAYER}.self_attn.o_proj.weight",
         f"{_OURS}.self_attention.linear_proj.weight",
         lambda model, channels: (model.hidden_size, _query(model)),
         split=1,
     ),
-    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_OURS}.pre_mlp_layernorm.weight", init="ones"),
+    Rule(f"{_LAYER}.self_attn.o_proj.bias", f"{_OURS}.self_attention.linear_proj.bias", init="zeros", when=_biased),
+)
+"""Self-attention's two matrices.  A bias that is added behind a sum over tensor parallel ranks is whole on each."""
+
+_FEED_FORWARD: tuple[Rule, ...] = (
     Rule(
         f"{_LAYER}.mlp.gate_up_proj.weight",
         f"{_OURS}.mlp.linear_fc1.weight",
         lambda model, channels: (2 * model.ffn_hidden_size, model.hidden_size),
         "gate_up",
         split=0,
+        when=lambda model: model.gated,
+    ),
+    Rule(
+        f"{_LAYER}.mlp.gate_up_proj.bias",
+        f"{_OURS}.mlp.linear_fc1.bias",
+        lambda model, channels: (2 * model.ffn_hidden_size,),
+        "gate_up",
+        split=0,
+        init="zeros",
+        when=lambda model: model.gated and model.biases,
+    ),
+    Rule(
+        f"{_LAYER}.mlp.up_proj.weight",
+        f"{_OURS}.mlp.linear_fc1.weight",
+        lambda model, channels: (model.ffn_hidden_size, model.hidden_size),
+        split=0,
+        when=lambda model: not model.gated,
+    ),
+    Rule(
+        f"{_LAYER}.mlp.up_proj.bias",
+        f"{_OURS}.mlp.linear_fc1.bias",
+        lambda model, channels: (model.ffn_hidden_size,),
+        split=0,
+        init="zeros",
+        when=lambda model: not model.gated and model.biases,
     ),
     Rule(
         f"{_LAYER}.mlp.down_proj.weight",
@@ -89,9 +155,25 @@ DECODER: tuple[Rule, ...] = (
         lambda model, channels: (model.hidden_size, model.ffn_hidden_size),
         split=1,
     ),
-    Rule("llm.norm.weight", "decoder.final_layernorm.weight", init="ones"),
+    Rule(f"{_LAYER}.mlp.down_proj.bias", f"{_OURS}.mlp.linear_fc2.bias", init="zeros", when=_biased),
 )
-"""The decoder's layers and its final norm (reference README section 7)."""
+
+DECODER: tuple[Rule, ...] = (
+    Rule(
+        "llm.embed_positions.weight",
+        "position_embedding.weight",
+        lambda model, channels: (model.max_position_embeddings, model.hidden_size),
+        init="zeros",
+        decay=0.0,
+        when=lambda model: model.positions == "learned",
+    ),
+    *_norm(f"{_LAYER}.input_layernorm", f"{_OURS}.input_layernorm"),
+    *_ATTENTION,
+    *_norm(f"{_LAYER}.post_attention_layernorm", f"{_OURS}.pre_mlp_layernorm"),
+    *_FEED_FORWARD,
+    *_norm("llm.norm", "decoder.final_layernorm"),
+)
+"""The table of learned positions, the decoder's layers and its final norm (reference README section 7)."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +195,13 @@ class Table:
 
     rules: tuple[Rule, ...]
 
+    def of(self, model: ModelConfig) -> tuple[Rule, ...]:
+        """The rules that a model of these options goes by."""
+        return tuple(rule for rule in self.rules if rule.when(model))
+
     def entries(self, model: ModelConfig) -> Iterator[Parameter]:
         """All parameters of a network of these sizes, in the table's order."""
-        for rule in self.rules:
+        for rule in self.of(model):
             for layer in range(model.num_layers) if "{l}" in rule.name else (0,):
                 yield Parameter(rule.hf.replace("{l}", str(layer)), rule.name.replace("{l}", str(layer)), rule)
 

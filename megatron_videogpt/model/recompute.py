@@ -11,7 +11,9 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor
 
 from ..platforms import compat
-from .fused import swiglu
+from .dropout import dropout, sites, with_bias
+from .fused import activation
+from .inputs import LayerInputs
 
 
 def megatron_options(policy: str, count: int) -> dict[str, Any]:
@@ -26,38 +28,55 @@ def megatron_options(policy: str, count: int) -> dict[str, Any]:
     return {}
 
 
-class GatedMLP(MLP):
-    """megatron-core's SwiGLU feed-forward with recomputation.
+class FeedForward(MLP):
+    """megatron-core's feed-forward with its biases, recomputation and dropout.
 
-    The configuration's `recompute_activation` drops the product that enters the second linear layer; in the first
-    `recompute_mlp` layers of a chunk only the input is kept.
+    The configuration's `activation` names what stands between its two linear layers; `recompute_activation` drops the
+    product that enters the second one; in the first `recompute_mlp` layers of a chunk only the input is kept.
+
+    identity: of the tokens that come next, None where nothing is dropped.  megatron-core passes a feed-forward nothing
+    but hidden states, so that `hand_identity` leaves it here as the layer's pass begins.
     """
 
     def __init__(self, config: Any, **unused: Any) -> None:
         submodules = MLPSubmodules(linear_fc1=config.column_linear, linear_fc2=config.row_linear)
         super().__init__(config=config, submodules=submodules, ffn_hidden_size=config.ffn_hidden_size)
-        self.whole = False
+        self.whole, self.site = False, 0
+        self.identity: Tensor | None = None
 
     def set_layer_number(self, number: int) -> None:
         """megatron-core tells each layer its number in the whole model, from 1."""
         self.whole = number - self.config.first_layer <= self.config.recompute_mlp
+        _, self.site = sites(number)
 
     def forward(self, hidden: Tensor, per_token_scale: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
-        """``[l, 1, D]`` -> the same shape, and no bias."""
+        """``[l, 1, D]`` -> the same shape, and no bias: it is in there."""
         assert per_token_scale is None
+        identity, self.identity = self.identity, None
+        return dropout(self._forward(hidden), identity, self.site, self.config.dropout), None
+
+    def _forward(self, hidden: Tensor) -> Tensor:
         if self.whole and torch.is_grad_enabled():
-            return tensor_parallel.checkpoint(self._plain, False, hidden), None
+            return tensor_parallel.checkpoint(self._plain, False, hidden)
         if not self.config.recompute_activation or not torch.is_grad_enabled():
-            return self._plain(hidden), None
-        inner, _ = self.linear_fc1(hidden)
+            return self._plain(hidden)
         product = CheckpointWithoutOutput()
-        out, _ = self.linear_fc2(product.checkpoint(self._activation, inner))
+        out, bias = self.linear_fc2(product.checkpoint(self._activation, with_bias(self.linear_fc1(hidden))))
         product.discard_output_and_register_recompute(out)
-        return out, None
+        return with_bias((out, bias))
 
     def _activation(self, inner: Tensor) -> Tensor:
-        return swiglu(inner, self.config.kernels)
+        return activation(inner, self.config.activation, self.config.kernels)
 
     def _plain(self, hidden: Tensor) -> Tensor:
-        inner, _ = self.linear_fc1(hidden)
-        return self.linear_fc2(self._activation(inner))[0]
+        return with_bias(self.linear_fc2(self._activation(with_bias(self.linear_fc1(hidden)))))
+
+
+def hand_identity(layer: Any, positional: tuple[Any, ...], named: dict[str, Any], scored_only: bool) -> None:
+    """A hook before a layer's pass, recomputation included: its feed-forward finds out which tokens it will get.
+
+    scored_only: whether this is the layer that goes on with scored rows behind its attention.
+    """
+    inputs: LayerInputs = named["packed_seq_params"]
+    chosen = inputs.scored if scored_only else None
+    layer.mlp.identity = inputs.identity_of(None if chosen is None else chosen.rows)

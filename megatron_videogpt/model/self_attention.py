@@ -10,6 +10,7 @@ from typing import Any
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
+from .dropout import dropout, sites, with_bias
 from .fused import split_rotary
 from .inputs import LayerInputs
 
@@ -41,7 +42,8 @@ class RotaryAttention(SelfAttention):
         packed_seq_params: LayerInputs,
         **unused: Any,
     ) -> Output:
-        """hidden ``[l, 1, D]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no bias).
+        """hidden ``[l, 1, D]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no bias: it is in there, and dropout
+        is done).
 
         The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`),
         where the pass says which.
@@ -58,7 +60,9 @@ class RotaryAttention(SelfAttention):
         del joint, cut
         mask = mask if chosen is None else mask.of_rows(chosen.intervals)
         out = self.core_attention(*(x.unsqueeze(1) for x in (query, key, value)), mask, cached=inputs.cached)
-        return self.linear_proj(out)[0], rows
+        site, _ = sites(self.layer_number)
+        out = with_bias(self.linear_proj(out))
+        return dropout(out, inputs.identity_of(rows), site, self.config.dropout), rows
 
 
 def add_to_scored(training: bool, fused: bool) -> Callable[[Output, Tensor, float], Tensor]:

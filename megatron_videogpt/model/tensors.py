@@ -18,7 +18,8 @@ def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
     """Released tensor -> our full (unsharded) tensor.
 
     patch: ``[D, C, p, p]`` -> ``[D, p*p*C]``, channel fastest, as the head orders its output.
-    qkv: all queries, keys, values -> per key/value group its queries, key, value (megatron-core's order).
+    qkv, weight or bias: all queries, keys, values -> per key/value group its queries, key, value (megatron-core's
+    order).
     """
     form, width = parameter.rule.form, model.hidden_size
     if form == "patch":
@@ -26,8 +27,8 @@ def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
     if form == "qkv":
         groups, dim = model.kv_heads, model.head_dim
         query, key, value = tensor.split([model.num_attention_heads * dim, groups * dim, groups * dim])
-        parts = [part.reshape(groups, -1, dim, width) for part in (query, key, value)]
-        return torch.cat(parts, dim=1).reshape(-1, width)
+        parts = [part.reshape(groups, -1, dim, *tensor.shape[1:]) for part in (query, key, value)]
+        return torch.cat(parts, dim=1).reshape(tensor.shape)
     return tensor
 
 
@@ -40,8 +41,8 @@ def to_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
     if form == "qkv":
         groups, dim = model.kv_heads, model.head_dim
         heads = model.num_attention_heads // groups
-        parts = tensor.reshape(groups, heads + 2, dim, width).split([heads, 1, 1], dim=1)
-        return torch.cat([part.reshape(-1, width) for part in parts])
+        parts = tensor.reshape(groups, heads + 2, dim, *tensor.shape[1:]).split([heads, 1, 1], dim=1)
+        return torch.cat([part.reshape(-1, *tensor.shape[1:]) for part in parts])
     return tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,13 @@ from ..errors import UserError
 from ..platforms import Platform
 from ..sequence.row import Row
 from .cache import CachedRow
+from .dropout import EMBEDDING, dropout
 from .init import mark_shards, named
 from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows
 from .layers import LayerKind, decoder_spec, transformer_config
 from .parameters import Table, prefixed
 from .prefix import build_prefix, place_prefix
+from .recompute import FeedForward, hand_identity
 from .rope import angles, inverse_frequencies
 
 End = Callable[[ModelConfig, int, torch.dtype, torch.device], nn.Module]
@@ -101,6 +104,10 @@ class VideoGPT(MegatronModule):
         if pre_process:
             self.embedding = ends.embedding(config.model, channels, dtype, platform.device)
             self.prefix = build_prefix(config, dtype, platform.device)
+        self.position_embedding: nn.Embedding | None = None
+        if pre_process and config.model.positions == "learned":
+            rows, width = config.model.max_position_embeddings, config.model.hidden_size
+            self.position_embedding = nn.Embedding(rows, width, dtype=dtype, device=platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
             spec=decoder_spec(decoder_config, kinds, self.scored_only),
@@ -109,6 +116,10 @@ class VideoGPT(MegatronModule):
             pg_collection=self.pg_collection,
             vp_stage=self.vp_stage,
         )
+        for layer in self.decoder.layers if config.model.dropout else ():
+            if isinstance(layer.mlp, FeedForward):
+                last = self.scored_only and layer is self.decoder.layers[-1]
+                layer.register_forward_pre_hook(partial(hand_identity, scored_only=last), with_kwargs=True)
         if post_process:
             self.head = ends.head(config.model, channels, dtype, platform.device)
         self.sides = None if ends.sides is None else ends.sides(config.model, channels, dtype, platform.device)
@@ -151,6 +162,9 @@ class VideoGPT(MegatronModule):
             hidden = self.embedding(row)
             if self.prefix is not None:
                 hidden = place_prefix(self.prefix, hidden, row)
+            if self.position_embedding is not None:
+                hidden = hidden + self.position_embedding(row.positions).unsqueeze(1)
+            hidden = dropout(hidden, self._identity(row), EMBEDDING, self.sizes.dropout)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         inputs, context = self._inputs(row, cached)
@@ -181,4 +195,17 @@ class VideoGPT(MegatronModule):
         masks = tuple(ordered(mask, cached is not None) for mask in row.masks)
         group = self.pg_collection.tp
         part, parts = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
-        return LayerInputs(masks, chosen, cached, row.context, slots, part, parts), context
+        identity = self._identity(row)
+        identity = None if identity is None else identity.chunk(parts)[part]
+        return LayerInputs(masks, chosen, cached, row.context, slots, part, parts, identity), context
+
+    def _identity(self, row: Row) -> Tensor | None:
+        """What dropout goes by, for the whole shard; None where nothing is dropped."""
+        if not self.training or not self.sizes.dropout:
+            return None
+        if row.identity is None:
+            raise UserError(
+                f"model.dropout = {self.sizes.dropout:g}: this objective's rows do not say which token is which "
+                "(Row.identity), by which masks are drawn; use model.dropout=0"
+            )
+        return row.identity

@@ -20,7 +20,7 @@ from ..config.schema import Config
 from ..data.bad import REASONS
 from ..data.conditioning import open_conditioning
 from ..data.mixture import Mixture
-from ..data.packing import StepPlanner
+from ..data.packing import StepPlanner, check_positions
 from ..data.plans import Plans
 from ..data.sample_work import SampleWork
 from ..data.sources.open import Source, open_source
@@ -46,6 +46,7 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
     codec = expected_geometry(config.codec)
     source = open_source(config.data, codec, open_conditioning(config, "cpu"))
     ranks = dp_size(config, world_size)
+    check_positions(config, work_of(config, codec), source.train, source.validation)
     planner = StepPlanner(source.train, config.train.seed, config, work_of(config, codec), ranks)
     batch = config.train.global_batch_size
     columns = (TextColumn("planning steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -15,7 +15,15 @@ from ..codec.geometry import CodecGeometry, expected_geometry
 from ..codec.options import CodecConfig
 from ..config.derived import dp_size, frame_side, recomputed_layers, scores_rows_only, stage_layers, typical_frame
 from ..config.schema import Config
-from ..model.flops import attention_flops, layer_parameters, sharded_parameters, training_flops, unscored_flops
+from ..model.flops import (
+    attention_flops,
+    feed_forward_weights,
+    layer_parameters,
+    query_parameters,
+    sharded_parameters,
+    training_flops,
+    unscored_flops,
+)
 from ..objective.build import parameter_table, work_of
 from ..objective.work import ObjectiveWork, Work
 
@@ -109,7 +117,7 @@ def hardware_flops(
     total += repeated * sum(map(sum, again))
     if scores_rows_only(layout):
         # Queries of all rows are projected together with keys and values.
-        queries = 6 * model.hidden_size * model.num_attention_heads * model.head_dim * unscored[0]
+        queries = 6 * query_parameters(model) * unscored[0]
         total -= unscored_flops(model, *unscored) - queries
         total -= skipped if again[-1][-1] == ranks[-1][-1] else 0.0
     return total
@@ -120,9 +128,9 @@ def _repeated(config: Config, tokens: float, pairs: float, unscored: tuple[float
     that drops its unscored rows.
     """
     model = config.model
-    products = 2 * 3 * model.hidden_size * model.ffn_hidden_size
+    products = 2 * feed_forward_weights(model)
     if config.parallel.recompute != "full":
         return products * tokens, products * unscored[0]
     forward = 2 * layer_parameters(model) * tokens + attention_flops(model, pairs) / model.num_layers / 3
-    queries = 2 * model.hidden_size * model.num_attention_heads * model.head_dim * unscored[0]
+    queries = 2 * query_parameters(model) * unscored[0]
     return forward, unscored_flops(model, *unscored) / 3 - queries

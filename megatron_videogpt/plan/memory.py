@@ -60,8 +60,9 @@ class LayerBytes:
 
     stream: the hidden states that come in; tail: those after attention, fewer in the last layer (`scores_rows_only`);
     statistics: both norms' numbers per row; attention: queries, keys, values, output and log-sum-exp; inner: F channels
-    of the feed-forward; gathered: the hidden states that sequence parallelism gathers (0 without); backward:
-    attention's float32 sums and copies of gradients; weight: the gradient of the largest weight.
+    of the feed-forward; wide: how many times F its first matrix gives, 2 with a gate; gathered: the hidden states that
+    sequence parallelism gathers (0 without); backward: attention's float32 sums and copies of gradients; weight: the
+    gradient of the largest weight.  Dropout keeps nothing: its mask is drawn again.
     """
 
     stream: float
@@ -69,6 +70,7 @@ class LayerBytes:
     statistics: float
     attention: float
     inner: float
+    wide: int
     gathered: float
     backward: float
     weight: float
@@ -81,16 +83,21 @@ class LayerBytes:
             return self.stream
         # Of each norm the input, and without recomputation also the output and a number per row.
         norms = self.stream + self.tail + (self.stream + self.tail + self.statistics if policy == "none" else 0.0)
-        return norms + self.attention + {"none": 3, "selective": 2, "mlp": 0}[policy] * self.inner
+        return norms + self.attention + self._kept_inner(policy)
 
     def working(self, policy: str) -> float:
         """What the backward pass of one such layer adds at most, while the layers before it still keep theirs."""
-        # The feed-forward's gradients of the product and of gate and up, beside what is computed again; without
-        # recomputation they partly take the place of what was kept.
-        feed_forward = {"none": 2, "selective": 4, "mlp": 5, "full": 2}[policy] * self.inner
-        attention = self.backward - {"none": 3, "selective": 2, "mlp": 0, "full": 3}[policy] * self.inner
+        # The feed-forward's gradients of the product and of what its first matrix gave, beside what is computed again;
+        # without recomputation they partly take the place of what was kept.
+        wide = self.wide
+        feed_forward = {"none": wide, "selective": 2 + wide, "mlp": 1 + 2 * wide, "full": wide}[policy] * self.inner
+        attention = self.backward - self._kept_inner("none" if policy == "full" else policy)
         again = {"none": 0.0, "full": self.kept("none")}.get(policy, self.stream + self.statistics / 2)
         return again + max(feed_forward, attention) + 2 * self.stream + 2 * self.gathered + self.weight
+
+    def _kept_inner(self, policy: str) -> float:
+        """Of the feed-forward: what its activation and its second matrix got."""
+        return {"none": self.wide + 1, "selective": self.wide, "mlp": 0}[policy] * self.inner
 
 
 def bytes_per_value(config: Config) -> int:
@@ -113,17 +120,19 @@ def layer_bytes(config: Config, tokens: float, rows: float | None = None) -> Lay
     queries = (2 if layout.context == 1 else 3) * heads
     sums = 4 * model.num_attention_heads / layout.tensor
     exchange = 0.0 if layout.context == 1 else 2 * width * shard * (heads + 2 * groups)
-    inner = model.ffn_hidden_size / layout.tensor
+    inner, wide = model.ffn_hidden_size / layout.tensor, 2 if model.gated else 1
     stream = width * local * model.hidden_size
     return LayerBytes(
         stream=stream,
         tail=share * stream,
-        statistics=(1 + share) * 4 * local,
+        # LayerNorm keeps a mean beside the reciprocal deviation.
+        statistics=(1 + share) * (8 if model.norm == "layer" else 4) * local,
         attention=shard * (share * (width * queries + sums) + width * 2 * groups),
         inner=share * width * shard * inner,
+        wide=wide,
         gathered=width * shard * model.hidden_size if layout.sequence else 0.0,
         backward=(12 + width) * shard * heads + exchange,
-        weight=width * 2 * inner * model.hidden_size,
+        weight=width * wide * inner * model.hidden_size,
     )
 
 
@@ -216,7 +225,8 @@ def head_bytes(config: Config, layer: LayerBytes, work: Work[float]) -> tuple[fl
     normed = scored if scores_rows_only(config.parallel) else layer.stream
     # Input and statistics of the final norm; then of each scored token input and result of the layer norm, scale and
     # scaled result.
-    kept = normed * (1 + 4 / width / config.model.hidden_size) + 4 * scored
+    numbers = 8 if config.model.norm == "layer" else 4
+    kept = normed * (1 + numbers / width / config.model.hidden_size) + 4 * scored
     # The head's own backward, then that of the final norm in float32.
     return kept, max(4 * scored + normed, 16 * normed / width + 2 * normed - 4 * scored)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config.check import find_problems
 from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config
-from ..model.flops import attention_flops, layer_parameters
+from ..model.flops import attention_flops, feed_forward_weights, layer_parameters
 from ..objective.work import Work
 from .communication import Links, Traffic, traffic
 from .estimate import longest_row, mean_row, step_flops
@@ -90,7 +90,7 @@ def rank_seconds(config: Config, channels: int, work: Work[float], device: Devic
         4 * layer.kept("none") / device.memory,
         2 * (layer.kept("none") - layer.kept("selective")) / device.memory,
     )
-    feed_forward = 6 * model.hidden_size * model.ffn_hidden_size * work.tokens / rate
+    feed_forward = 2 * feed_forward_weights(model) * work.tokens / rate
     extra = {"mlp": feed_forward + again_moved, "full": (weights + pairs + moved) / 3}.get(layout.recompute, 0.0)
     # The patch projections are small; embedding and head mostly move hidden states.
     head = 8 * layer.stream * layout.tensor / device.memory

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..config.derived import stage_layers
 from ..config.schema import Config
 from ..errors import UserError
-from ..model.flops import attention_flops, layer_parameters
+from ..model.flops import attention_flops, feed_forward_weights, layer_parameters
 from ..objective.work import Work
 from .estimate import longest_row
 from .memory import RESERVE, rank_memory
@@ -25,7 +25,7 @@ def recomputed_flops(config: Config, channels: int, work: Work[float]) -> dict[s
     return {
         "none": 0.0,
         "selective": 0.0,
-        "mlp": 6 * model.hidden_size * model.ffn_hidden_size * work.tokens,
+        "mlp": 2 * feed_forward_weights(model) * work.tokens,
         "full": whole,
     }
 

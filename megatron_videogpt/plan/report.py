@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..codec.geometry import expected_geometry
 from ..config.check_data import missing_paths
-from ..config.derived import dp_size, frame_side, stage_layers, typical_frame
+from ..config.derived import dp_size, frame_side, require_positions, stage_layers, typical_frame
 from ..config.schema import Config
 from ..model.flops import attention_flops, component_parameters, training_flops
 from ..objective.build import parameter_table
@@ -51,6 +51,16 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def _check_positions(config: Config, frame: tuple[int, int] | None) -> None:
+    """UserError where the longest sequence has more positions than the model; how large videos are only their data
+    tells (`check --data`), unless `frame` does.
+    """
+    if frame or config.data.source == "physics":
+        sizes = frame or typical_frame(config)
+        needed = int(objective_work(config).positions(config.data.frames, sizes))
+        require_positions(config, needed, "the longest sequence")
+
+
 def print_report(
     config: Config,
     world_size: int,
@@ -66,6 +76,7 @@ def print_report(
     largest possible for the longest row).
     """
     console = console or Console()
+    _check_positions(config, frame)
     channels = expected_geometry(config.codec).channels
     named = memory_gb or config.parallel.memory_gb
     memory_bytes = (named or MEMORY_GB) * 1e9

@@ -96,7 +96,8 @@ class Row:
     token, or empty when sampling; weight: float32 ``[n]``, share of each in its unit, 0 in samples that could not be
     read; units: tensors with one entry for each unit that the loss is a mean of (a frame), whole on every rank;
     counted: float32 ``[units]``, 1 for those that this shard counts (those of readable samples on the first one, none
-    on the others); count: how many these are; context: side inputs of layers.
+    on the others); count: how many these are; context: side inputs of layers; identity: int64 ``[l]``, of each token
+    (`sequence.identity`), which dropout goes by; None of an objective that does without.
     """
 
     masks: tuple[Mask, ...]
@@ -109,6 +110,7 @@ class Row:
     count: int
     units: dict[str, Tensor] = field(default_factory=dict)
     context: dict[str, Context] = field(default_factory=dict)
+    identity: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -153,6 +155,7 @@ class Row:
         return replace(
             self,
             positions=self.positions[start : start + each],
+            identity=None if self.identity is None else self.identity[start : start + each],
             streams=streams,
             # Targets are absent when sampling.
             target=self.target[mine] if len(self.target) == len(mine) else self.target,

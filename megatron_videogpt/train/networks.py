@@ -50,7 +50,9 @@ def build_chunks(config: Config, channels: int, platform: Platform, part: Part |
     if part is None:
         part = parts_of(config)[0]
         if world.is_rank_zero():
-            print(f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name)}", flush=True)
+            print(
+                f"attention: {backend} ({reason})\nlayers: {describe_kernels(platform.name, config.model)}", flush=True
+            )
     chunks: list[Any] = [
         part.build(config, channels, platform, backend, chunk) for chunk in range(config.parallel.virtual_pipeline)
     ]

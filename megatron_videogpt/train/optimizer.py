@@ -104,7 +104,7 @@ def _overrides(config: Config, chunks: list[VideoGPT]) -> dict[Any, Any] | None:
     groups will do.
     """
     # A network that is none of ours may have no table.
-    rules = [rule for chunk in chunks for rule in getattr(chunk, "table", Table(())).rules]
+    rules = [rule for chunk in chunks for rule in getattr(chunk, "table", Table(())).of(config.model)]
     if all(rule.decay is None and rule.rate == 1.0 for rule in rules):
         return None
     members: dict[tuple[float, float], set[int]] = {}

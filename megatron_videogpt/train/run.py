@@ -32,7 +32,7 @@ from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
 from ..data.conditioning import open_conditioning
-from ..data.packing import StepPlanner
+from ..data.packing import StepPlanner, check_positions
 from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
 from ..model.parameters import PREFIX
@@ -139,6 +139,8 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     config = _with_recompute(config, codec.channels, platform, control)
     with fail_together(control, "opening the data"):
         source = open_source(config.data, codec, open_conditioning(config, platform.device)) if is_reader() else None
+        if source is not None:
+            check_positions(config, work_of(config, codec), source.train, source.validation)
     identity = "" if source is None else source.conditioning.identity
     text_encoder = from_rank_zero(lambda: identity, control, "telling the text encoder")
     phase("building the model")

@@ -5,6 +5,7 @@ training from a converted run.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,9 @@ def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: st
     noisy, clean, t = forward.random_input(model, channels)
     weights = {key: value.float() for key, value in load_file(place / "folder" / "model.safetensors").items()}
     weights["llm.embed_tokens.weight"] = weights["llm.embed_tokens.weight"][list(HINTS)]
-    assert (
-        forward.relative_error(ours, dense.forward(weights, MODELS[name], list(forward.CLIPS), noisy, clean, t)) < 2e-5
-    )
+    # Nobody predicts with dropout.
+    tiny = replace(MODELS[name], dropout=0.0)
+    assert forward.relative_error(ours, dense.forward(weights, tiny, list(forward.CLIPS), noisy, clean, t)) < 2e-5
 
 
 @pytest.fixture(scope="module")

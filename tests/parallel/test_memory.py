@@ -26,6 +26,14 @@ LAYOUTS: dict[int, list[dict[str, Any]]] = {
         {"context": 2, "recompute": "selective"},
     ],
 }
+OPTIONS: dict[str, Any] = {
+    "norm": "layer",
+    "activation": "gelu",
+    "biases": True,
+    "positions": "learned",
+    "dropout": 0.1,
+}
+"""Of the backbone; in one process, whatever the policy."""
 
 
 @pytest.mark.parametrize("processes", LAYOUTS)
@@ -37,6 +45,8 @@ def test_a_layer_keeps_what_autograd_saves(processes: int, tmp_path: Path) -> No
         # What differs by precision differs alike in every layout.
         if precision == "fp32" or processes == 1 or "recompute" in layout
     }
+    if processes == 1:
+        cases |= {f"like GPT-2 {name}": values | {"model": MODEL | OPTIONS} for name, values in cases.items()}
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps(cases))
     torchrun(processes, WORKER, str(asked), str(answered))

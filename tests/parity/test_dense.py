@@ -15,6 +15,17 @@ CASES = {
     "single clip": (dense.Tiny(), [[3]]),
     "long RoPE": (dense.Tiny(long_factor=tuple(1 + 0.3 * i for i in range(8)), longest=131072), [[2, 2], [1, 3, 1]]),
     "sixteen channels": (dense.Tiny(channels=16, width=96, heads=2, groups=1, ffn=80), [[1, 1, 2]]),
+    "LayerNorm": (dense.Tiny(norm="layer"), [[1, 2], [2]]),
+    "GELU": (dense.Tiny(activation="gelu"), [[1, 2], [2]]),
+    "GELU by tanh": (dense.Tiny(activation="gelu_tanh"), [[1, 2], [2]]),
+    "biases": (dense.Tiny(biases=True, groups=2), [[1, 2], [2]]),
+    "learned positions": (dense.Tiny(positions="learned", longest=24), [[1, 2], [2]]),
+    "no positions": (dense.Tiny(positions="none"), [[1, 2], [2]]),
+    "dropout": (dense.Tiny(dropout=0.3), [[1, 2], [2]]),
+    "like GPT-2": (
+        dense.Tiny(norm="layer", activation="gelu", biases=True, positions="learned", longest=24, dropout=0.1),
+        [[1, 2], [2]],
+    ),
 }
 
 
@@ -40,6 +51,11 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
         else {},
         max_position_embeddings=tiny.longest,
         original_max_position_embeddings=tiny.original,
+        norm=tiny.norm,
+        activation=tiny.activation,
+        biases=tiny.biases,
+        positions=tiny.positions,
+        dropout=tiny.dropout,
     )
     config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=ParallelConfig(recompute=recompute))
     built = build_network(config, tiny.channels, activate("cpu"), backend)
@@ -47,7 +63,7 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
     return built, config
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "mlp", "full"])
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_gradients(name: str, recompute: str) -> None:
     from megatron_videogpt.model.init import gather_released
@@ -67,10 +83,11 @@ def test_forward_and_gradients(name: str, recompute: str) -> None:
         clean = torch.randn(kept, tiny.channels, 4, 6, generator=draw)
         # Different timesteps inside a clip: each frame has its own token and modulation.
         t = torch.rand(frames, generator=draw)
-        prediction = dense.forward(weights, tiny, blocks, noisy, clean, t)
+        key = 2**62 + 1234567 * len(expected)
+        prediction = dense.forward(weights, tiny, blocks, noisy, clean, t, key)
         expected.append(prediction)
         losses += [(prediction - target).square().mean(dim=(1, 2, 3))]
-        sequences.append(Sequence(layout(training_shape(tuple(blocks), (2, 3))), noisy, clean, t, target))
+        sequences.append(Sequence(layout(training_shape(tuple(blocks), (2, 3))), noisy, clean, t, target, key=key))
     row = assemble(sequences, 2, tiny.table, 8)
     output = model(row)
     (total, per_frame), count = NextClipDiffusion(2, tiny.table).loss(output, row), row.count

@@ -121,16 +121,20 @@ def counted_flops(config: Config) -> tuple[int, int, int]:
     return counter.get_total_flops(), row.length, row.length - len(row.scored_rows)
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize(
     ("policy", "count", "layers"), [("selective", 0, 0), ("mlp", 0, 3), ("mlp", 1, 1), ("full", 0, 3), ("full", 2, 2)]
 )
-def test_recomputation_adds_the_flops_that_torch_counts(processes: None, policy: str, count: int, layers: int) -> None:
+def test_recomputation_adds_the_flops_that_torch_counts(
+    processes: None, policy: str, count: int, layers: int, activation: str
+) -> None:
     model = {
         "num_layers": 3,
         "hidden_size": 64,
         "ffn_hidden_size": 112,
         "num_attention_heads": 4,
         "num_query_groups": 2,
+        "activation": activation,
     }
     recompute = {"recompute": policy, "recompute_layers": count}
     plain, again = (

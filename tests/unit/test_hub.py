@@ -29,7 +29,16 @@ from megatron_videogpt.hub.next_clip.denoiser_videogpt import denoiser_of  # noq
 from megatron_videogpt.hub.next_clip.modeling_videogpt import VideoGPTModel  # noqa: E402
 
 LONG = dense.Tiny(long_factor=tuple(1 + 0.3 * i for i in range(8)), longest=131072)
-MODELS = {"multi-head": dense.Tiny(), "grouped-query": dense.Tiny(groups=2), "long RoPE": LONG}
+MODELS = {
+    "multi-head": dense.Tiny(),
+    "grouped-query": dense.Tiny(groups=2),
+    "long RoPE": LONG,
+    "LayerNorm": dense.Tiny(norm="layer"),
+    "GELU by tanh": dense.Tiny(activation="gelu_tanh"),
+    "biases": dense.Tiny(biases=True, groups=2),
+    "no positions": dense.Tiny(positions="none"),
+    "like GPT-2": dense.Tiny(norm="layer", activation="gelu", biases=True, positions="learned", longest=160),
+}
 
 
 def model_of(tiny: dense.Tiny, weights: dict[str, torch.Tensor]) -> VideoGPTModel:

@@ -20,7 +20,9 @@ class VideoGPTConfig(PreTrainedConfig):
     position table, in patches; diffusion_token_id, img_start_token_id, img_end_token_id: rows of the text embedding
     table that hold the three hint tokens; longest_side: pixels that the pipeline resizes the longer side of a picture
     to; class_names: of the classes that the model was trained with, in the order of their numbers; text_feature_size:
-    width of the text features that it was trained with; both None for a model without a condition.
+    width of the text features that it was trained with; both None for a model without a condition.  norm: rms or layer;
+    activation: swiglu, gelu or gelu_tanh; biases: of all matrices of the layers; positions: rope, learned (a table of
+    max_position_embeddings rows) or none; dropout: of training, not applied here.
     """
 
     model_type = "videogpt"
@@ -46,6 +48,11 @@ class VideoGPTConfig(PreTrainedConfig):
     longest_side: int = 320
     class_names: list | None = None
     text_feature_size: int | None = None
+    norm: str = "rms"
+    activation: str = "swiglu"
+    biases: bool = False
+    positions: str = "rope"
+    dropout: float = 0.0
 
     def __init__(self, **fields: Any) -> None:
         sizes = {name: fields.pop(name, getattr(VideoGPTConfig, name)) for name in SIZES}
@@ -82,6 +89,9 @@ class VideoGPTConfig(PreTrainedConfig):
     def check(self) -> None:
         """ValueError, one line, where no model can be built of these sizes."""
         _ = self.hint_ids
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"config.json: {name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         if (
             self.hidden_size % (2 * self.num_attention_heads)
             or self.hidden_size % 4
@@ -126,5 +136,10 @@ class VideoGPTConfig(PreTrainedConfig):
         return math.sqrt(1 + math.log(ratio) / math.log(self.original_max_position_embeddings))
 
 
+CHOICES = {
+    "norm": ("rms", "layer"),
+    "activation": ("swiglu", "gelu", "gelu_tanh"),
+    "positions": ("rope", "learned", "none"),
+}
 SIZES = tuple(name for name in VideoGPTConfig.__annotations__ if name != "model_type")
 VideoGPTConfig.register_for_auto_class()

@@ -1,11 +1,11 @@
-"""The layers of the exported model: a Phi-3 decoder whose attention pattern is the caller's, and what stands before and
-after it.
+"""The layers of the exported model: a decoder like Phi-3's, or as its configuration has it, whose attention pattern is
+the caller's, and what stands before and after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ except ImportError:  # the folder itself is on sys.path
 
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 
+Rotary = tuple[Tensor, Tensor] | None
+"""Cosines and sines of the positions; None where nothing is rotated."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`attend(layer, q, k, v)` -> attention output; all ``[B, heads, L, d]``, keys and values with fewer heads where they
 are grouped.
@@ -75,6 +77,13 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+def norm_of(config: VideoGPTConfig) -> nn.Module:
+    """The norm that a configuration names."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
+    return RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
 class Attention(nn.Module):
     """Attention whose pattern is the caller's; queries, keys and values come from one matrix."""
 
@@ -82,39 +91,49 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.dim = layer, config.hidden_size // config.num_attention_heads
         self.sizes = [config.num_attention_heads, config.kv_heads, config.kv_heads]
-        self.qkv_proj = nn.Linear(config.hidden_size, self.dim * sum(self.sizes), bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, self.dim * sum(self.sizes), bias=config.biases)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.biases)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.dim)).transpose(1, 2).split(self.sizes, dim=1)
         out = attend(self.layer, _rotate(q, rotary), _rotate(k, rotary), v)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU; the gate is the first half of the joint matrix."""
+    """SwiGLU, the gate is the first half of the joint matrix; or GELU between two matrices."""
 
     def __init__(self, config: VideoGPTConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gated, self.approximate = (
+            config.activation == "swiglu",
+            "tanh" if config.activation == "gelu_tanh" else "none",
+        )
+        if self.gated:
+            self.gate_up_proj = nn.Linear(width, 2 * inner, bias=config.biases)
+        else:
+            self.up_proj = nn.Linear(width, inner, bias=config.biases)
+        self.down_proj = nn.Linear(inner, width, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximate))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(up * F.silu(gate))
 
 
 class DecoderLayer(nn.Module):
-    """A Phi-3 decoder layer."""
+    """A pre-norm decoder layer."""
 
     def __init__(self, config: VideoGPTConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = norm_of(config)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = norm_of(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -127,10 +146,14 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = norm_of(config)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        rotary = rotary_tables(self.config, positions, x.dtype)
+        rotary = rotary_tables(self.config, positions, x.dtype) if self.config.positions == "rope" else None
+        if self.config.positions == "learned":
+            x = x + self.embed_positions(positions)
         for layer in self.layers:
             x = layer(x, rotary, attend)
         return self.norm(x)
@@ -166,6 +189,40 @@ def condition_tokens(model: Any, condition: Tensor) -> Tensor:
     return layer(condition.to(weight.device, weight.dtype if features else torch.int64))
 
 
+def patch_grid(config: VideoGPTConfig, latents: Tensor) -> tuple[int, int]:
+    """Patches down and across of latents ``[B, F, C, h, w]``; ValueError where they are not the model's."""
+    patch, side, shape = config.patch_size, config.pos_embed_max_size, tuple(latents.shape)
+    if (
+        len(shape) != 5
+        or shape[2] != config.in_channels
+        or shape[3] % patch
+        or shape[4] % patch
+        or not 0 < max(shape[3:]) <= patch * side
+    ):
+        raise ValueError(
+            f"latents {list(shape)}: expected [batch, frames, {config.in_channels}, h, w], h and w "
+            f"multiples of {patch} of at most {patch * side}"
+        )
+    return shape[3] // patch, shape[4] // patch
+
+
+def token_positions(config: VideoGPTConfig, frames: Sequence[int], grid: tuple[int, int], first: int) -> Tensor:
+    """``[L]`` of the tokens of frames with these numbers, behind `first` tokens of a condition; ValueError where the
+    model has not learned them all.
+    """
+    tokens, rows = grid[0] * grid[1] + 2, config.max_position_embeddings
+    if config.positions == "learned" and first + (max(frames, default=-1) + 1) * tokens > rows:
+        raise ValueError(f"{max(frames) + 1} frames of {tokens} tokens: the model has learned {rows} positions")
+    return (first + torch.tensor(list(frames))[:, None] * tokens + torch.arange(tokens)).flatten()
+
+
+def start_weight(tensor: Tensor, fill: Callable[[Tensor], object]) -> None:
+    """Fill a tensor unless a checkpoint does."""
+    # transformers (4 and 5) so marks what a checkpoint fills; only 5 has functions that look at the mark.
+    if not getattr(tensor, "_is_hf_initialized", False):
+        fill(tensor)
+
+
 def position_table(side: int, width: int) -> Tensor:
     """The fixed 2-D table ``[1, S*S, D]`` float32: of each entry (row, column) first the column's sines and cosines,
     then the row's.
@@ -193,6 +250,8 @@ def rotary_tables(config: VideoGPTConfig, positions: Tensor, dtype: torch.dtype)
     )
 
 
-def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    if rotary is None:
+        return x
     (cos, sin), (left, right) = rotary, x.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

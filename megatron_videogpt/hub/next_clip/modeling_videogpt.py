@@ -25,7 +25,10 @@ try:
         RMSNorm,
         TimestepEmbedder,
         condition_tokens,
+        patch_grid,
         position_table,
+        start_weight,
+        token_positions,
     )
     from .history_videogpt import VideoGPTCache, dense_mask, prefix_attention
 except ImportError:  # the folder itself is on sys.path
@@ -38,7 +41,10 @@ except ImportError:  # the folder itself is on sys.path
         RMSNorm,
         TimestepEmbedder,
         condition_tokens,
+        patch_grid,
         position_table,
+        start_weight,
+        token_positions,
     )  # type: ignore[no-redef]
 
 ENCODED_AT_ONCE = 4096  # most tokens of a history in one pass, where frames are smaller
@@ -78,10 +84,11 @@ class VideoGPTModel(PreTrainedModel):
         # What a run from scratch starts with.
         if module is self:
             table = position_table(self.config.pos_embed_max_size, self.config.hidden_size)
-            _start(self.pos_embed, lambda tensor: tensor.copy_(table))
+            start_weight(self.pos_embed, lambda tensor: tensor.copy_(table))
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1])
-            _start(
+            learned = getattr(self.llm, "embed_positions", None)
+            zero = module in (self.final_layer.linear, self.final_layer.adaLN_modulation[1], learned)
+            start_weight(
                 module.weight, lambda tensor: init.normal_(tensor, std=0.0 if zero else self.config.initializer_range)
             )
         elif isinstance(module, nn.Conv2d):
@@ -90,11 +97,11 @@ class VideoGPTModel(PreTrainedModel):
                 if module is self.input_x_embedder.proj
                 else 0.0
             )
-            _start(module.weight, lambda tensor: init.uniform_(tensor, -bound, bound))
-        elif isinstance(module, RMSNorm):
-            _start(module.weight, init.ones_)
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-            _start(module.bias, init.zeros_)
+            start_weight(module.weight, lambda tensor: init.uniform_(tensor, -bound, bound))
+        elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+            start_weight(module.weight, init.ones_)
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)) and module.bias is not None:
+            start_weight(module.bias, init.zeros_)
 
     def forward(
         self,
@@ -155,7 +162,7 @@ class VideoGPTModel(PreTrainedModel):
         condition: Tensor | None,
     ) -> Tensor:
         """Frames as (clip, clean, number) in the order of the sequence, all in one pass."""
-        grid = self._grid(noisy)
+        grid = patch_grid(self.config, noisy)
         if t.shape != noisy.shape[:2] or clean.shape[0] != noisy.shape[0] or clean.shape[2:] != noisy.shape[2:]:
             raise ValueError(
                 f"timesteps {list(t.shape)}, clean latents {list(clean.shape)}: expected {list(noisy.shape[:2])} "
@@ -171,7 +178,7 @@ class VideoGPTModel(PreTrainedModel):
         prefix = x[:, :0] if condition is None else condition_tokens(self, condition).to(x.dtype)
         first = prefix.shape[1]
         mask = dense_mask(blocks, grid[0] * grid[1], first).to(noisy.device)
-        positions = self._positions([block[2] for block in blocks], grid, first)
+        positions = token_positions(self.config, [block[2] for block in blocks], grid, first).to(self.pos_embed.device)
         positions = torch.cat([torch.arange(first, device=positions.device), positions])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -205,7 +212,7 @@ class VideoGPTModel(PreTrainedModel):
         """Append clean frames ``[B, F, C, h, w]`` to a cache; ValueError where their size is not that of the frames in
         it.
         """
-        grid = self._grid(frames)
+        grid = patch_grid(self.config, frames)
         cache.check(frames, grid)
         cache.grid, tokens = grid, grid[0] * grid[1] + 2
         for part in frames.split(max(1, ENCODED_AT_ONCE // tokens), dim=1):
@@ -218,7 +225,9 @@ class VideoGPTModel(PreTrainedModel):
 
             self.llm(
                 self._clean_tokens(part, grid).flatten(1, 2),
-                self._positions(range(cache.frames, cache.frames + count), grid, cache.prefix),
+                token_positions(self.config, range(cache.frames, cache.frames + count), grid, cache.prefix).to(
+                    self.pos_embed.device
+                ),
                 attend,
             )
             cache.frames += count
@@ -236,7 +245,7 @@ class VideoGPTModel(PreTrainedModel):
         Returns:
             ``[B, G, C, h, w]`` float32.
         """
-        grid, count, past = self._grid(noisy), noisy.shape[1], cache.frames if cache else 0
+        grid, count, past = patch_grid(self.config, noisy), noisy.shape[1], cache.frames if cache else 0
         first = cache.prefix if cache else 0
         if cache is not None:
             cache.check(noisy, grid)
@@ -251,30 +260,12 @@ class VideoGPTModel(PreTrainedModel):
             )
 
         x = self._noisy_tokens(noisy, t, grid).flatten(1, 2)[:, order]
-        hidden = self.llm(x, self._positions(range(past, past + count), grid, first)[order], attend)[:, 2 * count :]
+        hidden = self.llm(
+            x,
+            token_positions(self.config, range(past, past + count), grid, first).to(self.pos_embed.device)[order],
+            attend,
+        )[:, 2 * count :]
         return self._predict(hidden.unflatten(1, (count, -1)), t, grid)
-
-    def _grid(self, latents: Tensor) -> tuple[int, int]:
-        """Patches down and across."""
-        patch, side, shape = self.config.patch_size, self.config.pos_embed_max_size, tuple(latents.shape)
-        if (
-            len(shape) != 5
-            or shape[2] != self.config.in_channels
-            or shape[3] % patch
-            or shape[4] % patch
-            or not 0 < max(shape[3:]) <= patch * side
-        ):
-            raise ValueError(
-                f"latents {list(shape)}: expected [batch, frames, {self.config.in_channels}, h, w], h and w "
-                f"multiples of {patch} of at most {patch * side}"
-            )
-        return shape[3] // patch, shape[4] // patch
-
-    def _positions(self, frames: list[int] | range, grid: tuple[int, int], first: int) -> Tensor:
-        """``[L]`` of the tokens of frames with these numbers, behind `first` tokens of a condition."""
-        tokens = grid[0] * grid[1] + 2
-        places = first + torch.tensor(list(frames))[:, None] * tokens + torch.arange(tokens)
-        return places.flatten().to(self.pos_embed.device)
 
     def _patches(self, embedder: PatchEmbedder, latents: Tensor, grid: tuple[int, int]) -> Tensor:
         """``[B, F, P, D]`` with the centred crop of the position table added."""
@@ -307,12 +298,6 @@ class VideoGPTModel(PreTrainedModel):
             self.final_layer(hidden, self.t_embedder(t)).float().unflatten(2, grid).unflatten(-1, (patch, patch, -1))
         )
         return values.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-
-def _start(tensor: Tensor, fill: Callable[[Tensor], object]) -> None:
-    # transformers (4 and 5) so marks what a checkpoint fills; only 5 has functions that look at the mark.
-    if not getattr(tensor, "_is_hf_initialized", False):
-        fill(tensor)
 
 
 VideoGPTModel.register_for_auto_class("AutoModel")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...config.derived import require_positions
 from ...config.schema import Config
 from ...hub.common.sampling_videogpt import Denoiser, Recompute
 from ...model.cache import CachedRow, KeyValueCache, Region, portions, regions_of
@@ -55,7 +56,7 @@ def predict_function(chunks: list[Any], config: Config, device: torch.device) ->
             )
             for history, clip, condition in zip(histories, clips, conditions, strict=True)
         ]
-        row = assemble(sequences, patch, side, multiple, nothing)
+        row = _placed(assemble(sequences, patch, side, multiple, nothing), config)
         output = forward_row(chunks, row.to(device), row.streams["noisy"]["patch"].shape[1])
         return _clips_of(output.cpu(), clips, patch)
 
@@ -200,13 +201,20 @@ class CachedDenoiser:
     def _assemble(self, sequences: list[Sequence]) -> Row:
         model = self.config.model
         multiple = self.config.parallel.row_multiple
-        return assemble(sequences, model.patch_size, model.position_table_size, multiple, self.nothing)
+        row = assemble(sequences, model.patch_size, model.position_table_size, multiple, self.nothing)
+        return _placed(row, self.config)
 
     def _reserve(self, scratch: int) -> None:
         """Room for so many rows that are not kept, beside all the history."""
         self.scratch = max(self.scratch, scratch)
         kept = self.regions[-1].end
         self.cache.arrange(kept, self.scratch, [(0, 0, kept)])
+
+
+def _placed(row: Row, config: Config) -> Row:
+    """The row, on the host; UserError where the model has not learned all of its positions."""
+    require_positions(config, int(row.positions.max()) + 1, "the history and the clip")
+    return row
 
 
 def _masked(row: Row, intervals: Tensor) -> Row:

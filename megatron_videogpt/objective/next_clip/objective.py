@@ -81,6 +81,7 @@ class NextClipDiffusion:
             target=target,
             scored=sample.scored,
             prefix=self._prefix(sample),
+            key=key,
         )
 
     def prepare(self, samples: list[Sample], multiple: int) -> Row:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...model.patches import grid_of, patchify, table_places
+from ...sequence.identity import identities
 from ...sequence.layout import (
     CLEAN,
     CLEAN_PATCH,
@@ -27,8 +28,8 @@ from ...sequence.row import Mask, Row, Stream
 @dataclass(frozen=True)
 class Sequence:
     """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to
-    the model, a timestep per noisy frame, the targets (None when sampling), whether they count in the loss, and the
-    condition that its prefix is of (`data.plans.Sample`).
+    the model, a timestep per noisy frame, the targets (None when sampling), whether they count in the loss, the
+    condition that its prefix is of (`data.plans.Sample`), and the sample's key.
     """
 
     layout: Layout
@@ -38,6 +39,7 @@ class Sequence:
     target: Tensor | None = None
     scored: bool = True
     prefix: Tensor | None = None
+    key: int = 0
 
 
 def assemble(
@@ -92,4 +94,5 @@ def assemble(
         counted=counted,
         count=int(counted.sum()),
         units={"timestep": torch.cat([item.timestep for item in sequences])},
+        identity=identities([item.key for item in sequences], [len(item.layout) for item in sequences], len(row)),
     )

@@ -68,6 +68,10 @@ class NextClipWork:
         """See `ObjectiveWork`."""
         return self._longest(frames, self.patches(*sizes)).tokens
 
+    def positions(self, frames: Number, sizes: tuple[Number, Number]) -> Number:
+        """See `ObjectiveWork`: a frame's clean copy has the positions of its noisy one."""
+        return self.prefix + frames * (self.patches(*sizes) + 2)
+
     def expected(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
         patches, counts = self.patches(*frame), self._given_counts

@@ -16,7 +16,7 @@ from megatron_videogpt.attention import attend
 from megatron_videogpt.config.schema import ModelConfig
 from megatron_videogpt.model.inputs import LayerInputs
 from megatron_videogpt.model.layers import LayerKind, VideoGPTConfig, attention_spec
-from megatron_videogpt.model.recompute import GatedMLP
+from megatron_videogpt.model.recompute import FeedForward
 
 
 class CrossAttention(MegatronModule):
@@ -92,7 +92,7 @@ def _spec(config: VideoGPTConfig, mask: int, last: bool) -> ModuleSpec:
             self_attention=attention_spec(config, mask, last),
             pre_cross_attn_layernorm=config.norm,
             pre_mlp_layernorm=config.norm,
-            mlp=GatedMLP,
+            mlp=FeedForward,
         ),
     )
 

@@ -60,6 +60,10 @@ class FactorisedWork:
         """See `ObjectiveWork`."""
         return frames * self.cells(*sizes)
 
+    def positions(self, frames: Number, sizes: tuple[Number, Number]) -> Number:
+        """See `ObjectiveWork`."""
+        return frames * self.cells(*sizes)
+
     def expected(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
         given = sum(given_frames(k, self.frames, self.parts) for k in range(self.parts)) / self.parts

@@ -45,6 +45,10 @@ class IdsWork:
         """See `ObjectiveWork`."""
         return self._of(frames, *sizes).tokens
 
+    def positions(self, frames: Any, sizes: tuple[Any, Any]) -> Any:
+        """See `ObjectiveWork`."""
+        return self._of(frames, *sizes).tokens
+
     def expected(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
         return self._of(self.frames, *frame)
