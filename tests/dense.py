@@ -246,9 +246,11 @@ def forward(
     clean: Tensor,
     t: Tensor,
     key: int = 0,
+    prefix: Tensor | None = None,
 ) -> Tensor:
     """Noisy ``[N, C, h, w]``, clean ``[M, C, h, w]``, timesteps ``[N]`` -> predicted clean latents ``[N, C, h, w]``;
-    key: of the sample, which dropout goes by.
+    key: of the sample, which dropout goes by; prefix: tokens ``[p, D]`` before the video, which see each other and are
+    seen by all, at the first p positions.
     """
     height, width = noisy.shape[-2:]
     rows, columns = height // 2, width // 2
@@ -268,7 +270,14 @@ def forward(
             pieces += [hint[0:1], time[frame : frame + 1], embed(noisy[frame], "x_embedder.proj")]
         position += [frame * (patches + 2) + slot for slot in range(patches + 2)]
     x, place, allowed = torch.cat(pieces), torch.tensor(position), mask(blocks, patches)
-    x = decoder(w, tiny, x, place, allowed, dropped(tiny, blocks, patches, key))
+    before = 0 if prefix is None else len(prefix)
+    if prefix is not None:
+        assert not tiny.dropout
+        x, place = torch.cat([prefix, x]), torch.cat([torch.arange(before), before + place])
+        whole = torch.zeros(len(x), len(x), dtype=torch.bool)
+        whole[:, :before], whole[before:, before:] = True, allowed
+        allowed = whole
+    x = decoder(w, tiny, x, place, allowed, dropped(tiny, blocks, patches, key))[before:]
     modulation = F.linear(
         F.silu(network(w, "t_embedder", t)),
         w["final_layer.adaLN_modulation.1.weight"],

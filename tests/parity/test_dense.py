@@ -7,6 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from megatron_videogpt.condition.options import ConditionConfig
+from megatron_videogpt.data.plans import NONE
 from tests import dense
 
 CASES = {
@@ -32,7 +34,13 @@ CASES = {
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "none", backend: str = "reference"):  # type: ignore[no-untyped-def]
+def build(  # type: ignore[no-untyped-def]
+    tiny: dense.Tiny,
+    weights: dict[str, torch.Tensor],
+    recompute: str = "none",
+    backend: str = "reference",
+    condition: ConditionConfig = NONE,
+):
     """(our model with these weights, its configuration)."""
     from megatron_videogpt.config.schema import Config, ModelConfig, ParallelConfig, TrainConfig
     from megatron_videogpt.model.init import load_released
@@ -57,7 +65,8 @@ def build(tiny: dense.Tiny, weights: dict[str, torch.Tensor], recompute: str = "
         positions=tiny.positions,
         dropout=tiny.dropout,
     )
-    config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=ParallelConfig(recompute=recompute))
+    parallel = ParallelConfig(recompute=recompute)
+    config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=parallel, condition=condition)
     built = build_network(config, tiny.channels, activate("cpu"), backend)
     load_released(built, model, lambda entry: weights[entry.hf])
     return built, config

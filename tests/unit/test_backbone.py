@@ -130,9 +130,11 @@ def test_sampling_refuses_positions_that_were_not_learned() -> None:
             [model], replace(config, sample=replace(config.sample, cache=cache)), torch.device("cpu")
         )
         history, clip = torch.zeros(2, 4, 4, 6), torch.zeros(1, 4, 4, 6)
+        denoiser.begin([None])
         denoiser.remember([history], [0])
         denoiser.predict([clip], 0.5, False)
         with pytest.raises(UserError, match="= 24: must be at least 32, the positions of the history and the clip"):
+            denoiser.begin([None])
             denoiser.remember([torch.zeros(3, 4, 4, 6)], [0])
             denoiser.predict([clip], 0.5, False)
 

@@ -6,7 +6,6 @@ Layout, positions, masks and names of the state dict are those of the released V
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
