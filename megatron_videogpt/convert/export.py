@@ -44,7 +44,7 @@ class Export:
                 f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take "
                 "--weights trained"
             )
-        self.weights = Weights(self.path, self.config.model, average)
+        self.weights = Weights(self.path, self.config.model, average, self.config.condition)
         self.side = Side(run) if (run / NAME).is_dir() else None
         # Weights that were trained on are kept as exactly as they were trained; others go back to what they came as.
         self.untouched = bool(saved.state.get("weights_only"))
@@ -57,9 +57,8 @@ class Export:
 
     def entries(self) -> list[Entry]:
         """All tensors of the folder, each read when it is written."""
-        model = self.config.model
         found = [self._position_table()]
-        for entry in parameters(model):
+        for entry in parameters(self.config.model, self.config.condition):
             found.append(self._text_table(entry) if entry.hf == EMBED_TOKENS else self._parameter(entry))
         side = self.side
         if side is not None:

@@ -13,11 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..condition.options import ConditionConfig
+from ..condition.width import text_width
 from ..config.schema import Config, ModelConfig, ParallelConfig
 from ..errors import UserError
 from ..model.patches import unpatchify
+from ..model.prefix import no_prefix
 from ..objective.next_clip.rows import Sequence, assemble
 from ..sequence.layout import layout, training_shape
+from .conditions import condition_of
 from .folder import Folder
 from .released import model_of
 from .standalone import hub_config
@@ -38,6 +42,14 @@ def random_input(model: ModelConfig, channels: int, seed: int = 0) -> tuple[Tens
     return noisy, clean, torch.rand(len(CLIPS), generator=draws).repeat_interleave(torch.tensor(CLIPS))
 
 
+def random_condition(condition: ConditionConfig, seed: int = 0) -> Tensor | None:
+    """A class int64 ``[1]``, or features of a text of two tokens ``[2, E]``; None for a model without a condition."""
+    draws = torch.Generator().manual_seed(seed)
+    if condition.kind == "class":
+        return torch.randint(len(condition.classes), (1,), generator=draws)
+    return torch.randn(2, text_width(condition), generator=draws) if condition.kind == "text" else None
+
+
 @torch.no_grad()
 def of_run(path: Path, config: Config, channels: int, average: bool = False, tensor: int = 1) -> Tensor:
     """What a checkpoint predicts, float32 ``[N, C, h, w]``; tensor: tensor parallel size."""
@@ -51,8 +63,10 @@ def of_run(path: Path, config: Config, channels: int, average: bool = False, ten
     model = build_network(config, channels, platform, "reference")
     load_weights(path, [model], average)
     noisy, clean, t = random_input(config.model, channels)
-    sequence = Sequence(layout(training_shape(CLIPS, GRID)), noisy, clean, t)
-    inputs = assemble([sequence], config.model.patch_size, config.model.position_table_size, 1)
+    told = random_condition(config.condition)
+    shape = training_shape(CLIPS, GRID, 0 if told is None else len(told))
+    sequence = Sequence(layout(shape), noisy, clean, t, prefix=told)
+    inputs = assemble([sequence], config.model.patch_size, config.model.position_table_size, 1, no_prefix(config))
     return unpatchify(model.eval()(inputs), len(noisy), GRID, config.model.patch_size)
 
 
@@ -65,12 +79,15 @@ def of_folder(folder: Path, hint_ids: tuple[int, int, int]) -> Tensor:
     opened = Folder(folder)
     config, channels = model_of(opened)
     vocabulary = opened.shape("llm.embed_tokens.weight")[0]
-    settings = VideoGPTConfig(**hub_config(config, channels, hint_ids, vocabulary, opened.config))
+    condition = condition_of(opened.config, f"{folder}/config.json")
+    settings = VideoGPTConfig(**hub_config(config, channels, hint_ids, vocabulary, opened.config, condition=condition))
     with torch.device("meta"):
         model = VideoGPTModel(settings)
     model.load_state_dict({key: opened.tensor(key).float() for key in model.state_dict()}, assign=True)
     noisy, clean, t = random_input(config, channels)
-    return model.eval()(noisy[None], t[None], clean[None], list(CLIPS)).sample[0]
+    told = random_condition(condition)
+    told = None if told is None else told[None]
+    return model.eval()(noisy[None], t[None], clean[None], list(CLIPS), condition=told).sample[0]
 
 
 def relative_error(ours: Tensor, other: Tensor) -> float:

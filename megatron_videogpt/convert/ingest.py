@@ -17,14 +17,16 @@ from torch import Tensor
 from ..codec.diffusers_vae import ignored_before
 from ..codec.geometry import codec_geometry, diffusers_settings
 from ..codec.options import CodecConfig
+from ..condition.options import ConditionConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..model.parameters import Parameter
 from ..model.tensors import initial
+from .conditions import condition_of
 from .folder import Folder
 from .hints import TOKENIZER_FILES
 from .released import backbone, sizes_of
-from .table import EMBED_TOKENS, POSITION_TABLE, parameters
+from .table import EMBED_TOKENS, NONE, POSITION_TABLE, parameters
 from .tensor_files import Entry
 from .untrusted import read_object
 
@@ -58,8 +60,10 @@ def folder_key(key: str, stock: bool) -> str | None:
     return STOCK[1] + key.removeprefix(STOCK[0]) if key.startswith(STOCK[0]) else None
 
 
-def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: bool) -> list[str]:
-    """Hold a folder's tensors against a model; returns the released keys of those that have no parameter, the text
+def check_keys(
+    folder: Folder, model: ModelConfig, channels: int, allow_extra: bool, condition: ConditionConfig = NONE
+) -> list[str]:
+    """Hold a folder's tensors against a model with this condition; returns the released keys of those that have no parameter, the text
     table among them.
 
     ValueError that lists what is missing, what has another shape or type, and, unless `allow_extra`, what is there
@@ -67,7 +71,7 @@ def check_keys(folder: Folder, model: ModelConfig, channels: int, allow_extra: b
     """
     stock, held = is_stock(folder), set(folder.keys())
     problems, known = [], set()
-    for entry in parameters(model):
+    for entry in parameters(model, condition):
         key = folder_key(entry.hf, stock)
         if key is None:
             continue
@@ -105,7 +109,8 @@ class Source:
     """A folder as what fills a model.
 
     places: the folder's key of every tensor that is taken, by its released key; side: those without a parameter; stock:
-    a Phi-3 folder; dtype: what tensors are cast to, None keeps each one's own.
+    a Phi-3 folder; dtype: what tensors are cast to, None keeps each one's own; condition: what the model was trained
+    with.
     """
 
     folder: Folder
@@ -116,6 +121,12 @@ class Source:
     side: tuple[str, ...]
     stock: bool
     dtype: torch.dtype | None
+    condition: ConditionConfig = NONE
+
+    @property
+    def entries(self) -> tuple[Parameter, ...]:
+        """All parameters of the model."""
+        return tuple(parameters(self.model, self.condition))
 
     def stored(self, key: str) -> torch.dtype:
         """The dtype a released tensor keeps: the folder's, or the one asked for; what starts afresh has the
@@ -130,7 +141,7 @@ class Source:
     @property
     def checkpoint_dtype(self) -> torch.dtype:
         """What holds every parameter of the folder exactly."""
-        kinds = {self.stored(entry.hf) for entry in parameters(self.model) if entry.hf in self.places}
+        kinds = {self.stored(entry.hf) for entry in self.entries if entry.hf in self.places}
         return torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
 
     def tensor(self, entry: Parameter) -> Tensor:
@@ -155,14 +166,14 @@ class Source:
 
     def bytes(self) -> tuple[int, int]:
         """Of the parameters, and of the tensors that travel along."""
-        shapes = ((entry.hf, entry.shape(self.model, self.channels)) for entry in parameters(self.model))
+        shapes = ((entry.hf, entry.shape(self.model, self.channels)) for entry in self.entries)
         return sum(math.prod(shape) * self.stored(key).itemsize for key, shape in shapes), sum(
             entry.size for entry in self.side_entries()
         )
 
     def dtypes(self) -> dict[str, str]:
         """Names of all released tensors' dtypes, for `released.json`."""
-        keys = [*(entry.hf for entry in parameters(self.model)), *self.side]
+        keys = [*(entry.hf for entry in self.entries), *self.side]
         return {key: str(self.stored(key)).removeprefix("torch.") for key in keys}
 
 
@@ -184,15 +195,16 @@ def open_source(
                 f"{theirs}; give the right one with --vae"
             )
     _check_scaling(folder, codec)
-    side = check_keys(folder, model, channels, allow_extra)
+    condition = NONE if stock else condition_of(folder.config, f"{folder.path}/config.json")
+    side = check_keys(folder, model, channels, allow_extra, condition)
     table = folder_key(EMBED_TOKENS, stock)
     assert table is not None
     ids = find_hints(folder, hint_ids, stock, folder.shape(table)[0])
-    taken = {entry.hf: folder_key(entry.hf, stock) for entry in parameters(model)} | {
+    taken = {entry.hf: folder_key(entry.hf, stock) for entry in parameters(model, condition)} | {
         key: folder_key(key, stock) if key in UNUSED else key for key in side
     }
     places = {key: place for key, place in taken.items() if place is not None}
-    return Source(folder, model, channels, ids, places, tuple(side), stock, dtype)
+    return Source(folder, model, channels, ids, places, tuple(side), stock, dtype, condition)
 
 
 def _check_scaling(folder: Folder, codec: CodecConfig) -> None:

@@ -29,7 +29,6 @@ from .settings import folder_config
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
 from .standalone import vae_files
-from .table import parameters
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""
@@ -127,8 +126,8 @@ def license_of(folder: Path) -> str:
 
 
 def _check_written(source: Source, run: Path, progress: Progress) -> None:
-    weights, side = Weights(checkpoint_of(run), source.model), Side(run)
-    for entry in parameters(source.model):
+    weights, side = Weights(checkpoint_of(run), source.model, condition=source.condition), Side(run)
+    for entry in source.entries:
         given = source.tensor(entry)
         _compare(f"{entry.hf} in {weights.path}", weights.tensor(entry).to(given.dtype), given)
         progress(given.nbytes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..model.parameters import Parameter
+from .conditions import condition_of
 from .folder import Folder
 from .standalone import BACKBONE
 from .table import EMBED_TOKENS, POSITION_TABLE, parameters
@@ -228,7 +229,7 @@ def _check_shapes(folder: Folder, model: ModelConfig, channels: int) -> None:
             f"{folder.path}: tensors for {len(layers)} layers, and config.json has num_hidden_layers {model.num_layers}"
         )
     wrong = []
-    for entry in parameters(model):
+    for entry in parameters(model, condition_of(folder.config, f"{folder.path}/config.json")):
         expected = entry.shape(model, channels)
         if entry.hf in held and entry.hf != EMBED_TOKENS and folder.shape(entry.hf) != expected:
             wrong.append(f"{entry.hf} {list(folder.shape(entry.hf))}, expected {list(expected)}")

@@ -11,9 +11,11 @@ import torch
 
 from ..codec.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS
 from ..codec.options import CodecConfig
+from ..condition.width import text_width
 from ..config.load import config_from_dict
 from ..config.schema import Config, TrainConfig
 from ..errors import UserError
+from .conditions import condition_of
 from .folder import Folder
 from .ingest import STOCK_PATCH, STOCK_TABLE, is_stock
 from .released import backbone, sizes_of
@@ -75,8 +77,12 @@ def folder_config(folder: Path, codec: CodecConfig | None = None) -> Config:
         model, _ = sizes_of(opened)
     # Heads in one group each is what 0 stands for.
     groups = 0 if model.num_query_groups == model.num_attention_heads else model.num_query_groups
+    condition = condition_of(opened.config, f"{folder}/config.json", config.condition)
     return replace(
-        config, model=replace(model, num_query_groups=groups), codec=replace(found, batch_size=config.codec.batch_size)
+        config,
+        model=replace(model, num_query_groups=groups),
+        codec=replace(found, batch_size=config.codec.batch_size),
+        condition=condition,
     )
 
 
@@ -97,8 +103,12 @@ def without_paths(config: Config) -> Config:
     foreign one points to nothing on ours.
     """
     train = replace(config.train, output=TrainConfig().output, init_from="")
+    condition = config.condition
+    if condition.kind == "text":
+        condition = replace(condition, width=text_width(condition), encoder_path="")
     return replace(
         config,
+        condition=condition,
         data=replace(config.data, path="", mixture={}, cache=""),
         codec=replace(config.codec, path=""),
         train=train,

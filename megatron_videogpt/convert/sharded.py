@@ -17,12 +17,13 @@ from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from torch import Tensor
 
 from ..checkpoint.average import PREFIX
+from ..condition.options import ConditionConfig
 from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..model.parameters import BEFORE, Parameter
 from ..model.tensors import to_hf
-from .table import parameters
+from .table import NONE, parameters
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty
@@ -43,14 +44,16 @@ class Weights:
     Raises ValueError when one of the model's is missing or has another shape.
     """
 
-    def __init__(self, path: Path, model: ModelConfig, average: bool = False) -> None:
+    def __init__(
+        self, path: Path, model: ModelConfig, average: bool = False, condition: ConditionConfig = NONE
+    ) -> None:
         self.path, self.model, self.prefix = path, model, f"{PREFIX}." if average else ""
         self.held = dist_checkpointing.load_tensors_metadata(str(path))
         patch = self._described(
             next(entry for entry in parameters(model) if entry.name == "embedding.noisy_patch.weight")
         )
         self.channels = patch.global_shape[1] // model.patch_size**2
-        for entry in parameters(model):
+        for entry in parameters(model, condition):
             described = self._described(entry)
             count = described.global_shape[0] if _stacked(entry.name)[1] is not None else 0
             wanted = _full_shape(entry, model, self.channels)
@@ -96,7 +99,7 @@ def held_by(config: Config, stage: int) -> Iterator[Parameter]:
     """The parameters of one pipeline stage, as `model.videogpt` deals them out."""
     first = sum(stage_layers(config)[:stage])
     layers = range(first, first + stage_layers(config)[stage])
-    for entry in parameters(config.model):
+    for entry in parameters(config.model, config.condition):
         layer = _stacked(entry.name)[1]
         place = stage == 0 if entry.name.startswith(BEFORE) else stage == config.parallel.stages - 1
         if place if layer is None else layer in layers:

@@ -11,10 +11,13 @@ from typing import Any
 
 from ..codec import geometry
 from ..codec.options import CodecConfig
+from ..condition.options import ConditionConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..hub.common import tiny_codec as tiny_module
 from ..hub.common.vae_videogpt import VAE_WEIGHTS, weight_files
+from .conditions import condition_fields
+from .table import NONE
 
 BACKBONE = ("norm", "activation", "biases", "positions", "dropout")
 """Options of the model that `config.json` has under their own names."""
@@ -44,6 +47,7 @@ def hub_config(
     vocab_size: int,
     original: dict[str, Any] | None,
     longest_side: int | None = None,
+    condition: ConditionConfig = NONE,
 ) -> dict[str, Any]:
     """`config.json` of an exported folder.
 
@@ -53,6 +57,7 @@ def hub_config(
         original: fields of the folder that the weights once came from: all of them survive, and only what they lack is
             added.
         longest_side: pixels that the pipeline resizes the longer side of a picture to; None leaves its own default.
+        condition: what the model was trained with.
     """
     fields: dict[str, Any] = {
         "architectures": ["VideoGPTModel"],
@@ -94,7 +99,7 @@ def hub_config(
         for name in BACKBONE
         if getattr(model, name) != merged.get(name, getattr(plain, name))
     }
-    return merged
+    return merged | condition_fields(condition)
 
 
 def write_vae(folder: Path, codec: CodecConfig) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..condition.options import ConditionConfig
 from ..config.schema import ModelConfig
-from ..model.parameters import Parameter
+from ..model.parameters import Parameter, prefixed
 from ..objective.next_clip.parameters import EMBED_TOKENS, POSITION_TABLE, TABLE
 
-__all__ = ["EMBED_TOKENS", "POSITION_TABLE", "parameters"]
+__all__ = ["EMBED_TOKENS", "NONE", "POSITION_TABLE", "parameters"]
+
+NONE = ConditionConfig()
+"""Of models without a condition."""
 
 
-def parameters(model: ModelConfig) -> Iterator[Parameter]:
-    """Of a model of these sizes, in the order of the folders."""
-    return TABLE.entries(model)
+def parameters(model: ModelConfig, condition: ConditionConfig = NONE) -> Iterator[Parameter]:
+    """Of a model of these sizes, in the order of the folders; condition: what it was trained with."""
+    return prefixed(TABLE, condition).entries(model)

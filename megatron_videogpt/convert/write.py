@@ -60,7 +60,8 @@ def write_folder(
     _check_scaling(export, folder / "vae")
     side, config = export.side, export.config
     original, longest = (side.facts["config"] if side else None), (None if export.untouched else frame_side(config))
-    facts = hub_config(config.model, export.weights.channels, export.hint_ids, export.vocabulary, original, longest)
+    text_table = export.hint_ids, export.vocabulary
+    facts = hub_config(config.model, export.weights.channels, *text_table, original, longest, config.condition)
     if not (export.untouched and export.wanted is None):
         facts["torch_dtype"] = facts["dtype"] = str(
             export.wanted or export.weights.dtype(next(parameters(config.model)))

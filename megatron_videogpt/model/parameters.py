@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..condition.options import ConditionConfig
 from ..condition.width import text_width
-from ..config.schema import Config, ModelConfig
+from ..config.schema import ModelConfig
 
 Shape = Callable[[ModelConfig, int], tuple[int, ...]]
 """`shape(model, channels)` of a released tensor; channels: latent channels of the codec."""
@@ -220,9 +221,8 @@ def _with_prefix(table: Table, kind: str, count: int) -> Table:
     return Table((*table.rules, *rules))
 
 
-def prefixed(table: Table, config: Config) -> Table:
-    """The table of a network with what makes the prefix of the run's condition (`model.prefix`)."""
-    condition = config.condition
+def prefixed(table: Table, condition: ConditionConfig) -> Table:
+    """The table of a network with what makes the prefix of a condition (`model.prefix`)."""
     if condition.kind not in ("class", "text"):
         return table
     count = len(condition.classes) if condition.kind == "class" else text_width(condition)

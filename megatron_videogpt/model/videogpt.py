@@ -85,7 +85,7 @@ class VideoGPT(MegatronModule):
         stage = chunk * layout.pipeline + parallel_state.get_pipeline_model_parallel_rank()
         decoder_config = transformer_config(config, platform.name, backend, stage)
         super().__init__(config=decoder_config)
-        self.sizes, self.table, self.split_head = config.model, prefixed(ends.table, config), ends.split_head
+        self.sizes, self.table, self.split_head = config.model, prefixed(ends.table, config.condition), ends.split_head
         pre_process, post_process = stage == 0, stage == layout.stages - 1
         # megatron-core reads this name from every chunk of an interleaved pipeline.
         self.vp_stage = chunk if layout.virtual_pipeline > 1 else None

@@ -55,7 +55,7 @@ def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
 def parameter_table(config: Config) -> Table:
     """The parameters of the network that the objective trains."""
     table: Table = module_of(config, "parameters").TABLE
-    return prefixed(table, config)
+    return prefixed(table, config.condition)
 
 
 def build_network(config: Config, channels: int, platform: Platform, backend: str, chunk: int = 0) -> VideoGPT:
