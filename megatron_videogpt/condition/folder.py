@@ -178,8 +178,8 @@ def _weights(options: ConditionConfig, folder: Path) -> tuple[Path, ...]:
         return _parts(where, folder)
     if any(folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{where}: only pickled weights (pytorch_model.bin) in {folder}, which are never loaded; convert them once, "
-            f"where you trust them: transformers.{CLASSES[options.encoder]}.from_pretrained(OLD).save_pretrained(NEW)"
+            f"{where}: only pickled weights (pytorch_model.bin) in {folder}, which are never loaded; convert them "
+            f"once, where you trust them: transformers.{CLASSES[options.encoder]}.from_pretrained(OLD).save_pretrained(NEW)"
         )
     raise UserError(f"{where}: no {WEIGHTS} in {folder}, nor {WEIGHTS_INDEX} with its parts")
 

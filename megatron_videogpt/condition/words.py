@@ -59,9 +59,7 @@ def _vector(word: str) -> np.ndarray:
     numbers: list[float] = []
     for counter in range(WORDS_WIDTH // 2):
         bits = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=16, salt=counter.to_bytes(4, "little"))
-        first, second = (
-            ((int.from_bytes(bits.digest()[i : i + 8], "little") >> 11) + 0.5) / 2**53 for i in (0, 8)
-        )
+        first, second = (((int.from_bytes(bits.digest()[i : i + 8], "little") >> 11) + 0.5) / 2**53 for i in (0, 8))
         radius, angle = math.sqrt(-2 * math.log(first)), 2 * math.pi * second
         numbers += [radius * math.cos(angle), radius * math.sin(angle)]
     return np.array(numbers, np.float32)
