@@ -179,7 +179,7 @@ def _weights(options: ConditionConfig, folder: Path) -> tuple[Path, ...]:
     if any(folder.glob("pytorch_model*.bin")):
         raise UserError(
             f"{where}: only pickled weights (pytorch_model.bin) in {folder}, which are never loaded; convert them "
-            f"once, where you trust them: transformers.{CLASSES[options.encoder]}.from_pretrained(OLD).save_pretrained(NEW)"
+            f"once, where you trust them: {CLASSES[options.encoder]}.from_pretrained(OLD).save_pretrained(NEW)"
         )
     raise UserError(f"{where}: no {WEIGHTS} in {folder}, nor {WEIGHTS_INDEX} with its parts")
 
