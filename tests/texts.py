@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from megatron_videogpt.condition.options import ConditionConfig
 
 VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", *"a red blue green ball box falls bounces left right and the".split())
 CAPTIONS = (
@@ -16,6 +19,15 @@ CAPTIONS = (
     "green",
     "a red ball falls and unheard of words",
 )
+
+
+LONGEST = 12
+"""Tokens to which the second caption is cut."""
+
+
+def options_of(encoder: str, path: Path | str = "", **more: Any) -> ConditionConfig:
+    """Texts by an encoder."""
+    return ConditionConfig(kind="text", encoder=encoder, encoder_path=str(path), **{"max_tokens": LONGEST, **more})
 
 
 def text_clip(folder: Path, width: int = 32, positions: int = 16, seed: int = 0) -> Path:

@@ -107,9 +107,12 @@ def default_output(shards: Shards, path: str) -> Path:
 
 def claim(encoding: TextEncoding) -> None:
     """Note in the output folder what it is made of, or find the same there; UserError, one line, when it is something
-    else.
+    else.  For the holder of its lock.
     """
     output, begun = encoding.output, encoding.output / BEGUN
+    # Of a process that was killed; whoever calls this has the folder's lock.
+    for left in output.glob("*.partial"):
+        left.unlink(missing_ok=True)
     if begun.is_file():
         before = json.loads(begun.read_text(encoding="utf-8"))
         changed = [name for name, value in encoding.facts.items() if before.get(name) != value]
