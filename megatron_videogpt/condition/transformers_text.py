@@ -99,7 +99,8 @@ class TransformersText:
             tokenizer.no_padding()
             tokenizer.enable_truncation(self.max_tokens)
         except Exception as error:  # noqa: BLE001  (tokenizers raises bare Exceptions)
-            missing = "; pip install sentencepiece, or save a tokenizer.json" if isinstance(error, ImportError) else ""
+            sentences = self._folder.vocabulary[0].suffix == ".model"
+            missing = "; spiece.model needs pip install sentencepiece, tokenizer.json nothing" if sentences else ""
             raise UserError(
                 f"condition.encoder_path={options.encoder_path}: the tokenizer in {folder} cannot be read "
                 f"({_shortened(error)}){missing}"

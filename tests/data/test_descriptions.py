@@ -15,6 +15,7 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.condition.build import build_encoder
 from megatron_videogpt.condition.options import ConditionConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.conditioning import Conditioning
 from megatron_videogpt.data.described import BesideFile, DescribedJob, InShard
@@ -178,6 +179,13 @@ def test_what_is_damaged_is_named(sets: dict[str, Path], codec: Codec, tmp_path:
         BesideFile("", str(tmp_path / "v.mp4")).read()
     (tmp_path / "v.txt").write_bytes("\ufeff Été \n".encode())
     assert BesideFile("x/y", str(tmp_path / "v.mp4")).read() == {"label": "x/y", "caption": "Été"}
+
+
+def test_scenes_get_an_encoder_too(codec: Codec) -> None:
+    source = open_source(DataConfig(physics=PhysicsConfig(size=32)), codec, Conditioning(WORDS))
+    assert source.conditioning.encoder is not None and source.train.conditioning is source.conditioning  # type: ignore
+    with pytest.raises(UserError, match="physics scenes: no text features there"):
+        open_source(DataConfig(), codec, Conditioning(ConditionConfig(kind="text", width=8)))
 
 
 def test_labels_of_a_folder(sets: dict[str, Path], codec: Codec) -> None:

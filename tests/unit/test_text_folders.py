@@ -49,6 +49,11 @@ def _without_tensor(folder: Path) -> None:
     )
 
 
+def _spiece(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(b"damaged")
+
+
 MISTAKES = {
     "no config": ("clip", lambda folder: (folder / "config.json").unlink(), "no config.json in it"),
     "damaged config": ("clip", lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
@@ -59,6 +64,7 @@ MISTAKES = {
     "no width": ("t5", _other(d_model=None), "config.json gives d_model=None"),
     "no tokenizer": ("t5", lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer in"),
     "damaged tokenizer": ("t5", lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer in"),
+    "pieces": ("t5", _spiece, "spiece.model needs pip install sentencepiece"),
     "only pickles": ("clip", _bin_only, "never loaded; convert them"),
     "no weights": ("t5", lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors in"),
     "cut weights": ("t5", _cut, "model.safetensors is damaged"),
