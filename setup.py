@@ -11,7 +11,8 @@ HERE = Path(__file__).parent
 README = HERE / "README.md"
 SCENES = ["scenedetect-headless"]  # finds shot changes (prepare_videos --scenes)
 # Runs exported folders (AutoModel, the pipeline), and verifies them; exporting needs none of it.  Tried:
-# convert/card.py.
+# convert/card.py.  The text encoders clip and t5 (condition/) are transformers' as well; a tokenizer.json needs nothing
+# else, a folder that has only spiece.model needs sentencepiece too.
 HUB = ["transformers>=4.57,<6", "diffusers>=0.36"]
 DEMO = ["gradio>=6"]  # the local web page; it holds Pillow below 13
 

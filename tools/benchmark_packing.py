@@ -98,6 +98,10 @@ class SyntheticVideos:
         """Nothing is held out."""
         return np.full(len(entries), 2**63, np.uint64)
 
+    def text_tokens(self, entries: np.ndarray) -> None:
+        """There are no captions."""
+        return None
+
     def job(self, plan: Any, entry: int) -> Any:
         """There is nothing to read."""
         raise UserError(f"video {entry} of the synthetic index: has no frames; only plans can be made from it")

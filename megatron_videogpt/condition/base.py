@@ -12,14 +12,19 @@ from torch import Tensor
 class TextEncoder(Protocol):
     """A frozen encoder with its tokenizer.  It can be pickled, for reader processes.
 
-    name: of `options.ENCODERS`; width: of a feature; fingerprint: sha256, hexadecimal, of weights, tokenizer and
-    settings: of all that features follow from, `max_tokens` included.
+    name: of `options.ENCODERS`; width: of a feature.
     """
 
     name: str
     width: int
     max_tokens: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, hexadecimal, of weights, tokenizer and settings: of all that features follow from, `max_tokens`
+        included.
+        """
+        ...
 
     @property
     def device(self) -> torch.device:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from .base import TextEncoder
 from .options import ConditionConfig
+from .transformers_text import TransformersText
+from .words import Words
 
 
 def build_encoder(options: ConditionConfig) -> TextEncoder:
-    """Load the encoder of `condition.encoder`, on the CPU; UserError, one line, when its folder is not usable."""
-    raise NotImplementedError
+    """The encoder of `condition.encoder`, on the CPU; UserError, one line, when its folder is not usable.
+
+    The tokenizer is there, and weights were looked at; they are loaded by `to` and at the first use, so that whoever
+    only counts tokens needs no memory for them.
+    """
+    return Words(options) if options.encoder == "words" else TransformersText(options)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from ..config.problems import Report
 from ..config.sections import enter, find
+from ..errors import UserError
+from .folder import CLASSES, WORDS_WIDTH, folder_width, longest_text
 from .options import ConditionConfig
 
 KINDS = ("none", "class", "text")
@@ -26,6 +29,8 @@ def check_condition(report: Report) -> None:
             report.add("condition.frames", f"be [0, 0] {without}", "use [0, 0]")
     if condition.kind == "class":
         _check_classes(report)
+    if condition.kind == "text" and report.sound("condition.encoder", "condition.width", "condition.max_tokens"):
+        _check_encoder(report)
     _check_frames(report)
 
 
@@ -40,6 +45,37 @@ def _check_classes(report: Report) -> None:
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice or "" in classes:
         report.add("condition.classes", "be different names", f"{(twice or [''])[0]!r} is there twice, or empty")
+
+
+def _check_encoder(report: Report) -> None:
+    """Its folder, where that is there, and the width of features against it."""
+    condition = report.config.condition
+    if condition.encoder == "words":
+        _check_width(report, WORDS_WIDTH, "the encoder words")
+        return
+    if not condition.encoder_path and not condition.width:
+        report.add(
+            "condition.encoder_path",
+            f"name a local folder when condition.encoder is {condition.encoder}",
+            f"give that of a transformers {CLASSES[condition.encoder]} and its tokenizer; with text features computed "
+            "in advance (tools/encode_text.py) condition.width will do",
+        )
+    # One that is not there is told by `missing_paths`, and by whoever must know the width.
+    if not condition.encoder_path or not Path(condition.encoder_path).is_dir():
+        return
+    try:
+        width, most = folder_width(condition), longest_text(condition)
+    except UserError as error:
+        report.add("condition.encoder_path", "hold a readable text encoder", str(error))
+        return
+    _check_width(report, width, "this encoder")
+    if most and condition.max_tokens > most:
+        report.add("condition.max_tokens", f"not exceed the {most} tokens that this encoder takes", f"use {most}")
+
+
+def _check_width(report: Report, width: int, of: str) -> None:
+    if report.config.condition.width not in (0, width):
+        report.add("condition.width", f"be 0 or {width}, the width of {of}", f"use {width}")
 
 
 def _check_frames(report: Report) -> None:

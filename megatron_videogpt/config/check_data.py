@@ -35,6 +35,9 @@ def missing_paths(config: Config) -> list[str]:
                 'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"',
             )
         )
+    if _needs_encoder(config):
+        what = "a folder with a transformers text encoder and its tokenizer"
+        wanted.append(("condition.encoder_path", config.condition.encoder_path, what))
     local = [entry for entry in wanted if entry[1] and "://" not in entry[1] and "{" not in entry[1]]
     gone = [
         entry
@@ -42,6 +45,15 @@ def missing_paths(config: Config) -> list[str]:
         if not (Path(entry[1]).is_dir() or (entry[1].endswith(".tar") and Path(entry[1]).is_file()))
     ]
     return [f"{name} = {show(path)}: there is no such folder; give {expected}" for name, path, expected in gone]
+
+
+def _needs_encoder(config: Config) -> bool:
+    """Whether a run reads the text encoder's folder in any case; features of shards may have been computed in advance,
+    and then their width can be given.
+    """
+    condition = config.condition
+    texts = condition.kind == "text" and condition.encoder != "words"
+    return texts and (not condition.width or config.data.source != "shards")
 
 
 def check_data(report: Report, world_size: int | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..condition.folder import text_width
 from ..condition.options import ConditionConfig
-from ..condition.width import text_width
 from ..errors import UserError
 from .table import NONE
 from .untrusted import show

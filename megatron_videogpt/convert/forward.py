@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..condition.folder import text_width
 from ..condition.options import ConditionConfig
-from ..condition.width import text_width
 from ..config.schema import Config, ModelConfig, ParallelConfig
 from ..errors import UserError
 from ..model.patches import unpatchify

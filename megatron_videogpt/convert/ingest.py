@@ -63,8 +63,8 @@ def folder_key(key: str, stock: bool) -> str | None:
 def check_keys(
     folder: Folder, model: ModelConfig, channels: int, allow_extra: bool, condition: ConditionConfig = NONE
 ) -> list[str]:
-    """Hold a folder's tensors against a model with this condition; returns the released keys of those that have no parameter, the text
-    table among them.
+    """Hold a folder's tensors against a model with this condition; returns the released keys of those that have no
+    parameter, the text table among them.
 
     ValueError that lists what is missing, what has another shape or type, and, unless `allow_extra`, what is there
     beside it (the first 20 of all).

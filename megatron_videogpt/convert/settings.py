@@ -11,7 +11,7 @@ import torch
 
 from ..codec.geometry import DIFFUSERS_CLASSES, TINY_WEIGHTS
 from ..codec.options import CodecConfig
-from ..condition.width import text_width
+from ..condition.folder import text_width
 from ..config.load import config_from_dict
 from ..config.schema import Config, TrainConfig
 from ..errors import UserError

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..condition.base import TextEncoder
-from ..condition.build import build_encoder
 from ..condition.options import ConditionConfig
 from ..errors import UserError
 from .bad import BadVideo
@@ -111,12 +110,6 @@ class Conditioning:
         except UserError as error:
             raise BadVideo(sample.name, str(error), "condition") from error
         return replace(sample, condition=values)
-
-
-def open_conditioning(config: Any, device: Any) -> Conditioning:
-    """Placeholder."""
-    encoder = build_encoder(config.condition).to(device) if config.condition.kind == "text" else None
-    return Conditioning(config.condition, encoder)
 
 
 UNCONDITIONAL = Conditioning()

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..condition.folder import text_width
 from ..condition.options import ConditionConfig
-from ..condition.width import text_width
 from ..config.schema import ModelConfig
 
 Shape = Callable[[ModelConfig, int], tuple[int, ...]]

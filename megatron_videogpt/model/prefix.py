@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..condition.width import text_width
+from ..condition.folder import text_width
 from ..config.schema import Config
 from ..sequence.row import Row
 

@@ -18,7 +18,7 @@ from ..codec.geometry import expected_geometry
 from ..config.derived import dp_size
 from ..config.schema import Config
 from ..data.bad import REASONS
-from ..data.conditioning import open_conditioning
+from ..data.conditioning import Conditioning
 from ..data.mixture import Mixture
 from ..data.packing import StepPlanner, check_positions
 from ..data.plans import Plans
@@ -44,7 +44,7 @@ def print_data_report(config: Config, world_size: int, console: Console | None =
     """
     console = console or Console()
     codec = expected_geometry(config.codec)
-    source = open_source(config.data, codec, open_conditioning(config, "cpu"))
+    source = open_source(config.data, codec, Conditioning(config.condition))
     ranks = dp_size(config, world_size)
     check_positions(config, work_of(config, codec), source.train, source.validation)
     planner = StepPlanner(source.train, config.train.seed, config, work_of(config, codec), ranks)

@@ -89,8 +89,8 @@ def load(
     codec = build_codec(config.codec).to(device, torch.float32)
     options = config.condition
     options = replace(options, encoder_path=text_encoder) if text_encoder else options
-    usable = options.kind == "text" and (texts or options.encoder == "words" or bool(options.encoder_path))
-    encoder = build_encoder(options).to(device) if usable else None
+    usable = texts or options.encoder == "words" or (bool(options.encoder_path) and Path(options.encoder_path).is_dir())
+    encoder = build_encoder(options).to(device) if options.kind == "text" and usable else None
     other = other_encoder(saved, encoder.fingerprint) if saved is not None and encoder is not None else []
     if other:
         raise RunError(f"{source}: {other[0]}; use the encoder that it was trained with (--text-encoder)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from ..checkpoint.parts import check_split
 from ..checkpoint.saved import find_checkpoint, newest_checkpoint
 from ..codec.base import Codec
 from ..codec.build import build_codec
+from ..condition.folder import text_width
 from ..config.check import check_config
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
-from ..data.conditioning import open_conditioning
+from ..data.conditioning import Conditioning
 from ..data.packing import StepPlanner, check_positions
 from ..data.sources.open import Source, open_source
 from ..errors import RunError, UserError
@@ -127,6 +128,9 @@ def _threads(config: Config) -> None:
 def build(config: Config, phase: Callable[..., None]) -> Run:
     """Processes, data, model and optimizer; resumes from the newest complete checkpoint of `train.output`."""
     check_config(config, world.world_size())
+    if config.condition.kind == "text":
+        # Whoever samples may not have the encoder's folder.
+        config = replace(config, condition=replace(config.condition, width=text_width(config.condition)))
     platform = activate(config.train.platform)
     _threads(config)
     phase("joining the process groups")
@@ -138,9 +142,11 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     _check_same_codec(config, codec, control)
     config = _with_recompute(config, codec.channels, platform, control)
     with fail_together(control, "opening the data"):
-        source = open_source(config.data, codec, open_conditioning(config, platform.device)) if is_reader() else None
+        source = open_source(config.data, codec, Conditioning(config.condition)) if is_reader() else None
         if source is not None:
             check_positions(config, work_of(config, codec), source.train, source.validation)
+            if source.conditioning.encoder is not None:
+                source.conditioning.encoder.to(platform.device)
     identity = "" if source is None else source.conditioning.identity
     text_encoder = from_rank_zero(lambda: identity, control, "telling the text encoder")
     phase("building the model")

@@ -114,7 +114,7 @@ def test_the_prefix_is_computed_once() -> None:
     history, told = [normal(0, "history", (4, 4, 4, 6))], [normal(0, "text", (5, WIDTH))]
     continue_videos(denoiser, history, wanted, keyed_noise([0], 0), conditions=told)
     hook.remove()
-    # The prefix, the history, both branches of each step; each finished clip once, and all of the window after it moved.
+    # The prefix, the history, both branches of each step; each finished clip once, and all of the moved window.
     assert lengths == [5, *(n * block for n in (4, 4, 4, 2, 2, 2, 5, 4, 4))]
 
 

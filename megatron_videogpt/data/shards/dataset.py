@@ -97,7 +97,7 @@ def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
     folder = (wanted[0].rpartition("/")[0] or ".") if wanted else url.rstrip("/")
     if any((name.rpartition("/")[0] or ".") != folder for name in wanted):
         raise UserError(f"data.path={url}: braces may vary the file's name only, not its folder")
-    sizes = _list(folder)
+    sizes = sizes_in(folder, "data.path=")
     names = [name.rpartition("/")[2] for name in wanted] or [
         name for name in sizes if name.endswith(".tar") and not name.startswith("._")
     ]
@@ -127,16 +127,18 @@ def expand_braces(url: str) -> list[str]:
     return [name for choice in choices for name in expand_braces(url[: match.start()] + choice + url[match.end() :])]
 
 
-def _list(folder: str) -> dict[str, int]:
-    """Bytes of each file of a folder, by name."""
+def sizes_in(folder: str, before: str = "") -> dict[str, int]:
+    """Bytes of each file of a folder, by name; UserError, one line, when that cannot be told.  before: begins the line,
+    ahead of the folder.
+    """
     if is_local(folder):
         if not local_path(folder).is_dir():
-            raise UserError(f"data.path={folder}: no such folder")
+            raise UserError(f"{before}{folder}: no such folder")
         try:
             with os.scandir(local_path(folder)) as found:
                 return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
         except PermissionError as error:
-            raise unusable(f"data.path={folder}", error) from error
+            raise unusable(f"{before}{folder}", error) from error
 
     def look() -> dict[str, int]:
         system, path = filesystem(folder)
@@ -150,7 +152,7 @@ def _list(folder: str) -> dict[str, int]:
     try:
         return attempt(folder, look)
     except BadVideo as error:
-        raise UserError(f"data.path={error}") from error
+        raise UserError(f"{before}{error}") from error
 
 
 def _facts(folder: str, shards: list[tuple[str, int]], cache: Cache) -> dict[str, Any]:

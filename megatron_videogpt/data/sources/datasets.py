@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ...codec.geometry import Geometry
 from ...config.schema_data import DataConfig
 from ..bad import BadVideo, shown
+from ..described import BesideFile, DescribedJob, InShard
 from ..jobs import FileJob, Job, MemberJob, Reading, reading_of
 from ..order import splitmix64
 from ..plans import SamplePlan, sample_key
@@ -18,6 +19,7 @@ from ..remote import Cache
 from ..shards.dataset import Index, open_index
 from ..shards.latents import LatentsJob, check_facts
 from ..shards.scan import label_of
+from ..shards.texts import TextFeatures
 from ..video.container import limits_of
 from .files import list_videos
 from .probed import probe_files
@@ -31,7 +33,7 @@ FNV_START, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 @dataclass(frozen=True, eq=False)
 class Folder:
     """Video files below a folder.  paths: relative, with slashes; entries: `FILE_ENTRY` of each; tables:
-    of videos that need one, see `VideoInfo`.
+    of videos that need one, see `VideoInfo`; described: whether jobs bring labels and captions.
     """
 
     root: Path
@@ -39,6 +41,7 @@ class Folder:
     entries: np.ndarray
     reading: Reading
     tables: dict[int, bytes] = field(default_factory=dict)
+    described: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -62,16 +65,28 @@ class Folder:
 
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a file."""
-        return FileJob(plan, str(self.root / self.paths[entry]), self.reading, self.tables.get(entry, b""))
+        path = str(self.root / self.paths[entry])
+        job = FileJob(plan, path, self.reading, self.tables.get(entry, b""))
+        return DescribedJob(job, BesideFile(self.label(entry), path)) if self.described else job
+
+    def label(self, entry: int) -> str:
+        """The folder that a video lies in, below this one: sport/tennis; "" at the top."""
+        folder = shown(PurePosixPath(self.paths[entry]).parent)
+        return "" if folder == "." else folder
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Members of tar files: videos, or latents that `tools/encode_latents.py` made of them."""
+    """Members of tar files: videos, or latents that `tools/encode_latents.py` made of them.
+
+    described: whether jobs bring labels and captions; features: of the captions, which jobs then bring instead.
+    """
 
     index: Index
     cache: Cache
     reading: Reading
+    described: bool = False
+    features: TextFeatures | None = None
 
     @property
     def entries(self) -> np.ndarray:
@@ -103,10 +118,22 @@ class Shards:
 
     def text_tokens(self, entries: np.ndarray) -> np.ndarray | None:
         """See `Collection`."""
-        return None
+        return None if self.features is None else self.features.tokens(entries)
 
     def job(self, plan: SamplePlan, entry: int) -> Job:
         """Reads frames ``plan.frames`` of a member."""
+        job = self._job(plan, entry)
+        if self.features is not None:
+            return DescribedJob(job, self.features.rows(self.index, entry))
+        return DescribedJob(job, self.description(entry)) if self.described else job
+
+    def description(self, entry: int) -> InShard:
+        """Where a member's label and caption are."""
+        found = self.entries[entry]
+        meta, text = ((int(found[f"{name}_offset"]), int(found[f"{name}_size"])) for name in ("meta", "text"))
+        return InShard(self.index.shard_url(entry), self.index.key(entry), meta, text, self.cache)
+
+    def _job(self, plan: SamplePlan, entry: int) -> Job:
         found = self.entries[entry]
         url, key, offset, size = (
             self.index.shard_url(entry),

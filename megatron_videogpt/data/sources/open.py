@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..splits import BLOCK, PhysicsSplit, Split, VideoSplit, resized_sizes
 from ..video.container import limits_of
 from ..video.release import check_pyav
 from ..video.torchcodec import check_torchcodec
+from .conditions import with_conditions
 from .datasets import Folder, Shards, open_folder, open_shards
 from .facts import scene_classes
 from .physics import check_physics
@@ -69,17 +70,19 @@ class _Opened:
 
     train: VideoSplit
     validation: VideoSplit
-    skipped: tuple[BadVideo, ...]
     notes: tuple[str, ...]
-    left_out: Counter[str]
 
 
 def open_source(config: DataConfig, codec: Geometry, conditioning: Conditioning = UNCONDITIONAL) -> Source:
     """Open the configured source.
 
+    conditioning: ``Conditioning(config.condition)`` will do.  `Source.conditioning` has what was found out here and is
+    what everybody uses then: features of texts where all data sets have them, else the text encoder, on the CPU (see
+    `conditions.with_conditions`).
+
     Raises:
         ValueError: one line: an option out of range, a missing folder, no usable video, latents of another VAE, a scene
-            of no class.
+            of no class, text features that do not fit, no text encoder.
     """
     _check(config, codec)
     if config.source == "physics":
@@ -87,6 +90,7 @@ def open_source(config: DataConfig, codec: Geometry, conditioning: Conditioning 
         if conditioning.options.kind == "class":
             for name in scene_classes(config.physics.scenes, 3):
                 conditioning.number(name)
+        conditioning, _ = with_conditions(conditioning, (), config)
         return Source(
             PhysicsSplit("train", config, codec.temporal_stride, conditioning),
             PhysicsSplit("validation", config, codec.temporal_stride, conditioning),
@@ -95,17 +99,20 @@ def open_source(config: DataConfig, codec: Geometry, conditioning: Conditioning 
     check_pyav()
     if config.decoder != "pyav":
         check_torchcodec(config.decoder)
-    if not config.mixture:
-        one = _open(config, codec, config.path, 0, conditioning)
-        return Source(one.train, one.validation, one.skipped, one.notes, one.left_out, conditioning)
-    parts = [_open(config, codec, path, dataset, conditioning) for dataset, path in enumerate(config.mixture)]
+    paths = list(config.mixture) or [config.path]
+    found = [_usable(config, codec, path) for path in paths]
+    conditioning, collections = with_conditions(conditioning, [usable.collection for usable in found], config)
+    parts = [
+        _opened(config, codec, replace(usable, collection=collection), dataset, conditioning)
+        for dataset, (usable, collection) in enumerate(zip(found, collections))
+    ]
     weights = tuple(float(weight) for weight in config.mixture.values())
     return Source(
-        Mixture("train", tuple(part.train for part in parts), weights),
-        Mixture("validation", tuple(part.validation for part in parts), weights),
-        tuple(error for part in parts for error in part.skipped),
+        Mixture("train", tuple(part.train for part in parts), weights) if weights else parts[0].train,
+        Mixture("validation", tuple(part.validation for part in parts), weights) if weights else parts[0].validation,
+        tuple(error for usable in found for error in usable.skipped),
         tuple(note for part in parts for note in part.notes),
-        sum((part.left_out for part in parts), Counter()),
+        sum((usable.left_out for usable in found), Counter()),
         conditioning,
     )
 
@@ -160,10 +167,9 @@ def _check(config: DataConfig, codec: Geometry) -> None:
             raise UserError(message)
 
 
-def _open(config: DataConfig, codec: Geometry, path: str, dataset: int, conditioning: Conditioning) -> _Opened:
-    """One data set, divided."""
-    needed = shortest_video(config, codec.temporal_stride)
-    usable = usable_videos(config, codec, path, needed, NAMED)
+def _usable(config: DataConfig, codec: Geometry, path: str) -> Usable:
+    """What can be used of one data set, at least one video; what cannot goes to the log."""
+    usable = usable_videos(config, codec, path, shortest_video(config, codec.temporal_stride), NAMED)
     for error in usable.skipped:
         log.warning("skipped video %s", error)
     bad, total = usable.left_out.total(), usable.left_out.total() + len(usable.items)
@@ -180,12 +186,18 @@ def _open(config: DataConfig, codec: Geometry, path: str, dataset: int, conditio
             f"data.path={path}: none of {total} videos can be used"
             + (f"; the first: {usable.skipped[0]}" if bad else "")
         )
+    return usable
+
+
+def _opened(config: DataConfig, codec: Geometry, usable: Usable, dataset: int, conditioning: Conditioning) -> _Opened:
+    """One data set, divided."""
+    needed = shortest_video(config, codec.temporal_stride)
     train, validation, notes = _divide(
         usable.collection, usable.items, config, codec.temporal_stride, needed, dataset, conditioning
     )
     for note in notes:
         log.warning(note)
-    return _Opened(train, validation, usable.skipped, notes, usable.left_out)
+    return _Opened(train, validation, notes)
 
 
 def usable_videos(config: DataConfig, codec: Geometry, path: str, needed: int, named: int) -> Usable:

@@ -1,0 +1,172 @@
+#!/usr/bin/env python
+"""Encode the captions of a data set of shards with a text encoder, once, so that training reads features and needs no
+encoder.
+
+  python tools/encode_text.py /data/panda --encoder clip --encoder-path checkpoints/clip-vit-large-patch14
+  torchrun --nproc-per-node 8 tools/encode_text.py /data/panda-latents --encoder t5 --encoder-path
+  checkpoints/t5-v1_1-xxl --max-tokens 128 --dtype bf16
+
+SRC is a folder or URL of shards of videos or latents (tools/prepare_videos.py, tools/encode_latents.py); a caption is
+"caption" of a sample's JSON, or its text file.  The features go to the folder text beside the shards, or to --cache
+where that cannot be written (far away, read-only); training finds them in both, given the same data.cache.  Elsewhere
+(--output) it finds them only once they are copied there.  A data set has the features of one encoder.
+
+Then train with condition.kind=text and the same condition.encoder and condition.max_tokens; condition.encoder_path, or
+condition.width where the encoder is not there.  Run again after an interruption, it goes on behind the last whole
+shard.  Samples without a caption are counted; a run that draws one counts it as bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from megatron_videogpt.__main__ import fail
+from megatron_videogpt.condition.build import build_encoder
+from megatron_videogpt.condition.options import ENCODERS, ConditionConfig
+from megatron_videogpt.config.schema_data import DataConfig
+from megatron_videogpt.data.jobs import reading_of
+from megatron_videogpt.data.locks import locked
+from megatron_videogpt.data.prepare.texts import Done, TextEncoding, claim, default_output, encode_shards, finish
+from megatron_videogpt.data.shards.dataset import open_index
+from megatron_videogpt.data.shards.latents import STORED
+from megatron_videogpt.data.sources.datasets import Shards, cache_of
+from megatron_videogpt.data.video.container import limits_of
+from megatron_videogpt.errors import UserError, unusable
+from megatron_videogpt.platforms import activate
+from megatron_videogpt.platforms.together import fail_together
+
+LOCK = ".encode.lock"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    data, condition = DataConfig(), ConditionConfig()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="folder or fsspec URL of shards, as data.path")
+    parser.add_argument(
+        "--encoder", choices=ENCODERS, default=condition.encoder, help="as condition.encoder (default: %(default)s)"
+    )
+    parser.add_argument("--encoder-path", default="", help="as condition.encoder_path")
+    parser.add_argument(
+        "--max-tokens", type=int, default=condition.max_tokens, help="as condition.max_tokens (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=None, help="another folder for the features; the same for all processes"
+    )
+    parser.add_argument("--batch", type=int, default=64, help="captions per call of the encoder (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=STORED, default="fp32", help="in which the encoder computes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--store", choices=STORED, default="fp16", help="in which features are stored (default: %(default)s)"
+    )
+    parser.add_argument("--cache", default="", help="as data.cache")
+    parser.add_argument("--cache-gb", type=float, default=data.cache_gb, help="as data.cache_gb (default: %(default)g)")
+    for name in ("max_video_mb", "max_video_frames", "max_megapixels"):
+        default = getattr(data, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"as data.{name}, which decides what is in the index (default: %(default)g)",
+        )
+    parser.add_argument("--platform", default="auto", help="auto, cpu, cuda or npu (default: %(default)s)")
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> TextEncoding:
+    """What is encoded; UserError, one line, when that cannot be."""
+    for name, least in (("batch", 1), ("max_tokens", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: must be at least {least}")
+    options = ConditionConfig("text", (), args.encoder, args.encoder_path, 0, args.max_tokens)
+    encoder = build_encoder(options)
+    limits = {name: getattr(args, name) for name in ("max_video_mb", "max_video_frames", "max_megapixels")}
+    data = DataConfig(source="shards", path=args.source, cache=args.cache, cache_gb=args.cache_gb, **limits)
+    cache = cache_of(data)
+    index = open_index(args.source, cache, limits=limits_of(data))
+    shards = Shards(index, cache, reading_of(data))
+    output = args.output or default_output(shards, args.source)
+    encoder = encoder.to(activate(args.platform).device, STORED[args.dtype])
+    return TextEncoding(shards, encoder, args.store, args.batch, output)
+
+
+def encode(args: argparse.Namespace, rank: int, world: int) -> str:
+    """Encode this process's shards; the line that says what was done (by all processes)."""
+    with fail_together(None, "preparing"):
+        encoding = prepare(args)
+    with ExitStack() as stack:
+        with fail_together(None, "claiming the output folder"):
+            if rank == 0:
+                _make(encoding.output)
+                stack.enter_context(locked(encoding.output / LOCK, 0, "encoding there"))
+                claim(encoding)
+        return _encode(encoding, rank, world)
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(output, error) from error
+
+
+def _encode(encoding: TextEncoding, rank: int, world: int) -> str:
+    start = time.monotonic()
+    mine = range(rank, len(encoding.index.shards), world)
+    sizes = np.diff(encoding.firsts)
+    total = sum(int(sizes[shard]) for shard in mine if not encoding.file(shard).is_file())
+    processes = f" (1 of {world} processes)" if world > 1 else ""
+    # Without a terminal there is no bar.
+    with tqdm(
+        total=total, unit=" captions", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None
+    ) as bar:
+        done = Done(bar)
+        encode_shards(encoding, mine, done)
+    for error in done.damaged:
+        print(f"counted as without a caption: {error}", file=sys.stderr)
+    encoded = torch.tensor([done.captions, done.tokens])
+    if world > 1:
+        torch.distributed.all_reduce(encoded)
+    if rank:
+        return ""
+    counts = finish(encoding)
+    captions, tokens = encoded.tolist()
+    seconds = max(time.monotonic() - start, 1e-9)
+    return (
+        f"{encoding.output}: {captions} captions, {tokens} tokens encoded in {seconds:.1f} s, "
+        f"{captions / seconds:.1f} captions/s; {np.count_nonzero(counts)} of {len(counts)} samples have one, "
+        f"{np.count_nonzero(counts == 0)} have none"
+    )
+
+
+def main() -> int:
+    """Encode; 2 with one line on stderr when that cannot be done."""
+    args = arguments()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        # Processes wait for the slowest one at the end, perhaps for days.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        line = encode(args, rank, world)
+    except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
+        return fail(error)
+    if line:
+        print(line)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
