@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.utils._device import _device_constructors
 
 from . import Platform
 
@@ -79,6 +80,9 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _redirect_tensors() -> None:
+    # `with torch.device("meta")`, by which transformers makes models, knows the factories by a list that torch makes at
+    # the first use, of what has these names then, and meets what is redirected here under it.
+    _device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     move, kind = torch.Tensor.to, torch.Tensor.type

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -84,3 +86,18 @@ def test_layers_can_be_wrapped_as_mindspeed_does(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(SelfAttention, "__init__", wrapped)
     session = Session()
     assert [config.num_layers for config in seen] == [2, 2] and session.step(session.rows(0)).taken
+
+
+def test_a_device_for_a_while_still_holds_for_the_redirected_factories() -> None:
+    """transformers builds models on the device meta; with arange on the CPU its CLIP kept positions that nobody wrote.
+
+    In a process of its own: the list that torch goes by is made once.
+    """
+    program = (
+        "import torch; from megatron_videogpt.platforms import activate; activate('cpu')\n"
+        "with torch.device('meta'):\n"
+        "    made = [torch.arange(3), torch.zeros(2), torch.full((2,), 1.0), torch.tensor([1]), torch.empty(1)]\n"
+        "assert all(part.device.type == 'meta' for part in made), made\n"
+        "assert torch.zeros(2, device='cuda').device.type == 'cpu'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
