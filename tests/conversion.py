@@ -29,6 +29,11 @@ MODELS = {
         TINY, groups=2, norm="layer", activation="gelu", biases=True, positions="learned", longest=160, dropout=0.1
     ),
 }
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "classes": {"class_names": ["fall", "bounce/left", "übrige"]},
+    "texts": {"text_feature_size": 12},
+}
+"""Models of `TINY` with a condition, and what their config.json has of it."""
 DTYPES = ("fp32", "bf16", "mixed")
 
 
@@ -43,6 +48,18 @@ def tensors_of(tiny: dense.Tiny, dtype: str, seed: int = 0) -> dict[str, Tensor]
         key for key in found if dtype == "fp32" or key == "pos_embed" or (dtype == "mixed" and found[key].ndim == 1)
     }
     return {key: value.contiguous() if key in keep else value.contiguous().bfloat16() for key, value in found.items()}
+
+
+def condition_tensors(fields: dict[str, Any], tiny: dense.Tiny = TINY) -> dict[str, Tensor]:
+    """Random tensors of what makes a condition's tokens."""
+    draws = torch.Generator().manual_seed(9)
+    if "class_names" in fields:
+        return {"class_embedding.weight": torch.randn(len(fields["class_names"]), tiny.width, generator=draws)}
+    shape = (tiny.width, fields["text_feature_size"])
+    return {
+        "text_projection.weight": torch.randn(shape, generator=draws) / 3,
+        "text_projection.bias": torch.randn(shape[0], generator=draws),
+    }
 
 
 def folder_of(path: Path, tiny: dense.Tiny, tensors: dict[str, Tensor], **fields: Any) -> Path:

@@ -88,7 +88,7 @@ def check_same_condition(saved: Saved, config: Config, encoder: str, resumes: bo
     there, here = saved.config.condition, config.condition
     if not resumes and "none" in (there.kind, here.kind):
         return bool(here.kind != there.kind and here.kind != "none")
-    names = {"class": ("kind", "classes"), "text": ("kind",)}.get(here.kind, ("kind",))
+    names = {"class": ("kind", "classes"), "text": ("kind", "width")}.get(here.kind, ("kind",))
     differences = [
         f"condition.{name} is {show(getattr(there, name))} there and {show(getattr(here, name))} here"
         for name in names

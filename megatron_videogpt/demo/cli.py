@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     _check_address(args.host, args.port)
     from ..sample.generate import load
 
-    model = load(args.checkpoint, args.step, args.weights == "average")
+    model = load(args.checkpoint, args.step, args.weights == "average", texts=False)
     signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="megatron_videogpt_demo_") as folder:
         # Before Gradio is imported, which reads them then: uploads go into our folder, and nothing is reported to

@@ -98,7 +98,16 @@ def _fields(model: Model) -> list[Any]:
             interval, label="Every N-th frame", info="of the video is used", min_width=100, elem_id="interval"
         )
         seed = gr.Number(0, label="Seed", info="another one, another future", min_width=100, elem_id="seed")
-    return [file, kind, number, count, frames, given, every, steps, guidance, seed]
+    return [file, kind, number, count, frames, given, every, steps, guidance, seed, _shown(model)]
+
+
+def _shown(model: Model) -> Any:
+    """What the video is to show; nothing to see of it for models that take neither class nor text."""
+    condition = model.config.condition
+    if condition.kind == "class":
+        names = [("", ""), *((name, name) for name in condition.classes)]
+        return gr.Dropdown(names, value="", label="Class", info="empty: what the scene says", elem_id="shown")
+    return gr.Textbox("", label="Text", visible=condition.kind == "text", elem_id="shown")
 
 
 def handle(

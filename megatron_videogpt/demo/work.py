@@ -15,7 +15,7 @@ from ..config.load import ConfigError
 from ..config.schema import Config, SampleConfig
 from ..config.schema_data import SCENES
 from ..errors import UserError
-from ..sample.generate import Model, continue_row, encode
+from ..sample.generate import Model, conditions_of, continue_row, encode
 from ..sample.options import SETTINGS, resolve
 from ..sample.output import Output
 from ..sample.prompts import Prompt, Source, read_prompt
@@ -50,6 +50,7 @@ class Request:
         given: latent frames given, from the video's start; 0 gives those before the last ones, which serve as ground
             truth.
         interval: use every so many-th frame.
+        shown: a class or a text, for models that take one; empty for none, or what a scene says of itself.
     """
 
     path: Path | None
@@ -61,6 +62,7 @@ class Request:
     steps: float | None
     guidance: float | None
     seed: float | None
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def continue_one(model: Model, request: Request, folder: Path, tell: Tell) -> Re
     """
     settings, given, interval, seed = _settings(model.config, request)
     prompt = _read(model, request, settings, given, interval)
+    if request.shown.strip():
+        prompt = replace(prompt, label=request.shown.strip(), text=request.shown.strip())
     base = Path(tempfile.mkdtemp(dir=folder)) / f"{prompt.name}_continued"
     started, total = time.perf_counter(), sum(settings.clips)
 
@@ -93,7 +97,8 @@ def continue_one(model: Model, request: Request, folder: Path, tell: Tell) -> Re
 
     history = encode(model, [prompt])
     with Output(base, ("mp4", "png"), prompt, history[0], total * model.codec.temporal_stride) as output:
-        for clips in continue_row(model, model.denoiser(settings), history, settings, seed, watch):
+        told = conditions_of(model, [prompt])
+        for clips in continue_row(model, model.denoiser(settings), history, settings, seed, watch, conditions=told):
             output.append(clips[0])
         seconds = time.perf_counter() - started
         output.finish(

@@ -13,15 +13,28 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_videogpt.convert import ingest, settings
+from megatron_videogpt.convert.conditions import condition_of
 from megatron_videogpt.convert.folder import Folder
 from tests import dense
-from tests.conversion import MODELS, folder_of, ignore, same, tensors_of, to_folder, to_run
+from tests.conversion import (
+    CONDITIONS,
+    MODELS,
+    TINY,
+    condition_tensors,
+    folder_of,
+    ignore,
+    same,
+    tensors_of,
+    to_folder,
+    to_run,
+)
 from tests.hub_folder import HINTS
+from tests.parity.test_conditions import prefix_of
 
 from .launch import REPOSITORY, cli, torchrun
 
 # The dtype concerns no shape, so that one model is enough for bf16.
-CASES = [*((name, "fp32") for name in MODELS), ("grouped-query", "bf16")]
+CASES = [*((name, "fp32") for name in (*MODELS, *CONDITIONS)), ("grouped-query", "bf16")]
 DATA = REPOSITORY / "tests" / "parallel" / "tiny.toml"
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -32,7 +45,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work, tasks = tmp_path_factory.mktemp("convert"), []
     for name, dtype in CASES:
         place = work / f"{name} {dtype}"
-        folder_of(place / "folder", MODELS[name], tensors_of(MODELS[name], dtype))
+        fields, tiny = CONDITIONS.get(name, {}), MODELS.get(name, TINY)
+        extra = condition_tensors(fields) if fields else {}
+        folder_of(place / "folder", tiny, tensors_of(tiny, dtype) | extra, **fields)
         (place / "run" / "checkpoints" / "step_00000000").mkdir(parents=True)
         tasks.append(
             {
@@ -78,8 +93,12 @@ def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: st
     weights = {key: value.float() for key, value in load_file(place / "folder" / "model.safetensors").items()}
     weights["llm.embed_tokens.weight"] = weights["llm.embed_tokens.weight"][list(HINTS)]
     # Nobody predicts with dropout.
-    tiny = replace(MODELS[name], dropout=0.0)
-    assert forward.relative_error(ours, dense.forward(weights, tiny, list(forward.CLIPS), noisy, clean, t)) < 2e-5
+    tiny = replace(MODELS.get(name, TINY), dropout=0.0)
+    told = forward.random_condition(condition_of(CONDITIONS.get(name, {}), "config.json"))
+    prefix = None if told is None else prefix_of(weights, told)
+    theirs = dense.forward(weights, tiny, list(forward.CLIPS), noisy, clean, t, prefix=prefix)
+    assert forward.relative_error(ours, theirs) < 2e-5
+    assert (prefix is None) == (name in MODELS)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ same model and have steps left.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def trained(output: Path, *options: str, step: int = 4) -> Any:
             parameter.copy_(torch.randn(parameter.shape, generator=draws))
     run.optimizer.reload_model_params()
     compat.seed_optimizer_state(run.optimizer)
-    Saver(run.config, run.chunks, run.optimizer, run.average, run.codec.fingerprint).save(
+    told = run.codec.fingerprint, None, (), run.text_encoder
+    Saver(run.config, run.chunks, run.optimizer, run.average, *told).save(
         {**asdict(run.state), "step": step}, must=True
     )
     return run
@@ -116,3 +118,60 @@ def test_weights_without_a_shape_of_their_own_may_differ_and_are_named(
     saved = find_checkpoint(tmp_path / "a")
     check_same_shapes(saved, replace(run.config, model=replace(run.config.model, rope_theta=5000.0, init_std=0.5)))
     assert "model.rope_theta is 10000.0 there and 5000.0 here" in caplog.text and "init_std" not in caplog.text
+
+
+CLASSES = ("condition.kind=class", 'condition.classes=["fall", "bounce", "collide", "roll", "pendulum", "dominoes"]')
+WORDS = ("condition.kind=text", "condition.encoder=words")
+
+
+def test_a_condition_starts_anew_from_weights_without_one(tmp_path: Path) -> None:
+    given = weights(trained(tmp_path / "plain"))
+    for condition, shape in ((CLASSES, (6, 32)), (WORDS, (32, 64))):
+        run = built(tmp_path / condition[0], f"train.init_from={tmp_path / 'plain'}", *condition)
+        found, main = weights(run), mains(run)
+        new = sorted(found.keys() - given.keys())
+        assert all(torch.equal(found[name], value) for name, value in given.items())
+        assert {name.partition(".")[0] for name in new} == {"prefix"} and tuple(found[new[-1]].shape) == shape
+        # What starts anew has start values, and the optimizer knows them.
+        assert 0.01 < float(found[new[-1]].std()) < 0.03
+        assert all(torch.equal(main[name].flatten(), found[name].flatten()) for name in found)
+    # And back: a model without a condition leaves the prefix behind.
+    conditioned = weights(trained(tmp_path / "classes", *CLASSES))
+    without = weights(built(tmp_path / "again", f"train.init_from={tmp_path / 'classes'}"))
+    assert without.keys() == given.keys() and all(torch.equal(without[name], conditioned[name]) for name in without)
+
+
+def test_a_run_goes_on_with_its_own_condition(tmp_path: Path) -> None:
+    trained(tmp_path / "a", *CLASSES)
+    assert built(tmp_path / "a", *CLASSES).state.step == 4
+    other = (CLASSES[0], 'condition.classes=["fall", "bounce", "collide", "roll", "pendulum", "domino"]')
+    with pytest.raises(ValueError, match="class 'dominoes/left/slow' is not one of the 6 of condition.classes"):
+        built(tmp_path / "a", *other)
+    turned = (CLASSES[0], 'condition.classes=["bounce", "fall", "collide", "roll", "pendulum", "dominoes"]')
+    for options, text in (
+        (turned, r'was trained with other conditions: condition.classes is \["fall", .* there and \["bounce", '),
+        ((), 'other conditions: condition.kind is "class" there and "none" here'),
+        (
+            (f"train.init_from={tmp_path / 'a'}", f"train.output={tmp_path / 'b'}", *WORDS),
+            'condition.kind is "class" there',
+        ),
+    ):
+        with pytest.raises(ValueError, match=text) as caught:
+            built(tmp_path / "a", *options)
+        assert "\n" not in str(caught.value)
+
+
+def test_texts_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
+    from megatron_videogpt.sample.generate import load
+
+    run = trained(tmp_path / "a", *WORDS)
+    assert run.text_encoder and run.config.condition.width == 64, "whoever samples needs no encoder to know the width"
+    state = find_checkpoint(tmp_path / "a").path / "state.json"
+    said = json.loads(state.read_text())
+    assert said["text_encoder"] == run.text_encoder
+    state.write_text(json.dumps({**said, "text_encoder": "0" * 64}))
+    with pytest.raises(ValueError, match="the text encoder has the fingerprint 000000000000 there and"):
+        built(tmp_path / "a", *WORDS, "data.allow_changed=true")
+    with pytest.raises(ValueError, match="use the encoder that it was trained with .--text-encoder"):
+        load(tmp_path / "a")

@@ -52,7 +52,7 @@ def predict_function(chunks: list[Any], config: Config, device: torch.device) ->
                 noisy=clip.cpu().float(),
                 clean=history.cpu().float(),
                 timestep=torch.full((clip.shape[0],), t),
-                prefix=condition,
+                prefix=_on_host(condition),
             )
             for history, clip, condition in zip(histories, clips, conditions, strict=True)
         ]
@@ -229,10 +229,16 @@ def _denoising(row: Row, noisy: Tensor, t: float) -> Row:
     return replace(row, streams=streams, units={"timestep": torch.full_like(row.units["timestep"], t)})
 
 
+def _on_host(condition: Tensor | None) -> Tensor | None:
+    return None if condition is None else condition.cpu()
+
+
 def _sequence(alone: Layout, position: int, noisy: Tensor, clean: Tensor, condition: Tensor | None = None) -> Sequence:
     """Latents on the host at a layout whose positions start at `position`; timesteps are filled in later."""
     placed = replace(alone, position=alone.position + position)
-    return Sequence(placed, noisy.cpu().float(), clean.cpu().float(), torch.zeros(len(noisy)), prefix=condition)
+    return Sequence(
+        placed, noisy.cpu().float(), clean.cpu().float(), torch.zeros(len(noisy)), prefix=_on_host(condition)
+    )
 
 
 def build_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:
