@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..condition.folder import text_width
 from ..config.options import options, value_of
 from ..config.schema import Config
 from ..config.toml import show
 
-SECTIONS = ("model", "codec", "data", "objective", "optimizer", "train")
+SECTIONS = ("model", "codec", "data", "condition", "objective", "optimizer", "train")
 """Whose options the table shows where they differ from their defaults; all of them are in videogpt_config.toml."""
 
 RUNS_WITH = {"transformers": ">=4.57,<6", "diffusers": ">=0.36"}
@@ -86,7 +87,7 @@ pipeline = VideoGPTPipeline.from_pretrained(folder)
 steps, guidance = {sample.steps}, {sample.guidance}
 result = pipeline(video=frames, clips={clips}, num_inference_steps=steps, guidance_scale=guidance).frames
 ```
-
+{_condition(config)}
 `trust_remote_code` runs the Python files of this folder: read them first.  They need torch,
 {needs} (tried: {tried}).
 Where the model and the VAE do not fit the device together: `pipeline.enable_model_cpu_offload()` (needs accelerate)
@@ -111,6 +112,23 @@ The model {came}.  Options that differ from the defaults of megatron_videogpt; `
 """
 
 
+def _condition(config: Config) -> str:
+    """How to say what a video is to show; nothing of a model without a condition."""
+    condition = config.condition
+    if condition.kind == "class":
+        names = ", ".join(condition.classes[:12]) + (", ..." if len(condition.classes) > 12 else "")
+        return (
+            f"\n`class_labels={condition.classes[0]!r}`, with or without a video, says what it is to show: one of "
+            f"{len(condition.classes)} classes ({names}).\n"
+        )
+    if condition.kind == "text":
+        return (
+            f"\n`prompt_embeds=features`, with or without a video, says what it is to show: the features [tokens, "
+            f"{text_width(condition)}] of a text by the encoder {condition.encoder} that it was trained with.\n"
+        )
+    return ""
+
+
 def _table(config: Config) -> str:
     default = Config()
     rows = [
@@ -118,7 +136,15 @@ def _table(config: Config) -> str:
         for option in options()
         if option.name.split(".")[0] in SECTIONS
         and option.name
-        not in ("codec.path", "data.path", "data.mixture", "data.cache", "train.output", "train.init_from")
+        not in (
+            "codec.path",
+            "condition.encoder_path",
+            "data.path",
+            "data.mixture",
+            "data.cache",
+            "train.output",
+            "train.init_from",
+        )
         and (option.name.startswith("model.") or value_of(config, option.name) != value_of(default, option.name))
     ]
     return "\n".join(rows)

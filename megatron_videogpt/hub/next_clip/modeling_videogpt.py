@@ -153,12 +153,7 @@ class VideoGPTModel(PreTrainedModel):
         return self._dense(blocks, noisy, t, history, condition)
 
     def _dense(
-        self,
-        blocks: list[tuple[int, bool, int]],
-        noisy: Tensor,
-        t: Tensor,
-        clean: Tensor,
-        condition: Tensor | None,
+        self, blocks: list[tuple[int, bool, int]], noisy: Tensor, t: Tensor, clean: Tensor, condition: Tensor | None
     ) -> Tensor:
         """Frames as (clip, clean, number) in the order of the sequence, all in one pass."""
         grid = patch_grid(self.config, noisy)
@@ -244,8 +239,8 @@ class VideoGPTModel(PreTrainedModel):
         Returns:
             ``[B, G, C, h, w]`` float32.
         """
-        grid, count, past = patch_grid(self.config, noisy), noisy.shape[1], cache.frames if cache else 0
-        first = cache.prefix if cache else 0
+        grid, count = patch_grid(self.config, noisy), noisy.shape[1]
+        past, first = (cache.frames, cache.prefix) if cache else (0, 0)
         if cache is not None:
             cache.check(noisy, grid)
         t = torch.as_tensor(t, dtype=torch.float32, device=noisy.device).expand(noisy.shape[:2])
