@@ -55,6 +55,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def shortened(error: BaseException) -> str:
+    """The message of a library's error in one line, cut to 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def lines_of(error: BaseException) -> Sequence[str]:
     """As `one_line`, a line for each problem of a configuration."""
     return getattr(error, "problems", None) or [one_line(error)]

@@ -15,30 +15,26 @@ shard of each part.  What cannot be encoded is in rejected.jsonl.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from megatron_videogpt.__main__ import fail
-from megatron_videogpt.codec.base import Codec
-from megatron_videogpt.codec.build import build_codec
-from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config.schema_data import DataConfig
-from megatron_videogpt.data.bad import Rejections
-from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish
-from megatron_videogpt.data.shards.latents import STORED
-from megatron_videogpt.data.sources.datasets import Shards
-from megatron_videogpt.data.sources.open import usable_videos
-from megatron_videogpt.errors import UserError, unusable
-from megatron_videogpt.platforms import activate
-from megatron_videogpt.platforms.together import fail_together
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.codec.base import Codec  # noqa: E402
+from megatron_videogpt.codec.build import build_codec  # noqa: E402
+from megatron_videogpt.codec.options import CodecConfig  # noqa: E402
+from megatron_videogpt.config.schema_data import DataConfig  # noqa: E402
+from megatron_videogpt.data.bad import Rejections  # noqa: E402
+from megatron_videogpt.data.locks import locked  # noqa: E402
+from megatron_videogpt.data.prepare.encode import Encoding, Progress, claim_output, encode_parts, finish  # noqa: E402
+from megatron_videogpt.data.shards.latents import STORED  # noqa: E402
+from megatron_videogpt.data.sources.datasets import Shards  # noqa: E402
+from megatron_videogpt.data.sources.open import usable_videos  # noqa: E402
+from megatron_videogpt.errors import UserError  # noqa: E402
+from megatron_videogpt.platforms import activate  # noqa: E402
+from megatron_videogpt.platforms.together import fail_together  # noqa: E402
+from tools.sharing import bar, make_folder, run, summed  # noqa: E402
 
 LOCK = ".encode.lock"
 NAMED = 100_000  # videos left out by their size or length that are named in rejected.jsonl; all are counted
@@ -179,17 +175,10 @@ def encode(args: argparse.Namespace, rank: int, world: int) -> str:
     with ExitStack() as stack:
         with fail_together(None, "claiming the output folder"):
             if rank == 0:
-                _make(args.output)
+                make_folder(args.output, f"--output={args.output}")
                 stack.enter_context(locked(args.output / LOCK, 0, "encoding there"))
                 claim_output(encoding)
         return _encode(args, encoding, rank, world)
-
-
-def _make(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable(f"--output={output}", error) from error
 
 
 def _encode(args: argparse.Namespace, encoding: Encoding, rank: int, world: int) -> str:
@@ -199,21 +188,14 @@ def _encode(args: argparse.Namespace, encoding: Encoding, rank: int, world: int)
     total = sum(
         int(entries["frames"][encoding.parts[part]].sum()) for part in mine if not encoding.report(part).is_file()
     )
-    processes = f" (1 of {world} processes)" if world > 1 else ""
-    # Without a terminal there is no bar.
-    with tqdm(
-        total=total, unit=" frames", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None
-    ) as bar:
-        done = Progress(Rejections(args.max_bad_fraction), bar)
+    with bar(total, "frames", rank, world) as shown:
+        done = Progress(Rejections(args.max_bad_fraction), shown)
         encode_parts(encoding, mine, args.workers, args.timeout, done)
-    counts = torch.tensor([done.videos, done.frames])
-    if world > 1:
-        torch.distributed.all_reduce(counts)
+    videos, frames = summed([done.videos, done.frames], world)
     if rank:
         return ""
     rejected = finish(encoding)
     seconds = max(time.monotonic() - start, 1e-9)
-    videos, frames = counts.tolist()
     kinds = ", ".join(f"{count} {kind}" for kind, count in rejected.most_common()) or "none"
     return (
         f"{args.output}: {videos} videos, {frames} frames encoded in {seconds:.1f} s, {frames / seconds:.1f} "
@@ -223,20 +205,7 @@ def _encode(args: argparse.Namespace, encoding: Encoding, rank: int, world: int)
 
 def main() -> int:
     """Encode; 2 with one line on stderr when that cannot be done."""
-    args = arguments()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        # Processes wait for the slowest one at the end, perhaps for days.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    try:
-        line = encode(args, rank, world)
-    except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
-        return fail(error)
-    if line:
-        print(line)
-    if world > 1:
-        torch.distributed.destroy_process_group()
-    return 0
+    return run(encode, arguments())
 
 
 if __name__ == "__main__":

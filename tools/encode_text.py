@@ -19,31 +19,28 @@ shard.  Samples without a caption are counted; a run that draws one counts it as
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from megatron_videogpt.__main__ import fail
-from megatron_videogpt.condition.build import build_encoder
-from megatron_videogpt.condition.options import ENCODERS, ConditionConfig
-from megatron_videogpt.config.schema_data import DataConfig
-from megatron_videogpt.data.jobs import reading_of
-from megatron_videogpt.data.locks import locked
-from megatron_videogpt.data.prepare.texts import Done, TextEncoding, claim, default_output, encode_shards, finish
-from megatron_videogpt.data.shards.dataset import open_index
-from megatron_videogpt.data.shards.latents import STORED
-from megatron_videogpt.data.sources.datasets import Shards, cache_of
-from megatron_videogpt.data.video.container import limits_of
-from megatron_videogpt.errors import UserError, unusable
-from megatron_videogpt.platforms import activate
-from megatron_videogpt.platforms.together import fail_together
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.condition.build import build_encoder  # noqa: E402
+from megatron_videogpt.condition.options import ENCODERS, ConditionConfig  # noqa: E402
+from megatron_videogpt.config.schema_data import DataConfig  # noqa: E402
+from megatron_videogpt.data.jobs import reading_of  # noqa: E402
+from megatron_videogpt.data.locks import locked  # noqa: E402
+from megatron_videogpt.data.prepare.texts import Done, TextEncoding, claim, default_output, encode_shards, finish  # noqa: E402
+from megatron_videogpt.data.shards.dataset import open_index  # noqa: E402
+from megatron_videogpt.data.shards.latents import STORED  # noqa: E402
+from megatron_videogpt.data.sources.datasets import Shards, cache_of  # noqa: E402
+from megatron_videogpt.data.video.container import limits_of  # noqa: E402
+from megatron_videogpt.errors import UserError  # noqa: E402
+from megatron_videogpt.platforms import activate  # noqa: E402
+from megatron_videogpt.platforms.together import fail_together  # noqa: E402
+from tools.sharing import bar, make_folder, run, summed  # noqa: E402
 
 LOCK = ".encode.lock"
 
@@ -108,17 +105,10 @@ def encode(args: argparse.Namespace, rank: int, world: int) -> str:
     with ExitStack() as stack:
         with fail_together(None, "claiming the output folder"):
             if rank == 0:
-                _make(encoding.output)
+                make_folder(encoding.output, str(encoding.output))
                 stack.enter_context(locked(encoding.output / LOCK, 0, "encoding there"))
                 claim(encoding)
         return _encode(encoding, rank, world)
-
-
-def _make(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable(output, error) from error
 
 
 def _encode(encoding: TextEncoding, rank: int, world: int) -> str:
@@ -126,22 +116,15 @@ def _encode(encoding: TextEncoding, rank: int, world: int) -> str:
     mine = range(rank, len(encoding.index.shards), world)
     sizes = np.diff(encoding.firsts)
     total = sum(int(sizes[shard]) for shard in mine if not encoding.file(shard).is_file())
-    processes = f" (1 of {world} processes)" if world > 1 else ""
-    # Without a terminal there is no bar.
-    with tqdm(
-        total=total, unit=" captions", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None
-    ) as bar:
-        done = Done(bar)
+    with bar(total, "captions", rank, world) as shown:
+        done = Done(shown)
         encode_shards(encoding, mine, done)
     for error in done.damaged:
         print(f"counted as without a caption: {error}", file=sys.stderr)
-    encoded = torch.tensor([done.captions, done.tokens])
-    if world > 1:
-        torch.distributed.all_reduce(encoded)
+    captions, tokens = summed([done.captions, done.tokens], world)
     if rank:
         return ""
     counts = finish(encoding)
-    captions, tokens = encoded.tolist()
     seconds = max(time.monotonic() - start, 1e-9)
     return (
         f"{encoding.output}: {captions} captions, {tokens} tokens encoded in {seconds:.1f} s, "
@@ -152,20 +135,7 @@ def _encode(encoding: TextEncoding, rank: int, world: int) -> str:
 
 def main() -> int:
     """Encode; 2 with one line on stderr when that cannot be done."""
-    args = arguments()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        # Processes wait for the slowest one at the end, perhaps for days.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    try:
-        line = encode(args, rank, world)
-    except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
-        return fail(error)
-    if line:
-        print(line)
-    if world > 1:
-        torch.distributed.destroy_process_group()
-    return 0
+    return run(encode, arguments())
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from ..hub.common.vae_videogpt import SCALING_KEYS, STATISTICS, Scaling, scaling_of, weight_files
 from .base import Identity, batched, check_video, fingerprint_of
-from .geometry import DIFFUSERS_CLASSES, codec_geometry, one_line
+from .geometry import DIFFUSERS_CLASSES, codec_geometry
 from .options import CodecConfig
 
 
@@ -144,7 +144,7 @@ def _load_diffusers(config: CodecConfig, settings: dict[str, Any]) -> tuple[Any,
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
             f"codec.path={config.path}: weights do not load into its {DIFFUSERS_CLASSES[config.name]} "
-            f"({one_line(error)})"
+            f"({shortened(error)})"
         ) from error
     if report["missing_keys"]:
         raise UserError(

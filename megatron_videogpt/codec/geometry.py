@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from .options import CodecConfig
 
 TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
@@ -106,14 +106,8 @@ def diffusers_settings(config: CodecConfig) -> dict[str, Any]:
             f"codec.path={config.path}: no config.json in it, so it is not a diffusers {wanted}{hint}"
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"codec.path={config.path}: config.json cannot be read ({one_line(error)})") from error
+        raise UserError(f"codec.path={config.path}: config.json cannot be read ({shortened(error)})") from error
     found = settings.get("_class_name", "nothing") if isinstance(settings, dict) else "no JSON object"
     if found != wanted:
         raise UserError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
     return settings
-
-
-def one_line(error: BaseException) -> str:
-    """The message of a library's error, cut to 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

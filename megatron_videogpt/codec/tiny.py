@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from ..hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
 from .base import Identity, batched, check_video, fingerprint_of
-from .geometry import TINY_WEIGHTS, one_line
+from .geometry import TINY_WEIGHTS
 
 
 class TinyCodec:
@@ -29,7 +29,7 @@ class TinyCodec:
             self.model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(
-                f"tiny codec: {weights} or its .json is missing or damaged ({one_line(error)}); reinstall the package"
+                f"tiny codec: {weights} or its .json is missing or damaged ({shortened(error)}); reinstall the package"
             ) from error
         self.channels, self.spatial_stride, self.temporal_stride = shape.channels, STRIDE, 1
         self.fingerprint = fingerprint_of(json.dumps(shape.to_dict(), sort_keys=True), [weights])

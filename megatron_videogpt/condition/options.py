@@ -47,3 +47,12 @@ class ConditionConfig:
         "smallest and largest number of latent frames at a sample's start that are given and not predicted, drawn "
         "uniformly; of data.frames",
     )
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest condition that a sample may have before its video."""
+        return {"class": 1, "text": self.max_tokens}.get(self.kind, 0)
+
+
+NONE = ConditionConfig()
+"""Of runs and models without a condition."""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from .folder import CLASSES, FAST, WIDTHS, fingerprint_of, open_folder
 from .options import ConditionConfig
 
@@ -103,7 +103,7 @@ class TransformersText:
             missing = "; spiece.model needs pip install sentencepiece, tokenizer.json nothing" if sentences else ""
             raise UserError(
                 f"condition.encoder_path={options.encoder_path}: the tokenizer in {folder} cannot be read "
-                f"({_shortened(error)}){missing}"
+                f"({shortened(error)}){missing}"
             ) from error
         return tokenizer
 
@@ -125,7 +125,7 @@ class TransformersText:
         except LOADING as error:
             raise UserError(
                 f"condition.encoder_path={options.encoder_path}: weights do not load into a {wanted} "
-                f"({_shortened(error)})"
+                f"({shortened(error)})"
             ) from error
         if report["missing_keys"]:
             raise UserError(
@@ -142,7 +142,7 @@ class TransformersText:
             except (OSError, SafetensorError) as error:
                 raise UserError(
                     f"condition.encoder_path={self._options.encoder_path}: {path.name} is damaged, or no safetensors "
-                    f"file ({_shortened(error)}); copy it again"
+                    f"file ({shortened(error)}); copy it again"
                 ) from error
 
 
@@ -170,8 +170,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logging.set_verbosity(before)
         if bar:
             logging.enable_progress_bar()
-
-
-def _shortened(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

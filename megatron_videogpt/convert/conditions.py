@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..condition.folder import text_width
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..errors import UserError
-from .table import NONE
 from .untrusted import show
 
 MOST_CLASSES, WIDEST = 10**6, 2**17

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..codec.diffusers_vae import ignored_before
 from ..codec.geometry import codec_geometry, diffusers_settings
 from ..codec.options import CodecConfig
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..model.parameters import Parameter
@@ -26,7 +26,7 @@ from .conditions import condition_of
 from .folder import Folder
 from .hints import TOKENIZER_FILES
 from .released import backbone, sizes_of
-from .table import EMBED_TOKENS, NONE, POSITION_TABLE, parameters
+from .table import EMBED_TOKENS, POSITION_TABLE, parameters
 from .tensor_files import Entry
 from .untrusted import read_object
 

@@ -17,13 +17,13 @@ from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from torch import Tensor
 
 from ..checkpoint.average import PREFIX
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..model.parameters import BEFORE, Parameter
 from ..model.tensors import to_hf
-from .table import NONE, parameters
+from .table import parameters
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty

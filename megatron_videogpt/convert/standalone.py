@@ -11,13 +11,12 @@ from typing import Any
 
 from ..codec import geometry
 from ..codec.options import CodecConfig
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..config.schema import ModelConfig
 from ..errors import UserError
 from ..hub.common import tiny_codec as tiny_module
 from ..hub.common.vae_videogpt import VAE_WEIGHTS, weight_files
 from .conditions import condition_fields
-from .table import NONE
 
 BACKBONE = ("norm", "activation", "biases", "positions", "dropout")
 """Options of the model that `config.json` has under their own names."""

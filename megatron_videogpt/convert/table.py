@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..config.schema import ModelConfig
 from ..model.parameters import Parameter, prefixed
 from ..objective.next_clip.parameters import EMBED_TOKENS, POSITION_TABLE, TABLE
 
-__all__ = ["EMBED_TOKENS", "NONE", "POSITION_TABLE", "parameters"]
-
-NONE = ConditionConfig()
-"""Of models without a condition."""
+__all__ = ["EMBED_TOKENS", "POSITION_TABLE", "parameters"]
 
 
 def parameters(model: ModelConfig, condition: ConditionConfig = NONE) -> Iterator[Parameter]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..condition.base import TextEncoder
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..errors import UserError
 from .bad import BadVideo
-from .plans import NONE, Sample
+from .plans import Sample
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,6 @@ class Conditioning:
         if options.kind == "text":
             return {**frames, "text": [self.identity, options.max_tokens], "dropout": options.dropout}
         return frames
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of the longest condition."""
-        return {"class": 1, "text": self.options.max_tokens}.get(self.options.kind, 0)
-
-    def tokens(self, captions: Sequence[str]) -> np.ndarray:
-        """int64 [n]: tokens of the conditions of samples with these captions; of texts the most they may have where no
-        encoder counts them.
-        """
-        if self.options.kind == "text" and self.encoder is not None:
-            return np.array(self.encoder.count(captions), np.int64)
-        return np.full(len(captions), self.most_tokens, np.int64)
 
     def number(self, label: str) -> int:
         """Number of the class that a label belongs to: of its name, or of its longest leading parts that are a class.

@@ -10,8 +10,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError, unusable
 
@@ -27,6 +28,19 @@ log = logging.getLogger(__name__)
 def partial_name(path: str | os.PathLike[str]) -> Path:
     """A new name beside ``path``, for what will replace it.  Random, because machines have processes of equal ids."""
     return Path(f"{os.fspath(path)}.{secrets.token_hex(8)}.partial")
+
+
+def write_whole(path: str | os.PathLike[str], action: Callable[[Path], Any]) -> None:
+    """A file that appears whole: ``action`` writes it under another name.
+
+    Readers see the old one or the new one, and several processes may write the same one at the same time.
+    """
+    partial = partial_name(path)
+    try:
+        action(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,13 @@ from hashlib import blake2b
 import numpy as np
 from torch import Tensor
 
-from ..condition.options import ConditionConfig
+from ..condition.options import NONE, ConditionConfig
 from ..config.schema_data import DataConfig
 from .order import GOLDEN, splitmix64
 
 PLAN_STREAM = 0x706C616E  # keeps these draws apart from other uses of a key
 INTERVAL, START, CLIPS, CUTS = range(4)  # counters of a sample's draws; each place for a cut has its own, from CUTS on
 GIVEN, DROPPED = range(1 << 32, (1 << 32) + 2)
-NONE = ConditionConfig()
 
 
 @dataclass(frozen=True)

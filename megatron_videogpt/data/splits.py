@@ -128,11 +128,10 @@ class PhysicsSplit:
 
     def _prefix(self, keys: np.ndarray) -> np.ndarray | int:
         """Tokens of each scene's condition."""
-        if self.conditioning.encoder is None:
-            return self.conditioning.most_tokens
-        return self.conditioning.tokens(
-            [describe_scene(self.config.physics, scene_key(key)).caption for key in keys.tolist()]
-        )
+        encoder, physics = self.conditioning.encoder, self.config.physics
+        if encoder is None:
+            return self.conditioning.options.most_tokens
+        return np.array(encoder.count([describe_scene(physics, scene_key(key)).caption for key in keys.tolist()]))
 
     def job(self, plan: SamplePlan) -> Job:
         """See `Split`."""
@@ -209,8 +208,9 @@ class VideoSplit:
 
     def _prefix(self, entries: np.ndarray) -> np.ndarray | int:
         """Tokens of each video's condition."""
-        counted = self.collection.text_tokens(entries) if self.conditioning.options.kind == "text" else None
-        return self.conditioning.most_tokens if counted is None else counted
+        options = self.conditioning.options
+        counted = self.collection.text_tokens(entries) if options.kind == "text" else None
+        return options.most_tokens if counted is None else counted
 
     def largest_tokens(self, longest: Longest) -> int:
         """See `Split`."""

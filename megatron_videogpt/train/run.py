@@ -147,8 +147,9 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
             check_positions(config, work_of(config, codec), source.train, source.validation)
             if source.conditioning.encoder is not None:
                 source.conditioning.encoder.to(platform.device)
-    identity = "" if source is None else source.conditioning.identity
-    text_encoder = from_rank_zero(lambda: identity, control, "telling the text encoder")
+    text_encoder = from_rank_zero(
+        lambda: "" if source is None else source.conditioning.identity, control, "telling the text encoder"
+    )
     phase("building the model")
     networks, objective = build_networks(config, codec.channels, platform), build_objective(config)
     check_names(objective, networks)

@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.parallel.one_pass import one_pass, worst_of_all
 from tools import layouts_worker as worker
 
 
@@ -48,12 +48,9 @@ def unmarked(chunks: list[Any]) -> None:
 def errors(options: str, parallel: dict[str, Any], fault: str) -> dict[str, float]:
     """Of this rank, whose process groups are there."""
     from megatron.core import parallel_state
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from megatron_videogpt.model.init import gather_released, load_released
     from megatron_videogpt.objective.build import build_network, build_objective
-    from megatron_videogpt.platforms import compat
     from tests import backbone
 
     tiny = backbone.tiny_of(options)
@@ -65,11 +62,8 @@ def errors(options: str, parallel: dict[str, Any], fault: str) -> dict[str, floa
     ]
     for chunk in bare:
         load_released(chunk, config.model, lambda entry: weights[entry.hf])
-        # Layers of a chunk, and those that recompute, are told by their own numbers.
-        chunk.config.finalize_model_grads_func = compat.finalize_gradients
     if fault == "unmarked":
         unmarked(bare)
-    chunks = [DistributedDataParallel(chunk.config, DistributedDataParallelConfig(), chunk) for chunk in bare]
     shard = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     replica, replicas = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     whole = [backbone.row_of(samples, tiny, config.parallel.row_multiple) for samples in backbone.samples_of(tiny)]
@@ -79,26 +73,11 @@ def errors(options: str, parallel: dict[str, Any], fault: str) -> dict[str, floa
         rows = [replace(row, identity=row.identity + dist.get_rank()) for row in rows]
     found: list[Tensor] = []
 
-    def forward_step(data: Iterator[Any], stage: Any) -> tuple[Tensor, Any]:
-        row = next(data)
+    def loss_of(output: Tensor, row: Any) -> Tensor:
+        found.append(output.detach())
+        return objective.loss(output, row)[0]
 
-        def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            found.append(output.detach())
-            total, _ = objective.loss(output, row)
-            return total, torch.full((), row.count, dtype=torch.int), total.detach()
-
-        return stage(row), loss
-
-    compat.expect_lengths(chunks, {row.length for row in rows})
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=[iter(rows) for _ in chunks] if len(chunks) > 1 else iter(rows),
-        model=chunks,
-        num_microbatches=len(rows),
-        seq_length=max(row.length for row in rows),
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    one_pass(bare, rows, loss_of)
     errors: dict[str, float] = {}
     for chunk in bare:
         for name, gradient in gather_released(chunk, config.model, lambda parameter: parameter.main_grad).items():
@@ -125,10 +104,7 @@ def main() -> None:
                     found = errors(option, parallel, fault)
             else:
                 found = errors(option, parallel, fault)
-            everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everyone, found)
-            worst = {key: max(one.get(key, 0.0) for one in everyone) for one in everyone for key in one}
-            answers.setdefault(name, {})[option] = worst
+            answers.setdefault(name, {})[option] = worst_of_all(found)
         world.leave_layout()
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(answers), encoding="utf-8")

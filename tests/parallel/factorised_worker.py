@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.parallel.one_pass import one_pass, worst_of_all
 from tools import layouts_worker as worker
 
 
@@ -25,19 +23,14 @@ def errors(backend: str, parallel: dict[str, Any]) -> dict[str, float]:
     """Of this rank."""
     device = worker.platform()
     from megatron.core import parallel_state
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from megatron_videogpt.model.forward import forward_row
-    from megatron_videogpt.platforms import compat, world
+    from megatron_videogpt.platforms import world
     from tests import factorised, factorised_dense
 
     config, weights = factorised.config_of(**parallel), factorised_dense.weights_of()
     world.start(device, config.parallel)
     bare = factorised.build(config, backend, weights)
-    chunks = [DistributedDataParallel(chunk.config, DistributedDataParallelConfig(), chunk) for chunk in bare]
-    for chunk in chunks:
-        chunk.module.config.finalize_model_grads_func = compat.finalize_gradients
     # Stages of a pipeline have no network for side inputs, so that the row brings what it computes.
     given = weights if config.parallel.pipeline > 1 else None
     whole = [
@@ -46,25 +39,7 @@ def errors(backend: str, parallel: dict[str, Any]) -> dict[str, float]:
     context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     rows = [row.shard(*context) for row in whole]
 
-    def forward_step(data: Iterator[Any], stage: Any) -> tuple[Tensor, Any]:
-        row = next(data)
-
-        def loss(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            total = factorised_dense.loss_of(output, row.target)
-            return total, torch.full((), row.count, dtype=torch.int), total.detach()
-
-        return stage(row), loss
-
-    compat.expect_lengths(chunks, {row.length for row in rows})
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=[iter(rows) for _ in chunks] if len(chunks) > 1 else iter(rows),
-        model=chunks,
-        num_microbatches=len(rows),
-        seq_length=max(row.length for row in rows),
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    one_pass(bare, rows, lambda output, row: factorised_dense.loss_of(output, row.target))
     outputs, gradients = factorised_dense.truth(factorised_dense.ROWS, weights)
     found = {
         name: factorised_dense.error(parameter.main_grad, factorised.cut(name, gradients[name], chunk))
@@ -82,10 +57,7 @@ def main() -> None:
     worker.platform()
     answers = {}
     for name, (backend, parallel) in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
-        mine = errors(backend, parallel)
-        everyone: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, mine)
-        answers[name] = {key: max(one.get(key, 0.0) for one in everyone) for one in everyone for key in one}
+        answers[name] = worst_of_all(errors(backend, parallel))
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(answers), encoding="utf-8")
     dist.destroy_process_group()

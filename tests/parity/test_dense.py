@@ -7,8 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_videogpt.condition.options import ConditionConfig
-from megatron_videogpt.data.plans import NONE
+from megatron_videogpt.condition.options import NONE, ConditionConfig
 from tests import dense
 
 CASES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...condition.base import TextEncoder
 from ...errors import UserError
 from ..bad import BadVideo
-from ..locks import partial_name
+from ..locks import write_whole
 from ..shards.index import Index
 from ..shards.latents import STORED
 from ..shards.texts import (
@@ -122,7 +122,7 @@ def claim(encoding: TextEncoding) -> None:
         return
     if any(not entry.name.startswith(".") for entry in output.iterdir()):
         raise UserError(f"{output}: is not empty, and no features were begun there; choose another folder by --output")
-    _write(begun, lambda path: path.write_text(json.dumps(encoding.facts, indent=1) + "\n", encoding="utf-8"))
+    write_whole(begun, lambda path: path.write_text(json.dumps(encoding.facts, indent=1) + "\n", encoding="utf-8"))
 
 
 def encode_shards(encoding: TextEncoding, shards: Sequence[int], done: Done) -> None:
@@ -155,14 +155,14 @@ def finish(encoding: TextEncoding) -> np.ndarray:
         with open(path, "wb") as file:
             np.save(file, counts, allow_pickle=False)
 
-    _write(encoding.output / COUNTS, save)
+    write_whole(encoding.output / COUNTS, save)
     totals = {
         "samples": len(counts),
         "captions": int(np.count_nonzero(counts)),
         "tokens": int(counts.sum(dtype=np.int64)),
     }
     text = json.dumps({**encoding.facts, **totals}, indent=1) + "\n"
-    _write(encoding.output / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(encoding.output / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
     return counts
 
 
@@ -176,7 +176,7 @@ def _encode_shard(encoding: TextEncoding, shard: int, readers: ThreadPoolExecuto
     # Of similar lengths together, for then little is padding.
     order = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]
     done.bar.update(len(counts) - len(order))
-    _write(encoding.file(shard), lambda path: _write_features(encoding, path, captions, counts, order, done))
+    write_whole(encoding.file(shard), lambda path: _write_features(encoding, path, captions, counts, order, done))
 
 
 def _write_features(
@@ -237,13 +237,3 @@ def _count(encoder: TextEncoder, captions: Sequence[str]) -> np.ndarray:
         if len(captions) > 1:
             return np.concatenate([_count(encoder, [caption]) for caption in captions])
     return counts
-
-
-def _write(path: Path, action: Callable[[Path], Any]) -> None:
-    """A file that appears whole."""
-    partial = partial_name(path)
-    try:
-        action(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

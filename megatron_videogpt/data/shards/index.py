@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..bad import REASONS, BadVideo
-from ..locks import partial_name
+from ..locks import write_whole
 from ..remote import Cache
 from .scan import ENTRY, SUFFIXES, Part, label_of, parse_json
 
@@ -118,12 +117,7 @@ def save(place: str, shards: Iterable[tuple[str, int]], kind: str, facts: dict[s
     ]
 
     def write(extension: str, action: Callable[[Path], Any]) -> None:
-        partial_file = partial_name(place + extension)
-        try:
-            action(partial_file)
-            os.replace(partial_file, place + extension)
-        finally:
-            partial_file.unlink(missing_ok=True)
+        write_whole(place + extension, action)
 
     def write_array(path: Path, array: np.ndarray) -> None:
         with open(path, "wb") as file:

@@ -138,10 +138,8 @@ def work_of(config: Config, codec: Geometry) -> NextClipWork:
     weights = linear_flops(model, end_weights(model, codec.channels), 1), attention_flops(model, 1)
     cell = codec.spatial_stride * config.model.patch_size
     condition = config.condition
-    prefix = {"class": 1, "text": condition.max_tokens}.get(condition.kind, 0)
-    return NextClipWork(
-        cell, config.data.frames, config.data.clips, weights, condition.frames, prefix, condition.dropout
-    )
+    told = condition.frames, condition.most_tokens, condition.dropout
+    return NextClipWork(cell, config.data.frames, config.data.clips, weights, *told)
 
 
 def clip_work(clips: Sequence[int], patches: int) -> Work[float]:

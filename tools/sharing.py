@@ -1,0 +1,58 @@
+"""What `encode_latents.py` and `encode_text.py` do alike: processes that share out the work, their folder and bar."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from megatron_videogpt.__main__ import fail
+from megatron_videogpt.errors import unusable
+
+
+def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Namespace) -> int:
+    """`encode(args, rank, world)` on every process, and the line that it says printed; 2 with one line on stderr when
+    that cannot be done.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        # Processes wait for the slowest one at the end, perhaps for days.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        line = encode(args, rank, world)
+    except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
+        return fail(error)
+    if line:
+        print(line)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def make_folder(output: Path, named: str) -> None:
+    """The folder, or UserError in one line that names it so."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(named, error) from error
+
+
+def bar(total: int, unit: str, rank: int, world: int) -> tqdm:
+    """Of rank 0's share of the work; without a terminal there is none."""
+    processes = f" (1 of {world} processes)" if world > 1 else ""
+    return tqdm(
+        total=total, unit=f" {unit}", desc=f"encoding{processes}", smoothing=0.05, disable=True if rank else None
+    )
+
+
+def summed(counts: list[int], world: int) -> list[int]:
+    """Counts of all processes together, on each of them; a collective."""
+    total = torch.tensor(counts)
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    return total.tolist()
