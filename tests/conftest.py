@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt.platforms import Platform, activate
 from tests import clips, timing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -54,12 +55,15 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clips.collect(tmp_path_factory.mktemp("videos"))
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[None]:
-    """Process groups of one process on the CPU."""
-    from megatron_videogpt.platforms import activate
+@pytest.fixture(scope="session", autouse=True)
+def platform() -> Platform:
+    """The CPU, before any test: whichever comes first in its process may be one that imports megatron-core."""
+    return activate("cpu")
 
-    platform = activate("cpu")
+
+@pytest.fixture(scope="module")
+def processes(platform: Platform) -> Iterator[None]:
+    """Process groups of one process on the CPU."""
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.platforms import world
 

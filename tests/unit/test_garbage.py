@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from megatron_videogpt.train.garbage import collected_every
+
 
 class Ring:
     """Garbage that only the collector finds."""
@@ -30,8 +32,6 @@ def collections() -> Any:
 
 
 def test_collections_come_at_the_same_steps_only(collections: list[int]) -> None:
-    from megatron_videogpt.train.garbage import collected_every
-
     with collected_every(3) as collect:
         at: dict[int, int] = {}
         for step in range(1, 10):
@@ -49,8 +49,6 @@ def test_collections_come_at_the_same_steps_only(collections: list[int]) -> None
 def test_what_survived_one_collection_is_found_by_a_later_one(collections: list[int]) -> None:
     import weakref
 
-    from megatron_videogpt.train.garbage import collected_every
-
     with collected_every(1) as collect:
         ring = Ring()
         alive = weakref.ref(ring)
@@ -63,8 +61,6 @@ def test_what_survived_one_collection_is_found_by_a_later_one(collections: list[
 
 
 def test_python_collects_by_itself_without_the_option(collections: list[int]) -> None:
-    from megatron_videogpt.train.garbage import collected_every
-
     with collected_every(0) as collect:
         for step in range(1, 10):
             for _ in range(5000):
@@ -74,8 +70,6 @@ def test_python_collects_by_itself_without_the_option(collections: list[int]) ->
 
 
 def test_the_collector_comes_back_after_an_error() -> None:
-    from megatron_videogpt.train.garbage import collected_every
-
     with pytest.raises(KeyError), collected_every(3):
         raise KeyError
     assert gc.isenabled()
