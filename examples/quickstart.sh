@@ -1,31 +1,78 @@
 #!/usr/bin/env bash
-# Everything once, on a machine with nothing but Python: set-up, training, a predicted video.  About ten minutes on two CPU cores.
-#   bash examples/quickstart.sh                        learns the built-in physics scenes
-#   bash examples/quickstart.sh VIDEO_DIR              learns your own videos
-#   bash examples/quickstart.sh [VIDEO_DIR] section.option=value ...       changes options, for example train.steps=50
-# A run that was interrupted is continued; a finished one, or one with other settings, is moved aside.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+usage() {
+  cat <<'TEXT'
+Everything once, on a machine with nothing but Python: set-up, training, a predicted video.
+
+  bash examples/quickstart.sh                        learns the built-in physics scenes: about ten minutes on two CPU cores
+  bash examples/quickstart.sh VIDEO_DIR              learns your own videos (any containers that PyAV reads)
+  bash examples/quickstart.sh --try                  trains nothing: continues scenes with the model in examples/scenes_model
+  bash examples/quickstart.sh [VIDEO_DIR] section.option=value ...       changes options, for example train.steps=50
+
+It makes .venv (two minutes, once) and writes into runs/quickstart, or runs/try.  A run that was interrupted is continued by the
+same command; a finished one, or one with other settings, is moved aside.  Options: .venv/bin/python -m megatron_videogpt options
+TEXT
+}
+
 CONFIG=examples/videogpt/quickstart.toml
 OUT=runs/quickstart
 overrides=()
-if [ $# -gt 0 ] && [[ $1 != *=* ]]; then
-  videos=$(cd "$here" && cd "$1" 2>/dev/null && pwd) || {
-    echo "error: $1: there is no such folder; give a folder with video files, or nothing for the built-in scenes" >&2
+only_try=
+case ${1:-} in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+  --try)
+    only_try=yes
+    shift
+    if [ $# != 0 ]; then
+      echo "error: --try takes nothing else, not $*; see --help" >&2
+      exit 2
+    fi
+    ;;
+  -*)
+    echo "error: $1: there is no such option; see --help" >&2
     exit 2
-  }
-  # Real videos hold more than 64x64 pixels can show, and come in many shapes.
-  overrides=(data.source=videos "data.path=\"$videos\"" data.longest_side=128 data.min_side=64 train.global_batch_size=4 train.micro_batch_size=4 train.steps=500 eval.final_scenes=16)
-  shift
-fi
-overrides+=("$@" "train.output=$OUT")
+    ;;
+  "" | *=*) ;;
+  *)
+    videos=$(cd "$here" && cd "$1" 2>/dev/null && pwd) || {
+      echo "error: $1: there is no such folder; give a folder with video files, or nothing for the built-in scenes" >&2
+      exit 2
+    }
+    CONFIG=examples/videogpt/quickstart_videos.toml
+    overrides=("data.path=\"$videos\"")
+    shift
+    ;;
+esac
 
 bash examples/setup_env.sh
 PYTHON=$PWD/.venv/bin/python
 # Two processes on two cores: more threads would only compete.
 export OMP_NUM_THREADS=1
+started=$SECONDS
+echo "set-up took $started s"
+
+if [ -n "$only_try" ]; then
+  echo
+  echo "== continuing scenes that the model in examples/scenes_model has not seen"
+  "$PYTHON" -m megatron_videogpt sample --checkpoint examples/scenes_model --scene bounce/2 --scene dominoes/1 --scene pendulum/4 \
+    --output runs/try --formats mp4,png,gif --seed 0
+  echo
+  echo "Done, $((SECONDS - started)) s after set-up.  In runs/try: what happened above or at the left, what the model made of the first eight frames beside it."
+  exit 0
+fi
+
+# Without instructions for bf16 the same steps would take three times as long.
+if [ "$("$PYTHON" -c 'from megatron_videogpt.platforms.cpu import has_bf16_products; print(has_bf16_products())')" = False ]; then
+  echo "this processor has no instructions for bf16 products: training in fp32, with fewer steps"
+  overrides+=(FP32_OVERRIDES)
+fi
+overrides+=("$@" "train.output=$OUT")
 
 echo
 echo "== checking the configuration"
@@ -51,20 +98,28 @@ mkdir -p "$OUT"
 echo "$settings" >"$OUT/.quickstart"
 
 echo
-echo "== training on two processes (tensor and sequence parallel)"
+echo "== training on two processes (data parallel)"
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=2 -m megatron_videogpt train "$CONFIG" "${overrides[@]}"
 
 echo
 echo "== continuing a video that the model has not seen"
 "$PYTHON" tools/held_out_video.py "$OUT" "$OUT/held_out.mp4"
 "$PYTHON" -m megatron_videogpt sample --checkpoint "$OUT" --video "$OUT/held_out.mp4" --interval 1 --output "$OUT/prediction.mp4" --seed 0
+if [ -z "${videos:-}" ]; then
+  echo
+  echo "== what becomes of the bodies in unseen scenes"
+  "$PYTHON" tools/measure_scenes.py "$OUT" --rollout 64 --output "$OUT/scenes"
+fi
 echo finished >>"$OUT/.quickstart"
 
 echo
-echo "Done. In $OUT:"
+echo "Done, $((SECONDS - started)) s after set-up.  In $OUT:"
 echo "  config.toml        the resolved configuration"
 echo "  metrics.jsonl      every number of the run, the pixel error against 'repeat the last frame' included"
 echo "  tensorboard/       the same as TensorBoard events: .venv/bin/tensorboard --logdir $OUT"
 echo "  loss.png           the loss curve; what it should look like is in docs/expected.md"
 echo "  prediction.mp4     the continuation of held_out.mp4 (given frames have a border)"
 echo "  prediction.png     the same as a contact sheet, with the true frames"
+if [ -z "${videos:-}" ]; then
+  echo "  scenes/            a scene of every kind as an animation, bodies found, errors over 64 frames"
+fi

@@ -23,6 +23,10 @@ _CALL_FLOPS = 1.6e7
 _SHARED_CALL_FLOPS = 4 * _CALL_FLOPS
 _KEY_ROWS = 8
 _MASK_SHARE = 0.06
+_SMALL_PAIRS = 1 << 18
+"""Rectangles below this many pairs go backward in float32, whatever the inputs are: torch's kernel for half precision takes
+two to ten times as long there (docs/benchmarks.md), because it packs its operands anew in each call.
+"""
 _MATH_SCORES = 1 << 26
 """Scores that the path without a fused kernel holds at once."""
 
@@ -65,6 +69,8 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients for q, k, v of one rectangle, from the output and log-sum-exp of the *whole* rows."""
     if _fused(q):
+        if q.shape[2] * k.shape[2] < _SMALL_PAIRS:
+            grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale
         )

@@ -132,7 +132,12 @@ class TrainConfig:
     global_batch_size: int = option(320, "samples per optimizer step, over all data parallel ranks")
     micro_batch_size: int = option(1, "samples packed into one row (one micro-batch)")
     seed: int = option(0, "seed of parameters, data order, clip splits and noise")
-    precision: str = option("bf16", "bf16 (with fp32 main parameters) or fp32", choices=("bf16", "fp32"))
+    precision: str = option(
+        "bf16",
+        "bf16 (with fp32 main parameters), fp32, or auto (that of the checkpoint where there is one, else bf16 where all "
+        "devices multiply it faster, else fp32)",
+        choices=("bf16", "fp32", "auto"),
+    )
     platform: str = option("auto", "auto, cpu, cuda or npu", choices=("auto", "cpu", "cuda", "npu"))
     threads: int = option(0, "CPU threads per process; 0 shares the machine's cores among its processes")
     gc_every: int = option(

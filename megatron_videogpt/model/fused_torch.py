@@ -72,13 +72,13 @@ def split_rotary(
     rows: int64 ``[n]``, the only rows whose queries are wanted, q is then ``[n, H, d]``; place: int32 ``[L]``, where in
     it each row is, or -1.
     """
-    queries, turns = (joint, angles) if rows is None else (joint.index_select(0, rows), angles.index_select(0, rows))
-    q = _turned(queries[:, :, :-2], turns, 1)
-    return (
-        q.flatten(1, 2),
-        _turned(joint[:, :, -2], angles, 1),
-        joint[:, :, -1].clone(memory_format=torch.contiguous_format),
-    )
+    values = joint[:, :, -1].clone(memory_format=torch.contiguous_format)
+    if rows is None:
+        # Together, so that cosines and sines are worked out once.
+        turned = _turned(joint[:, :, :-1], angles, 1)
+        return turned[:, :, :-1].flatten(1, 2).contiguous(), turned[:, :, -1].contiguous(), values
+    q = _turned(joint.index_select(0, rows)[:, :, :-2], angles.index_select(0, rows), 1)
+    return q.flatten(1, 2), _turned(joint[:, :, -2], angles, 1), values
 
 
 def split_rotary_backward(

@@ -102,7 +102,7 @@ class LayerBytes:
 
 def bytes_per_value(config: Config) -> int:
     """Of parameters and activations."""
-    return 2 if config.train.precision == "bf16" else 4
+    return 4 if config.train.precision == "fp32" else 2
 
 
 def layer_bytes(config: Config, tokens: float, rows: float | None = None) -> LayerBytes:

@@ -27,7 +27,7 @@ class Platform:
     backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
     memory_peak: bytes allocated at most so far on the device (resident set on a CPU); reset_memory_peak: forget it (not
     on a CPU); memory_total: bytes that this process may fill; own_seconds: a clock that stands still while this rank
-    waits for others, to find slow ones.
+    waits for others, to find slow ones; bf16: it has instructions for products of bf16 matrices.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Platform:
     reset_memory_peak: Callable[[], None]
     memory_total: Callable[[], int]
     own_seconds: Callable[[], float]
+    bf16: bool = True
 
 
 _active: Platform | None = None

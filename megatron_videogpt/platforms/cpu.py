@@ -178,6 +178,14 @@ def _cpu_name() -> str:
         return host.processor() or "CPU"
 
 
+def has_bf16_products() -> bool:
+    """Whether this is an x86 processor with AVX512-BF16 or AMX.  Others emulate bf16, slower than float32; of Arm
+    processors torch does not tell.
+    """
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return any(has() for has in asked)
+
+
 def activate(local_rank: int) -> Platform:
     """Redirect `torch.cuda` and run on the CPU; any local rank is fine."""
     _redirect_tensors()
@@ -193,4 +201,5 @@ def activate(local_rank: int) -> Platform:
         memory_total=lambda: psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         # A rank that waits for a socket uses no processor.
         own_seconds=time.process_time,
+        bf16=has_bf16_products(),
     )

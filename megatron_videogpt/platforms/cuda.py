@@ -27,4 +27,6 @@ def activate(local_rank: int) -> Platform:
         reset_memory_peak=torch.cuda.reset_peak_memory_stats,
         memory_total=lambda: torch.cuda.mem_get_info()[1],
         own_seconds=Probe(torch.device("cuda", local_rank), torch.cuda),
+        # Ampere's tensor cores were the first.
+        bf16=torch.cuda.get_device_capability(local_rank)[0] >= 8,
     )

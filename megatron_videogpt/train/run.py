@@ -136,6 +136,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     phase("joining the process groups")
     world.start(platform, config.parallel, config.train.timeout_minutes)
     control = world.control_group(config.train.timeout_minutes)
+    config = _with_precision(config, platform, control)
     phase("opening the data")
     with fail_together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
@@ -163,6 +164,24 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     _restore(run)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
+
+
+def _with_precision(config: Config, platform: Platform, control: Any) -> Config:
+    """`train.precision=auto` resolved, the same on all ranks; a run goes on in the precision that it was begun in."""
+    if config.train.precision != "auto":
+        return config
+    saved = newest_checkpoint(Path(config.train.output), control)
+    everywhere = torch.tensor(int(platform.bf16))
+    torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN, group=control)
+    if saved is not None:
+        precision, why = saved.config.train.precision, f"as in {saved.path}"
+    elif everywhere:
+        precision, why = "bf16", f"{platform.device_name} has instructions for it"
+    else:
+        precision, why = "fp32", f"{platform.device_name}, of at least one rank, has no instructions for bf16"
+    if world.is_rank_zero():
+        print(f"precision: {precision} ({why})", flush=True)
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def _with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:

@@ -183,11 +183,11 @@ class Validation:
         """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last
         given frame instead.
 
-        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit), guidance 1, 20 steps,
-        noise fixed by the seed; pixels in [0, 1].
+        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit, in `sample.steps` steps),
+        guidance 1, noise fixed by the seed; pixels in [0, 1].
         """
         given, generated = self._given()
-        settings = replace(self.config.sample, steps=20, guidance=1.0, history_noise=0.0)
+        settings = replace(self.config.sample, guidance=1.0, history_noise=0.0)
         mine = self.samples[: self._mine(self.config.eval.final_scenes)]
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         predicted = predict(denoise, mine, given, generated, settings, self.config.train.seed)

@@ -1,4 +1,4 @@
-"""Upper floors import lower ones, never the other way, and no two files import each other: the order of README's map,
+"""Upper floors import lower ones, never the other way, and no two files import each other: the order of docs/map.md,
 held against every import.
 """
 
@@ -17,8 +17,8 @@ PACKAGE = "megatron_videogpt"
 
 
 def floors() -> list[set[str]]:
-    """The first column of README's map, from top to bottom: folders and files of the package that share a floor."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("\n## Map\n")[2].partition("\n## ")[0]
+    """The first column of the map's table, from top to bottom: folders and files of the package that share a floor."""
+    text = (REPOSITORY / "docs" / "map.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     return [{name.strip("/").removesuffix(".py") for name in re.findall(r"`([\w/.]+)`", row)} for row in rows]
 

@@ -17,6 +17,7 @@ from ...model.prefix import no_prefix
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Row
 from ..base import ONLY, Metric, Score, Turn
+from ...hub.common.sampling_videogpt import shifted
 from ..noise import mix, normal, posterior, uniform
 from .rows import Sequence, assemble
 
@@ -32,7 +33,7 @@ def _bin_metric(place: int) -> Metric:
 @dataclass(frozen=True)
 class NextClipDiffusion:
     """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise;
-    no_prefix: see `rows.assemble`.
+    no_prefix: see `rows.assemble`; time_shift: of the timesteps' draw.
 
     A dropped condition leaves nothing in the sequence: no prefix, and none of the given frames, as in the sampler's
     unconditional branch.
@@ -47,6 +48,7 @@ class NextClipDiffusion:
     table_side: int
     clean_retention: float = 0.9
     no_prefix: Tensor | None = None
+    time_shift: float = 1.0
 
     def layout(self, sample: Sample) -> Layout:
         """Storage order, positions and mask of one sample."""
@@ -70,7 +72,10 @@ class NextClipDiffusion:
         key, shape, clips = sample.key, tuple(sample.mean.shape), sample.clips[1 if sample.given else 0 :]
         predicted, kept = slice(sample.given, None), slice(sample.given * sample.dropped, sum(sample.clips[:-1]))
         target = posterior(sample.mean, sample.logvar, key, "target posterior")[predicted]
-        timestep = uniform(key, "timestep", len(clips)).repeat_interleave(torch.tensor(clips))
+        drawn = uniform(key, "timestep", len(clips))
+        # A factor of 1 would round.
+        drawn = drawn if self.time_shift == 1 else shifted(drawn, self.time_shift)
+        timestep = drawn.repeat_interleave(torch.tensor(clips))
         clean = posterior(sample.mean, sample.logvar, key, "clean posterior")[kept]
         retention = self.clean_retention + (1 - self.clean_retention) * uniform(key, "clean retention", shape[0])[kept]
         return Sequence(
@@ -115,7 +120,7 @@ class NextClipDiffusion:
 
 def build(config: Config) -> NextClipDiffusion:
     """See `objective.build`."""
-    model = config.model
+    model, options = config.model, config.objective
     return NextClipDiffusion(
-        model.patch_size, model.position_table_size, config.objective.clean_retention, no_prefix(config)
+        model.patch_size, model.position_table_size, options.clean_retention, no_prefix(config), options.time_shift
     )
