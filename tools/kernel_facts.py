@@ -16,7 +16,8 @@ Columns:
   to, from stack  bytes that the program text stores there and loads from there, each instruction counted once
   shared B        shared memory of a block, bytes
   blocks, warps   that one multiprocessor holds at a time, of at most 32 and 64, and what allows no more (occupancy)
-  in a tile       matrix instructions (wgmma) that all warps of a block spend on one tile; "?" where it cannot be told
+  in a tile       matrix instructions that all warps of a block spend on one tile: of four warps together (wgmma), and
+                  of one warp (mma), the slower kind on this GPU; "?" where it cannot be told
   in the text     the same in the whole program, with the shape of each (rows x columns x inner length)
 
 A program with fewer registers, or more warps, is not faster for that: kernels that keep the tensor cores busy run one
@@ -43,7 +44,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
-from tools.kernel_reading import Shape, for_a_tile, occupancy, program_of  # noqa: E402
+from tools.kernel_reading import GROUP_ROWS, Shape, for_a_tile, occupancy, program_of  # noqa: E402
 from tools.kernel_triton import PRODUCTS, Compiled, attention, delta, fused, fused_cases  # noqa: E402
 
 KINDS = ("triton", "fused", "flash")
@@ -56,6 +57,15 @@ HEADER = (
     "kernel", "head dim", "dtype", "tile", "registers", "stack B", "to, from stack B", "shared B", "threads", "blocks",
     "warps", "limited by", "in a tile", "in the text",
 )  # fmt: skip
+
+
+def spent(in_tile: dict[Shape, int] | None) -> str:
+    """Matrix instructions of a tile: "40", or "40 + 256 mma" where single warps issue some."""
+    if in_tile is None:
+        return "?"
+    groups = sum(number for shape, number in in_tile.items() if shape[0] == GROUP_ROWS)
+    alone = sum(in_tile.values()) - groups
+    return f"{groups} + {alone} mma" if alone else str(groups)
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Facts:
     shared: int
     threads: int
     products: dict[Shape, int]
-    in_tile: int | None
+    in_tile: dict[Shape, int] | None
 
     def row(self) -> str:
         """A line of the table."""
@@ -94,7 +104,7 @@ class Facts:
             fits.blocks,
             fits.warps,
             fits.limit,
-            "?" if self.in_tile is None else self.in_tile,
+            spent(self.in_tile),
             ", ".join(f"{number} of {m}x{n}x{k}" for (m, n, k), number in self.products.items()) or "none",
         )
         return f"| {' | '.join(map(str, cells))} |"
@@ -105,7 +115,7 @@ def of_triton(kernel: str, head_dim: int | None, dtype: str, result: Compiled) -
     found = program_of(result.cubin)
     return Facts(
         kernel, head_dim, dtype, None, result.registers, (), result.spilled, found.stored, found.loaded, result.shared,
-        result.threads, found.products, 0,
+        result.threads, found.products, {},
     )  # fmt: skip
 
 
@@ -139,7 +149,7 @@ def flash_facts(line: dict[str, Any]) -> list[Facts]:
         if not isinstance(one, dict):
             continue
         products, tile = {(m, n, k): number for m, n, k, number in one["products"]}, tiles.get(name)
-        in_tile = for_a_tile(products, FLASH_PRODUCTS[name], tile[0] * tile[1] * dim) if tile else 0
+        in_tile = for_a_tile(products, FLASH_PRODUCTS[name], tile[0] * tile[1] * dim) if tile else {}
         given = {key: one[key] for key in ("registers", "stack", "stored", "loaded", "shared", "threads")}
         facts.append(
             Facts(
@@ -151,14 +161,18 @@ def flash_facts(line: dict[str, Any]) -> list[Facts]:
 
 def run_flash(options: argparse.Namespace) -> Iterator[list[Facts]]:
     """One head dimension and number type after the other."""
-    cases = [f"{dim}:{HEADS}:{HEADS}:{dtype}" for dim, dtype in itertools.product(options.head_dims, options.dtypes)]
+    cases = [f"{dim}:{HEADS}:{HEADS}:{dtype}" for dtype, dim in itertools.product(options.dtypes, options.head_dims)]
     command = [sys.executable, "-W", "ignore", str(REPOSITORY / "tools" / "kernel_flash.py"), *cases]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None
-        for line in process.stdout:
-            yield flash_facts(json.loads(line))
-        if process.wait():
+        try:
+            for line in process.stdout:
+                yield flash_facts(json.loads(line))
+            failed = process.wait()
+        finally:
+            process.kill()
+        if failed:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1]
             raise UserError(f"FlashAttention-4 did not compile: {last} (--only triton fused leaves it out)")
@@ -168,10 +182,10 @@ def compilations(options: argparse.Namespace, kinds: list[str]) -> list[Callable
     """What Triton is to compile."""
     work: list[Callable[[], Facts]] = []
     if "triton" in kinds:
-        cases = itertools.product((*PRODUCTS, "delta"), options.head_dims, options.dtypes)
-        work += [partial(attention_facts, *case) for case in cases]
+        cases = itertools.product(options.dtypes, (*PRODUCTS, "delta"), options.head_dims)
+        work += [partial(attention_facts, name, dim, dtype) for dtype, name, dim in cases]
     if "fused" in kinds:
-        work += [partial(fused_facts, *case) for case in itertools.product(fused_cases(), options.dtypes)]
+        work += [partial(fused_facts, name, dtype) for dtype, name in itertools.product(options.dtypes, fused_cases())]
     return work
 
 
@@ -226,25 +240,32 @@ def check(options: argparse.Namespace) -> tuple[list[str], str]:
     return kinds, f"FlashAttention-4's rows are left out: {missing}" if missing else ""
 
 
-def compiled(options: argparse.Namespace, kinds: list[str]) -> list[Facts]:
-    """Everything, with a bar on stderr."""
+def compiled(options: argparse.Namespace, kinds: list[str]) -> Iterator[list[Facts]]:
+    """Some rows after the other, with a bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    work, facts = compilations(options, kinds), []
+    work = compilations(options, kinds)
     flash = len(options.head_dims) * len(options.dtypes) if "flash" in kinds else 0
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("compiling with Triton", total=len(work) + flash)
         for one in work:
-            facts.append(one())
-            bar.update(task, advance=1, description=f"{facts[-1].kernel} {facts[-1].head_dim or ''}".strip())
+            found = one()
+            bar.update(task, advance=1, description=f"{found.kernel} {found.head_dim or ''} {found.dtype}")
+            yield [found]
         if flash:
             bar.update(task, description="FlashAttention-4 (half a minute each)")
             for some in run_flash(options):
-                facts += some
                 bar.advance(task)
-    return merged(facts)
+                yield some
+
+
+def document(facts: list[Facts], note: str) -> str:
+    """The table under its command and versions."""
+    head = f"`{' '.join(['python tools/kernel_facts.py', *sys.argv[1:]])}`: {versions()}; for sm_90, no speed.\n"
+    table = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|", *(one.row() for one in merged(facts))]
+    return "\n".join([head, *([note, ""] if note else []), *table, ""])
 
 
 def main() -> None:
@@ -253,15 +274,16 @@ def main() -> None:
     kinds, note = check(options)
     if note:
         print(note, file=sys.stderr)
-    rows = [one.row() for one in compiled(options, kinds)]
-    head = f"`{' '.join(['python tools/kernel_facts.py', *sys.argv[1:]])}`: {versions()}; for sm_90, no speed.\n"
-    table = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|", *rows]
-    text = "\n".join([head, *([note, ""] if note else []), *table, ""])
+    facts: list[Facts] = []
+    for some in compiled(options, kinds):
+        facts += some
+        # Whoever stops it keeps what there is.
+        if options.output:
+            options.output.write_text(document(facts, note), encoding="utf-8")
     if options.output:
-        options.output.write_text(text, encoding="utf-8")
-        print(f"{len(rows)} rows in {options.output}", file=sys.stderr)
+        print(f"{len(merged(facts))} rows in {options.output}", file=sys.stderr)
     else:
-        print(text)
+        print(document(facts, note))
 
 
 if __name__ == "__main__":

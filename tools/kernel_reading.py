@@ -24,6 +24,8 @@ SHARED_OF_BLOCK = 227 * 1024
 RESERVED = 1024
 """Bytes of shared memory that the system takes for each block, on top of what the kernel asks for."""
 SHARED_UNIT = 128
+GROUP_ROWS = 64
+"""Of a matrix instruction that four warps issue together (wgmma)."""
 WARPS = 64
 BLOCKS = 32
 QUARTERS = 4
@@ -112,24 +114,25 @@ def program(sass: str) -> Program:
     return Program(moved["STL"], moved["LDL"], dict(sorted(shapes.items(), reverse=True)))
 
 
-def for_a_tile(products: dict[Shape, int], counts: int, size: int) -> int | None:
+def for_a_tile(products: dict[Shape, int], count: int, size: int) -> dict[Shape, int] | None:
     """Matrix instructions that all warps of a block spend on one tile; None where the program does not tell.
 
-    products: of the whole program.  counts: products of matrices that a tile takes.  size: multiplications in each.
+    products: of the whole program.  count: products of matrices that a tile takes.  size: multiplications in each.
 
     The loop over tiles stands several times in a program (tiles attended in full and in part, a first one taken out of
     the loop), and several groups of warps may run the same text.  Both cancel out: a tile takes instructions of the
     same mixture until their multiplications are all done.  Where some products stand there more often than others,
     each product has a shape of its own, or nothing can be said.
     """
-    work = sum(m * n * k * number for (m, n, k), number in products.items())
-    if not work:
-        return 0
-    whole, rest = divmod(sum(products.values()) * counts * size, work)
-    if not rest:
-        return whole
-    each = [divmod(size, m * n * k) for m, n, k in products]
-    return sum(number for number, _ in each) if len(each) == counts and not any(rest for _, rest in each) else None
+    # Four warps issue an instruction of 64 rows together, and smaller ones each for itself.
+    issued = {shape: number * (1 if shape[0] == GROUP_ROWS else 4) for shape, number in products.items()}
+    work = sum(m * n * k * number for (m, n, k), number in issued.items())
+    whole = {shape: divmod(number * count * size, max(work, 1)) for shape, number in issued.items()}
+    if any(rest for _, rest in whole.values()):
+        whole = {(m, n, k): divmod(size, m * n * k) for m, n, k in products}
+        if len(whole) != count or any(rest for _, rest in whole.values()):
+            return None
+    return {shape: number for shape, (number, _) in whole.items()}
 
 
 def threads_of_ptx(text: str) -> int:

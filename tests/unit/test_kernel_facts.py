@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tools import kernel_facts
-from tools.kernel_facts import Facts, check, flash_facts, merged
+from tools.kernel_facts import Facts, check, flash_facts, merged, spent
 from tools.kernel_reading import (
     Usage,
     for_a_tile,
@@ -24,7 +24,7 @@ from tools.kernel_reading import (
     usage,
 )
 
-FACTS = Facts("FA4 forward", 96, "bfloat16", (192, 128), 128, (32, 160), 184, 240, 288, 185_344, 512, {}, 42)
+FACTS = Facts("FA4 forward", 96, "bfloat16", (192, 128), 128, (32, 160), 184, 240, 288, 185_344, 512, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,22 @@ def test_instructions_of_a_tile() -> None:
     # 128 x 128 scores from 96 columns: 2 x 6 of 64x128x16; 96 columns from 128 keys as 64 + 32: 2 x 8 of each.  The
     # loop stands twice, and two groups of warps run it.
     text = {(64, 128, 16): 12, (64, 64, 16): 16, (64, 32, 16): 16}
-    assert for_a_tile(text, 2, 128 * 128 * 96) == 12 + 16 + 16
+    assert for_a_tile(text, 2, 128 * 128 * 96) == {(64, 128, 16): 12, (64, 64, 16): 16, (64, 32, 16): 16}
     # The scores stand there five times, the rest four times: 3 groups of warps, 6 and 8 instructions each.
-    assert for_a_tile({(64, 128, 16): 30, (64, 96, 16): 32}, 2, 192 * 128 * 96) == 18 + 24
-    assert for_a_tile({}, 2, 64) == 0
-    assert for_a_tile({(64, 128, 16): 7, (64, 96, 16): 8, (64, 64, 16): 9}, 2, 192 * 128 * 96) is None
+    uneven = for_a_tile({(64, 128, 16): 30, (64, 96, 16): 32}, 2, 192 * 128 * 96)
+    assert uneven == {(64, 128, 16): 18, (64, 96, 16): 24} and spent(uneven) == "42"
+    # 32 rows are too few for four warps together: each of 8 warps takes 32 of 16x8x16.
+    mixed = for_a_tile({(64, 128, 16): 8, (64, 32, 16): 32, (16, 8, 16): 64}, 5, 32 * 128 * 128)
+    assert mixed == {(64, 128, 16): 8, (64, 32, 16): 32, (16, 8, 16): 256} and spent(mixed) == "40 + 256 mma"
+    assert for_a_tile({}, 2, 64) == {} and spent({}) == "0"
+    unknown = for_a_tile({(64, 128, 16): 7, (64, 96, 16): 8, (64, 64, 16): 9}, 2, 192 * 128 * 96)
+    assert unknown is None and spent(unknown) == "?"
 
 
 def test_rows() -> None:
     assert FACTS.row() == (
         "| FA4 forward | 96 | bfloat16 | 192 x 128 | 128 (32, 160) | 184 | 240, 288 | 185,344 | 512 | 1 | 16 | "
-        "registers, shared memory | 42 | none |"
+        "registers, shared memory | 0 | none |"
     )
     half = Facts(**{**vars(FACTS), "dtype": "float16"})
     other = Facts(**{**vars(half), "stack": 0})
@@ -120,7 +125,7 @@ def test_rows() -> None:
     assert [one.dtype for one in merged([FACTS, other])] == ["bfloat16", "float16"]
     numbers = {"registers": 128, "stack": 184, "stored": 240, "loaded": 288, "shared": 185_344, "threads": 512}
     line = {"case": "96:4:4:bfloat16", "kernels": 4, "forward": {**numbers, "later": [32, 160], "products": []}}
-    assert flash_facts(line) == [Facts(**{**vars(FACTS), "in_tile": 0})]
+    assert flash_facts(line) == [FACTS]
 
 
 def options(*only: str, output: Path | None = None) -> argparse.Namespace:
@@ -154,4 +159,6 @@ def test_matrix_instructions_are_found_in_machine_code() -> None:
 
     # Compiled by test_triton_compile.py too.
     found = program_of(attention("forward", 128).cubin)
-    assert {shape[0] for shape in found.products} == {64} and for_a_tile(found.products, 2, 128 * 64 * 128) == 24
+    assert {shape[0] for shape in found.products} == {64} and spent(
+        for_a_tile(found.products, 2, 128 * 64 * 128)
+    ) == "24"
