@@ -83,14 +83,14 @@ class Facts:
     stack: int
     stored: int
     loaded: int
-    shared: int
+    shared_bytes: int
     threads: int
     products: dict[Shape, int]
     in_tile: dict[Shape, int] | None
 
     def row(self) -> str:
         """A line of the table."""
-        fits = occupancy(self.threads, self.registers, self.shared)
+        fits = occupancy(self.threads, self.registers, self.shared_bytes)
         cells = (
             self.kernel,
             self.head_dim or "",
@@ -99,7 +99,7 @@ class Facts:
             f"{self.registers} ({', '.join(map(str, self.later))})" if self.later else self.registers,
             self.stack,
             f"{self.stored}, {self.loaded}",
-            f"{self.shared:,}",
+            f"{self.shared_bytes:,}",
             self.threads,
             fits.blocks,
             fits.warps,
@@ -150,7 +150,7 @@ def flash_facts(line: dict[str, Any]) -> list[Facts]:
             continue
         products, tile = {(m, n, k): number for m, n, k, number in one["products"]}, tiles.get(name)
         in_tile = for_a_tile(products, FLASH_PRODUCTS[name], tile[0] * tile[1] * dim) if tile else {}
-        given = {key: one[key] for key in ("registers", "stack", "stored", "loaded", "shared", "threads")}
+        given = {key: one[key] for key in ("registers", "stack", "stored", "loaded", "shared_bytes", "threads")}
         facts.append(
             Facts(
                 f"FA4 {name}", dim, dtype, tile, later=tuple(one["later"]), products=products, in_tile=in_tile, **given

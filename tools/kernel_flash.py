@@ -49,7 +49,7 @@ def _facts(folder: Path, kernel: str) -> dict[str, Any]:
         "later": later_of_ptx(text),
         "stack": stack,
         "threads": threads_of_ptx(text),
-        "shared": shared_of_ir(ir.read_text()),
+        "shared_bytes": shared_of_ir(ir.read_text()),
         "stored": found.stored,
         "loaded": found.loaded,
         "products": [[*shape, number] for shape, number in found.products.items()],

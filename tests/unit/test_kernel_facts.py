@@ -28,7 +28,7 @@ FACTS = Facts("FA4 forward", 96, "bfloat16", (192, 128), 128, (32, 160), 184, 24
 
 
 @pytest.mark.parametrize(
-    ("threads", "registers", "shared", "blocks", "warps", "limit"),
+    ("threads", "registers", "memory", "blocks", "warps", "limit"),
     [
         # NVIDIA's Best Practices Guide, "Calculating Occupancy": 75 % and 63 % of 64 warps.
         (128, 37, 0, 12, 48, "registers"),
@@ -53,8 +53,8 @@ FACTS = Facts("FA4 forward", 96, "bfloat16", (192, 128), 128, (32, 160), 184, 24
         (128, 32, 227 * 1024 + 1, 0, 0, "shared memory"),
     ],
 )
-def test_occupancy(threads: int, registers: int, shared: int, blocks: int, warps: int, limit: str) -> None:
-    assert occupancy(threads, registers, shared) == (blocks, warps, limit)
+def test_occupancy(threads: int, registers: int, memory: int, blocks: int, warps: int, limit: str) -> None:
+    assert occupancy(threads, registers, memory) == (blocks, warps, limit)
 
 
 USAGE = """
@@ -123,7 +123,7 @@ def test_rows() -> None:
     other = Facts(**{**vars(half), "stack": 0})
     assert [one.dtype for one in merged([FACTS, half])] == ["bfloat16, float16"]
     assert [one.dtype for one in merged([FACTS, other])] == ["bfloat16", "float16"]
-    numbers = {"registers": 128, "stack": 184, "stored": 240, "loaded": 288, "shared": 185_344, "threads": 512}
+    numbers = {"registers": 128, "stack": 184, "stored": 240, "loaded": 288, "shared_bytes": 185_344, "threads": 512}
     line = {"case": "96:4:4:bfloat16", "kernels": 4, "forward": {**numbers, "later": [32, 160], "products": []}}
     assert flash_facts(line) == [FACTS]
 
@@ -150,7 +150,7 @@ def test_one_kernel_compiles_without_spills() -> None:
     pytest.importorskip("triton", reason="Triton is not installed, so its kernels cannot be compiled")
     found = kernel_facts.fused_facts("swiglu", "bfloat16")
     assert (found.stack, found.stored, found.loaded, found.products) == (0, 0, 0, {})
-    assert found.threads == 128 and occupancy(found.threads, found.registers, found.shared).warps >= 32
+    assert found.threads == 128 and occupancy(found.threads, found.registers, found.shared_bytes).warps >= 32
 
 
 def test_matrix_instructions_are_found_in_machine_code() -> None:
