@@ -1,5 +1,4 @@
-"""Triton kernels without a GPU: run them in Triton's interpreter, compile them for a Hopper GPU and read what the
-compiler used.
+"""Triton kernels without a GPU: run them in Triton's interpreter (`tools/kernel_triton.py` compiles them).
 
 Both in one process: Triton decides at import whether a kernel is interpreted, so `interpreted` imports a second copy of
 the kernels' modules and undoes what the interpreter changes in `triton.language`.
@@ -8,14 +7,11 @@ the kernels' modules and undoes what the interpreter changes in `triton.language
 from __future__ import annotations
 
 import importlib
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -85,54 +81,3 @@ def interpreted(*names: str) -> Iterator[list[ModuleType]]:
             for name, member in members.items():
                 if vars(one)[name] is not member:
                     setattr(one, name, member)
-
-
-class Compiled(NamedTuple):
-    """What a kernel needs on the target: registers and spilled bytes a thread, bytes of shared memory a block; and its
-    PTX.
-    """
-
-    registers: int
-    spilled: int
-    shared: int
-    ptx: str
-
-
-def compiled(
-    kernel: Any,
-    signature: Mapping[str, str],
-    constexprs: Mapping[str, Any],
-    num_warps: int,
-    num_stages: int,
-    aligned: Iterable[str] = (),
-    capability: int = 90,
-) -> Compiled:
-    """Compile a `@triton.jit` function for a GPU that need not be there.
-
-    signature: argument -> type, as in ``{"q": "*bf16", "rows": "i32", "scale": "fp32"}``, without the constexpr ones.
-    aligned: the integer arguments that are multiples of 16 at run time (row strides), which Triton then knows; pointers
-    always are.  Compilation is cached on disk by Triton.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    aligned = set(aligned)
-    types = {name: "constexpr" if name in constexprs else signature[name] for name in kernel.arg_names}
-    known = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(types)
-        if types[name].startswith("*") or name in aligned
-    }
-    source = ASTSource(kernel, types, dict(constexprs), known)
-    binary = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, "num_stages": num_stages}
-    )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found, usage
-    return Compiled(int(found[1]), int(found[2]), binary.metadata.shared, binary.asm["ptx"])

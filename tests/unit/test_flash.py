@@ -202,13 +202,14 @@ def hopper() -> dict[str, dict[str, Any]]:
     root = Path(__file__).parents[2]
 
     def compile_all() -> dict[str, dict[str, Any]]:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.flash_compile", *CASES]
+        command = [sys.executable, "-W", "ignore", "tools/kernel_flash.py", *CASES]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
 
     versions = {f"{one.name}=={one.version}" for one in importlib.metadata.distributions()}
-    sources = [root / "tests" / "flash_compile.py", *sorted((root / "megatron_videogpt" / "attention").glob("*.py"))]
+    tools = [root / "tools" / name for name in ("kernel_flash.py", "kernel_reading.py")]
+    sources = [*tools, *sorted((root / "megatron_videogpt" / "attention").glob("*.py"))]
     return cached("flash", [*CASES, sys.version, *sorted(versions)], sources, compile_all)
 
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_videogpt.model import fused
-from tests.triton_tools import compiled, interpreted
+from tests.triton_tools import interpreted
+from tools.kernel_triton import fused as compiled_fused
+from tools.kernel_triton import fused_cases
 
 KERNELS = ("megatron_videogpt.model.fused_kernels", "megatron_videogpt.model.fused_triton")
 EPS = 1e-5
@@ -228,52 +230,13 @@ def test_a_model_with_fused_kernels(
         assert (found[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
 
 
-def compile_cases() -> dict[str, tuple[str, dict[str, str], dict[str, Any], list[str]]]:
-    """Name -> (kernel, argument types, compile-time arguments, arguments that are multiples of 16), at the released
-    model's sizes and the widest norm's.
-    """
-    from megatron_videogpt.model.fused_triton import COLUMNS, MAX_WIDTH, norm_options, rotary_options
-
-    cases: dict[str, tuple[str, dict[str, str], dict[str, Any], list[str]]] = {}
-    norms = {"x": "*bf16", "weight": "*bf16", "rstd": "*fp32", "x_stride": "i32"}
-    for width in (3072, MAX_WIDTH):
-        back = {**norms, "grad": "*bf16", "grad_x": "*bf16", "partial": "*fp32", "rows": "i32", "grad_stride": "i32"}
-        cases[f"norm {width}"] = (
-            "rms_norm_kernel",
-            {**norms, "y": "*bf16", "eps": "fp32"},
-            norm_options(width),
-            ["x_stride"],
-        )
-        cases[f"norm backward {width}"] = (
-            "rms_norm_backward_kernel",
-            back,
-            norm_options(width),
-            ["x_stride", "grad_stride"],
-        )
-    gate, options = {"x": "*bf16", "x_stride": "i32"}, {"WIDTH": 8192, "BLOCK": COLUMNS}
-    cases["swiglu"] = "swiglu_kernel", {**gate, "y": "*bf16"}, options, ["x_stride"]
-    back = {**gate, "grad": "*bf16", "grad_x": "*bf16", "grad_stride": "i32"}
-    cases["swiglu backward"] = "swiglu_backward_kernel", back, options, ["x_stride", "grad_stride"]
-    turn = {"angles": "*fp32", "place": "*i32", "angle_stride": "i32"}
-    heads = rotary_options(32, 3, 96) | {"CHOSEN": True}
-    forward = {**turn, "joint": "*bf16", "q": "*bf16", "k": "*bf16", "v": "*bf16", "joint_stride": "i32"}
-    cases["rotary"] = "split_rotary_kernel", forward, heads, ["joint_stride", "angle_stride"]
-    back = {**turn, "grad_q": "*bf16", "grad_k": "*bf16", "grad_v": "*bf16", "grad_joint": "*bf16"}
-    cases["rotary backward"] = "split_rotary_backward_kernel", back, heads, ["angle_stride"]
-    return cases
-
-
 STACK = {"rotary": 32, "rotary backward": 32}
 """Bytes a thread.  The cosine and the sine of CUDA's library reserve 32 for arguments above 105,615, which positions
 never reach; all else spills nothing.
 """
 
 
-@pytest.mark.parametrize("name", compile_cases())
+@pytest.mark.parametrize("name", fused_cases())
 def test_compiles_for_hopper_without_spills(name: str) -> None:
-    import megatron_videogpt.model.fused_kernels as module
-
-    kernel, signature, constants, aligned = compile_cases()[name]
-    options = {key: value for key, value in constants.items() if key != "num_warps"}
-    result = compiled(getattr(module, kernel), signature, options, constants.get("num_warps", 4), 3, aligned)
+    result = compiled_fused(fused_cases()[name])
     assert result.spilled <= STACK.get(name, 0) and result.registers <= 128, (name, result.registers, result.spilled)

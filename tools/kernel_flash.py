@@ -1,4 +1,4 @@
-"""Compile the flash backend's kernels for Hopper on a machine without a GPU: `python -m tests.flash_compile
+"""Compile the flash backend's kernels for Hopper on a machine without a GPU: `python tools/kernel_flash.py
 96:4:2:bfloat16 ...`, one JSON line for each head dimension, query heads, key-value heads and dtype.
 
 `flash.attend` runs on tensors without memory, and then the package's own backward, with the arguments that its forward
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,28 +18,43 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.kernel_reading import later_of_ptx, program_of, shared_of_ir, threads_of_ptx, usage_of  # noqa: E402
+
 TARGET = {
     "FLASH_ATTENTION_ARCH": "sm_90",
     "CUTE_DSL_ARCH": "sm_90a",
     "FLASH_ATTENTION_NUM_SMS": "132",
-    "CUTE_DSL_KEEP_CUBIN": "1",
-    "CUTE_DSL_KEEP_PTX": "1",
+    "CUTE_DSL_KEEP": "ir,ptx,cubin",
 }
+KERNELS = {
+    "forward": "fwd_sm90",
+    "backward": "bwd_sm90",
+    "before the backward": "bwd_preprocess",
+    "after the backward": "bwd_postprocess",
+}
+"""What a kernel does -> what its files are named after."""
 
 
-def _usage(folder: Path, kernel: str) -> dict[str, int]:
-    """Registers and stack bytes of a thread (spills), and how often intervals are loaded in the program text; removes
-    what it read.
+def _facts(folder: Path, kernel: str) -> dict[str, Any]:
+    """Of a kernel: registers and bytes of stack of a thread, threads and bytes of shared memory of a block, bytes that
+    go to and from the stack, matrix instructions by shape; and how often the program text loads intervals.
     """
-    import triton
-
-    (cubin,), (ptx,) = folder.glob(f"*{kernel}*.cubin"), folder.glob(f"*{kernel}*.ptx")
-    text = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found, text
-    return {"registers": int(found[1]), "stack": int(found[2]), "loads": ptx.read_text().count("ld.global.nc.v4.b32")}
+    # Where heads share keys, three kernels round the sums of the backward; they differ in little.
+    cubin, ptx, ir = (sorted(folder.glob(f"*{kernel}*{end}"))[0] for end in (".cubin", ".ptx", "_clean.mlir"))
+    code, (registers, stack), text = cubin.read_bytes(), usage_of(cubin.read_bytes()), ptx.read_text()
+    found = program_of(code)
+    return {
+        "registers": registers,
+        "later": later_of_ptx(text),
+        "stack": stack,
+        "threads": threads_of_ptx(text),
+        "shared_bytes": shared_of_ir(ir.read_text()),
+        "stored": found.stored,
+        "loaded": found.loaded,
+        "products": [[*shape, number] for shape, number in found.products.items()],
+        "loads": text.count("ld.global.nc.v4.b32"),
+    }
 
 
 def _on_cuda(build: Any, intervals: Any, *sizes: Any) -> Any:
@@ -106,7 +119,7 @@ def compiled(head_dim: int, heads: int, kv_heads: int, dtype: str, folder: Path)
         "kernels": first,
         "again": calls[0] - first,
     }
-    result |= {name: _usage(folder, kernel) for name, kernel in (("forward", "fwd_sm90"), ("backward", "bwd_sm90"))}
+    result |= {name: _facts(folder, kernel) for name, kernel in KERNELS.items()}
     for file in folder.iterdir():
         file.unlink()
     return result
