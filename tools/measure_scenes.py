@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -65,20 +66,35 @@ class Measured:
     scores: dict[str, Score]
 
 
-def check(args: argparse.Namespace) -> Path:
-    """The folder to write to, once it is there; UserError for what can be told wrong before anything slow starts."""
+def check(args: argparse.Namespace) -> None:
+    """UserError for what can be told wrong before anything slow starts."""
     for name in ("scenes", "frames", "rollout", "rollout_scenes", "batch"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if not args.run.is_dir():
         raise UserError(f"{args.run}: no such folder; expected a training run or a Hugging Face folder")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"{os.environ['WORLD_SIZE']} processes: start one without torchrun")
+
+
+def open_output(args: argparse.Namespace) -> Path:
+    """The folder to write to, which is there."""
     output: Path = args.output or args.run / "scenes"
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unusable(output, error) from error
     return output
+
+
+def load_measurable(args: argparse.Namespace) -> Model:
+    """The model with the scenes to measure it on in its configuration; `args.weights` is resolved on the way."""
+    if args.weights == "auto":
+        args.weights = "average" if has_average(args.run, args.step) else "trained"
+    model = load(args.run, args.step, args.weights == "average")
+    data = replace(model.config.data, physics=check_measurable(model.config, model.codec, args.size))
+    return replace(model, config=replace(model.config, data=data))
 
 
 def measure(args: argparse.Namespace, model: Model, settings: SampleConfig, interval: int, count: int) -> Measured:
@@ -130,13 +146,11 @@ def facts(
 
 def work(args: argparse.Namespace) -> None:
     """Measure, print and write; UserError, one line, for whatever the user can mend."""
-    output, began = check(args), time.perf_counter()
-    if args.weights == "auto":
-        args.weights = "average" if has_average(args.run, args.step) else "trained"
-    model = load(args.run, args.step, args.weights == "average")
-    data = replace(model.config.data, physics=check_measurable(model.config, args.size))
-    model = replace(model, config=replace(model.config, data=data))
+    began = time.perf_counter()
+    check(args)
+    model = load_measurable(args)
     settings, interval = resolve(args, model.config)
+    output = open_output(args)
     clips = fill(settings.clips, args.frames or sum(settings.clips))
     table = measure(args, model, replace(settings, clips=clips), interval, args.scenes)
     console = Console(width=None if sys.stdout.isatty() else 120)

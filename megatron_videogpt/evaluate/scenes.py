@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import pymunk
 import torch
 
 from ..codec.base import Codec
+from ..codec.geometry import Geometry
 from ..config.schema import Config, SampleConfig
 from ..config.schema_data import PhysicsConfig
 from ..data.sources.physics import build_scene, simulate_scene
@@ -48,8 +50,9 @@ class Scene:
         return self.pictures[self.given :]
 
 
-def check_measurable(config: Config, size: int | None = None) -> PhysicsConfig:
-    """What scenes to measure a model of this configuration on; UserError, one line, where the meter does not know them.
+def check_measurable(config: Config, codec: Geometry, size: int | None = None) -> PhysicsConfig:
+    """What scenes to measure a model of this configuration on; UserError, one line, where the meter does not know them
+    or the model does not take them.
 
     size: side of the frames in pixels, instead of that of training.
     """
@@ -59,10 +62,12 @@ def check_measurable(config: Config, size: int | None = None) -> PhysicsConfig:
         trained += f", difficulty {physics.difficulty}" if config.data.source == "physics" else ""
         raise UserError(f"the model was trained on {trained}; only generated scenes of difficulty 0 can be measured")
     physics = physics if size is None else replace(physics, size=size)
-    if physics.size < SMALLEST_SIDE or physics.size % 16:
+    patch = codec.spatial_stride * config.model.patch_size
+    multiple, most = math.lcm(16, patch), patch * config.model.position_table_size
+    if physics.size % multiple or not SMALLEST_SIDE <= physics.size <= most:
         raise UserError(
-            f"frames of {physics.size}x{physics.size} pixels cannot be measured; give --size N, a multiple of 16, at "
-            f"least {SMALLEST_SIDE}"
+            f"frames of {physics.size}x{physics.size} pixels cannot be measured; give --size N, a multiple of "
+            f"{multiple} from {SMALLEST_SIDE} to {most}"
         )
     return physics
 

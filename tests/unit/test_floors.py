@@ -16,11 +16,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "megatron_videogpt"
 
 
+BESIDE = {"evaluate": "train"}
+"""Rooms that stand beside another, where README's map does not name them."""
+
+
 def floors() -> list[set[str]]:
-    """The first column of README's map, from top to bottom: folders and files of the package that share a floor."""
+    """The first column of README's map, from top to bottom, and what stands beside: folders and files of the package
+    that share a floor.
+    """
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("\n## Map\n")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    return [{name.strip("/").removesuffix(".py") for name in re.findall(r"`([\w/.]+)`", row)} for row in rows]
+    named = [{name.strip("/").removesuffix(".py") for name in re.findall(r"`([\w/.]+)`", row)} for row in rows]
+    known = set().union(*named)
+    return [names | {room for room, other in BESIDE.items() if other in names and room not in known} for names in named]
 
 
 def modules(root: Path) -> dict[str, Path]:
