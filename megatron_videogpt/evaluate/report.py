@@ -52,7 +52,7 @@ def plot(scores: Mapping[str, Score], path: Path) -> None:
         left.plot(frames, score.mse_by_frame, label=ROWS[name], linewidth=1.6)
         right.plot(frames, score.found_by_frame, label=ROWS[name], linewidth=1.6)
     left.set(title="pixel error (MSE, pixels in [0, 1]), lower is nearer", xlabel="predicted frame", ylim=(0, None))
-    right.set(title="share of bodies found, higher is better", xlabel="predicted frame", ylim=(0, 1.03))
+    right.set(title="share of bodies found, higher is better", xlabel="predicted frame", ylim=(-0.02, 1.03))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
