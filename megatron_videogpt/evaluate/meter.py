@@ -78,7 +78,7 @@ def share_found(picture: np.ndarray, masks: np.ndarray, colours: Sequence[Colour
         raise ValueError(f"share_found: discs of colours {colours}: two of one colour cannot be told apart")
     found = []
     for colour in different:
-        truth = masks[[own == colour for own in colours]].any(0)
+        truth = np.logical_or.reduce(masks[[own == colour for own in colours]], axis=0)
         if truth.sum() >= SMALLEST * truth.size:
             found.append((found_disc if discs else found_boxes)(colour_mask(picture, colour), truth))
     return float(np.mean(found)) if found else math.nan

@@ -207,3 +207,16 @@ def test_what_cannot_be_measured_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=problem):
             check_measurable(config, codec, size)
+
+
+def test_a_late_truth_loses_bodies_and_a_faded_one_all_of_them(scenes: list[Scene]) -> None:
+    """What stands in docs/evaluating.md, on fewer scenes."""
+    late = {f"late {n}": [scene.pictures[8 - n : 16 - n] for scene in scenes] for n in (1, 2)}
+    paper = np.array(BACKGROUND)
+    faded = {
+        f"faded {share}": [np.rint(paper + share * (scene.truth - paper)).astype(np.uint8) for scene in scenes]
+        for share in (0.4, 0.55)
+    }
+    scores = score_all(scenes, {"repeat": [repeated(scene) for scene in scenes], **late, **faded})
+    assert scores["late 1"].mean > 0.9 and 0.4 < scores["late 2"].mean < 0.8
+    assert scores["faded 0.4"].mean == 0 and scores["faded 0.55"].mean == 1
