@@ -1,4 +1,6 @@
-"""How far predicted pixels are from the true ones, beside the simplest guess: repeating the last given frame."""
+"""How far predicted pixels are from the true ones, beside two simple guesses: repeating the last given frame, and
+letting every pixel go on as it changed last.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +78,30 @@ def squared_errors(predicted: Tensor, pixels: np.ndarray | Tensor, first: int) -
     true = video[first : first + len(predicted)]
     guess = (predicted[: len(true)].detach().cpu().to(torch.float64).clamp(-1, 1).permute(0, 2, 3, 1) + 1) / 2
     return float((guess - true).square().mean()), float((video[first - 1] - true).square().mean())
+
+
+def linear_extrapolation(pixels: np.ndarray | Tensor, first: int, frames: int) -> Tensor:
+    """What follows where every pixel goes on as it changed last: ``last + k * (last - before)`` for k = 1, 2, ...
+
+    Args:
+        pixels: a video from its beginning, uint8 ``[N, H, W, 3]``.
+        first: number of the first frame to guess, 1..N; with 1 there is no change to go by, and frame 0 is repeated.
+        frames: how many to guess.
+
+    Returns:
+        float64 ``[frames, H, W, 3]`` in [0, 1], clipped.
+    """
+    video = torch.as_tensor(pixels)[max(0, first - 2) : first].to(torch.float64) / 255
+    steps = torch.arange(1, frames + 1, dtype=torch.float64).view(-1, 1, 1, 1)
+    return (video[-1] + steps * (video[-1] - video[0])).clamp(0, 1)
+
+
+def linear_error(pixels: np.ndarray | Tensor, first: int, frames: int) -> float:
+    """Mean squared error of `linear_extrapolation` as `squared_errors` measures it: of the `frames` frames from `first`
+    on, or of those that the video has.
+    """
+    true = torch.as_tensor(pixels)[first : first + frames].to(torch.float64) / 255
+    return float((linear_extrapolation(pixels, first, len(true)) - true).square().mean())
 
 
 def psnr(mse: float) -> float:

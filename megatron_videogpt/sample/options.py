@@ -154,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="inputs that share a row: more are faster and take more memory (default: 4)",
     )
     _add_model(parser.add_argument_group("model"))
-    _add_settings(parser.add_argument_group("sampling (default: as the model's configuration has it)"))
+    add_settings(parser.add_argument_group("sampling (default: as the model's configuration has it)"))
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
@@ -174,7 +174,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
 
 
-def _add_settings(group: argparse._ArgumentGroup) -> None:
+def add_settings(group: argparse._ArgumentGroup) -> None:
+    """The options that `resolve` reads, and the seed."""
     clips = (
         "frames of each generated clip, in order (latent frames, where the codec joins frames); 8x30 is 30 clips of 8"
     )

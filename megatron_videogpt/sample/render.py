@@ -69,13 +69,14 @@ def _panel(frames: np.ndarray, colour: Colour, caption: str) -> np.ndarray:
     if not len(frames):
         return frames
     factor = max(1, -(-VIDEO_SIDE // max(frames.shape[1:3])))
-    framed = outline(_scaled(frames, factor * frames.shape[2], factor * frames.shape[1]), colour, 4)
+    framed = outline(scaled(frames, factor * frames.shape[2], factor * frames.shape[1]), colour, 4)
     head = Image.new("RGB", (framed.shape[2], 24), PAPER)
     ImageDraw.Draw(head).text((4, 12), caption, fill=colour, font=font(16), anchor="lm")
     return np.concatenate([np.broadcast_to(np.asarray(head), (len(framed), 24, framed.shape[2], 3)), framed], axis=1)
 
 
-def _scaled(frames: np.ndarray, width: int, height: int) -> np.ndarray:
+def scaled(frames: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Frames, uint8 ``[F, H, W, 3]``, at another size: enlarged bicubically, reduced by Lanczos's filter."""
     if (height, width) == frames.shape[1:3]:
         return frames
     how = Image.Resampling.BICUBIC if width >= frames.shape[2] else Image.Resampling.LANCZOS
@@ -147,7 +148,7 @@ def _tiles(frames: np.ndarray) -> np.ndarray:
     """Frames whose longer side is brought within the tile sizes."""
     height, width = frames.shape[1:3]
     scale = min(max(height, width, TILE_SIDES[0]), TILE_SIDES[1]) / max(height, width)
-    return _scaled(frames, max(1, round(width * scale)), max(1, round(height * scale)))
+    return scaled(frames, max(1, round(width * scale)), max(1, round(height * scale)))
 
 
 def _columns(frames: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Held-out clips: validation loss, predicted videos, pixel error against repeating the last frame."""
+"""Held-out clips: validation loss, predicted videos, pixel error against simple guesses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import RunError, UserError
 from ..objective.build import build_denoiser, has_sampler
 from ..platforms import world
 from ..platforms.together import fail_together, gather_results
-from ..sample.evaluate import decode_continuation, pixel_frames, predict, squared_errors
+from ..sample.evaluate import decode_continuation, linear_error, pixel_frames, predict, squared_errors
 from ..sample.render import contact_sheet, prediction_video
 from .feed import broadcast_samples, is_reader
 from .metrics import MetricsWriter
@@ -180,8 +180,8 @@ class Validation:
         contact_sheet(truth[:first], frames, truth[first:], folder / f"step_{step:08d}.png")
 
     def pixel_error(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
-        """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples and of repeating the last
-        given frame instead.
+        """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples, and of two simple guesses
+        instead: repeating the last given frame, and extrapolating the last two.
 
         Half of the frames given, half predicted (in the clips of `sample.clips` where they fit, in `sample.steps` steps),
         guidance 1, noise fixed by the seed; pixels in [0, 1].
@@ -192,23 +192,26 @@ class Validation:
         denoise = build_denoiser(_bare(model), self.config, self.platform.device)
         predicted = predict(denoise, mine, given, generated, settings, self.config.train.seed)
         sums, count = (
-            torch.zeros(2, device=self.platform.device),
+            torch.zeros(3, device=self.platform.device),
             torch.zeros((), dtype=torch.int64, device=self.platform.device),
         )
         if is_reader():
             for sample, latents in zip(self.read, predicted):
                 assert sample.pixels is not None
                 video = decode_continuation(self.codec, sample.mean[:given], latents)
-                ours, repeat = squared_errors(video, sample.pixels, pixel_frames(self.codec, given))
-                sums += torch.tensor([ours, repeat], device=sums.device)
+                first = pixel_frames(self.codec, given)
+                errors = *squared_errors(video, sample.pixels, first), linear_error(sample.pixels, first, len(video))
+                sums += torch.tensor(errors, device=sums.device)
                 count += 1
         for part in (sums, count):
             torch.distributed.all_reduce(part)
-        (ours, repeat), scenes = sums.tolist(), float(count)
+        (ours, repeat, linear), scenes = sums.tolist(), float(count)
         result = {
             "prediction_mse": ours / scenes,
             "repeat_last_mse": repeat / scenes,
+            "linear_mse": linear / scenes,
             "prediction_ratio": ours / repeat,
+            "linear_ratio": linear / repeat,
             "prediction_scenes": scenes,
         }
         writer.log(step, result)

@@ -34,6 +34,7 @@ def test_validation_is_the_same_in_every_layout(tmp_path: Path) -> None:
     expected = results["one process"]
     assert len(expected) == 4  # before the first step, after each of two, and the prediction
     assert expected[-1]["prediction_scenes"] == 5
+    assert expected[-1]["linear_ratio"] == pytest.approx(expected[-1]["linear_mse"] / expected[-1]["repeat_last_mse"])
     for name, lines in results.items():
         for line, reference in zip(lines, expected, strict=True):
             assert line == pytest.approx(reference, rel=2e-5), name
