@@ -18,34 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .chunks import TALL, Costs, Side, cut_into_chunks, joint_costs, side_costs, side_of
+
 MASKED_OUT = -1e30
 """Added to scores that do not attend.  Finite: a row that sees nothing of a rectangle gets numbers to weigh with 0."""
 
-_WIDTH = 96
-"""Most groups in a chunk."""
-
-_TALL, _MEDIUM = 768, 192
-"""Rows from which on torch's CPU kernels work on 256 and on 64 rows at once (below: 32), and so read the keys less
-often.
-"""
-
 _KEYS = 2048
 """Most keys of a rectangle without a mask: they, the values and the gradients of both stay in a core's cache."""
-
-_BEYOND = np.iinfo(np.int32).max
-"""Behind every key."""
-
-
-class Costs(NamedTuple):
-    """What a call costs, in units of computing one (row, key) pair of all heads, forward and backward.
-
-    call: fixed part.  key: reading one key and value and adding to their gradients.  mask: share added to a pair by a
-    mask.
-    """
-
-    call: float
-    key: float
-    mask: float
 
 
 @dataclass(frozen=True)
@@ -62,105 +41,6 @@ class Rectangle:
     key1: int
     mask: Tensor | None
     first: bool
-
-
-class _Side(NamedTuple):
-    """One interval of several chunks at once: hull ``[low, high)`` of all rows' intervals and core ``[start, stop)``
-    that all rows share.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-
-    def join(self, other: _Side) -> _Side:
-        """The same for chunks that are extended by others."""
-        return _Side(
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            np.maximum(self.start, other.start),
-            np.minimum(self.stop, other.stop),
-        )
-
-    def cut(self, rows: slice) -> _Side:
-        """Some of the chunks."""
-        return _Side(*(x[rows] for x in self))
-
-
-def _effort(rows: np.ndarray) -> np.ndarray:
-    """Time of one pair in rectangles of so many rows, relative to tall ones (measured with heads of 96:
-    docs/benchmarks.md).
-    """
-    return np.where(rows >= _TALL, 1.0, np.where(rows >= _MEDIUM, 1.17, 1.4))
-
-
-def _side(start: np.ndarray, stop: np.ndarray) -> _Side:
-    """One interval of every group; an empty one must neither widen a hull nor leave a core."""
-    empty = stop <= start
-    start, stop = np.where(empty, _BEYOND, start), np.where(empty, 0, stop)
-    return _Side(start, stop, start, stop)
-
-
-def _side_costs(side: _Side, rows: np.ndarray, costs: Costs) -> tuple[np.ndarray, np.ndarray]:
-    """(cost, whether to cut the hull into core and ragged ends) of covering one interval of each chunk."""
-    hull = np.maximum(side.high - side.low, 0)
-    core = np.maximum(side.stop - side.start, 0)
-    plain = rows * _effort(rows)
-    masked = plain * (1 + costs.mask)
-    whole = costs.call + hull * (costs.key + np.where(core == hull, plain, masked))
-    ends = (side.start > side.low).astype(np.int64) + (side.stop < side.high)
-    split = costs.call * (1 + ends) + core * plain + (hull - core) * masked + hull * costs.key
-    use_split = (core > 0) & (split < whole)
-    return np.where(hull > 0, np.where(use_split, split, whole), 0), use_split
-
-
-def _joint_costs(a: _Side, b: _Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
-    """Cost of covering both intervals, and the gap between them, in one masked call; infinite where there
-    is only one.
-    """
-    keys = np.maximum(a.high, b.high) - np.minimum(a.low, b.low)
-    return np.where(
-        (a.high > a.low) & (b.high > b.low),
-        costs.call + keys * (costs.key + rows * _effort(rows) * (1 + costs.mask)),
-        np.inf,
-    )
-
-
-def _chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[tuple[int, int]], float]:
-    """The cheapest cut of the groups into chunks, as (first group, end group) in order, and its cost.
-
-    groups: intervals ``[G, 4]``; starts ``[G + 1]``: first row of each, and the end of the last.
-    """
-    count = len(groups)
-    a, b = (_side(groups[:, i], groups[:, i + 1]) for i in (0, 2))
-    wide_a, wide_b = a, b
-    price, alone = np.full((count + 1, min(_WIDTH, count)), np.inf), np.zeros(count + 1)
-    for width in range(1, price.shape[1] + 1):
-        if width > 1:
-            wide_a, wide_b = (
-                wide.cut(slice(0, -1)).join(one.cut(slice(width - 1, None))) for wide, one in ((wide_a, a), (wide_b, b))
-            )
-        rows = starts[width:] - starts[: count + 1 - width]
-        apart = _side_costs(wide_a, rows, costs)[0] + _side_costs(wide_b, rows, costs)[0]
-        price[width:, width - 1] = np.minimum(apart, _joint_costs(wide_a, wide_b, rows, costs))
-        if width == 1:
-            alone[1:] = np.cumsum(price[1:, 0])
-        # Waste grows faster with the width than calls are saved: once no chunk beats its own groups one by one, wider
-        # ones will not.
-        elif (price[width:, width - 1] > alone[width:] - alone[:-width]).all():
-            break
-    best, widths = np.zeros(count + 1), np.zeros(count + 1, dtype=np.int64)
-    for end in range(1, count + 1):
-        most = min(price.shape[1], end)
-        total = price[end, :most] + best[end - most : end][::-1]
-        widths[end] = np.argmin(total) + 1
-        best[end] = total[widths[end] - 1]
-    chunks, end = [], count
-    while end:
-        chunks.append((end - int(widths[end]), end))
-        end -= int(widths[end])
-    return chunks[::-1], float(best[count])
 
 
 class _Stack(NamedTuple):
@@ -184,14 +64,14 @@ def _without(intervals: np.ndarray, key1: int) -> np.ndarray:
 
 def _tall(starts: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, int]]:
     """Cuts the groups where the first intervals start elsewhere or stop getting longer, and what lies between into
-    parts of `_TALL` rows or more.
+    parts of `TALL` rows or more.
     """
     start, stop = groups[:, 0], groups[:, 1]
     other = (start[1:] != start[:-1]) | (stop[1:] < stop[:-1]) | (stop[:-1] <= start[:-1])
     edges = [0, *(1 + np.flatnonzero(other)), len(groups)]
     for first, last in zip(edges, edges[1:]):
         for end in range(first + 1, last + 1):
-            if end == last or min(starts[end] - starts[first], starts[last] - starts[end]) >= _TALL:
+            if end == last or min(starts[end] - starts[first], starts[last] - starts[end]) >= TALL:
                 yield first, end
                 first = end
 
@@ -204,9 +84,9 @@ def _stacks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Stack
     for first, end in _tall(starts, groups):
         own, edges = groups[first:end], starts[first : end + 1]
         rows, key0, key1 = int(edges[-1] - edges[0]), int(own[0, 0]), int(own[:, 1].min())
-        if rows >= _TALL and key1 > key0:
+        if rows >= TALL and key1 > key0:
             shared = costs.call + (key1 - key0) * (costs.key + rows)
-            if shared + _chunks(edges, _without(own, key1), costs)[1] < _chunks(edges, own, costs)[1]:
+            if shared + cut_into_chunks(edges, _without(own, key1), costs)[1] < cut_into_chunks(edges, own, costs)[1]:
                 stacks.append(_Stack(first, end, key0, key1))
                 continue
         if stacks and stacks[-1].key0 == stacks[-1].key1:
@@ -227,7 +107,7 @@ def _mask(intervals: np.ndarray, key0: int, key1: int) -> Tensor | None:
     return None if sees.all() else torch.from_numpy(np.where(sees, np.float32(0), np.float32(MASKED_OUT)))
 
 
-def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
+def _ranges(side: Side, cut: bool) -> list[tuple[int, int]]:
     """Key ranges that cover one interval of a chunk."""
     low, high, start, stop = (int(x[0]) for x in side)
     ranges = [(start, stop), (low, start), (stop, high)] if cut else [(low, high)]
@@ -235,19 +115,17 @@ def _ranges(side: _Side, cut: bool) -> list[tuple[int, int]]:
 
 
 def _rectangles(own: np.ndarray, row0: int, costs: Costs, first: bool) -> list[Rectangle]:
-    """The rectangles of one chunk, in the arrangement that `_chunks` reckoned with.  own: intervals of its rows, of
-    which the first is `row0`.
+    """The rectangles of one chunk, in the arrangement that `cut_into_chunks` reckoned with.  own: intervals of its
+    rows, of which the first is `row0`.
     """
-    sides = [_side(own[:, i], own[:, i + 1]) for i in (0, 2)]
+    sides = [side_of(own[:, i], own[:, i + 1]) for i in (0, 2)]
     a, b = (
-        _Side(
-            s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True)
-        )
+        Side(s.low.min(keepdims=True), s.high.max(keepdims=True), s.start.max(keepdims=True), s.stop.min(keepdims=True))
         for s in sides
     )
     rows = np.array([len(own)])
-    (cost_a, cut_a), (cost_b, cut_b) = _side_costs(a, rows, costs), _side_costs(b, rows, costs)
-    if _joint_costs(a, b, rows, costs)[0] <= cost_a[0] + cost_b[0]:
+    (cost_a, cut_a), (cost_b, cut_b) = side_costs(a, rows, costs), side_costs(b, rows, costs)
+    if joint_costs(a, b, rows, costs)[0] <= cost_a[0] + cost_b[0]:
         parts = [(own, int(min(a.low[0], b.low[0])), int(max(a.high[0], b.high[0])))]
     else:
         parts = [(own[:, :2], *keys) for keys in _ranges(a, bool(cut_a[0]))] + [
@@ -285,7 +163,7 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
             x if alone else _without(x, stack.key1)
             for x in (groups[stack.first : stack.end], intervals[edges[0] : edges[-1]])
         )
-        for first, end in _chunks(edges, own, costs)[0]:
+        for first, end in cut_into_chunks(edges, own, costs)[0]:
             row0, row1 = int(edges[first]), int(edges[end])
             boxes += _rectangles(rows[row0 - edges[0] : row1 - edges[0]], row0, costs, alone)
     return tuple(part for box in boxes for part in _cut(box))

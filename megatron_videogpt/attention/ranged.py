@@ -24,8 +24,8 @@ _SHARED_CALL_FLOPS = 4 * _CALL_FLOPS
 _KEY_ROWS = 8
 _MASK_SHARE = 0.06
 _SMALL_PAIRS = 1 << 18
-"""Rectangles below this many pairs go backward in float32, whatever the inputs are: torch's kernel for half precision takes
-two to ten times as long there (docs/benchmarks.md), because it packs its operands anew in each call.
+"""Rectangles below this many pairs go backward in float32, whatever the inputs are: torch's kernel for half precision
+takes two to ten times as long there (docs/benchmarks.md), because it packs its operands anew in each call.
 """
 _MATH_SCORES = 1 << 26
 """Scores that the path without a fused kernel holds at once."""
