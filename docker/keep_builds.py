@@ -12,9 +12,7 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
-COMPILED = (
-    r"torch|torchvision|torchaudio|torch-tensorrt|pytorch-triton|triton|transformer-engine.*|flash-attn.*|apex|nvidia-.*|numpy"
-)
+COMPILED = r"torch|torchvision|torchaudio|torch-tensorrt|.*triton|transformer-engine.*|flash-attn.*|nvidia-.*|numpy"
 """torch, what is compiled against it, and the CUDA libraries; numpy because their extensions know one major version."""
 
 

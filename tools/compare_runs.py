@@ -77,9 +77,7 @@ def table(runs: dict[str, dict[int, float]], every: int) -> tuple[list[str], dic
     """Lines of the table, and of every run but the first its largest difference and the step of that."""
     steps = same_steps(runs)
     first, *others = runs
-    worst = {
-        name: max((difference(runs[name][step], runs[first][step]), step) for step in steps) for name in others
-    }
+    worst = {name: max((difference(runs[name][step], runs[first][step]), step) for step in steps) for name in others}
     heads = ["step", *runs, *(["difference"] if len(others) == 1 else [f"{name}: difference" for name in others])]
     rows = []
     for place, step in enumerate(steps):
