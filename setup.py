@@ -23,6 +23,19 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
+    # What was run with each Python stands in docs/installing.md.
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=find_packages(include=["megatron_videogpt", "megatron_videogpt.*"]),
     package_data={"megatron_videogpt": ["codec/*.safetensors", "codec/*.json", "codec/ATTRIBUTION.md"]},
     python_requires=">=3.10",
@@ -57,6 +70,7 @@ setup(
         "npu": [
             "torch_npu"
         ],  # does not start yet; MindSpeed (branch core_r0.16.0) must be installed from source as well
+        "cpu": ["torch>=2.6"],  # for uv, which then takes PyTorch's CPU index (pyproject.toml); pip ignores that
         "wandb": ["wandb"],
         "tables": ["pyarrow"],  # Parquet lists of videos
         "remote": [
