@@ -134,8 +134,8 @@ class TrainConfig:
     seed: int = option(0, "seed of parameters, data order, clip splits and noise")
     precision: str = option(
         "bf16",
-        "bf16 (with fp32 main parameters), fp32, or auto (that of the checkpoint where there is one, else bf16 where all "
-        "devices multiply it faster, else fp32)",
+        "bf16 (with fp32 main parameters), fp32, or auto (that of the checkpoint where there is one, else bf16 where "
+        "every device has instructions for its products, else fp32)",
         choices=("bf16", "fp32", "auto"),
     )
     platform: str = option("auto", "auto, cpu, cuda or npu", choices=("auto", "cpu", "cuda", "npu"))

@@ -183,8 +183,8 @@ class Validation:
         """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples, and of two simple guesses
         instead: repeating the last given frame, and extrapolating the last two.
 
-        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit, in `sample.steps` steps),
-        guidance 1, noise fixed by the seed; pixels in [0, 1].
+        Half of the frames given, half predicted (in the clips of `sample.clips` where they fit, in `sample.steps`
+        steps), guidance 1, noise fixed by the seed; pixels in [0, 1].
         """
         given, generated = self._given()
         settings = replace(self.config.sample, guidance=1.0, history_noise=0.0)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ...config.schema import Config
 from ...data.plans import Sample
+from ...hub.common.sampling_videogpt import shifted
 from ...model.patches import grid_of
 from ...model.prefix import no_prefix
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Row
 from ..base import ONLY, Metric, Score, Turn
-from ...hub.common.sampling_videogpt import shifted
 from ..noise import mix, normal, posterior, uniform
 from .rows import Sequence, assemble
 
