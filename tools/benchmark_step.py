@@ -35,6 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
+from megatron_videogpt.config.derived import in_precision  # noqa: E402
 from megatron_videogpt.config.derived import typical_frame  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
@@ -230,6 +231,8 @@ def main() -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = load_checked(options.config, options.overrides, world)
     platform = activate(config.train.platform)
+    if config.train.precision == "auto":
+        config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch
 
     from tools.benchmark_step_timing import measure_all, table

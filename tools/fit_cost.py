@@ -36,6 +36,7 @@ from scipy.optimize import nnls  # noqa: E402
 
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
+from megatron_videogpt.config.derived import in_precision  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.objective.next_clip.work import clip_work, work_of  # noqa: E402
@@ -220,6 +221,8 @@ def main() -> None:
     # One sample is a row here, whatever the run packs.
     single = replace(config, data=replace(config.data, pack_tokens=0), train=replace(config.train, micro_batch_size=1))
     platform = activate(config.train.platform)
+    if config.train.precision == "auto":
+        config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch
 
     torch.set_num_threads(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..errors import UserError
 from .schema import Config, ParallelConfig
+
+
+def in_precision(config: Config, precision: str) -> Config:
+    """The configuration with `train.precision` "bf16" or "fp32"; nothing may be built while it is "auto"."""
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def dp_size(config: Config, world_size: int) -> int:

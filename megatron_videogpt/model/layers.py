@@ -134,6 +134,7 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
     + pipeline rank.
     """
     model, parallel = config.model, config.parallel
+    assert config.train.precision != "auto", "resolved before anything is built"
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     layers, interleaved = stage_layers(config), parallel.virtual_pipeline > 1
     rank, chunk = stage % parallel.pipeline, stage // parallel.pipeline

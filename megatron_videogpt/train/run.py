@@ -29,6 +29,7 @@ from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..condition.folder import text_width
 from ..config.check import check_config
+from ..config.derived import in_precision
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
@@ -181,7 +182,7 @@ def _with_precision(config: Config, platform: Platform, control: Any) -> Config:
         precision, why = "fp32", f"{platform.device_name}, of at least one rank, has no instructions for bf16"
     if world.is_rank_zero():
         print(f"precision: {precision} ({why})", flush=True)
-    return replace(config, train=replace(config.train, precision=precision))
+    return in_precision(config, precision)
 
 
 def _with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:
