@@ -35,8 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
-from megatron_videogpt.config.derived import in_precision  # noqa: E402
-from megatron_videogpt.config.derived import typical_frame  # noqa: E402
+from megatron_videogpt.config.derived import in_precision, typical_frame  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.plan.estimate import longest_row  # noqa: E402

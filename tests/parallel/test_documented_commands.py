@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ def documented() -> list[str]:
     return list(found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def help_of(*command: str) -> str:
     done = run([*interpreter(*command), "--help"])
     assert done.returncode == 0, done.stderr[-1000:]
