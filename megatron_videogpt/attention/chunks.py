@@ -64,6 +64,12 @@ class Side(NamedTuple):
         return Side(*(x[rows] for x in self))
 
 
+def whole(side: Side) -> Side:
+    """One chunk of all."""
+    low, high = side.low.min(keepdims=True), side.high.max(keepdims=True)
+    return Side(low, high, side.start.max(keepdims=True), side.stop.min(keepdims=True))
+
+
 def _effort(rows: np.ndarray) -> np.ndarray:
     """Time of one pair in rectangles of so many rows, relative to tall ones (measured with heads of 96:
     docs/benchmarks.md).
@@ -121,10 +127,17 @@ def _islands(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> Iterator[t
         if rows * keys >= costs.call and vain <= _VAIN_CALLS * costs.call:
             if begun < first:
                 yield begun, first, np.inf
-            yield first, end, float(costs.call + keys * (costs.key + rows * _effort(rows) * (1 + costs.mask)))
+            yield first, end, _of_one(a.cut(slice(first, end)), b.cut(slice(first, end)), rows, costs)
             begun = end
     if begun < len(groups):
         yield begun, len(groups), np.inf
+
+
+def _of_one(a: Side, b: Side, rows: int, costs: Costs) -> float:
+    """Cost of one chunk of all these groups."""
+    (hull_a, hull_b), count = (whole(side) for side in (a, b)), np.array([rows])
+    apart = side_costs(hull_a, count, costs)[0] + side_costs(hull_b, count, costs)[0]
+    return float(np.minimum(apart, joint_costs(hull_a, hull_b, count, costs))[0])
 
 
 def cut_into_chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[tuple[int, int]], float]:

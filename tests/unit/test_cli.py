@@ -50,7 +50,7 @@ def test_check_prints_parameters_layout_and_memory(capsys: pytest.CaptureFixture
     from megatron_videogpt.codec.geometry import expected_geometry
     from megatron_videogpt.model.flops import component_parameters
 
-    assert cli.main(["check", QUICKSTART, "--gpus", "4", "train.global_batch_size=16", "model.num_layers=2"]) == 0
+    assert cli.main(["check", QUICKSTART, "--gpus", "4", "parallel.tensor=2", "model.num_layers=2"]) == 0
     out = capsys.readouterr().out
     config = load_config(QUICKSTART, ["model.num_layers=2"])
     channels = expected_geometry(config.codec).channels

@@ -145,13 +145,9 @@ class Recompute:
         return both[: len(clips)], both[len(clips) :]
 
 
-def shifted(levels: Tensor, factor: float) -> Tensor:
-    """Noise levels s in [0, 1] moved towards noise (0) by a time shifting factor f: ``s / (s + f - f*s)``."""
-    return levels / (levels + factor - factor * levels)
-
-
 def sigmas(steps: int, time_shift: float) -> Tensor:
-    """Noise levels from 0 (noise) to 1 (data), float32 ``[steps + 1]``: ``i / steps``, `shifted` by time_shift.
+    """Noise levels from 0 (noise) to 1 (data), float32 ``[steps + 1]``: ``i / steps``, then ``s / (s + f - f*s)`` with
+    f = time_shift.
 
     Raises:
         ValueError: steps below 1 or time_shift not above 0.
@@ -161,7 +157,7 @@ def sigmas(steps: int, time_shift: float) -> Tensor:
             f"sampling with steps={steps}, time_shift={time_shift}: needs at least 1 step and a time_shift above 0"
         )
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float32)
-    return shifted(even, time_shift)
+    return even / (even + time_shift - time_shift * even)
 
 
 def denoise_clips(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...config.schema import Config
 from ...data.plans import Sample
-from ...hub.common.sampling_videogpt import shifted
 from ...model.patches import grid_of
 from ...model.prefix import no_prefix
 from ...sequence.layout import Layout, layout, training_shape
@@ -33,7 +32,7 @@ def _bin_metric(place: int) -> Metric:
 @dataclass(frozen=True)
 class NextClipDiffusion:
     """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise;
-    no_prefix: see `rows.assemble`; time_shift: of the timesteps' draw.
+    no_prefix: see `rows.assemble`.
 
     A dropped condition leaves nothing in the sequence: no prefix, and none of the given frames, as in the sampler's
     unconditional branch.
@@ -48,7 +47,6 @@ class NextClipDiffusion:
     table_side: int
     clean_retention: float = 0.9
     no_prefix: Tensor | None = None
-    time_shift: float = 1.0
 
     def layout(self, sample: Sample) -> Layout:
         """Storage order, positions and mask of one sample."""
@@ -72,10 +70,7 @@ class NextClipDiffusion:
         key, shape, clips = sample.key, tuple(sample.mean.shape), sample.clips[1 if sample.given else 0 :]
         predicted, kept = slice(sample.given, None), slice(sample.given * sample.dropped, sum(sample.clips[:-1]))
         target = posterior(sample.mean, sample.logvar, key, "target posterior")[predicted]
-        drawn = uniform(key, "timestep", len(clips))
-        # A factor of 1 would round.
-        drawn = drawn if self.time_shift == 1 else shifted(drawn, self.time_shift)
-        timestep = drawn.repeat_interleave(torch.tensor(clips))
+        timestep = uniform(key, "timestep", len(clips)).repeat_interleave(torch.tensor(clips))
         clean = posterior(sample.mean, sample.logvar, key, "clean posterior")[kept]
         retention = self.clean_retention + (1 - self.clean_retention) * uniform(key, "clean retention", shape[0])[kept]
         return Sequence(
@@ -120,7 +115,7 @@ class NextClipDiffusion:
 
 def build(config: Config) -> NextClipDiffusion:
     """See `objective.build`."""
-    model, options = config.model, config.objective
+    model = config.model
     return NextClipDiffusion(
-        model.patch_size, model.position_table_size, options.clean_retention, no_prefix(config), options.time_shift
+        model.patch_size, model.position_table_size, config.objective.clean_retention, no_prefix(config)
     )

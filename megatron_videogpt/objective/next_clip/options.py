@@ -16,17 +16,11 @@ class NextClipOptions:
     clean_retention: float = option(
         0.9, "beta: clean inputs keep a share drawn from [beta, 1] and get noise for the rest (1 = no noise)"
     )
-    time_shift: float = option(
-        1.0,
-        "time shifting factor f of training: u/(u + f - f u) for a uniform draw u, as in sample.time_shift; above 1 "
-        "trains more near pure noise, where the future has to be predicted; 1 (the paper's) leaves the draw uniform",
-    )
 
 
 def check_options(report: Report) -> None:
     """See `config.sections.Section`."""
     report.check_range("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention")
-    report.check_range("above 0", lambda v: v > 0, "objective.time_shift")
 
 
 CONDITIONS = frozenset({"class", "text", "frames"})
