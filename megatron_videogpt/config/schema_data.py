@@ -14,7 +14,9 @@ SCENES = ("fall", "bounce", "collide", "roll", "pendulum", "dominoes")
 class PhysicsConfig:
     """The built-in generator of deterministic rigid-body scenes."""
 
-    scenes: tuple[str, ...] = option(SCENES, "scene kinds, drawn uniformly", choices=SCENES)
+    scenes: tuple[str, ...] = option(
+        SCENES, "scene kinds, drawn uniformly; one that is named twice comes twice as often", choices=SCENES
+    )
     difficulty: int = option(
         0,
         "0: fixed palette, one or two bodies, plain background; 1: more bodies, free colours; 2: also "

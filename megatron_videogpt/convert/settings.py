@@ -69,8 +69,7 @@ def folder_config(folder: Path, codec: CodecConfig | None = None) -> Config:
     """
     opened = Folder(folder)
     config = training_config(opened)
-    vae = folder / "vae"
-    found = codec or codec_of(vae if os.path.lexists(vae / "config.json") else None)
+    found = codec or _codec_beside(folder, config)
     if is_stock(opened):
         model = backbone(opened.config, f"{folder}/config.json", STOCK_PATCH, STOCK_TABLE)
     else:
@@ -84,6 +83,14 @@ def folder_config(folder: Path, codec: CodecConfig | None = None) -> Config:
         codec=replace(found, batch_size=config.codec.batch_size),
         condition=condition,
     )
+
+
+def _codec_beside(folder: Path, config: Config) -> CodecConfig:
+    """That of vae/; a folder for this package alone may leave out the tiny codec, which comes with it."""
+    vae = folder / "vae"
+    if os.path.lexists(vae / "config.json"):
+        return codec_of(vae)
+    return CodecConfig(name="tiny") if config.codec.name == "tiny" and (folder / TRAINING).is_file() else codec_of(None)
 
 
 def training_config(folder: Folder) -> Config:

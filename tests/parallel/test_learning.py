@@ -28,15 +28,14 @@ def test_a_real_video_halves_the_validation_loss_in_40_steps(tmp_path: Path) -> 
     folder.mkdir()
     shutil.copy(clips.HERE / "intel_cars.mp4", folder)
     options = [
-        "data.source=videos",
         f"data.path={folder}",
         "data.longest_side=128",
-        "data.min_side=64",
+        "data.size_multiple=32",
+        "model.patch_size=4",
         "train.steps=40",
+        "train.global_batch_size=8",
     ]
     options += [
-        "parallel.tensor=1",
-        "parallel.sequence=false",
         "train.micro_batch_size=4",
         "eval.every=20",
         "eval.samples=32",
@@ -47,7 +46,7 @@ def test_a_real_video_halves_the_validation_loss_in_40_steps(tmp_path: Path) -> 
         "-m",
         "megatron_videogpt",
         "train",
-        "examples/videogpt/quickstart.toml",
+        "examples/videogpt/quickstart_videos.toml",
         f"train.output={run}",
         *options,
         timeout=1500,

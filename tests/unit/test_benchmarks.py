@@ -180,8 +180,9 @@ def test_tables_count_flops_of_attended_pairs(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_training_step_of_a_configuration(tmp_path: Path) -> None:
     overrides = [
-        "parallel.tensor=1",
-        "parallel.sequence=false",
+        "model.patch_size=4",
+        "data.size_multiple=32",
+        "train.precision=fp32",
         "model.num_layers=2",
         "train.micro_batch_size=2",
         "data.frames=4",
