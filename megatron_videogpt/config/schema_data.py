@@ -15,7 +15,10 @@ class PhysicsConfig:
     """The built-in generator of deterministic rigid-body scenes."""
 
     scenes: tuple[str, ...] = option(
-        SCENES, "scene kinds, drawn uniformly; one that is named twice comes twice as often", choices=SCENES
+        SCENES,
+        "scene kinds, drawn uniformly; one that is named twice is trained on twice as often, held-out scenes have each "
+        "equally often",
+        choices=SCENES,
     )
     difficulty: int = option(
         0,
