@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_videogpt.config.schema_data import DataConfig
+from megatron_videogpt.codec.geometry import expected_geometry
+from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.data.mixture import Mixture
 from megatron_videogpt.data.plans import SamplePlan
 from megatron_videogpt.data.sources.datasets import FILE_ENTRY
+from megatron_videogpt.data.sources.open import Source, open_source
 from megatron_videogpt.data.splits import VideoSplit, resized_sizes
 from megatron_videogpt.data.video.pictures import resized_shape
 from megatron_videogpt.objective.next_clip.work import NextClipWork, clip_work
@@ -112,3 +116,16 @@ def test_mixtures_meet_their_weights_and_complete_every_epoch() -> None:
         == mixture.fingerprint
         != Mixture("train", parts, (0.3, 0.4, 0.3)).fingerprint
     )
+
+
+def test_scenes_that_are_favoured_in_training_are_not_when_held_out() -> None:
+    def opened(*scenes: str) -> Source:
+        return open_source(DataConfig(physics=PhysicsConfig(scenes=scenes)), expected_geometry(CodecConfig()))
+
+    favoured, plain = opened("fall", "bounce", "bounce", "bounce"), opened("fall", "bounce")
+    assert favoured.validation.fingerprint == plain.validation.fingerprint
+    assert favoured.train.fingerprint != plain.train.fingerprint
+    plans = favoured.train.plans(0, range(2000))
+    kinds = Counter(favoured.train.job(plan).label.partition("-")[0] for plan in plans)
+    # Three of four, within four standard deviations.
+    assert abs(kinds["bounce"] - 1500) < 4 * (2000 * 0.75 * 0.25) ** 0.5 and kinds["fall"] + kinds["bounce"] == 2000
