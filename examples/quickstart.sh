@@ -74,9 +74,10 @@ if [ "$("$PYTHON" -c 'from megatron_videogpt.platforms.cpu import has_bf16_produ
 fi
 overrides+=("$@" "train.output=$OUT")
 
-echo
-echo "== checking the configuration"
-"$PYTHON" -m megatron_videogpt check "$CONFIG" "${overrides[@]}" --gpus 2
+# What is wrong with an option is said here, before an earlier run is moved; the report is for later.
+checked=$(mktemp)
+trap 'rm -f "$checked"' EXIT
+"$PYTHON" -m megatron_videogpt check "$CONFIG" "${overrides[@]}" --gpus 2 >"$checked"
 if [ -n "${videos:-}" ]; then
   echo
   echo "== what the codec keeps of your videos (PSNR; a model cannot look better than this)"
@@ -96,6 +97,7 @@ if [ -d "$OUT" ]; then
 fi
 mkdir -p "$OUT"
 echo "$settings" >"$OUT/.quickstart"
+cp "$checked" "$OUT/check.txt"
 
 echo
 echo "== training on two processes (data parallel)"
@@ -115,6 +117,7 @@ echo finished >>"$OUT/.quickstart"
 echo
 echo "Done, $((SECONDS - started)) s after set-up.  In $OUT:"
 echo "  config.toml        the resolved configuration"
+echo "  check.txt          parameters, tokens, FLOPs and memory of this run"
 echo "  metrics.jsonl      every number of the run, the pixel error against 'repeat the last frame' included"
 echo "  tensorboard/       the same as TensorBoard events: .venv/bin/tensorboard --logdir $OUT"
 echo "  loss.png           the loss curve; what it should look like is in docs/expected.md"
