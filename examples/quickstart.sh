@@ -9,10 +9,9 @@ Everything once, on a machine with nothing but Python: set-up, training, a predi
 
   bash examples/quickstart.sh                        learns the built-in physics scenes: about ten minutes on two CPU cores
   bash examples/quickstart.sh VIDEO_DIR              learns your own videos (any containers that PyAV reads)
-  bash examples/quickstart.sh --try                  trains nothing: continues scenes with the model in examples/scenes_model
   bash examples/quickstart.sh [VIDEO_DIR] section.option=value ...       changes options, for example train.steps=50
 
-It makes .venv (two minutes, once) and writes into runs/quickstart, or runs/try.  A run that was interrupted is continued by the
+It makes .venv (two minutes, once) and writes into runs/quickstart.  A run that was interrupted is continued by the
 same command; a finished one, or one with other settings, is moved aside.  Options: .venv/bin/python -m megatron_videogpt options
 TEXT
 }
@@ -20,19 +19,10 @@ TEXT
 CONFIG=examples/videogpt/quickstart.toml
 OUT=runs/quickstart
 overrides=()
-only_try=
 case ${1:-} in
   -h | --help)
     usage
     exit 0
-    ;;
-  --try)
-    only_try=yes
-    shift
-    if [ $# != 0 ]; then
-      echo "error: --try takes nothing else, not $*; see --help" >&2
-      exit 2
-    fi
     ;;
   -*)
     echo "error: $1: there is no such option; see --help" >&2
@@ -56,16 +46,6 @@ PYTHON=$PWD/.venv/bin/python
 export OMP_NUM_THREADS=1
 started=$SECONDS
 echo "set-up took $started s"
-
-if [ -n "$only_try" ]; then
-  echo
-  echo "== continuing scenes that the model in examples/scenes_model has not seen"
-  "$PYTHON" -m megatron_videogpt sample --checkpoint examples/scenes_model --scene bounce/2 --scene dominoes/1 --scene pendulum/4 \
-    --output runs/try --formats mp4,png,gif --seed 0
-  echo
-  echo "Done, $((SECONDS - started)) s after set-up.  In runs/try: what happened above or at the left, what the model made of the first eight frames beside it."
-  exit 0
-fi
 
 # Without instructions for bf16 the same steps would take three times as long.
 if [ "$("$PYTHON" -c 'from megatron_videogpt.platforms.cpu import has_bf16_products; print(has_bf16_products())')" = False ]; then
