@@ -25,7 +25,7 @@ _KEY_ROWS = 8
 _MASK_SHARE = 0.06
 _SMALL_PAIRS = 1 << 18
 """Rectangles below this many pairs go backward in float32, whatever the inputs are: torch's kernel for half precision
-takes two to ten times as long there (docs/benchmarks.md), because it packs its operands anew in each call.
+takes two to ten times as long there (torch 2.13 on a processor with AMX), because it packs its operands in each call.
 """
 _MATH_SCORES = 1 << 26
 """Scores that the path without a fused kernel holds at once."""
