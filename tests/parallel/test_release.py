@@ -35,7 +35,7 @@ def test_documents_and_requirements_name_the_newest_release() -> None:
         r"^megatron-core==(\S+)$", (REPOSITORY / "tests" / "newest_megatron.txt").read_text(), re.MULTILINE
     )
     for name in (
-        "README.md",
+        "docs/installing.md",
         "setup.py",
         "megatron_videogpt/platforms/compat.py",
         "megatron_videogpt/platforms/compat_saving.py",
