@@ -134,7 +134,7 @@ def facts(
             "seed": args.seed,
             "batch": args.batch,
             "size": physics.size,
-            "kinds": list(physics.scenes),
+            "kinds": list(physics.kinds),
             "scenes": args.scenes,
             "rollout": args.rollout,
             "rollout_scenes": args.rollout_scenes,

@@ -64,7 +64,7 @@ class Side(NamedTuple):
         return Side(*(x[rows] for x in self))
 
 
-def whole(side: Side) -> Side:
+def as_one(side: Side) -> Side:
     """One chunk of all."""
     low, high = side.low.min(keepdims=True), side.high.max(keepdims=True)
     return Side(low, high, side.start.max(keepdims=True), side.stop.min(keepdims=True))
@@ -135,7 +135,7 @@ def _islands(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> Iterator[t
 
 def _of_one(a: Side, b: Side, rows: int, costs: Costs) -> float:
     """Cost of one chunk of all these groups."""
-    (hull_a, hull_b), count = (whole(side) for side in (a, b)), np.array([rows])
+    (hull_a, hull_b), count = (as_one(side) for side in (a, b)), np.array([rows])
     apart = side_costs(hull_a, count, costs)[0] + side_costs(hull_b, count, costs)[0]
     return float(np.minimum(apart, joint_costs(hull_a, hull_b, count, costs))[0])
 

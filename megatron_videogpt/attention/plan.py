@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chunks import TALL, Costs, Side, cut_into_chunks, joint_costs, side_costs, side_of, whole
+from .chunks import TALL, Costs, Side, as_one, cut_into_chunks, joint_costs, side_costs, side_of
 
 MASKED_OUT = -1e30
 """Added to scores that do not attend.  Finite: a row that sees nothing of a rectangle gets numbers to weigh with 0."""
@@ -118,7 +118,7 @@ def _rectangles(own: np.ndarray, row0: int, costs: Costs, first: bool) -> list[R
     """The rectangles of one chunk, in the arrangement that `cut_into_chunks` reckoned with.  own: intervals of its
     rows, of which the first is `row0`.
     """
-    a, b = (whole(side_of(own[:, i], own[:, i + 1])) for i in (0, 2))
+    a, b = (as_one(side_of(own[:, i], own[:, i + 1])) for i in (0, 2))
     rows = np.array([len(own)])
     (cost_a, cut_a), (cost_b, cut_b) = side_costs(a, rows, costs), side_costs(b, rows, costs)
     if joint_costs(a, b, rows, costs)[0] <= cost_a[0] + cost_b[0]:

@@ -29,6 +29,11 @@ class PhysicsConfig:
     fps: float = option(24.0, "rendered frames per second of simulated time")
     epoch_scenes: int = option(4096, "scenes per epoch; every epoch draws new ones")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Each kind once: what results are measured on must not move with what is trained on more often."""
+        return tuple(dict.fromkeys(self.scenes))
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -83,7 +83,7 @@ def read_scenes(config: Config, codec: Codec, count: int, history: int, interval
         interval: simulated frames between two frames.
     """
     frames = pixel_frames(codec, history + sum(config.sample.clips))
-    for kind in config.data.physics.scenes:
+    for kind in config.data.physics.kinds:
         physics = replace(config.data.physics, scenes=(kind,))
         for number in range(count):
             prompt = read_prompt(Source(f"{kind}/{number}", scene=(kind, number)), config, codec, history, interval)

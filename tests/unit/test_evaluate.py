@@ -150,6 +150,11 @@ def scenes() -> list[Scene]:
     return list(read_scenes(configuration(), TinyCodec(), 2, 8, 4))
 
 
+def test_kinds_that_training_favours_are_measured_like_the_others() -> None:
+    found = read_scenes(configuration(scenes=("fall", "bounce", "bounce", "fall", "bounce")), TinyCodec(), 1, 8, 4)
+    assert [scene.kind for scene in found] == ["fall", "bounce"]
+
+
 def test_scenes_are_those_of_the_sample_command_and_known_exactly(scenes: list[Scene]) -> None:
     assert [scene.kind for scene in scenes] == [kind for kind in SCENES for _ in range(2)]
     for scene in scenes:

@@ -88,11 +88,10 @@ def open_source(config: DataConfig, codec: Geometry, conditioning: Conditioning 
     if config.source == "physics":
         check_physics(config.physics)
         if conditioning.options.kind == "class":
-            for name in scene_classes(config.physics.scenes, 3):
+            for name in scene_classes(config.physics.kinds, 3):
                 conditioning.number(name)
         conditioning, _ = with_conditions(conditioning, (), config)
-        # What is trained on more often must not move what results are measured on.
-        once = replace(config.physics, scenes=tuple(dict.fromkeys(config.physics.scenes)))
+        once = replace(config.physics, scenes=config.physics.kinds)
         return Source(
             PhysicsSplit("train", config, codec.temporal_stride, conditioning),
             PhysicsSplit("validation", replace(config, physics=once), codec.temporal_stride, conditioning),
