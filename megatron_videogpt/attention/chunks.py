@@ -6,13 +6,12 @@ Costs are in units of one (row, key) pair (`Costs`); what the chunks are for: `p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 _WIDTH = 96
-"""Most groups in a chunk."""
+"""Most units in a chunk."""
 
 TALL, _MEDIUM = 768, 192
 """Rows from which on torch's CPU kernels work on 256 and on 64 rows at once (below: 32), and so read the keys less
@@ -20,8 +19,8 @@ often.
 """
 
 _VAIN_CALLS = 2
-"""What a packed sample computes in vain, in calls, for it to be one call without a search.  The search would save one
-call at most; it took an eighth of a step of eight samples of 93 tokens.
+"""What a packed sample computes in vain, in calls, for the search not to cut it: that would save one call at most, and
+the search took an eighth of a step of eight samples of 93 tokens.
 """
 
 _BEYOND = np.iinfo(np.int32).max
@@ -109,35 +108,43 @@ def joint_costs(a: Side, b: Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
     )
 
 
-def _islands(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> Iterator[tuple[int, int, float]]:
-    """Groups ``[first, end)``, all of them in order, with the cost of one call for them where that needs no search,
-    else infinity.
+class _Unit(NamedTuple):
+    """Groups ``[first, end)`` that the search does not cut; alone: nor joins to others."""
+
+    first: int
+    end: int
+    alone: bool
+
+
+def _units(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Unit]:
+    """All groups in order.
 
     An island shares no key with the groups around it, as a packed sample.  Two of them that are worth a call each are
-    cheaper apart, and cutting one saves at most what it computes in vain: where that is worth little, it is one call.
+    cheaper apart, and cutting one saves at most what it computes in vain: where that is worth little, it is one unit.
     """
     a, b = (side_of(groups[:, i], groups[:, i + 1]) for i in (0, 2))
     low, high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)
     free = np.maximum.accumulate(high)[:-1] <= np.minimum.accumulate(low[::-1])[::-1][1:]
     attended = np.diff(starts) * (groups[:, 1::2] - groups[:, ::2]).clip(min=0).sum(axis=1)
-    begun = 0
+    units: list[_Unit] = []
     for first, end in itertools.pairwise([0, *(1 + np.flatnonzero(free)), len(groups)]):
-        rows, keys = starts[end] - starts[first], max(int(high[first:end].max() - low[first:end].min()), 0)
-        vain = rows * keys - attended[first:end].sum()
-        if rows * keys >= costs.call and vain <= _VAIN_CALLS * costs.call:
-            if begun < first:
-                yield begun, first, np.inf
-            yield first, end, _of_one(a.cut(slice(first, end)), b.cut(slice(first, end)), rows, costs)
-            begun = end
-    if begun < len(groups):
-        yield begun, len(groups), np.inf
+        pairs = (starts[end] - starts[first]) * max(int(high[first:end].max() - low[first:end].min()), 0)
+        if pairs - attended[first:end].sum() <= _VAIN_CALLS * costs.call:
+            units.append(_Unit(first, end, bool(pairs >= costs.call)))
+        else:
+            units += [_Unit(group, group + 1, False) for group in range(first, end)]
+    return units
 
 
-def _of_one(a: Side, b: Side, rows: int, costs: Costs) -> float:
-    """Cost of one chunk of all these groups."""
-    (hull_a, hull_b), count = (as_one(side) for side in (a, b)), np.array([rows])
-    apart = side_costs(hull_a, count, costs)[0] + side_costs(hull_b, count, costs)[0]
-    return float(np.minimum(apart, joint_costs(hull_a, hull_b, count, costs))[0])
+def _joined(side: Side, units: list[_Unit]) -> Side:
+    """One interval of every unit, from that of every group."""
+    return Side(*(np.concatenate(x) for x in zip(*(as_one(side.cut(slice(u.first, u.end))) for u in units))))
+
+
+def _chunk_costs(a: Side, b: Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
+    """Cost of each chunk: its intervals apart, or together."""
+    apart = side_costs(a, rows, costs)[0] + side_costs(b, rows, costs)[0]
+    return np.minimum(apart, joint_costs(a, b, rows, costs))
 
 
 def cut_into_chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[tuple[int, int]], float]:
@@ -145,21 +152,29 @@ def cut_into_chunks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tup
 
     groups: intervals ``[G, 4]``; starts ``[G + 1]``: first row of each, and the end of the last.
     """
+    sides = [side_of(groups[:, i], groups[:, i + 1]) for i in (0, 2)]
     chunks: list[tuple[int, int]] = []
     total = 0.0
-    for first, end, price in _islands(starts, groups, costs):
-        found = [(0, end - first)]
-        if price == np.inf:
-            found, price = _cheapest(starts[first : end + 1], groups[first:end], costs)
-        chunks += [(first + begin, first + stop) for begin, stop in found]
+    for alone, some in itertools.groupby(_units(starts, groups, costs), lambda unit: unit.alone):
+        units = list(some)
+        a, b = (_joined(side, units) for side in sides)
+        edges = starts[[unit.first for unit in units] + [units[-1].end]]
+        if alone:
+            found = [(number, number + 1) for number in range(len(units))]
+            price = float(_chunk_costs(a, b, np.diff(edges), costs).sum())
+        else:
+            found, price = _cheapest(edges, a, b, costs)
+        chunks += [(units[begin].first, units[stop - 1].end) for begin, stop in found]
         total += price
     return chunks, total
 
 
-def _cheapest(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[list[tuple[int, int]], float]:
-    """`cut_into_chunks` by dynamic programming, milliseconds for a hundred groups."""
-    count = len(groups)
-    a, b = (side_of(groups[:, i], groups[:, i + 1]) for i in (0, 2))
+def _cheapest(starts: np.ndarray, a: Side, b: Side, costs: Costs) -> tuple[list[tuple[int, int]], float]:
+    """The cheapest cut of units by dynamic programming, milliseconds for a hundred of them.
+
+    a, b: the intervals of each unit; starts: its first row, and the end of the last.
+    """
+    count = len(starts) - 1
     wide_a, wide_b = a, b
     price, alone = np.full((count + 1, min(_WIDTH, count)), np.inf), np.zeros(count + 1)
     for width in range(1, price.shape[1] + 1):
@@ -168,8 +183,7 @@ def _cheapest(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> tuple[lis
                 wide.cut(slice(0, -1)).join(one.cut(slice(width - 1, None))) for wide, one in ((wide_a, a), (wide_b, b))
             )
         rows = starts[width:] - starts[: count + 1 - width]
-        apart = side_costs(wide_a, rows, costs)[0] + side_costs(wide_b, rows, costs)[0]
-        price[width:, width - 1] = np.minimum(apart, joint_costs(wide_a, wide_b, rows, costs))
+        price[width:, width - 1] = _chunk_costs(wide_a, wide_b, rows, costs)
         if width == 1:
             alone[1:] = np.cumsum(price[1:, 0])
         # Waste grows faster with the width than calls are saved: once no chunk beats its own groups one by one, wider

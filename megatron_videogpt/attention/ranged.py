@@ -69,8 +69,6 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients for q, k, v of one rectangle, from the output and log-sum-exp of the *whole* rows."""
     if _fused(q):
-        if q.shape[2] * k.shape[2] < _SMALL_PAIRS:
-            grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale
         )
@@ -117,21 +115,27 @@ class _Ranged(torch.autograd.Function):
         wide = [q, _repeat(k, q), _repeat(v, q)]
         sums = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in wide]
         grad_q, grad_k, grad_v = (_heads(x) for x in sums)
-        grad, outputs, queries, keys, values = (_heads(x) for x in (grads[0].contiguous(), out, *wide))
+        given = [_heads(x) for x in (grads[0].contiguous(), *wide, out)]
+        exact: list[Tensor] = []
         for call in ctx.steps:
-            inputs = (
-                call.rows(grad),
-                call.rows(queries),
-                call.keys(keys),
-                call.keys(values),
-                call.rows(outputs),
-                call.rows(lse),
-            )
-            parts = _backward(*inputs, _mask(call, q), ctx.scale)
+            if not _in_float32(call, q):
+                inputs = given
+            else:
+                # Of whole rows, once: a conversion for each call takes longer than its arithmetic.
+                exact = inputs = exact or [x.float() for x in given]
+            grad, queries, keys, values, outputs = inputs
+            pairs = call.rows(grad), call.rows(queries), call.keys(keys), call.keys(values), call.rows(outputs)
+            parts = _backward(*pairs, call.rows(lse), _mask(call, q), ctx.scale)
             call.rows(grad_q).add_(parts[0])
             call.keys(grad_k).add_(parts[1])
             call.keys(grad_v).add_(parts[2])
         return sums[0].to(q.dtype), _sum_heads(sums[1], k), _sum_heads(sums[2], v), None, None
+
+
+def _in_float32(call: Call, x: Tensor) -> bool:
+    box = call.box
+    pairs = (box.row1 - box.row0) * (box.key1 - box.key0) // call.groups**2
+    return _fused(x) and x.dtype != torch.float32 and pairs < _SMALL_PAIRS
 
 
 def _mask(call: Call, x: Tensor) -> Tensor | None:

@@ -26,12 +26,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of weight."""
-    normed = x.to(rstd.dtype) * rstd[:, None]
-    to_output = grad.to(rstd.dtype)
-    grad_weight = (to_output * normed.to(x.dtype)).sum(0).to(weight.dtype)
-    to_normed = to_output * weight
-    inner = (to_normed * normed).mean(-1, keepdim=True)
-    return ((to_normed - normed * inner) * rstd[:, None]).to(x.dtype), grad_weight
+    wide, normed = grad.to(rstd.dtype, copy=True), x.to(rstd.dtype, copy=True).mul_(rstd[:, None])
+    grad_weight = (wide * normed.to(x.dtype)).sum(0).to(weight.dtype)
+    wide.mul_(weight)
+    inner = (wide * normed).mean(-1, keepdim=True)
+    # In place: on a CPU every array of this size costs as much as the arithmetic.
+    return wide.addcmul_(normed, inner, value=-1).mul_(rstd[:, None]).to(x.dtype), grad_weight
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -51,16 +51,17 @@ def swiglu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad_x
 
 
-def _turned(x: Tensor, angles: Tensor, sign: int) -> Tensor:
-    """x ``[rows, ..., d]`` rotated by sign * angles ``[rows, d]`` in half-split form: channel i and i + d/2
-    are a pair.
+def _turn(x: Tensor, angles: Tensor, sign: int, out: Tensor) -> None:
+    """x ``[rows, ..., d]`` rotated by sign * angles ``[rows, d]`` in half-split form, channel i and i + d/2 being a
+    pair, into `out` of x's shape and dtype.
     """
-    exact = _exact(x.dtype)
+    exact = x.to(_exact(x.dtype))
     half = x.shape[-1] // 2
-    angle = angles[:, :half].to(exact).reshape(len(x), *[1] * (x.dim() - 2), half)
+    angle = angles[:, :half].to(exact.dtype).reshape(len(x), *[1] * (x.dim() - 2), half)
     cos, sin = angle.cos(), sign * angle.sin()
-    left, right = x[..., :half].to(exact), x[..., half:].to(exact)
-    return torch.cat([(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)], dim=-1)
+    # Whole rows at once: loops over half of them are too short for a CPU.
+    turned = torch.cat([exact[..., half:], exact[..., :half]], dim=-1).mul_(torch.cat([-sin, sin], dim=-1))
+    out.copy_(turned.addcmul_(exact, torch.cat([cos, cos], dim=-1)))
 
 
 def split_rotary(
@@ -72,13 +73,13 @@ def split_rotary(
     rows: int64 ``[n]``, the only rows whose queries are wanted, q is then ``[n, H, d]``; place: int32 ``[L]``, where in
     it each row is, or -1.
     """
-    values = joint[:, :, -1].clone(memory_format=torch.contiguous_format)
-    if rows is None:
-        # Together, so that cosines and sines are worked out once.
-        turned = _turned(joint[:, :, :-1], angles, 1)
-        return turned[:, :, :-1].flatten(1, 2).contiguous(), turned[:, :, -1].contiguous(), values
-    q = _turned(joint.index_select(0, rows)[:, :, :-2], angles.index_select(0, rows), 1)
-    return q.flatten(1, 2), _turned(joint[:, :, -2], angles, 1), values
+    tokens, groups, each, width = joint.shape
+    wanted = joint if rows is None else joint.index_select(0, rows)
+    q = joint.new_empty(len(wanted), groups, each - 2, width)
+    k = joint.new_empty(tokens, groups, width)
+    _turn(wanted[:, :, :-2], angles if rows is None else angles.index_select(0, rows), 1, q)
+    _turn(joint[:, :, -2], angles, 1, k)
+    return q.flatten(1, 2), k, joint[:, :, -1].clone(memory_format=torch.contiguous_format)
 
 
 def split_rotary_backward(
@@ -87,14 +88,15 @@ def split_rotary_backward(
     """Gradient of the joint projection from those of q, k and v; queries that were not wanted get zeros."""
     grad_q, grad_k, grad_v = grads
     tokens, groups, width = grad_k.shape
-    joint = grad_k.new_empty(tokens, groups, grad_q.shape[1] // groups + 2, width)
+    by_group = grad_q.unflatten(1, (groups, -1))
+    joint = grad_k.new_empty(tokens, groups, by_group.shape[2] + 2, width)
     if rows is None:
-        joint[:, :, :-2] = _turned(grad_q.unflatten(1, (groups, -1)), angles, -1)
+        _turn(by_group, angles, -1, joint[:, :, :-2])
     else:
+        turned = torch.empty_like(by_group)
+        _turn(by_group, angles.index_select(0, rows), -1, turned)
         joint[:, :, :-2] = 0
-        joint[:, :, :-2].index_copy_(
-            0, rows, _turned(grad_q.unflatten(1, (groups, -1)), angles.index_select(0, rows), -1)
-        )
-    joint[:, :, -2] = _turned(grad_k, angles, -1)
+        joint[:, :, :-2].index_copy_(0, rows, turned)
+    _turn(grad_k, angles, -1, joint[:, :, -2])
     joint[:, :, -1] = grad_v
     return joint
