@@ -9,9 +9,10 @@ Everything once, on a machine with nothing but Python: set-up, training, a predi
 
   bash examples/quickstart.sh                        learns the built-in physics scenes: about ten minutes on two CPU cores
   bash examples/quickstart.sh VIDEO_DIR              learns your own videos (any containers that PyAV reads)
+  bash examples/quickstart.sh --try                  trains nothing: continues scenes with the model in examples/scenes_model
   bash examples/quickstart.sh [VIDEO_DIR] section.option=value ...       changes options, for example train.steps=50
 
-It makes .venv (two minutes, once) and writes into runs/quickstart.  A run that was interrupted is continued by the
+It makes .venv (two minutes, once) and writes into runs/quickstart, or runs/try.  A run that was interrupted is continued by the
 same command; a finished one, or one with other settings, is moved aside.  Options: .venv/bin/python -m megatron_videogpt options
 TEXT
 }
@@ -19,10 +20,19 @@ TEXT
 CONFIG=examples/videogpt/quickstart.toml
 OUT=runs/quickstart
 overrides=()
+only_try=
 case ${1:-} in
   -h | --help)
     usage
     exit 0
+    ;;
+  --try)
+    only_try=yes
+    shift
+    if [ $# != 0 ]; then
+      echo "error: --try takes nothing else, not $*; see --help" >&2
+      exit 2
+    fi
     ;;
   -*)
     echo "error: $1: there is no such option; see --help" >&2
@@ -46,6 +56,16 @@ PYTHON=$PWD/.venv/bin/python
 export OMP_NUM_THREADS=1
 started=$SECONDS
 echo "set-up took $started s"
+
+if [ -n "$only_try" ]; then
+  echo
+  echo "== continuing scenes that the model in examples/scenes_model has not seen"
+  "$PYTHON" -m megatron_videogpt sample --checkpoint examples/scenes_model --scene bounce/2 --scene dominoes/1 --scene pendulum/4 \
+    --output runs/try --formats mp4,png,gif --seed 0
+  echo
+  echo "Done, $((SECONDS - started)) s after set-up.  In runs/try: what happened above or at the left, what the model made of the first eight frames beside it."
+  exit 0
+fi
 
 # Without instructions for bf16 the same steps would take three times as long.
 if [ "$("$PYTHON" -c 'from megatron_videogpt.platforms.cpu import has_bf16_products; print(has_bf16_products())')" = False ]; then
@@ -83,11 +103,19 @@ echo
 echo "== training on two processes (data parallel)"
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=2 -m megatron_videogpt train "$CONFIG" "${overrides[@]}"
 
+# One process from here on.
+export OMP_NUM_THREADS=2
 echo
 echo "== continuing a video that the model has not seen"
 "$PYTHON" tools/held_out_video.py "$OUT" "$OUT/held_out.mp4"
 "$PYTHON" -m megatron_videogpt sample --checkpoint "$OUT" --video "$OUT/held_out.mp4" --interval 1 --output "$OUT/prediction.mp4" --seed 0
-if [ -z "${videos:-}" ]; then
+if [ -n "${videos:-}" ]; then
+  echo
+  echo "== continuing one that it has learned: ten minutes and few videos teach hardly more than these"
+  "$PYTHON" tools/held_out_video.py "$OUT" "$OUT/learned.mp4" --learned
+  "$PYTHON" -m megatron_videogpt sample --checkpoint "$OUT" --video "$OUT/learned.mp4" --interval 1 --output "$OUT/prediction_learned.mp4" \
+    --seed 0
+else
   echo
   echo "== what becomes of the bodies in unseen scenes"
   "$PYTHON" tools/measure_scenes.py "$OUT" --rollout 64 --output "$OUT/scenes"
@@ -103,6 +131,8 @@ echo "  tensorboard/       the same as TensorBoard events: .venv/bin/tensorboard
 echo "  loss.png           the loss curve; what it should look like is in docs/expected.md"
 echo "  prediction.mp4     the continuation of held_out.mp4 (given frames have a border)"
 echo "  prediction.png     the same as a contact sheet, with the true frames"
-if [ -z "${videos:-}" ]; then
+if [ -n "${videos:-}" ]; then
+  echo "  prediction_learned.mp4, .png    the same for a video that was trained on"
+else
   echo "  scenes/            a scene of every kind as an animation, bodies found, errors over 64 frames"
 fi

@@ -2,8 +2,8 @@
 """Write a held-out sample of a run as an mp4, as the run would see it (size, frame interval): something to continue
 that was never trained on.
 
-python tools/held_out_video.py runs/quickstart held_out.mp4 python -m megatron_videogpt sample --checkpoint
-runs/quickstart --video held_out.mp4 --interval 1 --output prediction.mp4
+    python tools/held_out_video.py runs/quickstart held_out.mp4
+    python -m megatron_videogpt sample --checkpoint runs/quickstart --video held_out.mp4 --interval 1 --output out.mp4
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run (its config.toml says what the data is)")
     parser.add_argument("output", type=Path, help="the mp4 to write")
-    parser.add_argument("--number", type=int, default=0, help="which held-out sample (default: %(default)s)")
+    parser.add_argument("--number", type=int, default=0, help="which sample (default: %(default)s)")
+    learned = "one that was trained on: of few videos a model can know little else"
+    parser.add_argument("--learned", action="store_true", help=learned)
     args = parser.parse_args()
     try:
         config = load_config(args.run / "config.toml")
         codec = build_codec(config.codec)
-        held_out = open_source(config.data, codec).validation
-        sample = encode(
-            held_out.job(held_out.plans(config.train.seed, [args.number])[0]).read(), codec, keep_pixels=True
-        )
+        source = open_source(config.data, codec)
+        split = source.train if args.learned else source.validation
+        sample = encode(split.job(split.plans(config.train.seed, [args.number])[0]).read(), codec, keep_pixels=True)
     except (UserError, BadVideo) as error:
         return exit_code(error)
     assert sample.pixels is not None
