@@ -222,7 +222,11 @@ def test_a_place_that_somebody_else_prepared_is_refused(
 
 
 def test_the_same_fault_of_all_ranks_is_one_traceback(start: Start, tmp_path: Path) -> None:
-    ranks = [start(rank, "time.sleep(1); raise KeyError('mine')") for rank in range(3)]
+    # All at once, however unlike they start: who comes much later than the first is ended without a word of its own.
+    together = f"[time.sleep(0.05) for _ in iter(lambda: os.path.exists({str(tmp_path / 'go')!r}), True)]"
+    ranks = [start(rank, f"{together}; raise KeyError('mine')") for rank in range(3)]
+    wait_until_ready(*ranks)
+    (tmp_path / "go").touch()
     codes, lines = ends(*ranks)
     assert set(codes) == {1} and lines.count("KeyError: 'mine'") == 3
     # The others raise PeerFailed from it, which the command line keeps to itself.
