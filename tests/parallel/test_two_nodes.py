@@ -122,8 +122,12 @@ def test_two_nodes_give_the_losses_of_one_process(nodes: Nodes, finished: Path, 
 
 
 def test_a_node_without_node_0(nodes: Nodes, tmp_path: Path) -> None:
-    node = nodes.start(1, 2, tmp_path / "run", *LAYOUT, JOIN_TIMEOUT="5")
-    _, errors = node.communicate(timeout=60)
+    # Bound and not listened at: no other test beside this one can answer there.
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        nodes.port = nobody.getsockname()[1]
+        node = nodes.start(1, 2, tmp_path / "run", *LAYOUT, JOIN_TIMEOUT="5")
+        _, errors = node.communicate(timeout=60)
     assert node.returncode == 2
     (line,) = error_lines(errors)
     assert f"node 0 did not answer at 127.0.0.1:{nodes.port} within JOIN_TIMEOUT = 5 s" in line
