@@ -67,7 +67,7 @@ if [ -n "$only_try" ]; then
   exit 0
 fi
 
-# Without instructions for bf16 the same steps would take three times as long.
+# Without instructions for bf16 a step takes longer, up to three times as long.
 if [ "$("$PYTHON" -c 'from megatron_videogpt.platforms.cpu import has_bf16_products; print(has_bf16_products())')" = False ]; then
   echo "this processor has no instructions for bf16 products: training in fp32, with fewer steps"
   overrides+=(train.steps=500)

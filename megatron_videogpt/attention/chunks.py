@@ -137,8 +137,15 @@ def _units(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Unit]:
 
 
 def _joined(side: Side, units: list[_Unit]) -> Side:
-    """One interval of every unit, from that of every group."""
-    return Side(*(np.concatenate(x) for x in zip(*(as_one(side.cut(slice(u.first, u.end))) for u in units))))
+    """One interval of every unit, which follow each other, from that of every group."""
+    begin = units[0].first
+    here, starts = side.cut(slice(begin, units[-1].end)), [unit.first - begin for unit in units]
+    return Side(
+        np.minimum.reduceat(here.low, starts),
+        np.maximum.reduceat(here.high, starts),
+        np.maximum.reduceat(here.start, starts),
+        np.minimum.reduceat(here.stop, starts),
+    )
 
 
 def _chunk_costs(a: Side, b: Side, rows: np.ndarray, costs: Costs) -> np.ndarray:
