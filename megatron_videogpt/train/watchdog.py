@@ -34,6 +34,9 @@ from .processes import kill_children, launcher, private_folder, process_start_ti
 INTERVAL = 0.5
 """Seconds between two looks."""
 
+STOOD_STILL = 5.0
+"""Seconds between two looks from which on the process was stopped meanwhile, not only slow."""
+
 GRACE = 3.0
 """Seconds that a lost connection waits for the news of who died: sockets close before the process is gone."""
 
@@ -62,14 +65,15 @@ JOINT_GRACE = 2.0
 
 @dataclass(frozen=True)
 class Phase:
-    """What the main thread does, since when (seconds, monotonic), whether `train.timeout_minutes` limits it, and
-    seconds on top of that.
+    """What the main thread does, since when (seconds, monotonic), whether `train.timeout_minutes` limits it, seconds on
+    top of that, and how long the process had stood still before.
     """
 
     name: str
     since: float
     limited: bool
     grace: float = 0.0
+    still: float = 0.0
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -92,6 +96,7 @@ class Watchdog:
         self.timeout_minutes, self.output = timeout_minutes, output
         self.log = logging.getLogger(__name__)
         self._now = Phase("starting", time.monotonic(), True)
+        self._still = 0.0
         self._stop = threading.Event()
         self.launcher = launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._started = time.time()
@@ -105,7 +110,7 @@ class Watchdog:
 
         joint: it waits for other ranks, so that one of them which hangs in a phase of its own should speak first.
         """
-        self._now = Phase(name, time.monotonic(), limited, JOINT_GRACE if joint else 0.0)
+        self._now = Phase(name, time.monotonic(), limited, JOINT_GRACE if joint else 0.0, self._still)
         self._write("running")
 
     def __enter__(self) -> Watchdog:
@@ -166,9 +171,14 @@ class Watchdog:
             os.pwrite(self._file, json.dumps(about).ljust(400).encode(), 0)
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._stop.wait(self._pause()):
+            # Ctrl-Z, and Slurm when it suspends a job, stop a process: no sign of a hang when it goes on.
+            since, looked = looked, time.monotonic()
+            if looked - since > STOOD_STILL:
+                self._still += looked - since
             now = self._now
-            lasted = time.monotonic() - now.since
+            lasted = self._lasted(now)
             if now.limited and lasted > 60 * self.timeout_minutes + now.grace:
                 limit = f"train.timeout_minutes = {self.timeout_minutes:g}"
                 self._end(
@@ -183,10 +193,14 @@ class Watchdog:
                     f"without it; {RESTART}"
                 )
 
+    def _lasted(self, phase: Phase) -> float:
+        """Seconds of a phase in which the process could run."""
+        return time.monotonic() - phase.since - (self._still - phase.still)
+
     def _pause(self) -> float:
         """Seconds to the next look: the very end of the phase's time, where that is nearer."""
         now = self._now
-        left = now.since + 60 * self.timeout_minutes + now.grace - time.monotonic() + 0.001
+        left = 60 * self.timeout_minutes + now.grace - self._lasted(now) + 0.001
         return min(INTERVAL, max(0.001, left)) if now.limited else INTERVAL
 
     def _siblings(self) -> list[dict[str, Any]]:

@@ -122,6 +122,23 @@ def test_a_phase_that_lasts_too_long_is_named(start: Start) -> None:
     assert line.startswith("error (rank 0): 'reading data of step 7' took longer than train.timeout_minutes = 0.05")
 
 
+def test_a_process_that_was_stopped_for_a_while_does_not_hang(start: Start) -> None:
+    body = (
+        "import megatron_videogpt.train.watchdog as module; module.STOOD_STILL = 1.5; watchdog.phase('step 7'); "
+        f"print('stopping', flush=True); [time.sleep(0.1) for _ in range(15)]; print('went on', flush=True); {FOREVER}"
+    )
+    suspended = start(0, body, minutes=0.05)
+    wait_until_ready(suspended)
+    assert suspended.stdout is not None and suspended.stdout.readline() == "stopping\n"
+    suspended.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    suspended.send_signal(signal.SIGCONT)
+    assert suspended.stdout.readline() == "went on\n"
+    # What hangs while it runs is still found.
+    codes, (line,) = ends(suspended)
+    assert codes == [1] and line.startswith("error (rank 0): 'step 7' took longer")
+
+
 def test_an_unlimited_phase_may_last(start: Start) -> None:
     assert ends(start(0, "watchdog.phase('predicting', limited=False); time.sleep(2)", minutes=0.01)) == ([0], [])
 
