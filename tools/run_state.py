@@ -14,19 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_videogpt.checkpoint.folders import newest_folder, read_state
+from megatron_videogpt.checkpoint.folders import complete_folders, read_state
+from megatron_videogpt.checkpoint.whole import GO_ON, first_whole
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.errors import UserError, exit_code
 
 
-def _step(checkpoint: Path) -> int:
-    try:
-        return int(read_state(checkpoint)["step"])
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint}: its state.json cannot be read ({error}); move that folder away, and the run goes "
-            "on from the one before"
-        ) from error
+def _step(run: Path, on_damaged: str) -> int:
+    folders = complete_folders(run)[::-1]
+    return int(read_state(first_whole(folders, on_damaged, GO_ON)[0])["step"]) if folders else 0
 
 
 def main() -> int:
@@ -38,8 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         config = load_checked(args.file, args.overrides, args.processes)
-        newest = newest_folder(Path(config.train.output))
-        step = _step(newest) if newest else 0
+        step = _step(Path(config.train.output), config.checkpoint.on_damaged)
     except UserError as error:
         return exit_code(error)
     if step >= config.train.steps:

@@ -3,8 +3,9 @@ scripts ask before a device is there.
 
 Beside complete checkpoints, ``step_00001000``, there may be ones that are being written (``.partial``), that a newer
 one of the same step is just replacing (``.replaced``: it counts until the newer one has its name) and that are being
-removed (``.removed-1a2b3c4d``).  A process may be killed between any two calls to the system: what is complete under a
-name that counts is whole, and was on the disk before it got that name.
+removed (``.removed-1a2b3c4d``); damaged ones (``.damaged``) neither count nor are they ever removed.  A process may be
+killed between any two calls to the system: what is complete under a name that counts is whole, and was on the disk
+before it got that name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-PARTIAL, REPLACED, REMOVED = ".partial", ".replaced", ".removed-"
+STATE, RECORD = "state.json", "files.json"
+"""What is written last, and the record of all files, which is written before it (`whole.seal`)."""
+
+PARTIAL, REPLACED, REMOVED, DAMAGED = ".partial", ".replaced", ".removed-", ".damaged"
 _OURS = re.compile(r"step_(\d{8,})(\.partial|\.replaced|\.removed-[0-9a-f]{8})?")
 
 NO_SUCH_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
@@ -60,8 +64,8 @@ def _entries(run: Path) -> list[tuple[Path, str]]:
 
 
 def _whole(path: Path) -> bool:
-    """Whether everything of a checkpoint is there; its state is written last."""
-    return (path / "state.json").is_file()
+    """Whether everything of a checkpoint is there, or was (`whole.damage`): its state is written last."""
+    return (path / STATE).is_file() or (path / RECORD).is_file()
 
 
 def complete_folders(run: Path) -> list[Path]:
@@ -81,7 +85,7 @@ def newest_folder(run: Path) -> Path | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """What `state.json` of a checkpoint holds."""
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -96,7 +100,7 @@ def publish(partial: Path, final: Path) -> None:
         remove(older)
         os.replace(final, older)
     else:
-        remove(final)
+        set_aside(final)
     try:
         os.replace(partial, final)
     except OSError:
@@ -116,6 +120,19 @@ def remove(path: Path) -> None:
         hidden = path.with_name(f"{checkpoint_name(step_of(path))}{REMOVED}{os.urandom(4).hex()}")
         os.replace(path, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint, if it is there, a name under which it is nobody's; returns its place.  OSError."""
+    name, number = checkpoint_name(step_of(path)) + DAMAGED, 1
+    place = path.with_name(name)
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{name}-{number}")
+    if os.path.lexists(path):
+        os.replace(path, place)
+        _flush_folder(path.parent)
+    return place
 
 
 def prune(run: Path, keep: int, keep_every: int) -> None:
@@ -143,7 +160,7 @@ def _put_back(older: Path) -> None:
     if _whole(final) or not _whole(older):
         remove(older)
         return
-    remove(final)
+    set_aside(final)
     os.replace(older, final)
 
 

@@ -6,17 +6,55 @@ megatron-core's metadata is pickled: load only checkpoints you trust; Hugging Fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron.core import dist_checkpointing
 from torch import nn
 
+from ..errors import RunError
 from ..platforms import compat
+from ..platforms.together import first_error, from_rank_zero
+from ..platforms.world import is_rank_zero
 from .average import Average, average_template, use_average
+from .failures import FAILURES, root_cause
+from .folders import RECORD
 from .parts import SavedPart, check_same_parts, part_contents, restore_parts, sharded_weights
 from .saved import Saved
+from .whole import unreadable
+
+T = TypeVar("T")
+
+
+def readable(path: Path, action: Callable[[], T], group: Any = None) -> T:
+    """What reading a checkpoint gives; a collective of all ranks.  Raises RunError, on every rank, where it fails on
+    any: bytes may be wrong that no record tells of.
+    """
+    found: list[T] = []
+    problem: BaseException | None = None
+    try:
+        found.append(action())
+    except FAILURES as error:  # (reported on every rank)
+        problem = error
+    told = first_error(root_cause(problem)[:160] if problem else "", group, "reading a checkpoint")
+    if told:
+        raise RunError(from_rank_zero(lambda: unreadable(path, told), group, "reading a checkpoint")) from problem
+    return found[0]
+
+
+def _read(contents: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Fill the tensors that `contents` describes; a collective, as `readable`."""
+
+    def alone() -> None:
+        dist_checkpointing.load_common_state_dict(str(path))
+        if is_rank_zero() and not (path / RECORD).exists():
+            # torch would log a traceback of its own.
+            dist_checkpointing.load_tensors_metadata(str(path))
+
+    # Each rank reads this by itself, before megatron-core's first collective: who fails would be missing there.
+    readable(path, alone)
+    return readable(path, lambda: dist_checkpointing.load(contents, str(path)))
 
 
 def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False, fresh: str = "") -> None:
@@ -31,12 +69,12 @@ def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False,
             name: {key: value for key, value in entries.items() if not fresh or not key.startswith(fresh)}
             for name, entries in weights.items()
         }
-        loaded = dist_checkpointing.load({"model": wanted}, str(path))["model"]
+        loaded = _read({"model": wanted}, path)["model"]
         for chunk, values in zip(chunks, loaded.values()):
             missing = chunk.load_state_dict(values, strict=not fresh).missing_keys
             assert all(key.startswith(fresh) for key in missing)
         return
-    use_average(chunks, dist_checkpointing.load({"ema": average_template(chunks, weights)}, str(path))["ema"])
+    use_average(chunks, _read({"ema": average_template(chunks, weights)}, path)["ema"])
 
 
 def load_checkpoint(
@@ -63,7 +101,7 @@ def load_checkpoint(
         sharded["ema"] = average_template(chunks, weights)
     if parts:
         sharded["parts"] = part_contents(parts, loading=True)
-    loaded = dist_checkpointing.load(sharded, str(saved.path))
+    loaded = _read(sharded, saved.path)
     for chunk, values in zip(chunks, loaded["model"].values()):
         chunk.load_state_dict(values)
     compat.load_optimizer(optimizer, loaded["optimizer"], state["updates"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from ..config.schema import Config
 from ..config.toml import config_to_toml
@@ -20,17 +18,14 @@ from ..platforms import compat, compat_saving
 from ..platforms.together import first_error, from_rank_zero, raise_together
 from ..platforms.world import is_rank_zero
 from .average import Average
+from .failures import FAILURES, root_cause
 from .folders import checkpoint_name, checkpoint_root, newest_folder, partial_of, prune, publish, remove_leftovers
 from .parts import SavedPart, part_contents, sharded_weights
+from .whole import seal
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
-
-FAILURES = (Exception, CheckpointException)
-"""megatron-core wraps whatever went wrong on any rank (a full disk, a lost mount) in exceptions of several kinds, one
-of them no Exception.
-"""
 
 
 class Saver:
@@ -115,10 +110,10 @@ class Saver:
                 # What rank 0 alone writes must not keep it from the collectives that the others are in.
                 with compat_saving.held_errors() as held:
                     action()
-                error = _root_cause(held[0]) if held else ""
+                error = root_cause(held[0]) if held else ""
             except FAILURES as problem:  # (reported on every rank)
                 log.error("checkpoint: this rank failed", exc_info=problem)
-                error = _root_cause(problem)
+                error = root_cause(problem)
         return first_error(error, self.group, "saving a checkpoint")
 
     def _prepare(self, state: dict[str, Any]) -> None:
@@ -190,7 +185,7 @@ class Saver:
     def _complete_folder(self, state: dict[str, Any]) -> None:
         final = self._folder(state)
         (partial_of(final) / "config.toml").write_text(config_to_toml(self.config), encoding="utf-8")
-        (partial_of(final) / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        seal(partial_of(final), state)
         publish(partial_of(final), final)
         try:
             prune(self.run, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
@@ -233,15 +228,3 @@ class Saver:
             sum(p.numel() * (states + p.element_size()) for chunk in self.chunks for p in chunk.parameters())
             * self.config.parallel.model_size
         )
-
-
-def _root_cause(problem: BaseException) -> str:
-    """The innermost message of a chain of exceptions, on one line."""
-    seen: BaseException = problem
-    failures = getattr(problem, "failures", None)
-    if failures:
-        first = next(iter(failures.values()))
-        seen = first[0] if isinstance(first, tuple) else first
-    while seen.__cause__ is not None or seen.__context__ is not None:
-        seen = seen.__cause__ or seen.__context__  # type: ignore[assignment]
-    return f"{type(seen).__name__}: {' '.join(str(seen).split())[:300]}"

@@ -2,8 +2,9 @@
 
 A run's folder holds ``checkpoints/step_00001000/``, complete ones only: a checkpoint is written as ``.partial`` and
 renamed when all of it is on the disk, and a run resumes from the newest.  Beside the tensors (weights, optimizer,
-average of the weights) each has `config.toml` and `state.json` (step, consumed samples, pending statistics, seed,
-fingerprints of codec and data; `weights_only` where there is no optimizer).
+average of the weights) each has `config.toml`, `state.json` (step, consumed samples, pending statistics, seed,
+fingerprints of codec and data; `weights_only` where there is no optimizer) and `files.json`, by which all of them are
+checked before anything is read (`whole.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 
 from ..config.load import load_config
 from ..config.schema import Config
-from ..errors import RunError
+from ..errors import RunError, one_line, unusable
 from ..platforms.together import from_rank_zero, raise_together
-from .folders import complete_folders, newest_folder, read_state, step_of
+from .folders import complete_folders, read_state, set_aside, step_of
+from .whole import CONFIG, GO_ON, STOP, TAKE, first_whole
 
 LOOK_AGAIN = (0.0, 0.5, 1.0, 2.0, 3.0, 3.5)
 """Seconds between looks for a folder that rank 0 sees and this rank does not: NFS keeps attributes for some seconds."""
@@ -30,11 +32,14 @@ LOOK_AGAIN = (0.0, 0.5, 1.0, 2.0, 3.0, 3.5)
 class Saved:
     """A complete checkpoint as rank 0 read it: its folder, what `state.json` holds, and the resolved configuration it
     was saved with.
+
+    passed: damaged ones that it stands for (`checkpoint.on_damaged`).
     """
 
     path: Path
     state: dict[str, Any]
     config: Config
+    passed: tuple[Path, ...] = ()
 
     @property
     def run(self) -> Path:
@@ -42,14 +47,17 @@ class Saved:
         return self.path.parent.parent
 
 
-def find_checkpoint(run: Path, step: int | None = None, group: Any = None) -> Saved:
+def find_checkpoint(
+    run: Path, step: int | None = None, group: Any = None, on_damaged: str = STOP, hint: str = TAKE
+) -> Saved:
     """A run's checkpoint at `step`, or its newest: the one that rank 0 finds; a collective of all ranks (of `group`, if
     the default one is slow).
 
-    Raises RunError in one line when there is none, and where some ranks do not see it.
+    on_damaged, hint: as of `whole.first_whole`.  Raises RunError in one line when there is none, when it is damaged,
+    and where some ranks do not see it.
     """
 
-    def choose() -> Path:
+    def choose() -> tuple[Path, tuple[Path, ...]]:
         if not run.is_dir():
             raise RunError(f"{run}: no such folder; expected the output folder of a training run")
         have = {step_of(path): path for path in complete_folders(run)}
@@ -59,24 +67,45 @@ def find_checkpoint(run: Path, step: int | None = None, group: Any = None) -> Sa
             raise RunError(
                 f"{run}: no complete checkpoint{'' if step is None else f' of step {step}'}; it has: {names}"
             )
-        return have[wanted]
+        others = [have[other] for other in sorted(have, reverse=True) if other != wanted]
+        return first_whole([have[wanted], *others], on_damaged, hint)
 
     found = _agreed(choose, group)
     assert found is not None
     return found
 
 
-def newest_checkpoint(run: Path, group: Any = None) -> Saved | None:
-    """A run's newest complete checkpoint, or None; as `find_checkpoint`."""
-    return _agreed(lambda: newest_folder(run), group)
+def newest_checkpoint(run: Path, group: Any = None, on_damaged: str = STOP) -> Saved | None:
+    """A run's newest complete checkpoint to go on from, or None; as `find_checkpoint`."""
+
+    def choose() -> tuple[Path, tuple[Path, ...]] | None:
+        folders = complete_folders(run)[::-1]
+        return first_whole(folders, on_damaged, GO_ON) if folders else None
+
+    return _agreed(choose, group)
 
 
-def _agreed(choose: Callable[[], Path | None], group: Any) -> Saved | None:
+def set_passed_aside(saved: Saved, group: Any) -> None:
+    """Rename the damaged checkpoints that a run does not go on from: the run comes to their steps again, and what
+    counts may be replaced or dropped.  A collective; RunError.
+    """
+
+    def rename() -> None:
+        for path in saved.passed:
+            try:
+                print(f"{path} is kept as {set_aside(path).name}", flush=True)
+            except OSError as error:
+                raise unusable(path, error) from error
+
+    from_rank_zero(rename, group, "renaming damaged checkpoints")
+
+
+def _agreed(choose: Callable[[], tuple[Path, tuple[Path, ...]] | None], group: Any) -> Saved | None:
     """What rank 0 chooses, once every rank sees all of its files; a collective."""
 
     def read() -> tuple[Saved, list[str]] | None:
-        path = choose()
-        return None if path is None else (_read(path), os.listdir(path))
+        chosen = choose()
+        return None if chosen is None else (_read(*chosen), os.listdir(chosen[0]))
 
     found = from_rank_zero(read, group, "looking for a checkpoint")
     if found is None:
@@ -86,14 +115,12 @@ def _agreed(choose: Callable[[], Path | None], group: Any) -> Saved | None:
     return saved
 
 
-def _read(path: Path) -> Saved:
+def _read(path: Path, passed: tuple[Path, ...]) -> Saved:
     try:
-        return Saved(path, read_state(path), load_config(path / "config.toml"))
+        return Saved(path, read_state(path), load_config(path / CONFIG), passed)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"{path}: is damaged ({reason}); move that folder away to go on from the checkpoint before it"
-        ) from error
+        # It is what was written: another release may have other options.
+        raise RunError(f"{path}: this release cannot use it ({one_line(error)}); use the one that saved it") from error
 
 
 def _unseen(path: Path, files: list[str]) -> str:

@@ -160,6 +160,12 @@ class CheckpointConfig:
     retries: int = option(
         1, "further attempts at a periodic save that failed, before a warning and going on without it"
     )
+    on_damaged: str = option(
+        "stop",
+        "where the newest checkpoint is damaged: stop, or go on from the newest whole one with a warning, keeping the "
+        "damaged one as .damaged (previous)",
+        choices=("stop", "previous"),
+    )
 
 
 @dataclass(frozen=True)

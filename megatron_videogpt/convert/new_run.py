@@ -4,7 +4,6 @@ along.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from torch import Tensor
 
 from ..checkpoint.folders import checkpoint_name, checkpoint_root
+from ..checkpoint.whole import seal
 from ..codec.build import build_codec
 from ..codec.options import CodecConfig
 from ..config.check import find_problems
@@ -110,7 +110,7 @@ def finish(source: Source, config: Config, partial: Path, vae: Path | None, prog
         "ema": False,
         "weights_only": True,
     }
-    (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    seal(path, state)
     _check_written(source, partial, progress)
 
 

@@ -17,6 +17,7 @@ from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from torch import Tensor
 
 from ..checkpoint.average import PREFIX
+from ..checkpoint.load import readable
 from ..condition.options import NONE, ConditionConfig
 from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
@@ -48,7 +49,7 @@ class Weights:
         self, path: Path, model: ModelConfig, average: bool = False, condition: ConditionConfig = NONE
     ) -> None:
         self.path, self.model, self.prefix = path, model, f"{PREFIX}." if average else ""
-        self.held = dist_checkpointing.load_tensors_metadata(str(path))
+        self.held = readable(path, lambda: dist_checkpointing.load_tensors_metadata(str(path)))
         patch = self._described(
             next(entry for entry in parameters(model) if entry.name == "embedding.noisy_patch.weight")
         )
@@ -86,7 +87,10 @@ class Weights:
         # A prepended axis, as the model's own layers have, would mean that all layers are asked for when there is one
         # process.
         wanted = ShardedTensor.from_rank_offsets(self.prefix + key, torch.empty(shape, dtype=described.dtype), *place)
-        loaded = dist_checkpointing.load({"tensor": wanted}, str(self.path), validate_access_integrity=False)["tensor"]
+        contents = {"tensor": wanted}
+        loaded = readable(
+            self.path, lambda: dist_checkpointing.load(contents, str(self.path), validate_access_integrity=False)
+        )["tensor"]
         return to_hf(entry, loaded if layer is None else loaded[0], self.model)
 
 

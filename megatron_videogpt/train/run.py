@@ -24,7 +24,8 @@ from ..checkpoint.checks import (
 )
 from ..checkpoint.load import load_checkpoint, load_weights
 from ..checkpoint.parts import check_split
-from ..checkpoint.saved import find_checkpoint, newest_checkpoint
+from ..checkpoint.saved import Saved, find_checkpoint, newest_checkpoint, set_passed_aside
+from ..checkpoint.whole import GO_ON
 from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..condition.folder import text_width
@@ -137,7 +138,8 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     phase("joining the process groups")
     world.start(platform, config.parallel, config.train.timeout_minutes)
     control = world.control_group(config.train.timeout_minutes)
-    config = _with_precision(config, platform, control)
+    saved = newest_checkpoint(Path(config.train.output), control, config.checkpoint.on_damaged)
+    config = _with_precision(config, saved, platform, control)
     phase("opening the data")
     with fail_together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
@@ -162,16 +164,15 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     average = Average(first.chunks, first.optimizer, decay) if decay else None
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
     run = Run(config, platform, codec, objective, networks, average, source, control, phase, state, text_encoder)
-    _restore(run)
+    _restore(run, saved)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
 
 
-def _with_precision(config: Config, platform: Platform, control: Any) -> Config:
+def _with_precision(config: Config, saved: Saved | None, platform: Platform, control: Any) -> Config:
     """`train.precision=auto` resolved, the same on all ranks; a run goes on in the precision that it was begun in."""
     if config.train.precision != "auto":
         return config
-    saved = newest_checkpoint(Path(config.train.output), control)
     everywhere = torch.tensor(int(platform.bf16))
     torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN, group=control)
     if saved is not None:
@@ -233,12 +234,11 @@ def _data_fingerprint(config: Config, source: Source | None, codec: Codec, contr
     return str(found[0])
 
 
-def _restore(run: Run) -> None:
+def _restore(run: Run, saved: Saved | None) -> None:
     config = run.config
-    saved = newest_checkpoint(run.output, run.control)
     resumes = saved is not None
     if saved is None and config.train.init_from:
-        saved = find_checkpoint(Path(config.train.init_from), group=run.control)
+        saved = find_checkpoint(Path(config.train.init_from), None, run.control, config.checkpoint.on_damaged, GO_ON)
     if saved is None:
         return
     run.phase(f"loading {saved.path}")
@@ -260,6 +260,7 @@ def _restore(run: Run) -> None:
             data=run.state.data,
         )
         run.state.pending = read_sums(run.state.pending, run.metric_names)
+        set_passed_aside(saved, run.control)
     else:
         load_weights(saved.path, run.chunks, fresh=PREFIX if starts_prefix else "")
         run.optimizer.reload_model_params()

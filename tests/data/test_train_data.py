@@ -149,4 +149,5 @@ def test_a_data_set_that_changed_is_refused(shards: Path, tmp_path: Path, videos
         old = json.loads(state.read_text())
         del old["data"], old["rejected"]
         state.write_text(json.dumps(old))
+        (state.parent / "files.json").unlink()
     assert cli(*common, f"data.path={shards}", "train.steps=8").returncode == 0

@@ -67,12 +67,12 @@ def test_resuming_from_the_newest_complete_checkpoint(in_background: Path, tmp_p
     whole, output = losses(in_background), tmp_path / "run"
     shutil.copytree(in_background, output)
     shutil.rmtree(output / "checkpoints" / "step_00000014")
-    # What a crash leaves: a save that was under way, and a folder whose last file was never written.
+    # What a crash leaves: a save that was under way, and a folder whose last files were never written.
     (output / "checkpoints" / "step_00000012").rename(output / "checkpoints" / "step_00000012.partial")
     shutil.copytree(
         output / "checkpoints" / "step_00000006",
         output / "checkpoints" / "step_00000008",
-        ignore=shutil.ignore_patterns("state.json"),
+        ignore=shutil.ignore_patterns("state.json", "files.json"),
     )
     again = train(1, output, "checkpoint.every=0", "parallel.pipeline=1")
     assert again == pytest.approx(whole, rel=1e-5)

@@ -109,6 +109,7 @@ def test_a_checkpoint_of_another_codec_is_refused(finished: Path, tmp_path: Path
     shutil.copytree(finished, run)
     state = run / "checkpoints" / newest(run) / "state.json"
     state.write_text(state.read_text().replace('"codec": "', '"codec": "0000'))
+    (state.parent / "files.json").unlink()
     for command in (
         ("train", CONFIG, f"train.output={run}", "train.steps=16"),
         ("sample", "--checkpoint", str(run), "--scene", "fall/1", "--output", str(run / "out.mp4")),

@@ -118,11 +118,12 @@ def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tens
 
     path = mixed[0]
     config = replace(load_config(path / "config.toml"), train=TrainConfig(output=str(path), precision="fp32"))
+    saved = find_checkpoint(path)
     with pytest.raises(RunError) as caught:
-        run._restore(SimpleNamespace(config=config, output=path, control=None, phase=lambda text: None))  # type: ignore[arg-type]
+        run._restore(SimpleNamespace(config=config, output=path, control=None, phase=lambda text: None), saved)  # type: ignore[arg-type]
     one_line(caught, "train.init_from", "train.output")
     # Without a VAE nobody knows which codec it was.
-    check_same_codec(find_checkpoint(path), SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
+    check_same_codec(saved, SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
 
 
 def test_keys_that_do_not_fit_are_listed_together(tmp_path: Path) -> None:

@@ -14,37 +14,36 @@ from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.platforms import Platform, cpu
 
 
-def resolved(monkeypatch: pytest.MonkeyPatch, platform: Platform, saved: Any = None, precision: str = "auto") -> str:
+def resolved(platform: Platform, saved: Any = None, precision: str = "auto") -> str:
     from megatron_videogpt.platforms import world
     from megatron_videogpt.train import run
 
-    monkeypatch.setattr(run, "newest_checkpoint", lambda output, control: saved)
     config = Config(train=TrainConfig(precision=precision, output="nowhere"))
-    return run._with_precision(config, platform, world.control_group(1.0)).train.precision
+    return run._with_precision(config, saved, platform, world.control_group(1.0)).train.precision
 
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("bf16, expected", [(True, "bf16"), (False, "fp32")])
 def test_the_processor_decides_and_it_is_said(
-    monkeypatch: pytest.MonkeyPatch, platform: Platform, capsys: pytest.CaptureFixture[str], bf16: bool, expected: str
+    platform: Platform, capsys: pytest.CaptureFixture[str], bf16: bool, expected: str
 ) -> None:
-    assert resolved(monkeypatch, replace(platform, bf16=bf16)) == expected
+    assert resolved(replace(platform, bf16=bf16)) == expected
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"precision: {expected} (") and platform.device_name in line
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_run_goes_on_in_the_precision_of_its_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, platform: Platform, capsys: pytest.CaptureFixture[str]
+    platform: Platform, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = SimpleNamespace(config=Config(train=TrainConfig(precision="fp32")), path=Path("runs/a/step_5"))
-    assert resolved(monkeypatch, replace(platform, bf16=True), saved) == "fp32"
+    assert resolved(replace(platform, bf16=True), saved) == "fp32"
     assert capsys.readouterr().out == "precision: fp32 (as in runs/a/step_5)\n"
 
 
 @pytest.mark.usefixtures("processes")
-def test_what_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch, platform: Platform) -> None:
-    assert resolved(monkeypatch, replace(platform, bf16=False), precision="bf16") == "bf16"
+def test_what_was_asked_for_stays(platform: Platform) -> None:
+    assert resolved(replace(platform, bf16=False), precision="bf16") == "bf16"
 
 
 @pytest.mark.parametrize("has", [(True, False), (False, True), (False, False)])

@@ -171,6 +171,7 @@ def test_texts_of_another_encoder_are_refused(tmp_path: Path) -> None:
     said = json.loads(state.read_text())
     assert said["text_encoder"] == run.text_encoder
     state.write_text(json.dumps({**said, "text_encoder": "0" * 64}))
+    (state.parent / "files.json").unlink()
     with pytest.raises(ValueError, match="the text encoder has the fingerprint 000000000000 there and"):
         built(tmp_path / "a", *WORDS, "data.allow_changed=true")
     with pytest.raises(ValueError, match="use the encoder that it was trained with .--text-encoder"):
