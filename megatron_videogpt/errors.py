@@ -36,6 +36,10 @@ class PeerFailed(Exception):
         super().__init__(about)
 
 
+class Stopped(Exception):
+    """A run was asked to stop before its first step, and ends on all ranks: no failure, and the message says so."""
+
+
 def is_user_error(error: BaseException) -> bool:
     """Whether the message alone says what to change: a UserError, a video that cannot be used, a full disk."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

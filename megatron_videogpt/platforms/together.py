@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
-from ..errors import PeerFailed, RunError, is_user_error, one_line
+from .. import signals
+from ..errors import PeerFailed, RunError, Stopped, is_user_error, one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,6 +119,20 @@ def raise_together(error: str, group: Any, doing: str) -> None:
     ]
     if named:
         raise RunError("; ".join(named))
+
+
+def stop_together(group: Any) -> None:
+    """Raise Stopped on every rank where a signal has asked one of them to stop: a safe point before the first step.
+
+    A collective of all ranks; before there are any groups it speaks for this rank alone, as only a single one may.
+    """
+    asked = torch.tensor(signals.asked())
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX, group=group)
+    if asked.item():
+        raise Stopped(
+            "stopped before the first step of this start, as asked; there is nothing new to save; the same command goes on"
+        )
 
 
 def name_ranks(ranks: list[int]) -> str:
