@@ -123,6 +123,8 @@ def run_train(args: argparse.Namespace) -> None:
     problems = missing_paths(config)
     if problems:
         raise ConfigError(problems)
+    # Before the imports that take seconds.
+    signals.stop_alone()
 
     from .platforms import activate
     from .train.logs import start_logs
@@ -139,14 +141,16 @@ def run_train(args: argparse.Namespace) -> None:
         from .platforms import world
         from .train.trainer import train
 
+        stopped = None
         try:
             train(config, watchdog.phase)
-        except Stopped as stopped:
-            signals.done()
-            if world.is_rank_zero():
-                print(stopped, flush=True)
+        except Stopped as early:
+            stopped = early
         watchdog.phase("leaving the process group")
         world.stop()
+    if stopped is not None:
+        signals.done()
+        raise stopped
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -257,6 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals.remembered():
             return COMMANDS[args.command](args) or 0
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, flush=True)
+        return 0
     except signals.Interrupted as stopped:
         return signals.exit_code(stopped, "what is finished stays; give the same command again")
     except KeyboardInterrupt:

@@ -37,7 +37,11 @@ class PeerFailed(Exception):
 
 
 class Stopped(Exception):
-    """A run was asked to stop before its first step, and ends on all ranks: no failure, and the message says so."""
+    """A run was asked to stop before its first step, and ends on all ranks: no failure."""
+
+    def __init__(self) -> None:
+        said = "stopped before the first step of this start, as asked; there is nothing new to save"
+        super().__init__(f"{said}; the same command goes on")
 
 
 def is_user_error(error: BaseException) -> bool:

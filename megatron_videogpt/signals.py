@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import one_line
+from .errors import Stopped, one_line
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is Slurm's warning before the time limit."""
@@ -58,6 +58,15 @@ def asked() -> int:
 def waiting() -> float:
     """Seconds since that signal; 0 without one."""
     return time.monotonic() - _record.when if _record.number else 0.0
+
+
+def stop_alone() -> None:
+    """Raise Stopped where this process was asked to stop and is the only one of its run; ranks agree first, in
+    `together.stop_together`.
+    """
+    if asked() and os.environ.get("WORLD_SIZE", "1") == "1":
+        done()
+        raise Stopped
 
 
 def remember() -> None:

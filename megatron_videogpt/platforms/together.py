@@ -122,17 +122,11 @@ def raise_together(error: str, group: Any, doing: str) -> None:
 
 
 def stop_together(group: Any) -> None:
-    """Raise Stopped on every rank where a signal has asked one of them to stop: a safe point before the first step.
-
-    A collective of all ranks; before there are any groups it speaks for this rank alone, as only a single one may.
-    """
+    """Raise Stopped on every rank where a signal has asked one of them to stop, before the first step; a collective."""
     asked = torch.tensor(signals.asked())
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX, group=group)
+    torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX, group=group)
     if asked.item():
-        raise Stopped(
-            "stopped before the first step of this start, as asked; there is nothing new to save; the same command goes on"
-        )
+        raise Stopped
 
 
 def name_ranks(ranks: list[int]) -> str:

@@ -82,8 +82,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     the launcher passes on what it got.  But a second Ctrl-C ends at once.
     """
     signals.remember()
-    if world.world_size() == 1:
-        stop_together(None)
+    signals.stop_alone()
     run = build(config, phase)
     with fail_together(run.control, "opening the run's records"):
         writer = MetricsWriter(run.output, config, world.is_rank_zero(), run.state.step, run.objective.metrics)
