@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from .errors import Stopped, one_line
@@ -35,16 +34,13 @@ class Interrupted(BaseException):
         super().__init__(signal.Signals(number).name)
 
 
-@dataclass
 class _Record:
     """number, when: of the first signal, 0 without one, and the monotonic clock then; raises: whether one raises
     Interrupted; held: blocks that put that off.
     """
 
-    number: int = 0
-    when: float = 0.0
-    raises: bool = False
-    held: int = 0
+    def __init__(self) -> None:
+        self.number, self.when, self.raises, self.held = 0, 0.0, False, 0
 
 
 _record = _Record()
@@ -132,6 +128,22 @@ def until_signal() -> Iterator[None]:
             signal.signal(signal.SIGALRM, alarm)
         if _record.number:
             raise Interrupted(_record.number)
+
+
+@contextlib.contextmanager
+def joining() -> Iterator[None]:
+    """A wait for other ranks in C code, where no handler of Python runs.  Within `until_signal` a signal ends the
+    process there as if nobody handled it: nothing is written yet, and the others may be gone for good.
+    """
+    if not _record.raises:
+        yield
+        return
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        remember()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from megatron_videogpt.__main__ import fail
 from megatron_videogpt.errors import unusable
-from megatron_videogpt.signals import Interrupted, exit_code, until_signal
+from megatron_videogpt.signals import Interrupted, exit_code, joining, until_signal
 
 POLL = 0.05
 """Seconds between two looks for the other processes."""
@@ -28,8 +28,9 @@ def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Na
     try:
         with until_signal():
             if world > 1:
-                # Processes wait for the slowest one at the end, perhaps for days.
-                torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+                with joining():
+                    # Processes wait for the slowest one at the end, perhaps for days.
+                    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
             line = encode(args, rank, world)
     except Interrupted as stopped:
         return exit_code(stopped, "the same command goes on after the last finished shards")
