@@ -1,5 +1,13 @@
 """Megatron-core trainer for Video-GPT (next clip diffusion) and its siblings."""
 
+import sys
+
+from . import signals
+
+if sys.argv[:1] == ["-m"]:
+    # So Python calls a command of which it has not yet found the main module, and that comes later than all below.
+    signals.remember()
+
 from .codec import rules as codec_rules
 from .condition import rules as condition_rules
 from .objective.found import enter_objectives

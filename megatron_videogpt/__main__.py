@@ -15,7 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import PeerFailed, is_user_error, lines_of, one_line, unusable
+from . import signals
+from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line, unusable
+
+if __name__ == "__main__":
+    signals.remember()
 
 DESCRIPTION = """\
 Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
@@ -119,6 +123,8 @@ def run_train(args: argparse.Namespace) -> None:
     problems = missing_paths(config)
     if problems:
         raise ConfigError(problems)
+    # Before the imports that take seconds.
+    signals.stop_alone()
 
     from .platforms import activate
     from .train.logs import start_logs
@@ -135,30 +141,40 @@ def run_train(args: argparse.Namespace) -> None:
         from .platforms import world
         from .train.trainer import train
 
-        train(config, watchdog.phase)
+        stopped = None
+        try:
+            train(config, watchdog.phase)
+        except Stopped as early:
+            stopped = early
         watchdog.phase("leaving the process group")
         world.stop()
+    if stopped is not None:
+        signals.done()
+        raise stopped
 
 
 def run_check(args: argparse.Namespace) -> None:
     """See `plan.cli`."""
     from .plan.cli import run
 
-    run(args)
+    with signals.until_signal():
+        run(args)
 
 
 def run_sample(args: argparse.Namespace) -> int:
     """See `sample.cli`."""
     from .sample.cli import run
 
-    return run(args)
+    with signals.until_signal():
+        return run(args)
 
 
 def run_demo(args: argparse.Namespace) -> None:
     """See `demo.cli`."""
     from .demo.cli import run
 
-    run(args)
+    with signals.until_signal():
+        run(args)
 
 
 def run_options(args: argparse.Namespace) -> None:
@@ -166,7 +182,8 @@ def run_options(args: argparse.Namespace) -> None:
     from .config.schema import Config
     from .config.toml import config_to_toml
 
-    print(config_to_toml(Config()), end="")
+    with signals.until_signal():
+        print(config_to_toml(Config()), end="")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
@@ -196,8 +213,10 @@ def _stay_silent() -> None:
 
     Comes back where that does not happen: then nobody has spoken, and this rank must, before the others of its machine.
     """
+    if signals.asked() == signal.SIGTERM:
+        sys.exit(128 + signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
-        # The trainer's own handler would wait for the end of a step.
+        # The handler that remembers it would let this rank go on.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     later = os.environ.get("LOCAL_RANK", "0") != "0"
     time.sleep(SILENT_RANK_SECONDS * (1 + later))
@@ -240,7 +259,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse(argv)
     try:
-        return COMMANDS[args.command](args) or 0
+        with signals.remembered():
+            return COMMANDS[args.command](args) or 0
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, flush=True)
+        return 0
+    except signals.Interrupted as stopped:
+        return signals.exit_code(stopped, "what is finished stays; give the same command again")
     except KeyboardInterrupt:
         return 130
     except Exception as error:

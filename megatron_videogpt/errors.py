@@ -36,6 +36,14 @@ class PeerFailed(Exception):
         super().__init__(about)
 
 
+class Stopped(Exception):
+    """A run was asked to stop before its first step, and ends on all ranks: no failure."""
+
+    def __init__(self) -> None:
+        said = "stopped before the first step of this start, as asked; there is nothing new to save"
+        super().__init__(f"{said}; the same command goes on")
+
+
 def is_user_error(error: BaseException) -> bool:
     """Whether the message alone says what to change: a UserError, a video that cannot be used, a full disk."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,7 @@ class Spare:
     ) -> int:
         """Run `python <argv>` there, with its descriptor `number` a copy of ours; returns its process id."""
         asked = {"argv": [*argv], "env": dict(env), "cwd": cwd, "numbers": [*descriptors], "session": session}
+        asked["mask"] = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
         text = json.dumps(asked).encode()
         socket.send_fds(self.line, [b"%08d" % len(text)], [*descriptors.values()])
         self.line.sendall(text)
@@ -151,6 +153,7 @@ def _wait(line: socket.socket) -> list[str]:
     for number, descriptor in zip(asked["numbers"], parked):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked["mask"])
     if asked["session"]:
         os.setsid()
     enter(asked["env"], asked["cwd"])

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt import signals  # noqa: E402
+from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
 from tools.convert_options import arguments  # noqa: E402
+
+if __name__ == "__main__":
+    # What the commands import takes seconds.
+    signals.remember()
 
 
 @contextmanager
@@ -219,7 +224,13 @@ def launch(processes: int) -> None:
         *sys.argv[1:],
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    code = subprocess.run(command, env=environment, check=False).returncode
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            # Not killed, for then it would leave its processes behind.
+            process.terminate()
+            raise
     if code:
         raise UserError(
             f"the {processes} processes that write the checkpoint ended with exit code {code}; what they say is above"
@@ -231,7 +242,11 @@ def main() -> int:
     args = arguments()
     warnings.filterwarnings("ignore")
     try:
-        to_hf(args) if args.command == "to-hf" else from_hf(args)
+        with signals.until_signal():
+            to_hf(args) if args.command == "to-hf" else from_hf(args)
+    except signals.Interrupted as stopped:
+        whole = f"{args.output} was finished before" if os.path.lexists(args.output) else "nothing is left of it"
+        return signals.exit_code(stopped, f"{whole}; give the same command again")
     except (UserError, OSError) as error:
         return exit_code(error)
     finally:

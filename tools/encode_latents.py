@@ -21,6 +21,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt import signals  # noqa: E402
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    signals.remember()
+
 from megatron_videogpt.codec.base import Codec  # noqa: E402
 from megatron_videogpt.codec.build import build_codec  # noqa: E402
 from megatron_videogpt.codec.options import CodecConfig  # noqa: E402

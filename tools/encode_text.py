@@ -24,9 +24,15 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt import signals  # noqa: E402
+
+if __name__ == "__main__":
+    # The imports below take seconds.
+    signals.remember()
+
+import numpy as np  # noqa: E402
+
 from megatron_videogpt.condition.build import build_encoder  # noqa: E402
 from megatron_videogpt.condition.options import ENCODERS, ConditionConfig  # noqa: E402
 from megatron_videogpt.config.schema_data import DataConfig  # noqa: E402

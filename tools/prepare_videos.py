@@ -40,11 +40,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt import signals  # noqa: E402
+
+if __name__ == "__main__":
+    # The imports below take a while.
+    signals.remember()
+
+from rich.console import Console  # noqa: E402
+from rich.logging import RichHandler  # noqa: E402
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
+
 from megatron_videogpt.config.load import tomllib  # noqa: E402
 from megatron_videogpt.data.bad import REASONS  # noqa: E402
 from megatron_videogpt.data.prepare.listings import Listing  # noqa: E402
@@ -136,15 +142,17 @@ def run(args: argparse.Namespace) -> tuple[Report, bool]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Prepare and print a summary; 2 with one line on stderr when that cannot be done, 130 after Ctrl-C."""
+    """Prepare and print a summary; 2 with one line on stderr when that cannot be done, 128 and its number after a
+    signal.
+    """
     try:
-        args = arguments(words)
-        report, worked = run(args)
+        with signals.until_signal():
+            args = arguments(words)
+            report, worked = run(args)
     except (UserError, OSError) as error:
         return exit_code(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last finished shard", file=sys.stderr)
-        return 130
+    except signals.Interrupted as stopped:
+        return signals.exit_code(stopped, "the same command goes on after the last finished shard")
     if not worked:
         print(f"{args.output}: finished before, nothing to do")
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,18 +14,26 @@ from tqdm import tqdm
 
 from megatron_videogpt.__main__ import fail
 from megatron_videogpt.errors import unusable
+from megatron_videogpt.signals import Interrupted, exit_code, joining, until_signal
+
+POLL = 0.05
+"""Seconds between two looks for the other processes."""
 
 
 def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Namespace) -> int:
     """`encode(args, rank, world)` on every process, and the line that it says printed; 2 with one line on stderr when
-    that cannot be done.
+    that cannot be done, 128 and its number after a signal.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        # Processes wait for the slowest one at the end, perhaps for days.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
-        line = encode(args, rank, world)
+        with until_signal():
+            if world > 1:
+                with joining():
+                    # Processes wait for the slowest one at the end, perhaps for days.
+                    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+            line = encode(args, rank, world)
+    except Interrupted as stopped:
+        return exit_code(stopped, "the same command goes on after the last finished shards")
     except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
         return fail(error)
     if line:
@@ -54,5 +63,9 @@ def summed(counts: list[int], world: int) -> list[int]:
     """Counts of all processes together, on each of them; a collective."""
     total = torch.tensor(counts)
     if world > 1:
-        torch.distributed.all_reduce(total)
+        work = torch.distributed.all_reduce(total, async_op=True)
+        # A signal would not be heard inside its wait.
+        while not work.is_completed():
+            time.sleep(POLL)
+        work.wait()
     return total.tolist()

@@ -13,14 +13,14 @@ import struct
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
 from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 import torch
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # ask the trainer to save and end
+from ..signals import STOP_SIGNALS
+
 SLOTS = 2  # tasks that a process has: one in work, one waiting
 KEPT = 1 << 28  # bytes that a slot keeps between results
 
@@ -115,19 +115,3 @@ def _read(memory: int, place: int, size: int) -> memoryview:
             raise EOFError(f"a reader's result ends after {place + done} bytes")
         done += got
     return view
-
-
-@contextlib.contextmanager
-def children_ignore_signals() -> Iterator[None]:
-    """Processes started meanwhile ignore `STOP_SIGNALS`, the fork server too: torchrun and Slurm signal a whole
-    session, and the trainer still needs them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {name: signal.signal(name, signal.SIG_IGN) for name in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing import util
 from typing import Any
 
-from .reader import children_ignore_signals
+from ..signals import held
 from .worker_group import WorkerGroup
 
 
@@ -44,12 +44,12 @@ class Pool:
                 start()
             return
         self._group = WorkerGroup(pickle.dumps((run, start), 5), timeout, label)
-        with children_ignore_signals():
+        with held():
             self._group.workers = [self._group.start_worker() for _ in range(workers)]
-        self._group.thread.start()
-        # multiprocessing's own finalizer, because it comes before multiprocessing joins its processes when the program
-        # ends.
-        self._end = util.Finalize(self, self._group.close, exitpriority=100)
+            self._group.thread.start()
+            # multiprocessing's own finalizer, because it comes before multiprocessing joins its processes when the
+            # program ends.
+            self._end = util.Finalize(self, self._group.close, exitpriority=100)
 
     def submit(self, number: int, task: Any) -> None:
         """Have a task done; results are kept until somebody waits for them."""

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
-from ..errors import PeerFailed, RunError, is_user_error, one_line
+from .. import signals
+from ..errors import PeerFailed, RunError, Stopped, is_user_error, one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,6 +119,14 @@ def raise_together(error: str, group: Any, doing: str) -> None:
     ]
     if named:
         raise RunError("; ".join(named))
+
+
+def stop_together(group: Any) -> None:
+    """Raise Stopped on every rank where a signal has asked one of them to stop, before the first step; a collective."""
+    asked = torch.tensor(signals.asked())
+    torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX, group=group)
+    if asked.item():
+        raise Stopped
 
 
 def name_ranks(ranks: list[int]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
+from .. import signals
 from ..errors import RunError
 from . import Platform
 
@@ -56,12 +57,8 @@ def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -
     timeout = datetime.timedelta(minutes=minutes)
     if not torch.distributed.is_initialized():
         if "RANK" in os.environ:
-            store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
-            # torch 2.13's launcher keeps its store over a restart, with the addresses of the processes that are gone.
-            store = torch.distributed.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            torch.distributed.init_process_group(
-                platform.backend, store=store, rank=rank, world_size=size, timeout=timeout
-            )
+            with signals.joining():
+                _join(platform.backend, timeout)
         else:
             torch.distributed.init_process_group(
                 platform.backend, store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timeout
@@ -75,6 +72,13 @@ def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -
     )
     # megatron-core forks this generator under sequence parallelism; nothing here draws from it.
     tensor_parallel.model_parallel_cuda_manual_seed(0)
+
+
+def _join(backend: str, timeout: datetime.timedelta) -> None:
+    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    # torch 2.13's launcher keeps its store over a restart, with the addresses of the processes that are gone.
+    store = torch.distributed.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def patience(timeout_minutes: float) -> int:

@@ -43,10 +43,11 @@ from ..objective.base import Objective
 from ..objective.build import build_objective, work_of
 from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, activate, world
-from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together
+from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together, stop_together
 from .feed import is_reader
 from .networks import Network, build_networks, check_names, follow, saved_parts, turns
 from .statistics import Sums, metric_names, read_sums
+from .watchdog import JOINING
 
 
 @dataclass
@@ -135,9 +136,10 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
         config = replace(config, condition=replace(config.condition, width=text_width(config.condition)))
     platform = activate(config.train.platform)
     _threads(config)
-    phase("joining the process groups")
+    phase(JOINING)
     world.start(platform, config.parallel, config.train.timeout_minutes)
     control = world.control_group(config.train.timeout_minutes)
+    stop_together(control)
     saved = newest_checkpoint(Path(config.train.output), control, config.checkpoint.on_damaged)
     config = _with_precision(config, saved, platform, control)
     phase("opening the data")
@@ -154,6 +156,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     text_encoder = from_rank_zero(
         lambda: "" if source is None else source.conditioning.identity, control, "telling the text encoder"
     )
+    stop_together(control)
     phase("building the model")
     networks, objective = build_networks(config, codec.channels, platform), build_objective(config)
     check_names(objective, networks)
@@ -164,7 +167,9 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     average = Average(first.chunks, first.optimizer, decay) if decay else None
     state = State(data={"fingerprint": _data_fingerprint(config, source, codec, control)})
     run = Run(config, platform, codec, objective, networks, average, source, control, phase, state, text_encoder)
+    stop_together(control)
     _restore(run, saved)
+    stop_together(control)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
 

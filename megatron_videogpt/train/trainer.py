@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 from megatron.core import parallel_state
 
+from .. import signals
 from ..checkpoint.folders import checkpoint_name
 from ..checkpoint.save import Saver
 from ..config.schema import Config
 from ..data.loader import Loader
+from ..errors import Stopped
 from ..objective.build import work_of
 from ..platforms import world
-from ..platforms.together import fail_together
+from ..platforms.together import fail_together, stop_together
 from .feed import StepData, host_group, is_reader, read_with_status, side_stream, step_data
 from .garbage import collected_every
 from .health import AnyRank
@@ -49,6 +49,12 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
                 consumed=run.state.consumed,
                 rejected_file=run.output / REJECTED,
             )
+    try:
+        stop_together(run.control)
+    except Stopped:
+        if loader is not None:
+            loader.close()
+        raise
 
     def read() -> StepData:
         with beside():
@@ -65,36 +71,18 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
     return Prefetcher(steps())
 
 
-class Stop:
-    """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask for a checkpoint and a clean end; a
-    second Ctrl-C ends at once.
-
-    The others may come twice: Slurm signals every process of a job, and the launcher passes on what it got.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-
-    def done(self) -> None:
-        """There is nothing more to save; Python would restore the default, death, while it shuts down."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
 def train(config: Config, phase: Callable[..., None] = lambda name, **options: None) -> None:
     """Train to `train.steps`, resuming what `train.output` holds; raises UserError in one line for whatever a user can
     mend.
 
     phase: is told what the run does next (see `watchdog.Watchdog`).
+
+    SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask any rank for a checkpoint and a clean end of
+    all; before the first step they end it with Stopped.  They may come twice: Slurm signals every process of a job, and
+    the launcher passes on what it got.  But a second Ctrl-C ends at once.
     """
-    stop = Stop()
+    signals.remember()
+    signals.stop_alone()
     run = build(config, phase)
     with fail_together(run.control, "opening the run's records"):
         writer = MetricsWriter(run.output, config, world.is_rank_zero(), run.state.step, run.objective.metrics)
@@ -103,7 +91,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
     validation = Validation(run) if wanted else None
     try:
-        finished = _loop(run, writer, validation, stop)
+        finished = _loop(run, writer, validation)
         if finished and validation is not None:
             phase("validation after the last step", limited=False)
             with whole_parameters(run.wrapped):
@@ -115,10 +103,10 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
         label = f"{learned.loss_label} per {learned.unit}"
         plot_loss(run.output / "metrics.jsonl", run.output / "loss.png", learned.metrics, label)
     parallel_state.destroy_model_parallel()
-    stop.done()
+    signals.done()
 
 
-def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: Stop) -> bool:
+def _loop(run: Run, writer: MetricsWriter, validation: Validation | None) -> bool:
     """Steps until the end (True) or until somebody asks to stop (False)."""
     config, state = run.config, run.state
     # First: it refuses what it cannot do, and nobody must read ahead then.
@@ -149,7 +137,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, stop: 
                 run.phase(f"validation after step {state.step}", limited=False)
                 with whole_parameters(run.wrapped):
                     validation.during(run.model, writer, state.step)
-            asked = agreement.ask(stop.asked)
+            asked = agreement.ask(bool(signals.asked()))
             if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 steps.flush()
                 run.phase(f"saving {checkpoint_name(state.step)}")

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import signals
 from ..errors import PeerFailed, is_user_error, one_line
 from .logs import log_path
 from .processes import kill_children, launcher, private_folder, process_start_time
@@ -58,6 +59,12 @@ LOST = (
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
 
 REPORTED = "reported"  # file with what the first rank that ended told
+
+JOINING = "joining the process groups"
+"""The phase in which a rank waits for others that may never come."""
+
+ALONE = 10.0
+"""Seconds that a rank which was asked to stop waits for the others to join, so that all end alike."""
 
 JOINT_GRACE = 2.0
 """Seconds that a rank gives the others it waits for."""
@@ -185,6 +192,11 @@ class Watchdog:
                     f"error (rank {self.rank}): '{now.name}' took longer than {limit}; this rank or one it "
                     "waits for hangs: compare the ends of "
                     f"{log_path(self.output, self.rank).parent}, or raise the limit where so long is right; {RESTART}"
+                )
+            if now.name == JOINING and min(lasted, signals.waiting()) > ALONE:
+                self._end(
+                    f"rank {self.rank}: stopped as asked while '{JOINING}'; the others did not come within "
+                    f"{ALONE:g} s; {RESTART}"
                 )
             self._look()
             if self.launcher and os.getppid() != self.launcher:

@@ -132,10 +132,14 @@ def encode_shards(encoding: TextEncoding, shards: Sequence[int], done: Done) -> 
         BadVideo: a shard cannot be read, while a caption that is damaged counts as none.
         UserError: numbers that cannot be stored.
     """
-    with ThreadPoolExecutor(READERS) as readers:
+    readers = ThreadPoolExecutor(READERS)
+    try:
         for shard in shards:
             if not encoding.file(shard).is_file():
                 _encode_shard(encoding, shard, readers, done)
+    finally:
+        # Whoever interrupts this does not wait for all captions of a shard.
+        readers.shutdown(cancel_futures=True)
 
 
 def finish(encoding: TextEncoding) -> np.ndarray:
