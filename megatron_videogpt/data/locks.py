@@ -106,8 +106,8 @@ def holder(path: Path) -> str:
 
 
 def _close_in_children(file: int) -> list[int]:
-    """A forked child would hold the lock along, so that it closes the file.  What comes back is empty there, and is to be
-    emptied before the file is closed here.
+    """A forked child would hold the lock along, and so it closes the file.  What comes back is empty there, and is to
+    be emptied before the file is closed here.
     """
     files = [file]
 

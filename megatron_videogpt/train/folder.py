@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 LOCK = ".train.lock"
 
 PATIENCE = 1.0
-"""Seconds to wait for the lock: whoever only looks (`check_free`) has it for a moment."""
+"""Seconds to wait for the lock: whoever only looks (`check_free`) has it for a moment, and so has a child that is
+forked just as its parent is killed.
+"""
 
 RESTART_PATIENCE = 15.0
 """Seconds after torchrun has started a run anew: the lock of a rank 0 on another node may outlive it a little."""
