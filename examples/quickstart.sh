@@ -86,6 +86,8 @@ fi
 
 settings=$(printf '%s\n' "${overrides[@]}" | cat "$CONFIG" - | sha256sum)
 if [ -d "$OUT" ]; then
+  # A run that is going on there must not lose its folder.
+  "$PYTHON" tools/run_state.py --free "$CONFIG" "${overrides[@]}"
   if [ "$(cat "$OUT/.quickstart" 2>/dev/null)" = "$settings" ]; then
     echo "== continuing the interrupted run in $OUT"
   else

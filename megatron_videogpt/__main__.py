@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import signals
-from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line, unusable
+from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line
 
 if __name__ == "__main__":
     signals.remember()
@@ -127,15 +127,13 @@ def run_train(args: argparse.Namespace) -> None:
     signals.stop_alone()
 
     from .platforms import activate
+    from .train.folder import run_folder
     from .train.logs import start_logs
     from .train.watchdog import Watchdog
 
-    output = Path(config.train.output)
-    try:
-        start_logs(output, int(os.environ.get("RANK", "0")))
-    except OSError as error:
-        raise unusable(f"train.output = {output}", error) from error
-    with Watchdog(config.train.timeout_minutes, output) as watchdog:
+    output, rank = Path(config.train.output), int(os.environ.get("RANK", "0"))
+    start_logs(output, rank)
+    with Watchdog(config.train.timeout_minutes, output) as watchdog, run_folder(output, rank):
         # Before anything imports megatron-core, which looks for its device as it is imported.
         activate(config.train.platform)
         from .platforms import world

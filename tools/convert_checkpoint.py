@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_videogpt import signals  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
+from megatron_videogpt.train.folder import check_free  # noqa: E402
 from tools.convert_options import arguments  # noqa: E402
 
 if __name__ == "__main__":
@@ -59,6 +60,7 @@ def appearing(output: Path) -> Iterator[Path]:
 
 def check_output(output: Path) -> None:
     """ValueError where the output cannot be made."""
+    check_free(output)
     if os.path.lexists(output):
         raise UserError(f"--output {output}: exists already; give a new name, or remove it first")
     if not output.resolve().parent.is_dir():

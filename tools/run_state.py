@@ -1,9 +1,9 @@
 """Where a run is: prints `new`, `resumes at step N` or `finished at step N`.
 
-  python tools/run_state.py [--processes N] FILE.toml [section.option=value ...]
+  python tools/run_state.py [--processes N] [--free] FILE.toml [section.option=value ...]
 
-A wrong configuration, or one that does not fit N processes, is named on stderr as `train` would name it, with exit code
-2.
+A wrong configuration, one that does not fit N processes, or a folder that is not free is named on stderr as `train`
+would name it, with exit code 2.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from megatron_videogpt.checkpoint.folders import complete_folders, read_state
 from megatron_videogpt.checkpoint.whole import GO_ON, first_whole
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.train.folder import check_free
 
 
 def _step(run: Path, on_damaged: str) -> int:
@@ -29,11 +30,15 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, metavar="N", help="also check that the layout fits so many processes")
+    parser.add_argument("--free", action="store_true", help="only ask whether no run is going on there now")
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("overrides", metavar="section.option=value", nargs="*")
     args = parser.parse_args()
     try:
         config = load_checked(args.file, args.overrides, args.processes)
+        if args.free:
+            check_free(Path(config.train.output))
+            return 0
         step = _step(Path(config.train.output), config.checkpoint.on_damaged)
     except UserError as error:
         return exit_code(error)

@@ -1,4 +1,4 @@
-"""What must fit before a run starts from a checkpoint: model, steps, codec, seed, data.  Each is one line, the same on
+"""What must fit before a run starts from a checkpoint: model, codec, seed, data.  Each is one line, the same on
 every rank.
 """
 
@@ -111,17 +111,6 @@ def other_encoder(saved: Saved, encoder: str) -> list[str]:
     if not recorded or not encoder or recorded == encoder:
         return []
     return [f"the text encoder has the fingerprint {recorded[:12]} there and {encoder[:12]} here"]
-
-
-def check_steps(saved: Saved, config: Config) -> None:
-    """Raise RunError when a run has gone further than it is asked to go."""
-    step = saved.state["step"]
-    if step > config.train.steps:
-        raise RunError(
-            f"train.steps = {config.train.steps}: {saved.path} is at step {step} already; nothing to do. Use "
-            f"train.steps={step} or more, "
-            f"or start another run from its weights (train.init_from={saved.run} and another train.output)"
-        )
 
 
 def check_same_codec(saved: Saved, codec: Codec, group: Any = None) -> None:

@@ -99,6 +99,10 @@ class OptimizerConfig:
         "constant", "what follows the warm-up: constant, cosine or linear to min_lr", choices=schedule_names
     )
     warmup_steps: int = option(1000, "steps of linear warm-up")
+    allow_rate_jump: bool = option(
+        False,
+        "resume although train.steps or the schedule has changed since so that the learning rate jumps up",
+    )
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's beta1 and beta2")
     eps: float = option(1e-5, "Adam's epsilon")
     weight_decay: float = option(0.1, "decoupled weight decay, of what optimizer.decay says")

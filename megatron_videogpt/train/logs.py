@@ -1,16 +1,23 @@
 """One log file per rank, `<train.output>/logs/rank_00003.log`: what Python's `logging` and `warnings` say, and
 exceptions with their tracebacks.
+
+A second run in the folder of a living one must leave no trace there, so that records stay in memory until it is known
+that the folder is this run's (`folder.run_folder`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
+
+from ..errors import PeerFailed, unusable
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -20,21 +27,54 @@ def log_path(output: Path, rank: int) -> Path:
     return output / "logs" / f"rank_{rank:05d}.log"
 
 
-def start_logs(output: Path, rank: int) -> None:
-    """Send log records and warnings of this process to its file (appended; each start writes a line), those of rank 0
-    from WARNING on to stderr as well.
+class Records(MemoryHandler):
+    """What this process logs: in memory until `open`, then in its file."""
 
-    Errors: OSError when the file cannot be written.
+    def __init__(self, output: Path, rank: int) -> None:
+        super().__init__(sys.maxsize, sys.maxsize)
+        self.output, self.rank = output, rank
+        self.setLevel(logging.INFO)
+
+    def open(self) -> None:
+        """Write what was kept into the file (appended), and what follows as it comes; OSError where it cannot be
+        written.
+        """
+        if self.target is not None:
+            return
+        path = log_path(self.output, self.rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter(FORMAT))
+        file.handleError = _lost(path)  # type: ignore[assignment]
+        self.capacity = 1
+        self.setTarget(file)
+        self.flush()
+
+
+def _records() -> Records | None:
+    """Of the newest `start_logs`."""
+    return next((one for one in reversed(logging.getLogger().handlers) if isinstance(one, Records)), None)
+
+
+def open_log() -> None:
+    """To be called once the folder is this run's; UserError where this rank's file cannot be written.  Does nothing
+    before `start_logs`.
     """
-    path = log_path(output, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter(FORMAT))
-    file.setLevel(logging.INFO)
-    file.handleError = _lost(path)  # type: ignore[assignment]
+    records = _records()
+    if records is not None:
+        try:
+            records.open()
+        except OSError as error:
+            raise unusable(f"train.output = {records.output}", error) from error
+
+
+def start_logs(output: Path, rank: int) -> None:
+    """Keep log records and warnings of this process for its file (each start writes a line), and send those of rank 0
+    from WARNING on to stderr as well.
+    """
     root = logging.getLogger()
     root.setLevel(min(root.level or logging.INFO, logging.INFO))
-    root.addHandler(file)
+    root.addHandler(Records(output, rank))
     if rank == 0 and not any(getattr(handler, "stream", None) is sys.stderr for handler in root.handlers):
         screen = logging.StreamHandler(sys.stderr)
         screen.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
@@ -85,6 +125,15 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def log_failure(error: BaseException) -> None:
-    """Write an exception with its traceback into the log file; does nothing before `start_logs`."""
-    if any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers):
-        logging.getLogger(__name__).error("this rank failed", exc_info=error)
+    """Write an exception with its traceback into the log file; does nothing before `start_logs`.
+
+    A rank that has not met rank 0 yet writes all the same: nobody else has its story.  Not so rank 0, to whom the
+    folder does not belong then, and whoever only ends with another rank.
+    """
+    records = _records()
+    if records is None:
+        return
+    logging.getLogger(__name__).error("this rank failed", exc_info=error)
+    if records.rank and not isinstance(error, PeerFailed):
+        with contextlib.suppress(OSError):
+            records.open()

@@ -20,8 +20,8 @@ from ..checkpoint.checks import (
     check_same_model,
     check_same_seed,
     check_same_shapes,
-    check_steps,
 )
+from ..checkpoint.going_on import check_rates, check_steps, outlook
 from ..checkpoint.load import load_checkpoint, load_weights
 from ..checkpoint.parts import check_split
 from ..checkpoint.saved import Saved, find_checkpoint, newest_checkpoint, set_passed_aside
@@ -45,6 +45,7 @@ from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together, stop_together
 from .feed import is_reader
+from .logs import open_log
 from .networks import Network, build_networks, check_names, follow, saved_parts, turns
 from .statistics import Sums, metric_names, read_sums
 from .watchdog import JOINING
@@ -139,6 +140,9 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     phase(JOINING)
     world.start(platform, config.parallel, config.train.timeout_minutes)
     control = world.control_group(config.train.timeout_minutes)
+    # Rank 0 is here with the lock of the run's folder: from now on every rank may write into it.
+    with fail_together(control, "opening its log"):
+        open_log()
     stop_together(control)
     saved = newest_checkpoint(Path(config.train.output), control, config.checkpoint.on_damaged)
     config = _with_precision(config, saved, platform, control)
@@ -258,6 +262,7 @@ def _restore(run: Run, saved: Saved | None) -> None:
     if resumes:
         check_same_seed(saved, config)
         check_same_data(saved, config, run.state.data)
+        check_rates(saved, config)
         state = load_checkpoint(saved, run.chunks, run.optimizer, run.average, saved_parts(run.networks))
         # Earlier releases did not know of data and rejected.
         run.state = State(
@@ -274,7 +279,8 @@ def _restore(run: Run, saved: Saved | None) -> None:
             run.average.restart()
         from_rank_zero(lambda: copy_side_files(saved.run, run.output), run.control, "copying what travels along")
     if world.is_rank_zero():
-        print(f"{'resumed from' if resumes else 'weights from'} {saved.path}", flush=True)
+        start = f"resumed from {saved.path}: {outlook(saved, config)}" if resumes else f"weights from {saved.path}"
+        print(start, flush=True)
 
 
 def _record(run: Run) -> None:

@@ -14,6 +14,7 @@ writes so; what a killed one leaves says neither.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,8 +29,8 @@ from types import TracebackType
 from typing import Any
 
 from .. import signals
-from ..errors import PeerFailed, is_user_error, one_line
-from .logs import log_path
+from ..errors import PeerFailed, UserError, is_user_error, one_line
+from .logs import log_path, open_log
 from .processes import kill_children, launcher, private_folder, process_start_time
 
 INTERVAL = 0.5
@@ -191,7 +192,8 @@ class Watchdog:
                 self._end(
                     f"error (rank {self.rank}): '{now.name}' took longer than {limit}; this rank or one it "
                     "waits for hangs: compare the ends of "
-                    f"{log_path(self.output, self.rank).parent}, or raise the limit where so long is right; {RESTART}"
+                    f"{log_path(self.output, self.rank).parent}, or raise the limit where so long is right; {RESTART}",
+                    own=True,
                 )
             if now.name == JOINING and min(lasted, signals.waiting()) > ALONE:
                 self._end(
@@ -264,9 +266,11 @@ class Watchdog:
             f"its own error line; {RESTART}"
         )
 
-    def _end(self, line: str) -> None:
+    def _end(self, line: str, own: bool = False) -> None:
         """Print `line` unless a neighbour has printed its own, and end the process now: nothing that waits for other
         ranks would return.
+
+        own: the reason is this rank's, which may not have met the others yet.
         """
         self._write("failed")
         if line and self._is_first():
@@ -276,6 +280,9 @@ class Watchdog:
                 pass
         # What follows takes locks that the stuck main thread may hold.
         threading.Timer(1.0, os._exit, (1,)).start()
+        if own:
+            with contextlib.suppress(UserError):
+                open_log()
         self.log.info(line or "another rank of this node has ended with an error; see its own line")
         sys.stdout.flush()
         # Nobody would end them, and they hold the launcher's pipes open.

@@ -89,11 +89,11 @@ def test_bad_videos_are_named_and_skipped_and_training_goes_on(tmp_path: Path) -
 
 
 def written(run: Path) -> dict[Path, int]:
-    """When each file of a run was written; the logs, which tell of refused starts too, are left out."""
+    """When each file of a run was written; the logs and the lock, which tell of refused starts too, are left out."""
     return {
         path: path.stat().st_mtime_ns
         for path in sorted(run.rglob("*"))
-        if path.is_file() and path.parent.name != "logs"
+        if path.is_file() and path.parent.name != "logs" and path.name != ".train.lock"
     }
 
 

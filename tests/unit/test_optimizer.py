@@ -149,7 +149,7 @@ BEFORE = {
     "weight_decay": 0.1,
     "decay": "all",
 }
-BEFORE |= {"clip_grad": 0.5, "ema_decay": 0.9, "spike_factor": 3.0, "max_skipped": 10}
+BEFORE |= {"allow_rate_jump": False, "clip_grad": 0.5, "ema_decay": 0.9, "spike_factor": 3.0, "max_skipped": 10}
 TODAY = {
     "lr": 4e-3,
     "min_lr": 1e-3,
@@ -160,7 +160,7 @@ TODAY = {
     "weight_decay": 0.4,
     "decay": "matrices",
 }
-TODAY |= {"clip_grad": 0.25, "ema_decay": 0.6, "spike_factor": 50.0, "max_skipped": 1}
+TODAY |= {"allow_rate_jump": True, "clip_grad": 0.25, "ema_decay": 0.6, "spike_factor": 50.0, "max_skipped": 1}
 STEPS = 12
 
 

@@ -95,7 +95,7 @@ def test_a_run_that_went_further_is_left_alone(tmp_path: Path) -> None:
     trained(tmp_path / "a")
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
-        ValueError, match=r"train.steps = 3: .*step_00000004 is at step 4 already; nothing to do"
+        ValueError, match=r"step_00000004: the checkpoint is at step 4 of 14 \(train.steps=3\): nothing to do; use"
     ) as caught:
         built(tmp_path / "a", "train.steps=3")
     assert "\n" not in str(caught.value)
@@ -104,7 +104,7 @@ def test_a_run_that_went_further_is_left_alone(tmp_path: Path) -> None:
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}, (
         "nothing is trained with other options"
     )
-    built(tmp_path / "a", "train.steps=5", "optimizer.lr=0.5")
+    built(tmp_path / "a", "train.steps=5", "optimizer.lr=0.5", "optimizer.allow_rate_jump=true")
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["optimizer"]["lr"] == 0.5
 
 

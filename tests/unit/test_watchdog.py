@@ -21,10 +21,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BEGIN = """
 import os, sys, time
 from pathlib import Path
-from megatron_videogpt.train.logs import start_logs
+from megatron_videogpt.train.logs import open_log, start_logs
 from megatron_videogpt.train.watchdog import Watchdog
 rank, output = int(os.environ["RANK"]), Path(sys.argv[1])
 start_logs(output, rank)
+open_log()
 """
 FOREVER = "time.sleep(600)"  # as good as a collective operation that never returns
 
