@@ -114,7 +114,11 @@ def run_train(args: argparse.Namespace) -> None:
     from .config.check import load_checked
     from .config.check_data import missing_paths
     from .config.load import ConfigError
+    from .train.records import Records
+    from .train.screen import outlive_full_disk
 
+    rank = int(os.environ.get("RANK", "0"))
+    outlive_full_disk(records := Records(rank))
     config = load_checked(args.file, args.overrides, int(os.environ.get("WORLD_SIZE", "1")))
     problems = missing_paths(config)
     if problems:
@@ -126,16 +130,16 @@ def run_train(args: argparse.Namespace) -> None:
 
     output = Path(config.train.output)
     try:
-        start_logs(output, int(os.environ.get("RANK", "0")))
+        start_logs(output, rank, records)
     except OSError as error:
         raise unusable(f"train.output = {output}", error) from error
-    with Watchdog(config.train.timeout_minutes, output) as watchdog:
+    with records, Watchdog(config.train.timeout_minutes, output) as watchdog:
         # Before anything imports megatron-core, which looks for its device as it is imported.
         activate(config.train.platform)
         from .platforms import world
         from .train.trainer import train
 
-        train(config, watchdog.phase)
+        train(config, watchdog.phase, records)
         watchdog.phase("leaving the process group")
         world.stop()
 

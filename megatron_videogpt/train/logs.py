@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from .records import Records
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -20,9 +22,9 @@ def log_path(output: Path, rank: int) -> Path:
     return output / "logs" / f"rank_{rank:05d}.log"
 
 
-def start_logs(output: Path, rank: int) -> None:
+def start_logs(output: Path, rank: int, records: Records | None = None) -> None:
     """Send log records and warnings of this process to its file (appended; each start writes a line), those of rank 0
-    from WARNING on to stderr as well.
+    from WARNING on to stderr as well.  records: told of what the file does not take.
 
     Errors: OSError when the file cannot be written.
     """
@@ -31,7 +33,7 @@ def start_logs(output: Path, rank: int) -> None:
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter(FORMAT))
     file.setLevel(logging.INFO)
-    file.handleError = _lost(path)  # type: ignore[assignment]
+    file.handleError = _lost(path, records or Records(rank))  # type: ignore[assignment]
     root = logging.getLogger()
     root.setLevel(min(root.level or logging.INFO, logging.INFO))
     root.addHandler(file)
@@ -61,18 +63,13 @@ def start_logs(output: Path, rank: int) -> None:
     threading.excepthook = _thread_failed
 
 
-def _lost(path: Path) -> Callable[[logging.LogRecord], None]:
-    """Says once that records cannot be written (a full disk), in place of a traceback for each."""
-    told: list[bool] = []
+def _lost(path: Path, records: Records) -> Callable[[logging.LogRecord], None]:
+    """Says once that log records cannot be written (a full disk), in place of a traceback for each."""
+    kind = f"logs/{path.name}"
 
     def say(record: logging.LogRecord) -> None:
-        if not told:
-            told.append(True)
-            print(
-                f"warning: {path}: cannot be written ({sys.exc_info()[1]}); what this rank logs is lost",
-                file=sys.stderr,
-                flush=True,
-            )
+        records.failed(kind, sys.exc_info()[1])
+        records.lost(kind, "record")
 
     return say
 
