@@ -112,7 +112,7 @@ class MetricsWriter:
         if self.board is not None:
             self.board.numbers(step, tagged)
         if self.wandb is not None:
-            self.records.attempt(WANDB, lambda: self.wandb.log(tagged, step=step), "line", step)
+            self.records.attempt(WANDB, lambda: self.wandb.log(tagged, step=step), "call", step)
 
     def _tag(self, name: str) -> str:
         """TensorBoard and Weights & Biases group by what stands before the slash."""
@@ -139,7 +139,7 @@ class MetricsWriter:
             import wandb
 
             video = {name: wandb.Video(str(path), format="mp4")}
-            self.records.attempt(WANDB, lambda: self.wandb.log(video, step=step), "line", step)
+            self.records.attempt(WANDB, lambda: self.wandb.log(video, step=step), "call", step)
 
     def picture(self, step: int, path: Path, draw: Callable[[Path], Any]) -> bool:
         """Whether a file that `draw` makes is there, whole; its folder is what is told where it is not."""
@@ -173,7 +173,7 @@ class MetricsWriter:
         if self.board is not None:
             self.board.close()
         if self.wandb is not None:
-            self.records.attempt(WANDB, self.wandb.finish, "last upload")
+            self.records.attempt(WANDB, self.wandb.finish, "call")
 
     def _start_wandb(self, config: Config) -> None:
         try:

@@ -119,7 +119,8 @@ class Records:
 
     def _say(self, text: str, screen: bool = True) -> None:
         if screen:
-            print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"{self.label}: {text}", file=sys.stderr, flush=True)
         log.info(text)
 
 

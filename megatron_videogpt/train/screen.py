@@ -44,9 +44,10 @@ class Kept(io.RawIOBase):
         except OSError as error:
             if error.errno not in STORAGE:
                 raise
-            self._cut = self._cut or len(left) < len(whole)
             self.records.failed(self.kind, error)
-            self.records.lost(self.kind, "line", count=max(1, left.count(b"\n")))
+            self.records.lost(self.kind, "line", count=max(1, left.count(b"\n") - self._cut))
+            taken = whole[: max(0, len(whole) - len(left))]
+            self._cut = self._cut or not (taken or b"\n").endswith(b"\n")
         return len(whole)
 
 
