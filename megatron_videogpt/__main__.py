@@ -118,7 +118,11 @@ def run_train(args: argparse.Namespace) -> None:
     from .config.check import load_checked
     from .config.check_data import missing_paths
     from .config.load import ConfigError
+    from .train.records import Records
+    from .train.screen import outlive_full_disk
 
+    rank = int(os.environ.get("RANK", "0"))
+    outlive_full_disk(records := Records(rank))
     config = load_checked(args.file, args.overrides, int(os.environ.get("WORLD_SIZE", "1")))
     problems = missing_paths(config)
     if problems:
@@ -131,9 +135,9 @@ def run_train(args: argparse.Namespace) -> None:
     from .train.logs import start_logs
     from .train.watchdog import Watchdog
 
-    output, rank = Path(config.train.output), int(os.environ.get("RANK", "0"))
-    start_logs(output, rank)
-    with Watchdog(config.train.timeout_minutes, output) as watchdog, run_folder(output, rank):
+    output = Path(config.train.output)
+    start_logs(output, rank, records)
+    with records, Watchdog(config.train.timeout_minutes, output) as watchdog, run_folder(output, rank):
         # Before anything imports megatron-core, which looks for its device as it is imported.
         activate(config.train.platform)
         from .platforms import world
@@ -141,7 +145,7 @@ def run_train(args: argparse.Namespace) -> None:
 
         stopped = None
         try:
-            train(config, watchdog.phase)
+            train(config, watchdog.phase, records)
         except Stopped as early:
             stopped = early
         watchdog.phase("leaving the process group")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import BadInput, UserError
@@ -77,12 +79,14 @@ class Rejections:
     """What one reader rejected.
 
     counts: by kind; file: gets a JSON line {"name", "kind", "reason"} for each name that is not in it yet (None: only
-    the log); limit: largest share of the last 1000 samples.
+    the log); limit: largest share of the last 1000 samples; write: instead of `record`.
     """
 
-    def __init__(self, limit: float, file: Path | None = None) -> None:
+    def __init__(
+        self, limit: float, file: Path | None = None, write: Callable[[Path, BadVideo], None] | None = None
+    ) -> None:
         self.counts: Counter[str] = Counter()
-        self._limit, self._file = limit, file
+        self._limit, self._file, self._write = limit, file, write or record
         self._named = set() if file is None else recorded(file)
         self._recent: deque[bool] = deque(maxlen=WINDOW)
         self._last: BadVideo | None = None
@@ -106,7 +110,7 @@ class Rejections:
         self._named.add(error.path)
         log.warning("rejected (%s) %s", error.kind, error)
         if self._file is not None:
-            record(self._file, error)
+            self._write(self._file, error)
 
     def check(self) -> None:
         """ValueError, one line, when the share of bad samples is over the limit."""
@@ -124,12 +128,19 @@ class Rejections:
 def record(file: Path, error: BadVideo) -> None:
     """Append a rejection to a JSONL file; several processes may."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"name": error.path, "kind": error.kind, "reason": error.reason}) + "\n")
+    line = f"{json.dumps({'name': error.path, 'kind': error.kind, 'reason': error.reason})}\n".encode()
+    with open(file, "ab+", buffering=0) as lines:
+        # Half a line, which a full disk has left, can be another process's: it is ended and not removed.
+        if lines.seek(0, os.SEEK_END) and os.pread(lines.fileno(), 1, lines.tell() - 1) != b"\n":
+            line = b"\n" + line
+        while line:
+            line = line[lines.write(line) :]
 
 
 def recorded(file: Path) -> set[str]:
-    """Names in a file of `record`; empty when there is none."""
-    if not file.is_file():
-        return set()
-    return {json.loads(line)["name"] for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")}
+    """Names in a file of `record`, but of half lines; empty when there is none."""
+    names = set()
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError):
+            names.add(json.loads(line)["name"])
+    return names

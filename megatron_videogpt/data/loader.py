@@ -53,7 +53,7 @@ class Loader:
         dp_rank, dp_size: this data parallel rank and how many there are.
         consumed: samples (of all ranks) used up by earlier steps.
         keep_pixels: also give each sample's frames; where there are none, but latents, what the codec makes of them.
-        rejected_file: gets a JSON line for each name that was rejected.
+        rejected_file, write_rejected: gets a JSON line for each name that was rejected; how.
 
     Raises:
         ValueError: one line: a layout that does not divide; later, too many bad samples.
@@ -70,9 +70,10 @@ class Loader:
         consumed: int = 0,
         keep_pixels: bool = False,
         rejected_file: Path | None = None,
+        write_rejected: Callable[[Path, BadVideo], None] | None = None,
     ) -> None:
         self.consumed = consumed
-        self.rejections = Rejections(config.data.max_bad_fraction, rejected_file)
+        self.rejections = Rejections(config.data.max_bad_fraction, rejected_file, write_rejected)
         self._config, self._split, self._codec, self._rank = config, source.train, codec, dp_rank
         self._planner = StepPlanner(source.train, config.train.seed, config, work, dp_size)
         self._reading = Reading(source.train, codec, config, keep_pixels, source.conditioning)

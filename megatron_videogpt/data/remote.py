@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ import fsspec
 from ..errors import UserError
 from .bad import BadVideo
 from .locks import locked, partial_name
+
+log = logging.getLogger(__name__)
 
 PAUSES = (0.5, 2.0)  # seconds before the second and the third attempt
 LOCK_SECONDS = 60.0  # that another process may take to write one file into the cache, or to make room in it
@@ -48,6 +51,7 @@ class Cache:
 
     folder: str | os.PathLike[str]
     limit: int
+    _told: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def read(self, url: str, offset: int, size: int) -> bytes:
         """A part of a file.
@@ -94,9 +98,12 @@ class Cache:
 
     def _keep(self, place: Path, data: bytes) -> None:
         if len(data) <= self.limit:
-            # A full or read-only disk only makes reading slower.
-            with contextlib.suppress(OSError, UserError):
+            try:
                 self._write(place, data)
+            except (OSError, UserError) as error:
+                if not self._told:
+                    self._told.append(True)
+                    log.warning("%s: cannot be written (%s); what is read from far is read again", self.folder, error)
 
     def _write(self, place: Path, data: bytes) -> None:
         """Make room and write; the file appears whole."""

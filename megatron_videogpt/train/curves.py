@@ -1,30 +1,48 @@
-"""Reading metrics.jsonl, and the loss curve as a picture."""
+"""metrics.jsonl read and tidied up, and the loss curve as a picture."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.locks import write_whole
 from ..errors import UserError
 from ..objective.base import Metric
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; one cut short by a crash is left out."""
-    lines = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
-    return lines
+    with open(path, "rb") as file:
+        return [line for line in map(_parsed, file) if line is not None]
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave only the wanted lines in a metrics.jsonl, in one move; where they are its beginning, a full disk allows it
+    as well.
+    """
+    if not path.is_file():
+        return
+    text = path.read_bytes()
+    parsed = ((raw, _parsed(raw)) for raw in text.splitlines(keepends=True))
+    kept = b"".join(raw.rstrip() + b"\n" for raw, line in parsed if line is not None and wanted(line))
+    if text.startswith(kept):
+        os.truncate(path, len(kept))
+    else:
+        write_whole(path, lambda partial: partial.write_bytes(kept))
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None where that is none."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

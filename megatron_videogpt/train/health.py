@@ -15,8 +15,12 @@ import torch
 
 from ..config.schema import Config, OptimizerConfig
 from ..platforms import Platform
+from .records import Appended, Records
 
 log = logging.getLogger(__name__)
+
+SKIPPED = "skipped.jsonl"
+"""File in the run's folder with every step that was not taken."""
 
 REMEMBERED = 50
 """Gradient norms of taken steps that a spike is measured against, and how few are too few: half of them."""
@@ -53,7 +57,7 @@ class NormGate:
 
 
 def record_skipped(
-    run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], rank0: bool, part: str = ""
+    run: Path, step: int, norm: float, limit: float, samples: list[dict[str, Any]], records: Records, part: str = ""
 ) -> None:
     """Append a skipped step to ``skipped.jsonl`` of the run: step, gradient norm (null when not finite), reason, name
     and key of every sample.
@@ -61,8 +65,6 @@ def record_skipped(
     samples: those that were scored; a step without any was skipped for that.  part: whose step, where it is not the
     objective's first network.
     """
-    if not rank0:
-        return
     names = ", ".join(sorted({sample["name"] for sample in samples}))
     if not samples:
         reason = "none of its samples could be read"
@@ -79,8 +81,9 @@ def record_skipped(
         "reason": reason,
         "samples": samples,
     }
-    with open(run / "skipped.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    file = Appended(run / SKIPPED, SKIPPED, records, "line")
+    file.add(step, f"{json.dumps(line)}\n".encode())
+    file.close()
 
 
 class AnyRank:

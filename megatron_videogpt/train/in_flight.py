@@ -23,7 +23,7 @@ from ..platforms import world
 from ..sequence.row import Row
 from .async_values import AsyncReduction, AsyncValue, DeviceEvent
 from .feed import StepData, is_reader
-from .health import NormGate, RankTimes, record_skipped
+from .health import SKIPPED, NormGate, RankTimes, record_skipped
 from .meter import Interval, Meter, row_work
 from .networks import Network, alone, follow, turns
 from .optimizer import set_learning_rate
@@ -168,7 +168,8 @@ class InFlightSteps:
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, mine, group=run.control)
         samples = [sample for part in parts for sample in part]
-        record_skipped(run.output, done.step, norm, done.limits[number], samples, world.is_rank_zero(), turn.label)
+        if world.is_rank_zero():
+            record_skipped(run.output, done.step, norm, done.limits[number], samples, run.records, turn.label)
         # An outage of the storage, in which nothing is scored, is for the limit of bad samples to stop.
         if scored and gate.too_many():
             advice = "lower optimizer.lr, or look at the samples named there; the checkpoints before are untouched"
@@ -176,7 +177,7 @@ class InFlightSteps:
             raise RunError(
                 f"step {done.step}: {gate.skipped} steps{of} in a row were skipped (optimizer.max_skipped = "
                 f"{network.config.optimizer.max_skipped}), the last "
-                f"for a gradient norm of {norm:g}; their samples are in {run.output / 'skipped.jsonl'}; {advice}"
+                f"for a gradient norm of {norm:g}; their samples are in {run.output / SKIPPED}; {advice}"
             )
 
     def flush(self) -> None:

@@ -18,6 +18,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from ..errors import PeerFailed, unusable
+from .records import Records
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -27,12 +28,12 @@ def log_path(output: Path, rank: int) -> Path:
     return output / "logs" / f"rank_{rank:05d}.log"
 
 
-class Records(MemoryHandler):
+class LogFile(MemoryHandler):
     """What this process logs: in memory until `open`, then in its file."""
 
-    def __init__(self, output: Path, rank: int) -> None:
+    def __init__(self, output: Path, rank: int, records: Records) -> None:
         super().__init__(sys.maxsize, sys.maxsize)
-        self.output, self.rank = output, rank
+        self.output, self.rank, self.records = output, rank, records
         self.setLevel(logging.INFO)
 
     def open(self) -> None:
@@ -45,36 +46,36 @@ class Records(MemoryHandler):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter(FORMAT))
-        file.handleError = _lost(path)  # type: ignore[assignment]
+        file.handleError = _lost(path, self.records)  # type: ignore[assignment]
         self.capacity = 1
         self.setTarget(file)
         self.flush()
 
 
-def _records() -> Records | None:
+def _newest() -> LogFile | None:
     """Of the newest `start_logs`."""
-    return next((one for one in reversed(logging.getLogger().handlers) if isinstance(one, Records)), None)
+    return next((one for one in reversed(logging.getLogger().handlers) if isinstance(one, LogFile)), None)
 
 
 def open_log() -> None:
     """To be called once the folder is this run's; UserError where this rank's file cannot be written.  Does nothing
     before `start_logs`.
     """
-    records = _records()
-    if records is not None:
+    file = _newest()
+    if file is not None:
         try:
-            records.open()
+            file.open()
         except OSError as error:
-            raise unusable(f"train.output = {records.output}", error) from error
+            raise unusable(f"train.output = {file.output}", error) from error
 
 
-def start_logs(output: Path, rank: int) -> None:
+def start_logs(output: Path, rank: int, records: Records | None = None) -> None:
     """Keep log records and warnings of this process for its file (each start writes a line), and send those of rank 0
-    from WARNING on to stderr as well.
+    from WARNING on to stderr as well.  records: told of what the file does not take.
     """
     root = logging.getLogger()
     root.setLevel(min(root.level or logging.INFO, logging.INFO))
-    root.addHandler(Records(output, rank))
+    root.addHandler(LogFile(output, rank, records or Records(rank)))
     if rank == 0 and not any(getattr(handler, "stream", None) is sys.stderr for handler in root.handlers):
         screen = logging.StreamHandler(sys.stderr)
         screen.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
@@ -101,18 +102,13 @@ def start_logs(output: Path, rank: int) -> None:
     threading.excepthook = _thread_failed
 
 
-def _lost(path: Path) -> Callable[[logging.LogRecord], None]:
-    """Says once that records cannot be written (a full disk), in place of a traceback for each."""
-    told: list[bool] = []
+def _lost(path: Path, records: Records) -> Callable[[logging.LogRecord], None]:
+    """Says once that log records cannot be written (a full disk), in place of a traceback for each."""
+    kind = f"logs/{path.name}"
 
     def say(record: logging.LogRecord) -> None:
-        if not told:
-            told.append(True)
-            print(
-                f"warning: {path}: cannot be written ({sys.exc_info()[1]}); what this rank logs is lost",
-                file=sys.stderr,
-                flush=True,
-            )
+        records.failed(kind, sys.exc_info()[1])
+        records.lost(kind, "record")
 
     return say
 
@@ -130,10 +126,10 @@ def log_failure(error: BaseException) -> None:
     A rank that has not met rank 0 yet writes all the same: nobody else has its story.  Not so rank 0, to whom the
     folder does not belong then, and whoever only ends with another rank.
     """
-    records = _records()
-    if records is None:
+    file = _newest()
+    if file is None:
         return
     logging.getLogger(__name__).error("this rank failed", exc_info=error)
-    if records.rank and not isinstance(error, PeerFailed):
+    if file.rank and not isinstance(error, PeerFailed):
         with contextlib.suppress(OSError):
-            records.open()
+            file.open()

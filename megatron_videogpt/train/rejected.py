@@ -4,14 +4,16 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..data.bad import REASONS, record, recorded
+from ..data.bad import REASONS, BadVideo, record, recorded
 from ..platforms.world import is_rank_zero
 from .async_values import AsyncReduction
 from .feed import is_reader
 from .metrics import MetricsWriter
+from .records import Records
 
 KINDS = tuple(REASONS)
 REJECTED = "rejected.jsonl"
@@ -50,13 +52,22 @@ class RejectedCounts:
         return {f"rejected/{kind}": float(count) for kind, count in self.total.items()}
 
 
+def writes_rejected(records: Records) -> Callable[[Path, BadVideo], None]:
+    """`data.bad.record`, which a full disk does not make fail."""
+
+    def write(file: Path, error: BadVideo) -> None:
+        records.attempt(file.name, lambda: record(file, error), "name")
+
+    return write
+
+
 def record_left_out(run: Any, writer: MetricsWriter) -> None:
     """What the data set's index had to leave out: counted in the metrics, the first ones named in `REJECTED`."""
     if not is_rank_zero() or not run.source.left_out:
         return
     file = run.output / REJECTED
-    known = recorded(file)
+    known, write = recorded(file), writes_rejected(run.records)
     for error in run.source.skipped:
         if error.path not in known:
-            record(file, error)
+            write(file, error)
     writer.log(run.state.step, {f"left_out/{kind}": float(count) for kind, count in run.source.left_out.items()})

@@ -35,9 +35,10 @@ from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
 from ..data.conditioning import Conditioning
+from ..data.locks import write_whole
 from ..data.packing import StepPlanner, check_positions
 from ..data.sources.open import Source, open_source
-from ..errors import RunError, UserError
+from ..errors import RunError, UserError, unusable
 from ..model.parameters import PREFIX
 from ..objective.base import Objective
 from ..objective.build import build_objective, work_of
@@ -47,6 +48,7 @@ from ..platforms.together import fail_together, from_rank_zero, gather_results, 
 from .feed import is_reader
 from .logs import open_log
 from .networks import Network, build_networks, check_names, follow, saved_parts, turns
+from .records import Records
 from .statistics import Sums, metric_names, read_sums
 from .watchdog import JOINING
 
@@ -78,7 +80,7 @@ class Run:
 
     networks: the objective's, the one that is sampled first; average: of its weights, or None; source: where this rank
     reads; text_encoder: fingerprint of what text features are of, "" without; control: a group of all ranks on CPU
-    tensors; phase: told what comes next, for the watchdog.
+    tensors; phase: told what comes next, for the watchdog; records: told of what cannot be written.
     """
 
     config: Config
@@ -92,6 +94,7 @@ class Run:
     phase: Callable[..., None]
     state: State
     text_encoder: str = ""
+    records: Records = field(default_factory=Records)
 
     @property
     def output(self) -> Path:
@@ -287,8 +290,11 @@ def _record(run: Run) -> None:
     """Keep the configuration in the run's folder; that of a finished run stays as it was trained."""
     path = run.output / "config.toml"
     if run.state.step < run.config.train.steps or not path.is_file():
-        run.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_to_toml(run.config), encoding="utf-8")
+        try:
+            run.output.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda partial: partial.write_text(config_to_toml(run.config), encoding="utf-8"))
+        except OSError as error:
+            raise unusable(path, error) from error
 
 
 def _check_same_codec(config: Config, codec: Codec, control: Any) -> None:

@@ -20,11 +20,13 @@ from .feed import StepData, host_group, is_reader, read_with_status, side_stream
 from .garbage import collected_every
 from .health import AnyRank
 from .in_flight import InFlightSteps
-from .metrics import MetricsWriter, Progress, plot_loss
+from .metrics import MetricsWriter
 from .networks import saved_parts
 from .optimizer import whole_parameters
 from .prefetch import Prefetcher
-from .rejected import REJECTED, record_left_out
+from .progress import Progress
+from .records import Records
+from .rejected import REJECTED, record_left_out, writes_rejected
 from .run import Run, build
 from .validation import Validation
 
@@ -48,6 +50,7 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
                 parallel_state.get_data_parallel_world_size(),
                 consumed=run.state.consumed,
                 rejected_file=run.output / REJECTED,
+                write_rejected=writes_rejected(run.records),
             )
     try:
         stop_together(run.control)
@@ -71,11 +74,15 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
     return Prefetcher(steps())
 
 
-def train(config: Config, phase: Callable[..., None] = lambda name, **options: None) -> None:
+def train(
+    config: Config,
+    phase: Callable[..., None] = lambda name, **options: None,
+    records: Records | None = None,
+) -> None:
     """Train to `train.steps`, resuming what `train.output` holds; raises UserError in one line for whatever a user can
     mend.
 
-    phase: is told what the run does next (see `watchdog.Watchdog`).
+    phase: is told what the run does next (see `watchdog.Watchdog`); records: told of what cannot be written.
 
     SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the time limit) ask any rank for a checkpoint and a clean end of
     all; before the first step they end it with Stopped.  They may come twice: Slurm signals every process of a job, and
@@ -84,8 +91,11 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
     signals.remember()
     signals.stop_alone()
     run = build(config, phase)
+    run.records = records or run.records
     with fail_together(run.control, "opening the run's records"):
-        writer = MetricsWriter(run.output, config, world.is_rank_zero(), run.state.step, run.objective.metrics)
+        writer = MetricsWriter(
+            run.output, config, world.is_rank_zero(), run.state.step, run.objective.metrics, run.records
+        )
         record_left_out(run, writer)
     phase("reading the validation samples")
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
@@ -98,10 +108,7 @@ def train(config: Config, phase: Callable[..., None] = lambda name, **options: N
                 validation.finish(run.model, writer, run.state.step)
     finally:
         writer.close()
-    if world.is_rank_zero():
-        learned = run.objective
-        label = f"{learned.loss_label} per {learned.unit}"
-        plot_loss(run.output / "metrics.jsonl", run.output / "loss.png", learned.metrics, label)
+    writer.curve(f"{run.objective.loss_label} per {run.objective.unit}", run.objective.metrics)
     parallel_state.destroy_model_parallel()
     signals.done()
 

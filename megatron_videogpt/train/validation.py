@@ -175,9 +175,8 @@ class Validation:
         frames = to_pixels(decode_continuation(self.codec, sample.mean[:given], latents))
         truth = np.asarray(sample.pixels)
         writer.video(step, "prediction", prediction_video(truth[:first], frames, truth[first:]))
-        folder = Path(self.config.train.output) / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(truth[:first], frames, truth[first:], folder / f"step_{step:08d}.png")
+        sheet = Path(self.config.train.output) / "predictions" / f"step_{step:08d}.png"
+        writer.picture(step, sheet, lambda path: contact_sheet(truth[:first], frames, truth[first:], path))
 
     def pixel_error(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
         """Mean squared pixel error of predictions on `eval.final_scenes` held-out samples, and of two simple guesses

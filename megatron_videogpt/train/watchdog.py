@@ -110,7 +110,7 @@ class Watchdog:
         self._started = time.time()
         self._born = process_start_time(os.getpid())
         self._folder = self._meet() if "RANK" in os.environ else None
-        self._file = -1
+        self._file, self._told = -1, False
 
     def phase(self, name: str, limited: bool = True, joint: bool = False) -> None:
         """What the main thread does from now on; `limited=False` where a long time is no sign of trouble (collectives
@@ -176,7 +176,14 @@ class Watchdog:
         if self._file >= 0:
             about = {"rank": self.rank, "pid": os.getpid(), "born": self._born, "state": state, "phase": self._now.name}
             # One write of constant length: a reader never sees half of an old and half of a new text.
-            os.pwrite(self._file, json.dumps(about).ljust(400).encode(), 0)
+            try:
+                os.pwrite(self._file, json.dumps(about).ljust(400).encode(), 0)
+            except OSError as error:
+                if not self._told:
+                    self._told = True
+                    self.log.warning(
+                        "%s: cannot be written (%s); others are not told what it does", self._folder, error
+                    )
 
     def _watch(self) -> None:
         looked = time.monotonic()

@@ -16,7 +16,8 @@ from megatron_videogpt.config.schema import Config, LoggingConfig
 from megatron_videogpt.data.decode import probe
 from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
 from megatron_videogpt.train.curves import plot_loss, read_metrics, series, smooth
-from megatron_videogpt.train.metrics import MetricsWriter, Progress, peak_tflops
+from megatron_videogpt.train.metrics import MetricsWriter, peak_tflops
+from megatron_videogpt.train.progress import Progress
 
 METRICS = NextClipDiffusion.metrics
 PLAIN = Config(logging=LoggingConfig(tensorboard=False))
