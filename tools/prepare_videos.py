@@ -45,6 +45,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt import launch  # noqa: E402
 from megatron_videogpt.config.load import tomllib  # noqa: E402
 from megatron_videogpt.data.bad import REASONS  # noqa: E402
 from megatron_videogpt.data.prepare.listings import Listing  # noqa: E402
@@ -72,7 +73,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def _read_recipe(path: Path, command: argparse.ArgumentParser) -> dict[str, Any]:
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets"
@@ -138,6 +139,7 @@ def run(args: argparse.Namespace) -> tuple[Report, bool]:
 def main(words: Sequence[str]) -> int:
     """Prepare and print a summary; 2 with one line on stderr when that cannot be done, 130 after Ctrl-C."""
     try:
+        launch.settle()
         args = arguments(words)
         report, worked = run(args)
     except (UserError, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from megatron_videogpt import launch
 from megatron_videogpt.__main__ import fail
 from megatron_videogpt.errors import unusable
 
@@ -19,11 +20,12 @@ def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Na
     """`encode(args, rank, world)` on every process, and the line that it says printed; 2 with one line on stderr when
     that cannot be done.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        # Processes wait for the slowest one at the end, perhaps for days.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
+        launch.settle()
+        rank, world = int(os.environ.get("RANK", "0")), launch.world_size()
+        if world > 1:
+            # Processes wait for the slowest one at the end, perhaps for days.
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
         line = encode(args, rank, world)
     except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
         return fail(error)

@@ -42,12 +42,20 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 class Cache:
     """Keeps what was read from remote storage.  Several processes may use the same folder.
 
-    folder: for members of shards (``members``), and for indexes; limit: bytes of ``members``, where the longest unused
-    go first.
+    folder: for members of shards (``members``), and for indexes; None where it is left to the home folder and there is
+    none; limit: bytes of ``members``, where the longest unused go first.
     """
 
-    folder: str | os.PathLike[str]
+    folder: str | os.PathLike[str] | None
     limit: int
+
+    def inside(self, *parts: str) -> Path:
+        """A path in the folder; UserError where there is none."""
+        if self.folder is None:
+            raise UserError(
+                'data.cache = "": is below the home folder, which this user does not have; set data.cache to a folder'
+            )
+        return Path(self.folder, *parts)
 
     def read(self, url: str, offset: int, size: int) -> bytes:
         """A part of a file.
@@ -90,7 +98,7 @@ class Cache:
 
     def _place(self, identity: str) -> Path:
         digest = _digest(identity)
-        return Path(self.folder) / "members" / digest[:2] / digest
+        return self.inside("members", digest[:2], digest)
 
     def _keep(self, place: Path, data: bytes) -> None:
         if len(data) <= self.limit:
@@ -106,12 +114,12 @@ class Cache:
             raise UserError(
                 f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can"
             ) from error
-        partial, members = partial_name(place), Path(self.folder) / "members"
+        partial, members = partial_name(place), self.inside("members")
         with locked(members / "lock", LOCK_SECONDS, "writing into this cache"):
             total = _number(members / "total") + len(data)
             if total > self.limit:
                 total = _make_room(members, self.limit - len(data)) + len(data)
-            (members / "total").write_text(str(total))
+            (members / "total").write_text(str(total), encoding="ascii")
             # Under the lock, so that files and their total cannot differ while room is made.
             try:
                 partial.write_bytes(data)
@@ -223,7 +231,7 @@ def _make_room(members: Path, limit: int) -> int:
 
 def _number(path: Path) -> int:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
 

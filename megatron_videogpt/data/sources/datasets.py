@@ -212,7 +212,7 @@ def open_shards(config: DataConfig, codec: Geometry, path: str) -> tuple[Shards,
 
 def cache_of(config: DataConfig) -> Cache:
     """Where remote data and indexes are kept."""
-    return Cache(Path(config.cache or CACHE).expanduser(), int(config.cache_gb * 1e9))
+    return Cache(_cache_folder(config), int(config.cache_gb * 1e9))
 
 
 def hash_strings(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
