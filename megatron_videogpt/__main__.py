@@ -114,12 +114,12 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Check first, so that no process group starts for a configuration that cannot run."""
     from .config.check import load_checked
-    from .config.check_data import missing_paths
+    from .config.check_data import missing_paths, unusable_output
     from .config.load import ConfigError
 
     config = load_checked(args.file, args.overrides, launch.world_size())
     launch.check_open_files(config.data.workers)
-    problems = missing_paths(config)
+    problems = missing_paths(config) + unusable_output(config)
     if problems:
         raise ConfigError(problems)
 

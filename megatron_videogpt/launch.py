@@ -12,8 +12,10 @@ import locale
 import multiprocessing.util
 import os
 import resource
+import stat
 import sys
 import tempfile
+from pathlib import Path
 
 from .errors import UserError
 
@@ -25,6 +27,7 @@ LONGEST_FOLDER = 60
 """Bytes of a temporary folder in which sockets still fit: a socket's path has at most 107, multiprocessing adds up to
 40.
 """
+UTF8 = ("utf-8", "utf8")
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 
 
@@ -49,9 +52,6 @@ def _name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["LOGNAME"] = f"user{os.getuid()}"
-    if os.path.expanduser("~") == "~":
-        # Its package asks for the home folder as soon as it is imported.
-        os.environ.setdefault("TRITON_HOME", tempfile.gettempdir())
 
 
 def shorten_sockets() -> None:
@@ -75,6 +75,25 @@ def shorten_sockets() -> None:
         f"TMPDIR = {tempfile.gettempdir()}: is too long for the sockets that processes talk through; set TMPDIR to a "
         f"folder of at most {LONGEST_FOLDER} bytes"
     )
+
+
+def private_folder() -> Path:
+    """A folder in the temporary folder that belongs to this user and that nobody else can enter; UserError where
+    another one is in its place.
+    """
+    folder = Path(tempfile.gettempdir()) / f"megatron_videogpt_{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # Of the name itself: a link of somebody else's leads where he likes, tomorrow elsewhere.
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a folder"
+        raise UserError(
+            f"{folder}: {kind} of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; expected a "
+            f"folder of user {os.getuid()} with mode 0700, "
+            "through which the ranks of a node find each other: remove it, or set TMPDIR to a folder of your own"
+        )
+    return folder
 
 
 def world_size() -> int:
@@ -131,6 +150,3 @@ def explained(error: BaseException) -> BaseException:
             "locale; set PYTHONUTF8=1 before the start"
         )
     return error
-
-
-UTF8 = ("utf-8", "utf8")

@@ -163,8 +163,8 @@ def run_flash(options: argparse.Namespace) -> Iterator[list[Facts]]:
     """One head dimension and number type after the other."""
     cases = [f"{dim}:{HEADS}:{HEADS}:{dtype}" for dtype, dim in itertools.product(options.dtypes, options.head_dims)]
     command = [sys.executable, "-W", "ignore", str(REPOSITORY / "tools" / "kernel_flash.py"), *cases]
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8")
         assert process.stdout is not None
         try:
             for line in process.stdout:

@@ -15,7 +15,7 @@ else:
 
 @dataclass(frozen=True)
 class Given:
-    """A value of an override.  text: for an option that is text, all of it, or what is in TOML's quotes; value: for any
+    """A value of an override.  text: for an option that is text, all of it, or what is between its quotes; value: for any
     other, as TOML, or the text where it is none.
     """
 
@@ -48,13 +48,14 @@ def split(overrides: Sequence[str]) -> tuple[list[tuple[str, Given]], list[str]]
 
 def _given(text: str) -> Given:
     bare = text.strip()
+    quoted = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
     try:
         parsed = tomllib.loads(f"value = {bare}")
     except tomllib.TOMLDecodeError:
-        return Given(text, bare)
+        # Quotes around a name that has quotes or backslashes of its own.
+        return Given(bare[1:-1] if quoted else text, bare)
     value = parsed["value"] if len(parsed) == 1 else bare
-    quoted = isinstance(value, str) and bare[0] == bare[-1] and bare[0] in "\"'"
-    return Given(value if quoted else text, value)
+    return Given(value if quoted and isinstance(value, str) else text, value)
 
 
 def set_value(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -107,3 +107,14 @@ def obstacle(folder: Path) -> str:
     if not os.access(there, os.W_OK | os.X_OK):
         return f"nothing can be written into {there} by this user (id {os.getuid()}); give a folder that can be"
     return ""
+
+
+def file_obstacle(file: Path) -> str:
+    """The same for a file in a folder in which there is no obstacle."""
+    if file.is_symlink() and not file.exists():
+        return f"its {file.name} is a link to {os.readlink(file)}, which is not there; remove the link"
+    if file.is_dir():
+        return f"its {file.name} is a folder, not a file; move it away"
+    if file.exists() and not os.access(file, os.W_OK):
+        return f"its {file.name} cannot be written by this user (id {os.getuid()}); give another folder, or its rights"
+    return ""

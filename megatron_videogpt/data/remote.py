@@ -42,20 +42,12 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 class Cache:
     """Keeps what was read from remote storage.  Several processes may use the same folder.
 
-    folder: for members of shards (``members``), and for indexes; None where it is left to the home folder and there is
-    none; limit: bytes of ``members``, where the longest unused go first.
+    folder: for members of shards (``members``), and for indexes; limit: bytes of ``members``, where the longest unused
+    go first.
     """
 
-    folder: str | os.PathLike[str] | None
+    folder: str | os.PathLike[str]
     limit: int
-
-    def inside(self, *parts: str) -> Path:
-        """A path in the folder; UserError where there is none."""
-        if self.folder is None:
-            raise UserError(
-                'data.cache = "": is below the home folder, which this user does not have; set data.cache to a folder'
-            )
-        return Path(self.folder, *parts)
 
     def read(self, url: str, offset: int, size: int) -> bytes:
         """A part of a file.
@@ -98,7 +90,7 @@ class Cache:
 
     def _place(self, identity: str) -> Path:
         digest = _digest(identity)
-        return self.inside("members", digest[:2], digest)
+        return Path(self.folder) / "members" / digest[:2] / digest
 
     def _keep(self, place: Path, data: bytes) -> None:
         if len(data) <= self.limit:
@@ -114,7 +106,7 @@ class Cache:
             raise UserError(
                 f"data.cache={self.folder}: cannot be written ({error.strerror}); set it to a folder that can"
             ) from error
-        partial, members = partial_name(place), self.inside("members")
+        partial, members = partial_name(place), Path(self.folder) / "members"
         with locked(members / "lock", LOCK_SECONDS, "writing into this cache"):
             total = _number(members / "total") + len(data)
             if total > self.limit:

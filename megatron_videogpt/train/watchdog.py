@@ -28,8 +28,9 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import PeerFailed, is_user_error, one_line
+from ..launch import private_folder
 from .logs import log_path
-from .processes import kill_children, launcher, private_folder, process_start_time
+from .processes import kill_children, launcher, process_start_time
 
 INTERVAL = 0.5
 """Seconds between two looks."""

@@ -98,10 +98,10 @@ def default_output(shards: Shards, path: str) -> Path:
 
     path: as data.path; one that names some tar files gets a folder of its own.
     """
-    beside, part, *kept = places_of(shards.index, shards.cache)
+    beside, part, kept = places_of(shards.index, shards.cache)
     folder = Path(shards.index.url.removeprefix("file://"))
     if "://" in str(folder) or not os.access(folder, os.W_OK):
-        return Path(kept[0]) if kept else shards.cache.inside()
+        return Path(kept)
     return Path((part if path.endswith(".tar") else beside).removeprefix("file://"))
 
 

@@ -47,17 +47,19 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
     ]
     stem = f"index-{blake2b(json.dumps(identity).encode(), digest_size=6).hexdigest()}" if identity else "index"
     beside = f"{local_path(folder) if is_local(folder) else folder}/{stem}"
-    # As bytes: the name of a folder need not be text.
-    name = blake2b(folder.encode(errors="surrogateescape"), digest_size=10).hexdigest()
-    places = [beside] if cache.folder is None else [beside, str(cache.inside("indexes", name, stem))]
+    kept = str(
+        Path(cache.folder)
+        / "indexes"
+        / blake2b(folder.encode(errors="surrogateescape"), digest_size=10).hexdigest()
+        / stem
+    )
 
     def existing() -> Index | None:
-        return next(filter(None, (load(place, folder, shards, cache) for place in places)), None)
+        return load(beside, folder, shards, cache) or load(kept, folder, shards, cache)
 
     if (index := existing()) is not None:
         return index
-    writable = is_local(folder) and os.access(local_path(folder), os.W_OK)
-    place = beside if writable else str(cache.inside("indexes", name, stem))
+    place = beside if is_local(folder) and os.access(local_path(folder), os.W_OK) else kept
     try:
         Path(place).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -129,8 +129,11 @@ def places_of(index: Index, cache: Cache) -> list[str]:
     """Folders in which features of an index may be, the first of which that fits it counts: beside the shards, beside
     them for a part of them (data.path with braces), and in the cache.
     """
-    beside = [f"{index.url}/{FOLDER}", f"{index.url}/{FOLDER}-{index.fingerprint[:12]}"]
-    return beside if cache.folder is None else [*beside, str(cache.inside(FOLDER, index.fingerprint[:40]))]
+    return [
+        f"{index.url}/{FOLDER}",
+        f"{index.url}/{FOLDER}-{index.fingerprint[:12]}",
+        str(Path(cache.folder) / FOLDER / index.fingerprint[:40]),
+    ]
 
 
 def first_samples(index: Index) -> np.ndarray:
