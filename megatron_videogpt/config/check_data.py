@@ -10,7 +10,7 @@ from .derived import dp_size
 from .paths import file_obstacle, obstacle
 from .problems import Report
 from .schema import Config
-from .toml import show
+from .toml import show, to_toml
 
 
 def missing_paths(config: Config) -> list[str]:
@@ -53,10 +53,10 @@ def unusable_output(config: Config) -> list[str]:
     output = Path(config.train.output)
     for place in (output, output / "logs", output / "checkpoints"):
         if why := obstacle(place):
-            return [f"train.output = {show(str(output))}: {why}"]
+            return [f"train.output = {to_toml(str(output))}: {why}"]
     for file in (output / "metrics.jsonl", output / "config.toml"):
         if why := file_obstacle(file):
-            return [f"train.output = {show(str(output))}: {why}"]
+            return [f"train.output = {to_toml(str(output))}: {why}"]
     return []
 
 

@@ -15,8 +15,8 @@ else:
 
 @dataclass(frozen=True)
 class Given:
-    """A value of an override.  text: for an option that is text, all of it, or what is between its quotes; value: for any
-    other, as TOML, or the text where it is none.
+    """A value of an override.  text: for an option that is text, all of it, or what is between its quotes; value: for
+    any other, as TOML, or the text where it is none.
     """
 
     text: str
