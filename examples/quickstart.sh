@@ -11,6 +11,7 @@ Everything once, on a machine with nothing but Python: set-up, training, a predi
   bash examples/quickstart.sh VIDEO_DIR              learns your own videos (any containers that PyAV reads)
   bash examples/quickstart.sh --try                  trains nothing: continues scenes with the model in examples/scenes_model
   bash examples/quickstart.sh [VIDEO_DIR] section.option=value ...       changes options, for example train.steps=50
+  bash examples/quickstart.sh --check [VIDEO_DIR] [section.option=value ...]     says what is wrong with these, and no more
 
 It makes .venv (two minutes, once) and writes into runs/quickstart, or runs/try.  A run that was interrupted is continued by the
 same command; a finished one, or one with other settings, is moved aside.  Options: .venv/bin/python -m megatron_videogpt options
@@ -21,6 +22,11 @@ CONFIG=examples/videogpt/quickstart.toml
 OUT=runs/quickstart
 overrides=()
 only_try=
+only_check=
+if [ "${1:-}" = --check ]; then
+  only_check=yes
+  shift
+fi
 case ${1:-} in
   -h | --help)
     usage
@@ -38,15 +44,18 @@ case ${1:-} in
     echo "error: $1: there is no such option; see --help" >&2
     exit 2
     ;;
-  "" | *=*) ;;
   *)
-    videos=$(cd "$here" && cd "$1" 2>/dev/null && pwd) || {
+    # Behind the name a mark, since $(...) drops newlines at the end, which a name may have.
+    if [ -n "${1:-}" ] && videos=$(cd "$here" && CDPATH= cd -- "$1" 2>/dev/null && pwd && echo .); then
+      videos=${videos%$'\n.'}
+      CONFIG=examples/videogpt/quickstart_videos.toml
+      # The name as it stands: in options $ begins a variable, and $$ is one.
+      overrides=("data.path=${videos//\$/\$\$}")
+      shift
+    elif [[ ${1:-=} != *=* ]]; then
       echo "error: $1: there is no such folder; give a folder with video files, or nothing for the built-in scenes" >&2
       exit 2
-    }
-    CONFIG=examples/videogpt/quickstart_videos.toml
-    overrides=("data.path=\"$videos\"")
-    shift
+    fi
     ;;
 esac
 
@@ -78,6 +87,10 @@ overrides+=("$@" "train.output=$OUT")
 checked=$(mktemp)
 trap 'rm -f "$checked"' EXIT
 "$PYTHON" -m megatron_videogpt check "$CONFIG" "${overrides[@]}" --gpus 2 >"$checked"
+if [ -n "$only_check" ]; then
+  cat "$checked"
+  exit 0
+fi
 if [ -n "${videos:-}" ]; then
   echo
   echo "== what the codec keeps of your videos (PSNR; a model cannot look better than this)"

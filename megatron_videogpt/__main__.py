@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import signals
+from . import launch, signals
+from .config.paths import path
 from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line
 
 if __name__ == "__main__":
@@ -52,9 +53,9 @@ examples:
   torchrun --nproc_per_node=8 -m megatron_videogpt train examples/videogpt/stage1.toml data.source=videos \\
       data.path=/videos parallel.tensor=8
 
-Overrides are TOML values (8, 0.5, true, "text", [8, 8]); what is not TOML is taken as text, so that
-train.output=runs/mine needs no quotes. `python -m megatron_videogpt options` lists every option.  It writes into
-train.output: config.toml, metrics.jsonl, checkpoints, pictures.
+Overrides are TOML values (8, 0.5, true, [8, 8]); for options that are text, whatever follows the sign, with or
+without TOML's quotes.  In paths ~ and $NAME are expanded, and $$ is a $. `python -m megatron_videogpt options` lists
+every option.  It writes into train.output: config.toml, metrics.jsonl, checkpoints, pictures.
 """
 
 
@@ -81,7 +82,7 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
     about = "validate a configuration and estimate its cost"
     check = commands.add_parser("check", help=about, parents=[common], formatter_class=raw)
     for command in (train, check):
-        command.add_argument("file", metavar="FILE.toml", help="the configuration")
+        command.add_argument("file", type=path, metavar="FILE.toml", help="the configuration")
         command.add_argument(
             "overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file"
         )
@@ -116,15 +117,16 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Check first, so that no process group starts for a configuration that cannot run."""
     from .config.check import load_checked
-    from .config.check_data import missing_paths
+    from .config.check_data import missing_paths, unusable_output
     from .config.load import ConfigError
     from .train.records import Records
     from .train.screen import outlive_full_disk
 
-    rank = int(os.environ.get("RANK", "0"))
+    world, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
     outlive_full_disk(records := Records(rank))
-    config = load_checked(args.file, args.overrides, int(os.environ.get("WORLD_SIZE", "1")))
-    problems = missing_paths(config)
+    config = load_checked(args.file, args.overrides, world)
+    launch.check_open_files(config.data.workers)
+    problems = missing_paths(config) + unusable_output(config)
     if problems:
         raise ConfigError(problems)
     # Before the imports that take seconds.
@@ -228,6 +230,7 @@ def fail(error: Exception) -> int:
     """Tell of an exception that ended a command: the exit code, or the exception again where its
     traceback is needed.
     """
+    error = launch.explained(error)
     if isinstance(error, PeerFailed):
         _stay_silent()
         print_error(error)
@@ -249,7 +252,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         rest = [text for text in rest if text not in args.overrides]
     if "inputs" in args:
         # argparse takes the inputs of one place only, but `a.mp4 --clips 8 b.mp4` has two.
-        args.inputs += [Path(text) for text in rest if not text.startswith("-")]
+        args.inputs += [path(text) for text in rest if not text.startswith("-")]
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -261,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parse(argv)
     try:
+        launch.settle()
         with signals.remembered():
             return COMMANDS[args.command](args) or 0
     except Stopped as stopped:

@@ -84,7 +84,7 @@ def checkout(commit: str) -> Iterator[Path]:
         made = subprocess.run(
             ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), commit],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         if made.returncode:
@@ -118,7 +118,7 @@ def measure(tree: Path, arguments: Sequence[str], processes: int) -> Times:
             str(results),
         ]
         done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True, check=False
+            command, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, encoding="utf-8", check=False
         )
         if done.returncode:
             raise UserError(

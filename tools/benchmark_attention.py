@@ -38,6 +38,7 @@ from torch import Tensor  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS  # noqa: E402
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from tools import benchmark_masks as masks  # noqa: E402
 from tools.benchmark_report import Case, Result, case_table, machine, plot, summary_tables  # noqa: E402
@@ -100,8 +101,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, default=5, help="timed repetitions of each, alternating")
     parser.add_argument("--seed", type=int, default=0, help="of the clip split and the numbers")
-    parser.add_argument("--plot", type=Path, help="also draw the speed by mask into this PNG")
-    parser.add_argument("--json", type=Path, help="also write all results into this file")
+    parser.add_argument("--plot", type=paths.path, help="also draw the speed by mask into this PNG")
+    parser.add_argument("--json", type=paths.path, help="also write all results into this file")
     options = parser.parse_args()
     unknown = {name.removesuffix("/fixed") for name in options.backends} - {*BASELINES, *BACKENDS}
     if unknown:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError, exit_code
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -86,7 +87,7 @@ def tree(root: int) -> list[int]:
     for pid in found:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             try:
-                found += [int(child) for child in children.read_text().split()]
+                found += [int(child) for child in children.read_text(encoding="utf-8").split()]
             except OSError:
                 continue
     return found
@@ -155,8 +156,8 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
         **{key: fields[key] for key in ("hidden_size", "num_attention_heads", "rope_theta", "rope_scaling")},
         **{key: fields[key] for key in ("max_position_embeddings", "original_max_position_embeddings")},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "added_tokens.json").write_text(json.dumps(HINTS))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (folder / "added_tokens.json").write_text(json.dumps(HINTS), encoding="utf-8")
     write_tensors(folder, entries, max_bytes)
     return sum(entry.size for entry in entries)
 
@@ -236,7 +237,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=paths.path,
         metavar="FOLDER",
         help="where to work (default: a new folder in the system's temporary one)",
     )

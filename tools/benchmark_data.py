@@ -43,6 +43,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths
 from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.loader import Loader
@@ -65,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--source",
-        type=Path,
+        type=paths.path,
         default=CLIPS,
         help="folder of videos, or of shards on this machine (default: %(default)s)",
     )
@@ -84,9 +85,11 @@ def arguments() -> argparse.Namespace:
         "--no-latents", dest="latents", action="store_false", help="do not encode the videos and measure their latents"
     )
     parser.add_argument(
-        "--work", type=Path, help="folder for what is made on the way; kept, and used again (default: a temporary one)"
+        "--work",
+        type=paths.path,
+        help="folder for what is made on the way; kept, and used again (default: a temporary one)",
     )
-    parser.add_argument("--output", type=Path, help="write the table to OUTPUT.md and all numbers to OUTPUT.json")
+    parser.add_argument("--output", type=paths.path, help="write the table to OUTPUT.md and all numbers to OUTPUT.json")
     return parser.parse_args()
 
 

@@ -35,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
 from tools.benchmark_sampling_table import Case, Shape, Taken, table  # noqa: E402
 
@@ -76,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a tiny model and short histories, where no option says otherwise"
     )
-    parser.add_argument("--json", type=Path, help="also write all results into this file")
+    parser.add_argument("--json", type=paths.path, help="also write all results into this file")
     options = parser.parse_args()
     if options.quick:
         # As defaults: what the command line says still counts.

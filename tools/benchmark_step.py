@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.derived import in_precision, typical_frame  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
@@ -46,7 +47,7 @@ from megatron_videogpt.platforms import Platform, activate  # noqa: E402
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="TOML file of a run")
+    parser.add_argument("config", type=paths.path, help="TOML file of a run")
     parser.add_argument("overrides", nargs="*", help="section.option=value")
     parser.add_argument(
         "--backends",
@@ -75,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sync-check", action="store_true", help="count where the host waits for the GPU inside a step"
     )
-    parser.add_argument("--json", type=Path, help="also write the results into this file")
+    parser.add_argument("--json", type=paths.path, help="also write the results into this file")
     parser.add_argument(
         "--against",
         metavar="COMMIT",

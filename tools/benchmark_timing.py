@@ -43,7 +43,7 @@ def free_memory(device: str) -> int:
     """Bytes that this process can still fill."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if Path("/proc/meminfo").exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)
 
 
@@ -121,7 +121,7 @@ def forward_backward(run: Kernel, inputs: list[Tensor], device: str, count: int 
 
 def resident() -> int:
     """Bytes of memory of this process (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _give_back() -> None:

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError, exit_code
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -34,7 +35,11 @@ def arguments() -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=GOLDEN, help="folder with the recorded cases (default: tests/golden)"
+        "folder",
+        type=paths.path,
+        nargs="?",
+        default=GOLDEN,
+        help="folder with the recorded cases (default: tests/golden)",
     )
     parser.add_argument(
         "--tensor-parallel",

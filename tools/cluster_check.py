@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths  # noqa: E402
 from tools.cluster_session import TIMED, TINY, WARM_UP, Report, Session, longest_of  # noqa: E402
 
 LAYOUTS = (
@@ -218,10 +219,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=paths.path, required=True)
     parser.add_argument(
         "--scratch",
-        type=Path,
+        type=paths.path,
         required=True,
         help="a folder that all nodes share, for a checkpoint that is deleted afterwards",
     )

@@ -20,6 +20,7 @@ import torch
 from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
+from megatron_videogpt.config import paths
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import probe, read_frames
 from megatron_videogpt.data.sources.files import list_videos
@@ -30,9 +31,9 @@ from megatron_videogpt.errors import UserError, exit_code
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of videos, searched recursively")
+    parser.add_argument("folder", type=paths.path, help="folder of videos, searched recursively")
     parser.add_argument("--codec", default="tiny", help="as codec.name in a configuration (default: %(default)s)")
-    parser.add_argument("--path", default="", help="as codec.path")
+    parser.add_argument("--path", type=paths.place, default="", help="as codec.path")
     parser.add_argument("--longest-side", type=int, default=128, help="as data.longest_side (default: %(default)s)")
     parser.add_argument("--size-multiple", type=int, default=16, help="as data.size_multiple (default: %(default)s)")
     parser.add_argument(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError
 from tools.layout_cases import ALL_SINGLE, BATCH, CASES, MODELS, SPLITS, STEPS, Case, reference
 from tools.layouts_text import TEXT, facts, machine, read  # noqa: E402
@@ -178,7 +179,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="also write the table, with its conditions, as Markdown"
+        "--output", type=paths.path, metavar="FILE", help="also write the table, with its conditions, as Markdown"
     )
     parser.add_argument("--only", default="", metavar="NAME", help="layouts whose name contains this")
     parser.add_argument(
@@ -190,7 +191,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the names of the layouts and stop")
     parser.add_argument(
         "--keep",
-        type=Path,
+        type=paths.path,
         metavar="FOLDER",
         help="keep the results here; what is there is not run again, so delete it after changes",
     )

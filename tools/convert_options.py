@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any
+
+from megatron_videogpt.config import paths
 
 DESCRIPTION = """\
 to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this
@@ -80,7 +81,7 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
     raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     out = commands.add_parser("to-hf", help="a run's checkpoint -> a Hugging Face folder", epilog=TO_EXAMPLES, **raw)
-    out.add_argument("source", type=Path, metavar="RUN", help="folder of a training run (its train.output)")
+    out.add_argument("source", type=paths.path, metavar="RUN", help="folder of a training run (its train.output)")
     out.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     out.add_argument(
         "--weights",
@@ -97,7 +98,7 @@ def arguments() -> argparse.Namespace:
     )
     out.add_argument(
         "--tokenizer",
-        type=Path,
+        type=paths.path,
         metavar="FOLDER",
         help="tokenizer files to put into the folder, instead of those the run came with",
     )
@@ -108,7 +109,7 @@ def arguments() -> argparse.Namespace:
         help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
     )
     back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
-    back.add_argument("source", type=Path, metavar="FOLDER", help="folder with config.json and safetensors")
+    back.add_argument("source", type=paths.path, metavar="FOLDER", help="folder with config.json and safetensors")
     back.add_argument(
         "--tensor",
         type=positive,
@@ -140,7 +141,11 @@ def arguments() -> argparse.Namespace:
     )
     for command, folder in ((out, "Hugging Face folder"), (back, "run")):
         command.add_argument(
-            "--output", type=Path, required=True, metavar="FOLDER", help=f"the {folder} to make; it must not exist"
+            "--output",
+            type=paths.path,
+            required=True,
+            metavar="FOLDER",
+            help=f"the {folder} to make; it must not exist",
         )
         command.add_argument(
             "--dtype",
@@ -150,7 +155,7 @@ def arguments() -> argparse.Namespace:
         )
         command.add_argument(
             "--vae",
-            type=Path,
+            type=paths.path,
             metavar="FOLDER",
             help="diffusers VAE (config.json and safetensors), instead of the one that travels along",
         )

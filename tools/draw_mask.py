@@ -18,6 +18,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths
 from megatron_videogpt.objective.next_clip.order import reference_order
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import CLEAN, layout, training_shape
@@ -33,7 +34,7 @@ def arguments() -> argparse.Namespace:
         epilog="example:\n  python tools/draw_mask.py docs/mask.png --clips 2,3,1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("output", type=Path, help="PNG to write")
+    parser.add_argument("output", type=paths.path, help="PNG to write")
     parser.add_argument("--clips", default="2,3,1", help="frames of each clip (default 2,3,1)")
     parser.add_argument("--patches", type=int, default=4, help="patches per frame (default 4)")
     return parser.parse_args()

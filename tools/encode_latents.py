@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from megatron_videogpt.codec.base import Codec  # noqa: E402
 from megatron_videogpt.codec.build import build_codec  # noqa: E402
 from megatron_videogpt.codec.options import CodecConfig  # noqa: E402
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.schema_data import DataConfig  # noqa: E402
 from megatron_videogpt.data.bad import Rejections  # noqa: E402
 from megatron_videogpt.data.locks import locked  # noqa: E402
@@ -50,14 +51,16 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     data = DataConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="folder or fsspec URL of shards, or a folder of videos")
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder for the latent shards; the same for all processes"
+        "source", type=paths.place, metavar="SRC", help="folder or fsspec URL of shards, or a folder of videos"
+    )
+    parser.add_argument(
+        "--output", type=paths.path, required=True, help="folder for the latent shards; the same for all processes"
     )
     parser.add_argument(
         "--codec", default="autoencoder_kl", help="as codec.name in a configuration (default: %(default)s)"
     )
-    parser.add_argument("--codec-path", default="", help="as codec.path")
+    parser.add_argument("--codec-path", type=paths.place, default="", help="as codec.path")
     parser.add_argument(
         "--longest-side", type=int, default=data.longest_side, help="as data.longest_side (default: %(default)s)"
     )
@@ -108,7 +111,7 @@ def arguments() -> argparse.Namespace:
         default=data.max_bad_fraction,
         help="as data.max_bad_fraction (default: %(default)s)",
     )
-    parser.add_argument("--cache", default="", help="as data.cache")
+    parser.add_argument("--cache", type=paths.place, default="", help="as data.cache")
     parser.add_argument("--cache-gb", type=float, default=data.cache_gb, help="as data.cache_gb (default: %(default)g)")
     parser.add_argument("--platform", default="auto", help="auto, cpu, cuda or npu (default: %(default)s)")
     return parser.parse_args()

@@ -35,6 +35,7 @@ import numpy as np  # noqa: E402
 
 from megatron_videogpt.condition.build import build_encoder  # noqa: E402
 from megatron_videogpt.condition.options import ENCODERS, ConditionConfig  # noqa: E402
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.schema_data import DataConfig  # noqa: E402
 from megatron_videogpt.data.jobs import reading_of  # noqa: E402
 from megatron_videogpt.data.locks import locked  # noqa: E402
@@ -55,16 +56,16 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     data, condition = DataConfig(), ConditionConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="folder or fsspec URL of shards, as data.path")
+    parser.add_argument("source", type=paths.place, metavar="SRC", help="folder or fsspec URL of shards, as data.path")
     parser.add_argument(
         "--encoder", choices=ENCODERS, default=condition.encoder, help="as condition.encoder (default: %(default)s)"
     )
-    parser.add_argument("--encoder-path", default="", help="as condition.encoder_path")
+    parser.add_argument("--encoder-path", type=paths.place, default="", help="as condition.encoder_path")
     parser.add_argument(
         "--max-tokens", type=int, default=condition.max_tokens, help="as condition.max_tokens (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", type=Path, default=None, help="another folder for the features; the same for all processes"
+        "--output", type=paths.path, default=None, help="another folder for the features; the same for all processes"
     )
     parser.add_argument("--batch", type=int, default=64, help="captions per call of the encoder (default: %(default)s)")
     parser.add_argument(
@@ -73,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--store", choices=STORED, default="fp16", help="in which features are stored (default: %(default)s)"
     )
-    parser.add_argument("--cache", default="", help="as data.cache")
+    parser.add_argument("--cache", type=paths.place, default="", help="as data.cache")
     parser.add_argument("--cache-gb", type=float, default=data.cache_gb, help="as data.cache_gb (default: %(default)g)")
     for name in ("max_video_mb", "max_video_frames", "max_megapixels"):
         default = getattr(data, name)

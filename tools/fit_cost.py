@@ -35,6 +35,7 @@ import numpy as np  # noqa: E402
 from scipy.optimize import nnls  # noqa: E402
 
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.derived import in_precision  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
@@ -61,7 +62,7 @@ class Fit:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="TOML file of a run")
+    parser.add_argument("config", type=paths.path, help="TOML file of a run")
     parser.add_argument("overrides", nargs="*", help="section.option=value")
     parser.add_argument(
         "--frame", help="HEIGHTxWIDTH of the frames in pixels; default: 16:9 videos as the configuration crops them"
@@ -69,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=0, help="decoder layers to measure with; default: all")
     parser.add_argument("--fit", action="store_true", help="leave out layers until the device's memory suffices")
     parser.add_argument("--repeats", type=int, default=3, help="times that each row is measured; the fastest counts")
-    parser.add_argument("--plot", type=Path, help="also draw measured against fitted seconds into this PNG file")
+    parser.add_argument("--plot", type=paths.path, help="also draw measured against fitted seconds into this PNG file")
     options = parser.parse_intermixed_args()
     if options.repeats < 1 or options.layers < 0:
         parser.error("--repeats must be at least 1, --layers at least 0")

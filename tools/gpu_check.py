@@ -24,6 +24,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from megatron_videogpt.config import paths  # noqa: E402
 from tools.gpu_bars import bars  # noqa: E402
 from tools.gpu_versions import versions  # noqa: E402
 
@@ -221,7 +222,9 @@ def main() -> int:
         choices=[part.name for part in PARTS],
         help="these parts; bars of others are taken from files that lie in DIR",
     )
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or REPOSITORY / "runs" / "gpu_check"))
+    parser.add_argument(
+        "--out", type=paths.path, default=Path(os.environ.get("OUT") or REPOSITORY / "runs" / "gpu_check")
+    )
     parser.add_argument("--minutes", type=float, default=8.8, help="time for all parts together")
     parser.add_argument("--versions", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

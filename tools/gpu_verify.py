@@ -19,6 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS, verify
 from megatron_videogpt.attention.choice import obstacle
+from megatron_videogpt.config import paths
 from megatron_videogpt.model import fused
 from tests.random_layouts import random_case
 from tools.benchmark_attention import attempt
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backends", default=",".join(name for name in BACKENDS if name != "reference"))
     parser.add_argument("--layouts", type=int, default=200, help="random layouts for each backend and number type")
-    parser.add_argument("--json", type=Path, help="also write the verdicts into this file")
+    parser.add_argument("--json", type=paths.path, help="also write the verdicts into this file")
     options = parser.parse_args()
     verdicts: dict[str, str] = {}
     print("| what | numbers | verdict |\n|---|---|---|", flush=True)

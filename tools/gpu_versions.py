@@ -40,10 +40,13 @@ def versions() -> None:
         query = "driver_version,clocks.max.sm,power.limit,clocks_throttle_reasons.active"
         print(
             subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, check=False
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"],
+                capture_output=True,
+                encoding="utf-8",
+                check=False,
             ).stdout.strip()
         )
     commit = subprocess.run(
-        ["git", "log", "--oneline", "-1"], capture_output=True, text=True, check=False, cwd=REPOSITORY
+        ["git", "log", "--oneline", "-1"], capture_output=True, encoding="utf-8", check=False, cwd=REPOSITORY
     ).stdout.strip()
     print(f"commit {commit or 'unknown'}")

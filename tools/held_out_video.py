@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from megatron_videogpt.codec.build import build_codec
+from megatron_videogpt.config import paths
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.loader import encode
@@ -24,8 +24,8 @@ from megatron_videogpt.errors import UserError, exit_code, unusable
 def main() -> int:
     """Write the mp4; 2 with one line on stderr when that cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run (its config.toml says what the data is)")
-    parser.add_argument("output", type=Path, help="the mp4 to write")
+    parser.add_argument("run", type=paths.path, help="folder of a run (its config.toml says what the data is)")
+    parser.add_argument("output", type=paths.path, help="the mp4 to write")
     parser.add_argument("--number", type=int, default=0, help="which sample (default: %(default)s)")
     learned = "one that was trained on: of few videos a model can know little else"
     parser.add_argument("--learned", action="store_true", help=learned)

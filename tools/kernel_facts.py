@@ -43,6 +43,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
 from tools.kernel_reading import GROUP_ROWS, Shape, for_a_tile, occupancy, program_of  # noqa: E402
 from tools.kernel_triton import PRODUCTS, Compiled, attention, delta, fused, fused_cases  # noqa: E402
@@ -163,8 +164,8 @@ def run_flash(options: argparse.Namespace) -> Iterator[list[Facts]]:
     """One head dimension and number type after the other."""
     cases = [f"{dim}:{HEADS}:{HEADS}:{dtype}" for dtype, dim in itertools.product(options.dtypes, options.head_dims)]
     command = [sys.executable, "-W", "ignore", str(REPOSITORY / "tools" / "kernel_flash.py"), *cases]
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8")
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -212,7 +213,9 @@ def versions() -> str:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, metavar="FILE.md", help="where the table goes (default: the screen)")
+    parser.add_argument(
+        "--output", type=paths.path, metavar="FILE.md", help="where the table goes (default: the screen)"
+    )
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="kernels to compile (default: all)")
     parser.add_argument(
         "--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=HEAD_DIMS, help="of the attention kernels"

@@ -42,14 +42,14 @@ def _facts(folder: Path, kernel: str) -> dict[str, Any]:
     """
     # Where heads share keys, three kernels round the sums of the backward; they differ in little.
     cubin, ptx, ir = (sorted(folder.glob(f"*{kernel}*{end}"))[0] for end in (".cubin", ".ptx", "_clean.mlir"))
-    code, (registers, stack), text = cubin.read_bytes(), usage_of(cubin.read_bytes()), ptx.read_text()
+    code, (registers, stack), text = cubin.read_bytes(), usage_of(cubin.read_bytes()), ptx.read_text(encoding="utf-8")
     found = program_of(code)
     return {
         "registers": registers,
         "later": later_of_ptx(text),
         "stack": stack,
         "threads": threads_of_ptx(text),
-        "shared_bytes": shared_of_ir(ir.read_text()),
+        "shared_bytes": shared_of_ir(ir.read_text(encoding="utf-8")),
         "stored": found.stored,
         "loaded": found.loaded,
         "products": [[*shape, number] for shape, number in found.products.items()],

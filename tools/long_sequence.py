@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths  # noqa: E402
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 EPILOG = """
@@ -46,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4, help="heads of 96 channels (default 4)")
     parser.add_argument("--recompute", default="none", help="parallel.recompute (default none)")
     parser.add_argument("--attention", default="ranged", help="attention backend (default ranged)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what every process reported")
+    parser.add_argument("--json", type=paths.path, metavar="FILE", help="also write what every process reported")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -129,7 +129,7 @@ def worker(asked: Path, answer: Path) -> None:
     from megatron_videogpt.train.optimizer import build_optimizer, wrap
     from megatron_videogpt.train.step import train_step
 
-    run = Run(**json.loads(asked.read_text()))
+    run = Run(**json.loads(asked.read_text(encoding="utf-8")))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = config_from_dict(run.config())
     world.start(platform, config.parallel)
@@ -162,14 +162,15 @@ def worker(asked: Path, answer: Path) -> None:
                     "seconds": time.perf_counter() - started,
                     "length": rows[0].length,
                 }
-            )
+            ),
+            encoding="utf-8",
         )
     world.stop()
 
 
 def resident() -> int:
     """Bytes of this process in physical memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def estimate(run: Run) -> Any:
@@ -186,7 +187,7 @@ def measure(run: Run) -> dict[str, Any]:
     """Launch a run: {"bytes": growth of each rank, "seconds": of both steps, "length": tokens of a row}."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "run.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps(vars(run)))
+        asked.write_text(json.dumps(vars(run)), encoding="utf-8")
         command = [
             sys.executable,
             "-m",
@@ -204,10 +205,12 @@ def measure(run: Run) -> dict[str, Any]:
             "PYTHONWARNINGS": "ignore",
             **MALLOC,
         }
-        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False
+        )
         if done.returncode:
             raise RuntimeError(f"{run.name}: the launch failed\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
-        return json.loads(answer.read_text())
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from megatron_videogpt.config import paths
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.errors import UserError, exit_code, unusable
 from megatron_videogpt.evaluate.measure import Score, all_guesses, has_average, score_all
@@ -37,7 +38,9 @@ from megatron_videogpt.version import __version__
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run, or a Hugging Face folder")
+    parser.add_argument(
+        "run", type=paths.path, metavar="RUN", help="folder of a training run, or a Hugging Face folder"
+    )
     step = "use the run's checkpoint of this step (default: the newest)"
     parser.add_argument("--step", type=int, metavar="N", help=step)
     weights = "trained, average (their moving average), or auto: the average where there is one (default: auto)"
@@ -52,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rollout-scenes", type=int, default=3, metavar="N", help=some)
     parser.add_argument("--batch", type=int, default=6, metavar="N", help="scenes a pass (default: %(default)s)")
     output = "folder to write to (default: RUN/scenes)"
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help=output)
+    parser.add_argument("--output", type=paths.path, metavar="FOLDER", help=output)
     add_settings(parser.add_argument_group("sampling (default: as the model's configuration has it)"))
     return parser.parse_args()
 

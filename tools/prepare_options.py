@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
+from megatron_videogpt.config import paths
 from megatron_videogpt.data.prepare.listings import Listing
 from megatron_videogpt.data.prepare.run import Options
 from megatron_videogpt.data.prepare.tables import FORMATS
@@ -19,17 +19,19 @@ SCENES_TIMEOUT = 7200.0  # seconds; to find scenes, every frame is decoded
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The command line; defaults are those of `Listing` and `Options`."""
     root = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root.add_argument("sources", nargs="+", metavar="SRC", help="folders, videos, .tar shards, lists, tables")
+    root.add_argument(
+        "sources", nargs="+", type=paths.place, metavar="SRC", help="folders, videos, .tar shards, lists, tables"
+    )
     root.add_argument(
         "--output",
-        type=Path,
+        type=paths.path,
         required=True,
         metavar="DIR",
         help="folder for the shards, new or of the same command before",
     )
     root.add_argument(
         "--recipe",
-        type=Path,
+        type=paths.path,
         metavar="FILE.toml",
         help="defaults of the options below for a published data set, from examples/datasets",
     )
@@ -76,6 +78,7 @@ def _what_to_read(root: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--root",
+        type=paths.place,
         default="",
         metavar="FOLDER",
         help="where paths in lists and tables start (default: the folder of the table)",

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from megatron_videogpt import signals  # noqa: E402
+from megatron_videogpt import launch, signals  # noqa: E402
 
 if __name__ == "__main__":
     # The imports below take a while.
@@ -78,7 +78,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def _read_recipe(path: Path, command: argparse.ArgumentParser) -> dict[str, Any]:
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--recipe={path}: cannot be read as TOML ({error}); the recipes are in examples/datasets"
@@ -146,6 +146,7 @@ def main(words: Sequence[str]) -> int:
     signal.
     """
     try:
+        launch.settle()
         with signals.until_signal():
             args = arguments(words)
             report, worked = run(args)

@@ -185,7 +185,7 @@ def convert(*arguments: str | Path) -> None:
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE if not sys.stderr.isatty() else None,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     if done.returncode:
@@ -214,7 +214,7 @@ def check_round_trip(task: Task) -> list[str]:
     wrong = different(folder.path, back)
     if wrong:
         raise Failure(f"{len(wrong)} tensors came back different: {', '.join(wrong[:8])}")
-    now = json.loads((back / "config.json").read_text())
+    now = json.loads((back / "config.json").read_text(encoding="utf-8"))
     # Ours names the code that lies beside it.
     changed = [key for key, value in folder.config.items() if key != "auto_map" and now.get(key, ...) != value]
     if changed:

@@ -33,7 +33,7 @@ def normal(text: str) -> str:
 
 def git(*arguments: str) -> str:
     """What git prints; CalledProcessError where it fails."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def files_of(commit: str) -> dict[str, str]:

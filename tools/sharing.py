@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from megatron_videogpt import launch
 from megatron_videogpt.__main__ import fail
 from megatron_videogpt.errors import unusable
 from megatron_videogpt.signals import Interrupted, exit_code, joining, until_signal
@@ -24,8 +25,9 @@ def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Na
     """`encode(args, rank, world)` on every process, and the line that it says printed; 2 with one line on stderr when
     that cannot be done, 128 and its number after a signal.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
+        launch.settle()
+        world, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
         with until_signal():
             if world > 1:
                 with joining():

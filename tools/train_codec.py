@@ -31,6 +31,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.data.bad import BadVideo  # noqa: E402
 from megatron_videogpt.data.video.pictures import to_model_range, to_pixels  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
@@ -47,13 +48,15 @@ DRIFT = 3e-3  # weight of the pull of latents towards zero mean and unit varianc
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, required=True, help="folder of real clips (not searched recursively)")
+    parser.add_argument(
+        "--videos", type=paths.path, required=True, help="folder of real clips (not searched recursively)"
+    )
     parser.add_argument(
         "--held-out", default=HELD_OUT, help="comma-separated file names kept for the test (default: %(default)s)"
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=paths.path,
         default=Path("runs/codec"),
         help="folder for weights, shape, report and settings (default: %(default)s)",
     )
@@ -242,7 +245,7 @@ def main() -> None:
         "output": str(args.output),
         "training": [p.name for p in training],
     }
-    (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     model = TinyAutoencoder(shape).to(args.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     started = time.time()
@@ -250,7 +253,7 @@ def main() -> None:
     seconds = time.time() - started
     weights = {name: tensor.detach().cpu().half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, args.output / "tiny_codec.safetensors")
-    (args.output / "tiny_codec.json").write_text(json.dumps(shape.to_dict(), indent=2) + "\n")
+    (args.output / "tiny_codec.json").write_text(json.dumps(shape.to_dict(), indent=2) + "\n", encoding="utf-8")
     model.load_state_dict(
         {name: tensor.float() for name, tensor in weights.items()}
     )  # report what was saved, in half precision
@@ -262,7 +265,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "psnr": results,
     }
-    (args.output / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (args.output / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     table = Table(
         "unseen",
         "PSNR dB",

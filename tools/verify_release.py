@@ -13,6 +13,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import is_user_error, one_line  # noqa: E402
 from tools.release_checks import (  # noqa: E402
     Task,
@@ -121,26 +122,28 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="folder with config.json, *.safetensors, tokenizer files and vae/")
+    parser.add_argument(
+        "folder", type=paths.path, help="folder with config.json, *.safetensors, tokenizer files and vae/"
+    )
     parser.add_argument(
         "--videos",
-        type=Path,
+        type=paths.path,
         nargs="+",
         default=[],
         metavar="FILE",
         help="continue these (three, say) instead of physics scenes",
     )
-    parser.add_argument("--vae", type=Path, metavar="FOLDER", help="diffusers VAE, where the folder has no vae/")
+    parser.add_argument("--vae", type=paths.path, metavar="FOLDER", help="diffusers VAE, where the folder has no vae/")
     parser.add_argument(
         "--stages",
-        type=Path,
+        type=paths.path,
         default=REPOSITORY / "examples" / "videogpt",
         metavar="FOLDER",
         help="with stage*.toml (examples/videogpt)",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=paths.path,
         default=Path("verify_release"),
         metavar="FOLDER",
         help="for report and predictions (default: verify_release)",

@@ -61,7 +61,7 @@ class CodecGeometry:
 def codec_geometry(config: CodecConfig) -> CodecGeometry:
     """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`."""
     if config.name == "tiny":
-        return CodecGeometry(json.loads(TINY_SHAPE.read_text())["channels"], TINY_STRIDE, 1)
+        return CodecGeometry(json.loads(TINY_SHAPE.read_text(encoding="utf-8"))["channels"], TINY_STRIDE, 1)
     settings = diffusers_settings(config)
     try:
         if config.name == "autoencoder_kl":
@@ -99,7 +99,7 @@ def diffusers_settings(config: CodecConfig) -> dict[str, Any]:
             "(nothing is downloaded)"
         )
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         hint = "; use its vae sub-folder" if (folder / "vae" / "config.json").exists() else ""
         raise UserError(

@@ -16,5 +16,7 @@ class CodecConfig:
         "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan "
         "(diffusers AutoencoderKLWan)",
     )
-    path: str = option("", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny")
+    path: str = option(
+        "", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny", path=True
+    )
     batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")

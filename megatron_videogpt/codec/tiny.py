@@ -57,4 +57,4 @@ class TinyCodec:
 
 
 def _tiny_shape(path: Path) -> TinyShape:
-    return TinyShape(**json.loads(path.read_text()))
+    return TinyShape(**json.loads(path.read_text(encoding="utf-8")))

@@ -31,7 +31,9 @@ class ConditionConfig:
         choices=ENCODERS,
     )
     encoder_path: str = option(
-        "", "local folder of the text encoder and its tokenizer (config.json and safetensors); unused by words"
+        "",
+        "local folder of the text encoder and its tokenizer (config.json and safetensors); unused by words",
+        path=True,
     )
     width: int = option(
         0,

@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 
 from .derived import dp_size
+from .paths import file_obstacle, obstacle
 from .problems import Report
 from .schema import Config
-from .toml import show
+from .toml import show, to_toml
 
 
 def missing_paths(config: Config) -> list[str]:
@@ -47,6 +48,18 @@ def missing_paths(config: Config) -> list[str]:
     return [f"{name} = {show(path)}: there is no such folder; give {expected}" for name, path, expected in gone]
 
 
+def unusable_output(config: Config) -> list[str]:
+    """Why a run of this configuration could not write what it must, one line; the folder need not be there."""
+    output = Path(config.train.output)
+    for place in (output, output / "logs", output / "checkpoints"):
+        if why := obstacle(place):
+            return [f"train.output = {to_toml(str(output))}: {why}"]
+    for file in (output / "metrics.jsonl", output / "config.toml"):
+        if why := file_obstacle(file):
+            return [f"train.output = {to_toml(str(output))}: {why}"]
+    return []
+
+
 def _needs_encoder(config: Config) -> bool:
     """Whether a run reads the text encoder's folder in any case; features of shards may have been computed in advance,
     and then their width can be given.
@@ -59,6 +72,10 @@ def _needs_encoder(config: Config) -> bool:
 def check_data(report: Report, world_size: int | None) -> None:
     """Samples, their source, their frames and their rows."""
     data = report.config.data
+    if report.sound("data.frames") and data.frames == 1:
+        must = "be at least 2: a run predicts one part of a held-out sample from the other, and one frame has no parts"
+        report.add("data.frames", must, "use 2 or more")
+        report.broken.add("data.frames")
     for name, (low, high) in (("data.frame_interval", data.frame_interval), ("data.clips", data.clips)):
         if report.sound(name) and low > high:
             report.add(name, "have its smaller entry first", f"use [{high}, {low}]")

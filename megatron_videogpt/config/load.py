@@ -2,28 +2,24 @@
 
 A file may start from another one: ``base = "other.toml"`` (relative to the file).  Sections merge option by option; an
 option that is itself a table (`model.rope_scaling`) is replaced whole.  Every mistake of a file and its overrides is
-reported in one `ConfigError`.
+reported in one `ConfigError`.  Paths: `config.paths`.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-import sys
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
+from . import paths
 from .options import default_of, options, told, type_of
+from .overrides import plain, set_value, split, tomllib
 from .schema import Config
 from .toml import show, to_toml
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table {...}"}
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts in quotes"}
@@ -40,36 +36,43 @@ class ConfigError(UserError):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file, apply `overrides` in order.  Raises `ConfigError` with all problems of both; rules that span
-    options: `config.check`.
+    """Read a TOML file, apply `overrides` in order.  For files that a run wrote: their paths were expanded then.
+
+    Raises `ConfigError` with all problems of both; rules that span options: `config.check`.
     """
-    config, problems, _ = read_config(path, overrides)
+    config, problems, _ = read_config(path, overrides, paths.stored)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str], set[str]]:
-    """As `load_config`, but returns what could be read (defaults elsewhere), the problems, and the names of the options
-    they concern.
+def read_config(
+    path: str | Path, overrides: Sequence[str] = (), change: Callable[[str], str] = paths.expand
+) -> tuple[Config, list[str], set[str]]:
+    """As `load_config` for files that users write, but returns what could be read (defaults elsewhere), the problems,
+    and the names of the options they concern.
+
+    change: what is done with paths.
 
     Raises `ConfigError` only for files that cannot be read at all, where looking at options would be guesswork.
     """
-    values, unreadable = _read_file(Path(path), ())
-    pairs, problems = _split_overrides(overrides)
+    values, unreadable = _read_file(Path(path), (), change)
+    pairs, problems = split(overrides)
     if unreadable:
         raise ConfigError(unreadable + problems)
     for name, value in pairs:
-        _set(values, name.split("."), value)
+        set_value(values, name.split("."), value)
     broken: set[str] = set()
-    config = _build(Config, values, "", problems, broken)
+    config = _build(Config, values, "", _Reading(problems, broken, change))
     return config, problems, broken
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """Nested dict (section -> option -> value, as a TOML file reads) -> Config; raises `ConfigError`."""
+    """Nested dict (section -> option -> value, as a TOML file reads) -> Config, paths as they stand; raises
+    `ConfigError`.
+    """
     problems: list[str] = []
-    config = _build(Config, values, "", problems, set())
+    config = _build(Config, values, "", _Reading(problems, set(), str))
     if problems:
         raise ConfigError(problems)
     return config
@@ -79,47 +82,16 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """``["train.steps=5", "data.physics.size=64"]`` -> nested dict.  Values are TOML; what is not TOML is taken as
     text.  Raises `ConfigError`.
     """
-    pairs, problems = _split_overrides(overrides)
+    pairs, problems = split(overrides)
     if problems:
         raise ConfigError(problems)
     nested: dict[str, Any] = {}
     for name, value in pairs:
-        _set(nested, name.split("."), value)
-    return nested
+        set_value(nested, name.split("."), value)
+    return dict(plain(nested))
 
 
-def _split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
-    pairs, problems = [], []
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or "." not in name or not all(name.split(".")):
-            problems.append(
-                f"{text!r}: an override must look like section.option=value; write for example train.steps=500"
-            )
-        else:
-            pairs.append((name, _parse_value(value.strip())))
-    return pairs, problems
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a nested key; a non-table in the way is replaced, and the type check then names the problem."""
-    for key in path[:-1]:
-        below = values.get(key)
-        values[key] = dict(below) if isinstance(below, dict) else {}
-        values = values[key]
-    values[path[-1]] = value
-
-
-def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list[str]]:
+def _read_file(path: Path, seen: tuple[Path, ...], change: Callable[[str], str]) -> tuple[dict[str, Any], list[str]]:
     """A file's values over those of its bases, and what was wrong with the files themselves."""
     resolved = path.resolve()
     if resolved in seen:
@@ -128,7 +100,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list
             f"{' -> '.join(p.name for p in (*seen, resolved))}: remove one base"
         ]
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         used_by = f' (the base of {seen[-1]}; "base" is relative to that file)' if seen else ""
         return {}, [
@@ -143,7 +115,10 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list
         return values, []
     if not isinstance(base, str):
         return values, [f'{path}: base = {base!r} must be the name of one TOML file; write base = "base.toml"']
-    below, problems = _read_file(path.parent / base, (*seen, resolved))
+    try:
+        below, problems = _read_file(path.parent / change(base), (*seen, resolved), change)
+    except UserError as error:
+        return values, [f"{path}: base = {show(base)}: {error}"]
     return _merge(Config, below, values), problems
 
 
@@ -156,33 +131,57 @@ def _merge(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[s
     return merged
 
 
-def _build(section: Any, values: dict[str, Any], prefix: str, problems: list[str], broken: set[str]) -> Any:
-    """Dict -> dataclass; mistakes go to `problems`, the options they concern to `broken` and keep their defaults."""
+@dataclass(frozen=True)
+class _Reading:
+    """problems: one line each; broken: the options they concern, which keep their defaults; change: done with paths."""
+
+    problems: list[str]
+    broken: set[str]
+    change: Callable[[str], str]
+
+    def wrong(self, name: str, line: str) -> None:
+        self.problems.append(line)
+        self.broken.add(name)
+
+
+def _build(section: Any, values: dict[str, Any], prefix: str, reading: _Reading) -> Any:
+    """Dict -> dataclass; what is wrong goes to `reading`."""
     items = {item.name: item for item in fields(section)}
     known: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        kind = None if key not in items else type_of(items[key], section, told(key, value))
+        kind = None if key not in items else type_of(items[key], section, told(key, plain(value, str)))
         if kind is None:
-            problems.append(_unknown(name, value))
+            reading.problems.append(_unknown(name, plain(value)))
         elif is_dataclass(kind):
             if isinstance(value, dict):
-                known[key] = _build(kind, value, f"{name}.", problems, broken)
+                known[key] = _build(kind, value, f"{name}.", reading)
             else:
-                problems.append(
-                    f"{name} = {show(value)}: must be a section with options; write [{name}] and the options below it"
+                reading.problems.append(
+                    f"{name} = {show(plain(value))}: must be a section with options; write [{name}] and the options "
+                    "below it"
                 )
         else:
+            given = plain(value, kind)
             try:
-                known[key] = _convert(value, kind)
+                known[key] = _convert(given, kind)
+                if items[key].metadata["path"]:
+                    known[key] = paths.each(known[key], reading.change)
             except _Wrong as wrong:
-                example = to_toml(default_of(items[key]))
-                problems.append(
-                    f"{name} = {show(value)}: must be {wrong}; write for example {name}={example} "
-                    f"({items[key].metadata['help']})"
+                text = items[key].metadata["help"]
+                example = _quoted(given) if kind is str else to_toml(default_of(items[key]))
+                reading.wrong(
+                    name, f"{name} = {show(given)}: must be {wrong}; write for example {name}={example} ({text})"
                 )
-                broken.add(name)
+            except UserError as error:
+                known.pop(key)
+                reading.wrong(name, f"{name} = {show(given)}: {error}")
     return section(**known)
+
+
+def _quoted(value: Any) -> str:
+    """What was meant as text, in quotes."""
+    return to_toml(value if isinstance(value, str) else show(value))
 
 
 class _Wrong(Exception):

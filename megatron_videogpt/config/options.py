@@ -13,13 +13,16 @@ from .schema import Config
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the schema: full dotted name, type, default, help text and the names it may take (empty: any)."""
+    """One option of the schema: full dotted name, type, default, help text, the names it may take (empty: any), and
+    whether it is a path.
+    """
 
     name: str
     type: Any
     default: Any
     help: str
     choices: tuple[str, ...]
+    path: bool = False
 
 
 def default_of(item: Field) -> Any:
@@ -48,7 +51,14 @@ def options(section: type = Config, prefix: str = "", of: Config | None = None) 
                 else item.metadata["choices"]
             )
             known = known() if callable(known) else known
-            yield Option(prefix + item.name, kinds[item.name], default_of(item), item.metadata["help"], known)
+            yield Option(
+                prefix + item.name,
+                kinds[item.name],
+                default_of(item),
+                item.metadata["help"],
+                known,
+                item.metadata["path"],
+            )
 
 
 def told(section: str, values: Any) -> Any:

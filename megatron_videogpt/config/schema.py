@@ -131,7 +131,9 @@ class OptimizerConfig:
 class TrainConfig:
     """The run."""
 
-    output: str = option("runs/default", "folder of the run: resolved config, checkpoints, metrics, pictures")
+    output: str = option(
+        "runs/default", "folder of the run: resolved config, checkpoints, metrics, pictures", path=True
+    )
     steps: int = option(1000, "optimizer steps")
     global_batch_size: int = option(320, "samples per optimizer step, over all data parallel ranks")
     micro_batch_size: int = option(1, "samples packed into one row (one micro-batch)")
@@ -150,7 +152,7 @@ class TrainConfig:
         "Python, at any time",
     )
     timeout_minutes: float = option(30.0, "limit of one collective operation before the run is stopped")
-    init_from: str = option("", "checkpoint folder whose weights (only) start this run")
+    init_from: str = option("", "checkpoint folder whose weights (only) start this run", path=True)
 
 
 @dataclass(frozen=True)

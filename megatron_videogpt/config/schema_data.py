@@ -49,10 +49,12 @@ class DataConfig:
         "",
         "videos: folder, searched recursively; shards: folder or fsspec URL (s3://bucket/panda, a braced "
         "list shard-{000000..000127}.tar, ...)",
+        path=True,
     )
     mixture: dict = option(
         {},
         'several data sets instead of one data.path, with their weights: {"/data/ucf101"=0.2, "s3://bucket/panda"=0.8}',
+        path=True,
     )
     frames: int = option(16, "frames N per sample")
     min_frames: int = option(
@@ -106,6 +108,7 @@ class DataConfig:
         "",
         "folder that keeps what was read from remote storage, and indexes of data sets that cannot be "
         "written to; empty: ~/.cache/megatron_videogpt",
+        path=True,
     )
     cache_gb: float = option(20.0, "limit of that folder in 10^9 bytes; the longest unused go first")
     max_bad_fraction: float = option(0.05, "stop when more than this share of the last 1000 samples could not be read")

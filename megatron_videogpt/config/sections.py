@@ -74,11 +74,15 @@ def section(kind: str) -> Any:
     return field(default_factory=lambda: find(kind).options(), metadata={"kind": kind})
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()) -> Any:
+def option(
+    default: Any, help: str, choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = (), path: bool = False
+) -> Any:
     """A dataclass field with its help text and the names it may take (each element, for a list), or a function that
     gives them; lists and dicts of TOML become tuples and fresh dicts.
+
+    path: whether it is a path, or a dict whose keys are (`config.paths`).
     """
-    metadata = {"help": help, "choices": choices}
+    metadata = {"help": help, "choices": choices, "path": path}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date, time
 from typing import Any
 
+from . import paths
 from .options import options, value_of
 from .schema import Config
 
@@ -14,7 +16,7 @@ BARE_KEY = "[A-Za-z0-9_-]+"
 
 def show(value: Any) -> str:
     """A value as it is written in TOML, shortened for messages."""
-    text = to_toml(value)
+    text = str(value) if isinstance(value, (date, time)) else to_toml(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -52,5 +54,8 @@ def config_to_toml(config: Config) -> str:
         if prefix != section:
             lines += ["", f"[{prefix}]"]
             section = prefix
-        lines.append(f"{leaf} = {to_toml(value_of(config, option.name))}  # {option.help}")
+        value = value_of(config, option.name)
+        # So that `$` in a path stays where a user gives this file to a new run, too.
+        written = paths.each(value, paths.literal) if option.path else value
+        lines.append(f"{leaf} = {to_toml(written)}  # {option.help}")
     return "\n".join(lines[1:]) + "\n"

@@ -118,7 +118,7 @@ class Cache:
             total = _number(members / "total") + len(data)
             if total > self.limit:
                 total = _make_room(members, self.limit - len(data)) + len(data)
-            (members / "total").write_text(str(total))
+            (members / "total").write_text(str(total), encoding="ascii")
             # Under the lock, so that files and their total cannot differ while room is made.
             try:
                 partial.write_bytes(data)
@@ -230,7 +230,7 @@ def _make_room(members: Path, limit: int) -> int:
 
 def _number(path: Path) -> int:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
 

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection, reduction
 from typing import Any
 
+from .. import launch
 from .bad import BadVideo
 from .reader import SLOTS, new_slot, read_slot, run_reader, write_slot
 
@@ -56,9 +58,13 @@ class WorkerGroup:
 
     def __init__(self, payload: bytes, timeout: float, label: Callable[[Any], str]) -> None:
         self.payload, self.timeout, self.label = payload, timeout, label
+        launch.shorten_sockets()
         self.context = multiprocessing.get_context(
             "forkserver"
         )  # a fork of this process would inherit locks of communication and OpenMP threads
+        if not os.access(sys.executable, os.X_OK):
+            # A process that root started for another user may run an interpreter that it cannot find again.
+            self.context.set_executable("/proc/self/exe")
         self.context.set_forkserver_preload(["megatron_videogpt.data.loader"])
         self.workers: list[_Worker] = []
         self.failed = 0

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..config import paths
 from ..errors import UserError
 
 DESCRIPTION = """\
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        type=Path,
+        type=paths.path,
         metavar="RUN",
         help="folder of a training run (its train.output), or a Hugging Face folder",
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..codec.geometry import expected_geometry
-from ..config.check_data import missing_paths
+from ..config.check_data import missing_paths, unusable_output
 from ..config.derived import dp_size, frame_side, require_positions, stage_layers, typical_frame
 from ..config.schema import Config
 from ..model.flops import attention_flops, component_parameters, training_flops
@@ -93,7 +93,7 @@ def print_report(
     _print_plans(
         console, propose(config, channels, world_size, work, memory_bytes, frame), memory_bytes, bool(named), longest
     )
-    for line in missing_paths(config):
+    for line in missing_paths(config) + unusable_output(config):
         console.print(f"note, before training: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

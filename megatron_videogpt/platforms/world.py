@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
-from .. import signals
+from .. import launch, signals
 from ..errors import RunError
 from . import Platform
 
@@ -35,7 +35,7 @@ class Layout(Protocol):
 
 def world_size() -> int:
     """Processes of this launch (1 without torchrun)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return launch.world_size()
 
 
 def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -> None:

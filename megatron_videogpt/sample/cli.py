@@ -108,7 +108,7 @@ def lines_of(texts: Sequence[str]) -> Iterator[str]:
             lines = [text]
         else:
             try:
-                lines = Path(text).read_text(encoding="utf-8").splitlines()
+                lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"--text {text}: cannot be read as a text file ({error})") from error
         found = [line.strip() for line in lines if line.strip()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
+from ..config import paths
 from ..config.check import find_problems
 from ..config.load import ConfigError
 from ..config.schema import Config, SampleConfig
@@ -114,12 +114,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         argparse.RawDescriptionHelpFormatter,
     )
     inputs = "videos of any format that PyAV reads, images, and folders of them, which are searched recursively"
-    parser.add_argument("inputs", nargs="*", default=[], type=Path, metavar="INPUT", help=inputs)
+    parser.add_argument("inputs", nargs="*", default=[], type=paths.path, metavar="INPUT", help=inputs)
     parser.add_argument(
         "--video",
         action="append",
         default=[],
-        type=Path,
+        type=paths.path,
         metavar="FILE",
         help="the same as INPUT; may be given several times",
     )
@@ -135,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=paths.path,
         metavar="OUT",
         help="a folder; for a single input also OUT.mp4, and the others beside it",
     )
@@ -161,7 +161,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--checkpoint",
         required=True,
-        type=Path,
+        type=paths.path,
         metavar="RUN",
         help="folder of a training run (its train.output), or a Hugging Face folder",
     )
@@ -169,7 +169,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)"
     )
     encoder = "folder of the text encoder, where it is not that of the model's configuration"
-    group.add_argument("--text-encoder", default="", metavar="FOLDER", help=encoder)
+    group.add_argument("--text-encoder", type=paths.place, default="", metavar="FOLDER", help=encoder)
     weights = "trained, or average: their moving average, which a run keeps with optimizer.ema_decay (default: trained)"
     group.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
 

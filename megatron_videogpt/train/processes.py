@@ -1,15 +1,10 @@
-"""What the kernel knows of processes: which live, since when, what they started; and a folder for them alone."""
+"""What the kernel knows of processes: which live, since when, what they started."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import stat
-import tempfile
 from pathlib import Path
-
-from ..errors import UserError
 
 
 def _stat(pid: int | str) -> list[str]:
@@ -64,22 +59,3 @@ def launcher() -> int:
         return -1 if parent == 1 and b"torch" not in Path("/proc/1/cmdline").read_bytes() else parent
     except OSError:
         return parent
-
-
-def private_folder() -> Path:
-    """A folder in the temporary folder that belongs to this user and that nobody else can enter; UserError where
-    another one is in its place.
-    """
-    folder = Path(tempfile.gettempdir()) / f"megatron_videogpt_{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    # Of the name itself: a link of somebody else's leads where he likes, tomorrow elsewhere.
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a folder"
-        raise UserError(
-            f"{folder}: {kind} of user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}; expected a "
-            f"folder of user {os.getuid()} with mode 0700, "
-            "through which the ranks of a node find each other: remove it, or set TMPDIR to a folder of your own"
-        )
-    return folder

@@ -30,8 +30,9 @@ from typing import Any
 
 from .. import signals
 from ..errors import PeerFailed, UserError, is_user_error, one_line
+from ..launch import private_folder
 from .logs import log_path, open_log
-from .processes import kill_children, launcher, private_folder, process_start_time
+from .processes import kill_children, launcher, process_start_time
 
 INTERVAL = 0.5
 """Seconds between two looks."""

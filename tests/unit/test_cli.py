@@ -132,7 +132,7 @@ def test_a_rank_stays_silent_until_it_is_ended_and_speaks_where_nobody_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["train", QUICKSTART, "model.hidden_size=250"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "16")
     for rank, local, seconds in (("1", "1", 20), ("8", "0", 10)):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", local)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt.errors import UserError
-from megatron_videogpt.train.processes import private_folder, process_start_time
+from megatron_videogpt.launch import private_folder
+from megatron_videogpt.train.processes import process_start_time
 from megatron_videogpt.train.watchdog import Watchdog, is_lost_connection
 
 REPOSITORY = Path(__file__).resolve().parents[2]

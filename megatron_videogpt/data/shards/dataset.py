@@ -47,7 +47,12 @@ def open_index(url: str, cache: Cache, workers: int = 2, limits: Limits = DEFAUL
     ]
     stem = f"index-{blake2b(json.dumps(identity).encode(), digest_size=6).hexdigest()}" if identity else "index"
     beside = f"{local_path(folder) if is_local(folder) else folder}/{stem}"
-    kept = str(Path(cache.folder) / "indexes" / blake2b(folder.encode(), digest_size=10).hexdigest() / stem)
+    kept = str(
+        Path(cache.folder)
+        / "indexes"
+        / blake2b(folder.encode(errors="surrogateescape"), digest_size=10).hexdigest()
+        / stem
+    )
 
     def existing() -> Index | None:
         return load(beside, folder, shards, cache) or load(kept, folder, shards, cache)

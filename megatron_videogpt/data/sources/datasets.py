@@ -10,6 +10,7 @@ import numpy as np
 
 from ...codec.geometry import Geometry
 from ...config.schema_data import DataConfig
+from ...launch import private_folder
 from ..bad import BadVideo, shown
 from ..described import BesideFile, DescribedJob, InShard
 from ..jobs import FileJob, Job, MemberJob, Reading, reading_of
@@ -212,7 +213,9 @@ def open_shards(config: DataConfig, codec: Geometry, path: str) -> tuple[Shards,
 
 def cache_of(config: DataConfig) -> Cache:
     """Where remote data and indexes are kept."""
-    return Cache(Path(config.cache or CACHE).expanduser(), int(config.cache_gb * 1e9))
+    # Without a home folder there is still one for indexes of data sets that cannot be written to.
+    folder = _cache_folder(config) or private_folder() / "cache"
+    return Cache(folder, int(config.cache_gb * 1e9))
 
 
 def hash_strings(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -53,7 +53,8 @@ class TinyVAE(nn.Module):
         """Settings and weights as `load_vae` reads them, and the codec's code beside them in the folder above."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "config.json").write_text(
-            json.dumps({"_class_name": "TinyAutoencoder", **self.model.shape.to_dict()}, indent=2) + "\n"
+            json.dumps({"_class_name": "TinyAutoencoder", **self.model.shape.to_dict()}, indent=2) + "\n",
+            encoding="utf-8",
         )
         save_file(
             {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, Path(folder) / VAE_WEIGHTS
