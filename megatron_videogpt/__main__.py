@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import launch, signals
-from .config.paths import path
-from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line
+from . import signals
 
 if __name__ == "__main__":
     signals.remember()
+
+from . import launch  # noqa: E402
+from .config.paths import path  # noqa: E402
+from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line  # noqa: E402
 
 DESCRIPTION = """\
 Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.

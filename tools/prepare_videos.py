@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from megatron_videogpt import launch, signals  # noqa: E402
+from megatron_videogpt import signals  # noqa: E402
 
 if __name__ == "__main__":
     # The imports below take a while.
@@ -51,6 +51,7 @@ from rich.console import Console  # noqa: E402
 from rich.logging import RichHandler  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
 
+from megatron_videogpt import launch  # noqa: E402
 from megatron_videogpt.config.load import tomllib  # noqa: E402
 from megatron_videogpt.data.bad import REASONS  # noqa: E402
 from megatron_videogpt.data.prepare.listings import Listing  # noqa: E402

@@ -30,7 +30,6 @@ from ..codec.base import Codec
 from ..codec.build import build_codec
 from ..condition.folder import text_width
 from ..config.check import check_config
-from ..config.derived import in_precision
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..convert.side import copy_side_files
@@ -38,17 +37,17 @@ from ..data.conditioning import Conditioning
 from ..data.locks import write_whole
 from ..data.packing import StepPlanner, check_positions
 from ..data.sources.open import Source, open_source
-from ..errors import RunError, UserError, unusable
+from ..errors import RunError, unusable
 from ..model.parameters import PREFIX
 from ..objective.base import Objective
 from ..objective.build import build_objective, work_of
-from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, activate, world
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together, stop_together
 from .feed import is_reader
 from .logs import open_log
 from .networks import Network, build_networks, check_names, follow, saved_parts, turns
 from .records import Records
+from .resolved import with_precision, with_recompute
 from .statistics import Sums, metric_names, read_sums
 from .watchdog import JOINING
 
@@ -148,12 +147,12 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
         open_log()
     stop_together(control)
     saved = newest_checkpoint(Path(config.train.output), control, config.checkpoint.on_damaged)
-    config = _with_precision(config, saved, platform, control)
+    config = with_precision(config, saved, platform, control)
     phase("opening the data")
     with fail_together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
     _check_same_codec(config, codec, control)
-    config = _with_recompute(config, codec.channels, platform, control)
+    config = with_recompute(config, codec.channels, platform, control)
     with fail_together(control, "opening the data"):
         source = open_source(config.data, codec, Conditioning(config.condition)) if is_reader() else None
         if source is not None:
@@ -179,47 +178,6 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     stop_together(control)
     from_rank_zero(lambda: _record(run), control, "writing config.toml")
     return run
-
-
-def _with_precision(config: Config, saved: Saved | None, platform: Platform, control: Any) -> Config:
-    """`train.precision=auto` resolved, the same on all ranks; a run goes on in the precision that it was begun in."""
-    if config.train.precision != "auto":
-        return config
-    everywhere = torch.tensor(int(platform.bf16))
-    torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN, group=control)
-    if saved is not None:
-        precision, why = saved.config.train.precision, f"as in {saved.path}"
-    elif everywhere:
-        precision, why = "bf16", f"{platform.device_name} has instructions for it"
-    else:
-        precision, why = "fp32", f"{platform.device_name}, of at least one rank, has no instructions for bf16"
-    if world.is_rank_zero():
-        print(f"precision: {precision} ({why})", flush=True)
-    return in_precision(config, precision)
-
-
-def _with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:
-    """`parallel.recompute=auto` resolved for the smallest device: ranks that recompute differently would wait in
-    different collectives.
-    """
-    smallest = torch.tensor(round(config.parallel.memory_gb * 1e9) or platform.memory_total())
-    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
-    memory = int(smallest)
-    try:
-        resolved = resolve_recompute(config, world.world_size(), channels, memory)
-    except UserError as error:
-        raise RunError(str(error)) from None
-    if resolved is not config and world.is_rank_zero():
-        layers = (
-            f", {resolved.parallel.recompute_layers} layers of each pipeline rank"
-            if resolved.parallel.recompute_layers
-            else ""
-        )
-        print(
-            f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)",
-            flush=True,
-        )
-    return resolved
 
 
 def _data_fingerprint(config: Config, source: Source | None, codec: Codec, control: Any) -> str:

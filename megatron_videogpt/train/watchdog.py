@@ -31,6 +31,7 @@ from typing import Any
 from .. import signals
 from ..errors import PeerFailed, UserError, is_user_error, one_line
 from ..launch import private_folder
+from .connections import is_lost_connection
 from .logs import log_path, open_log
 from .processes import kill_children, launcher, process_start_time
 
@@ -45,18 +46,6 @@ GRACE = 3.0
 
 STALE = 60.0
 """Seconds: files older than this at the start belong to an earlier round of the same launcher."""
-
-LOST = (
-    "gloo",
-    "NCCL",
-    "HCCL",
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Connection refused",
-    "Timed out waiting",
-)
-"""What communication libraries say, beside torch.distributed's own exception types, when a peer is gone."""
 
 RESTART = "the same command goes on from the newest complete checkpoint; torchrun --max-restarts=N does so by itself"
 
@@ -83,13 +72,6 @@ class Phase:
     limited: bool
     grace: float = 0.0
     still: float = 0.0
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether an exception is a communication library's way to say that another rank is gone or silent."""
-    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
 
 
 class Watchdog:

@@ -16,10 +16,9 @@ from megatron_videogpt.platforms import Platform, cpu
 
 def resolved(platform: Platform, saved: Any = None, precision: str = "auto") -> str:
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.train import run
 
     config = Config(train=TrainConfig(precision=precision, output="nowhere"))
-    return run._with_precision(config, saved, platform, world.control_group(1.0)).train.precision
+    return with_precision(config, saved, platform, world.control_group(1.0)).train.precision
 
 
 @pytest.mark.usefixtures("processes")

@@ -15,8 +15,9 @@ import pytest
 
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.launch import private_folder
+from megatron_videogpt.train.connections import is_lost_connection
 from megatron_videogpt.train.processes import process_start_time
-from megatron_videogpt.train.watchdog import Watchdog, is_lost_connection
+from megatron_videogpt.train.watchdog import Watchdog
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BEGIN = """

@@ -1,0 +1,55 @@
+"""Options that say `auto`, decided by all ranks for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..checkpoint.saved import Saved
+from ..config.derived import in_precision
+from ..config.schema import Config
+from ..errors import RunError, UserError
+from ..plan.recompute import resolve_recompute
+from ..platforms import Platform, world
+
+
+def with_precision(config: Config, saved: Saved | None, platform: Platform, control: Any) -> Config:
+    """`train.precision=auto` resolved, the same on all ranks; a run goes on in the precision that it was begun in."""
+    if config.train.precision != "auto":
+        return config
+    everywhere = torch.tensor(int(platform.bf16))
+    torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN, group=control)
+    if saved is not None:
+        precision, why = saved.config.train.precision, f"as in {saved.path}"
+    elif everywhere:
+        precision, why = "bf16", f"{platform.device_name} has instructions for it"
+    else:
+        precision, why = "fp32", f"{platform.device_name}, of at least one rank, has no instructions for bf16"
+    if world.is_rank_zero():
+        print(f"precision: {precision} ({why})", flush=True)
+    return in_precision(config, precision)
+
+
+def with_recompute(config: Config, channels: int, platform: Platform, control: Any) -> Config:
+    """`parallel.recompute=auto` resolved for the smallest device: ranks that recompute differently would wait in
+    different collectives.
+    """
+    smallest = torch.tensor(round(config.parallel.memory_gb * 1e9) or platform.memory_total())
+    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
+    memory = int(smallest)
+    try:
+        resolved = resolve_recompute(config, world.world_size(), channels, memory)
+    except UserError as error:
+        raise RunError(str(error)) from None
+    if resolved is not config and world.is_rank_zero():
+        layers = (
+            f", {resolved.parallel.recompute_layers} layers of each pipeline rank"
+            if resolved.parallel.recompute_layers
+            else ""
+        )
+        print(
+            f"recompute: {resolved.parallel.recompute}{layers} (the least that should fit {memory / 1e9:.1f} GB)",
+            flush=True,
+        )
+    return resolved
