@@ -154,6 +154,7 @@ def run_sample(args: argparse.Namespace) -> int:
     """See `sample.cli`."""
     from .sample.cli import run
 
+    launch.world_size()
     return run(args)
 
 
