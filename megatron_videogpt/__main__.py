@@ -171,6 +171,7 @@ def run_sample(args: argparse.Namespace) -> int:
     """See `sample.cli`."""
     from .sample.cli import run
 
+    launch.world_size()
     with signals.until_signal():
         return run(args)
 

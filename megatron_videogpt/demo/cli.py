@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until the command is interrupted; ValueError in one line for whatever the user can mend."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise UserError("demo runs in one process: start it with `python -m megatron_videogpt demo`, without torchrun")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("demo needs Gradio, which is not installed: pip install -e '.[demo]'")

@@ -16,6 +16,7 @@ from megatron_videogpt.platforms import Platform, cpu
 
 def resolved(platform: Platform, saved: Any = None, precision: str = "auto") -> str:
     from megatron_videogpt.platforms import world
+    from megatron_videogpt.train.resolved import with_precision
 
     config = Config(train=TrainConfig(precision=precision, output="nowhere"))
     return with_precision(config, saved, platform, world.control_group(1.0)).train.precision
