@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_videogpt.config.schema import Config, LoggingConfig
 from megatron_videogpt.data.bad import BadVideo, record, recorded
-from megatron_videogpt.train.logs import start_logs
+from megatron_videogpt.train.logs import open_log, start_logs
 from megatron_videogpt.train.metrics import MetricsWriter
 from megatron_videogpt.train.records import Records
 from megatron_videogpt.train.screen import Kept
@@ -168,6 +168,7 @@ def test_a_log_file_without_room(tmp_path, monkeypatch, capsys):
     records = Records(1)
     start_logs(tmp_path, 1, records)
     logging.captureWarnings(False)
+    open_log()
     logging.getLogger("x").warning("said")
     said = capsys.readouterr().err.splitlines()
     assert said == [f"warning (rank 1): logs/rank_00001.log: {said[0].split(': ')[2]}"]
