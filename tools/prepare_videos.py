@@ -47,6 +47,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt import launch  # noqa: E402
 from megatron_videogpt.config.load import tomllib  # noqa: E402
+from megatron_videogpt.config.paths import obstacle  # noqa: E402
 from megatron_videogpt.data.bad import REASONS  # noqa: E402
 from megatron_videogpt.data.prepare.listings import Listing  # noqa: E402
 from megatron_videogpt.data.prepare.run import REJECTED, Options, Report, prepare  # noqa: E402
@@ -141,6 +142,8 @@ def main(words: Sequence[str]) -> int:
     try:
         launch.settle()
         args = arguments(words)
+        if why := obstacle(args.output):
+            raise UserError(f"--output={args.output}: {why}")
         report, worked = run(args)
     except (UserError, OSError) as error:
         return exit_code(error)
