@@ -53,6 +53,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megatron_videogpt import launch  # noqa: E402
 from megatron_videogpt.config.load import tomllib  # noqa: E402
+from megatron_videogpt.config.paths import obstacle  # noqa: E402
 from megatron_videogpt.data.bad import REASONS  # noqa: E402
 from megatron_videogpt.data.prepare.listings import Listing  # noqa: E402
 from megatron_videogpt.data.prepare.run import REJECTED, Options, Report, prepare  # noqa: E402
@@ -150,6 +151,8 @@ def main(words: Sequence[str]) -> int:
         launch.settle()
         with signals.until_signal():
             args = arguments(words)
+            if why := obstacle(args.output):
+                raise UserError(f"--output={args.output}: {why}")
             report, worked = run(args)
     except (UserError, OSError) as error:
         return exit_code(error)

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from megatron_videogpt import launch
 from megatron_videogpt.__main__ import fail
-from megatron_videogpt.errors import unusable
+from megatron_videogpt.config.paths import obstacle
+from megatron_videogpt.errors import UserError, unusable
 from megatron_videogpt.signals import Interrupted, exit_code, joining, until_signal
 
 POLL = 0.05
@@ -47,6 +48,8 @@ def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Na
 
 def make_folder(output: Path, named: str) -> None:
     """The folder, or UserError in one line that names it so."""
+    if why := obstacle(output):
+        raise UserError(f"{named}: {why}")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

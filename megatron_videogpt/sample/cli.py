@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.paths import obstacle
 from ..data.sources.files import EXTENSIONS
 from ..errors import UserError
 from .generate import Model, load
@@ -67,6 +68,8 @@ def _check_command(args: argparse.Namespace) -> tuple[list[Source], dict[str, Pa
         raise UserError(
             f"--output {output}: is a {'folder; expected an mp4' if _is_file(output) else 'file; expected a folder'}"
         )
+    if why := obstacle(output.parent if _is_file(output) else output):
+        raise UserError(f"--output {output}: {why}")
     paths, texts = [*args.inputs, *args.video], list(lines_of(args.texts))
     args.texts = texts
     if not (paths or args.scene or args.labels or texts):

@@ -54,7 +54,8 @@ def test_a_run_without_home_name_room_for_sockets_or_utf8(open_to_all: Path, vid
     shutil.copy(second, elsewhere / "b.mp4")
     (data / "link").symlink_to("../elsewhere")
     (data / "._a.mp4").write_bytes(b"Mac OS X")
-    gone = [word for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME") for word in ("-u", name)]
+    names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME")
+    gone = [word for name in names for word in ("-u", name)]
     changed = [f"TMPDIR={long}", "PYTHONDONTWRITEBYTECODE=1", *locale_in(open_to_all / "locale")]
     become = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
     settings = [

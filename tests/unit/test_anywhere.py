@@ -30,6 +30,7 @@ from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.sources.datasets import cache_of
 from megatron_videogpt.errors import UserError
+from tools import prepare_videos, sharing
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "examples" / "videogpt" / "quickstart.toml")
@@ -69,6 +70,25 @@ def test_an_output_that_cannot_be_written_is_told_first(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'error: train.output = "{output}": ') and said in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("output", "said"), [("file/in", "file is a file"), ("gone", "gone is a link to nowhere")])
+def test_outputs_of_other_commands_too(
+    output: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("gone").symlink_to("nowhere")
+    for code in (
+        cli.main(["sample", "--checkpoint", "run", "--scene", "fall/1", "--output", output]),
+        cli.main(["sample", "--checkpoint", "run", "--scene", "fall/1", "--output", f"{output}/out.mp4"]),
+        prepare_videos.main([".", "--output", output]),
+    ):
+        assert code == 2
+    with pytest.raises(UserError, match=said):
+        sharing.make_folder(Path(output), f"--output={output}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(said in line and "--output" in line for line in lines), lines
 
 
 def test_an_output_without_rights_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
