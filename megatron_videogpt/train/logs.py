@@ -29,14 +29,14 @@ def log_path(output: Path, rank: int) -> Path:
 
 
 class LogFile(MemoryHandler):
-    """What this process logs: in memory until `open`, then in its file."""
+    """What this process logs: in memory until `begin`, then in its file."""
 
     def __init__(self, output: Path, rank: int, records: Records) -> None:
         super().__init__(sys.maxsize, sys.maxsize)
         self.output, self.rank, self.records = output, rank, records
         self.setLevel(logging.INFO)
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """Write what was kept into the file (appended), and what follows as it comes; OSError where it cannot be
         written.
         """
@@ -64,7 +64,7 @@ def open_log() -> None:
     file = _newest()
     if file is not None:
         try:
-            file.open()
+            file.begin()
         except OSError as error:
             raise unusable(f"train.output = {file.output}", error) from error
 
@@ -132,4 +132,4 @@ def log_failure(error: BaseException) -> None:
     logging.getLogger(__name__).error("this rank failed", exc_info=error)
     if file.rank and not isinstance(error, PeerFailed):
         with contextlib.suppress(OSError):
-            file.open()
+            file.begin()

@@ -61,4 +61,5 @@ def outlive_full_disk(records: Records) -> None:
         if stream is not None and stream is getattr(sys, f"__{name}__"):
             stream.flush()
             kept: Any = Kept(stream.fileno(), kind, records)
-            setattr(sys, name, io.TextIOWrapper(kept, stream.encoding, stream.errors, line_buffering=True))
+            text = io.TextIOWrapper(kept, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+            setattr(sys, name, text)

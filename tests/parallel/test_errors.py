@@ -4,14 +4,11 @@ the command line).
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from .launch import REPOSITORY, cli, torchrun
 from .test_resume import newest
@@ -144,22 +141,6 @@ def test_sampling_without_a_checkpoint(tmp_path: Path) -> None:
         )
     )
     assert "checkpoint" in line and str(tmp_path) in line
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_full_disk_at_save(finished: Path, small_disk: Path) -> None:
