@@ -124,9 +124,9 @@ def run_train(args: argparse.Namespace) -> None:
     from .train.records import Records
     from .train.screen import outlive_full_disk
 
-    world, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
+    processes, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
     outlive_full_disk(records := Records(rank))
-    config = load_checked(args.file, args.overrides, world)
+    config = load_checked(args.file, args.overrides, processes)
     launch.check_open_files(config.data.workers)
     problems = missing_paths(config) + unusable_output(config)
     if problems:
@@ -255,7 +255,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         rest = [text for text in rest if text not in args.overrides]
     if "inputs" in args:
         # argparse takes the inputs of one place only, but `a.mp4 --clips 8 b.mp4` has two.
-        args.inputs += [path(text) for text in rest if not text.startswith("-")]
+        try:
+            args.inputs += [path(text) for text in rest if not text.startswith("-")]
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
         rest = [text for text in rest if text.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
