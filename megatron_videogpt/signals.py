@@ -1,4 +1,4 @@
-"""Requests to stop: SIGINT, SIGTERM and SIGUSR1, kept from a program's first moment until something can act on them.
+"""Requests to stop: SIGINT, SIGTERM, SIGUSR1 and SIGHUP, kept from a program's first moment until something can act on them.
 
 A signal is the process's and comes at any line, so that what its handler knows is this module's: one record.
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 from .errors import Stopped, one_line
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SIGUSR1 is Slurm's warning before the time limit."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""SIGUSR1 is Slurm's warning before the time limit; SIGHUP comes when a terminal or its connection is closed."""
 
 AGAIN = 1.0
 """Seconds after which `Interrupted` is raised again where something has swallowed it."""
@@ -66,23 +66,25 @@ def stop_alone() -> None:
 
 
 def remember() -> None:
-    """Keep every request from now on, also where the parent process had the signals blocked or ignored; a second Ctrl-C
-    raises KeyboardInterrupt.
+    """Keep every request from now on, also where the parent process had the signals blocked or ignored (but SIGHUP stays
+    ignored, as nohup asks); a second Ctrl-C raises KeyboardInterrupt.
 
     To be called before anything else is imported.  Does nothing in a thread, where Python sets no handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     for number in STOP_SIGNALS:
-        signal.signal(number, _handle)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _handle)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def done() -> None:
     """The work is done and recorded: Python would restore the default, death, while it shuts down."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -138,7 +140,8 @@ def joining() -> Iterator[None]:
     if not _record.raises:
         yield
         return
-    for number in STOP_SIGNALS:
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is _handle]
+    for number in handled:
         signal.signal(number, signal.SIG_DFL)
     try:
         yield

@@ -107,7 +107,9 @@ def _read_file(path: Path, seen: tuple[Path, ...], change: Callable[[str], str])
             f"{path}: there is no such configuration file{used_by}; check the path, examples are in examples/videogpt/"
         ]
     except (OSError, UnicodeDecodeError) as error:
-        return {}, [f"{path}: cannot be read as a text file ({error}); give the path of a .toml file"]
+        return {}, [
+            f"{path}: cannot be read as a text file ({error}); give the path of a .toml file that is saved as UTF-8"
+        ]
     except tomllib.TOMLDecodeError as error:
         return {}, [f"{path}: must be valid TOML, but {error}; texts need quotes, sections look like [train]"]
     base = values.pop("base", None)

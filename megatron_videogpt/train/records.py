@@ -28,7 +28,7 @@ STORAGE = {
     if hasattr(errno, name)
 }
 """Kinds of OSError after which a run goes on: what a storage does in its own time.  Others (a closed file, a folder in
-a file's place) are faults of the program.  A closed pipe is neither: who reads the output has gone.
+a file's place) are faults of the program.
 """
 
 WAITING = 16 << 20

@@ -1,7 +1,10 @@
-"""Standard output and error of a run that are files on a disk which may be full (`train > log`)."""
+"""Standard output and error of a run: files on a disk which may be full (`train > log`), a pipe whose reader may end
+(`train | tee log`), a terminal that may be closed.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -33,7 +36,7 @@ class Kept(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Takes all; raises what a full disk does not explain, such as BrokenPipeError."""
+        """Takes all; raises what no storage, pipe or terminal explains."""
         whole = bytes(data)
         # The rest of a line that was lost is no beginning of the next one.
         left = b"\n" + whole if self._cut else whole
@@ -42,7 +45,7 @@ class Kept(io.RawIOBase):
                 left = left[os.write(self.descriptor, left) :]
                 self._cut = False
         except OSError as error:
-            if error.errno not in STORAGE:
+            if error.errno not in (*STORAGE, errno.EPIPE):
                 raise
             self.records.failed(self.kind, error)
             self.records.lost(self.kind, "line", count=max(1, left.count(b"\n") - self._cut))

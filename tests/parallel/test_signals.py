@@ -69,9 +69,10 @@ def has_fork_server(process: Process) -> bool:
 
 
 def test_training_ends_when_it_is_asked_while_readers_start(started: list[Process], tmp_path: Path) -> None:
-    for number in SIGNALS:
+    signals = (*SIGNALS, signal.SIGHUP)
+    for number in signals:
         started.append(start(interpreter(*TRAIN, f"train.output={tmp_path / number.name}"), cold=True))
-    waiting, deadline = dict(zip(SIGNALS, started)), time.monotonic() + LIMIT
+    waiting, deadline = dict(zip(signals, started)), time.monotonic() + LIMIT
     while waiting:
         assert time.monotonic() < deadline
         for number, process in list(waiting.items()):
@@ -79,7 +80,7 @@ def test_training_ends_when_it_is_asked_while_readers_start(started: list[Proces
             if has_fork_server(process):
                 waiting.pop(number).send_signal(number)
         time.sleep(0.02)
-    for number, process in zip(SIGNALS, started):
+    for number, process in zip(signals, started):
         check_stopped(process, number)
         assert process.returncode == 0
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import resource
 import threading
 import types
@@ -187,3 +188,12 @@ def test_output_without_room_is_counted_by_line_and_goes_on_at_a_new_one(tmp_pat
     assert path.read_bytes() == b"one\ntw\nfour\n"
     assert records.summary() == "lost, since it could not be written: standard output 2 lines"
     assert capsys.readouterr().err.count("standard output") == 1
+
+
+def test_output_whose_reader_has_ended_is_lost_and_no_error(capsys):
+    records, (reader, writer) = Records(), os.pipe()
+    os.close(reader)
+    assert Kept(writer, "standard output", records).write(b"one\ntwo\n") == 8
+    os.close(writer)
+    assert records.summary() == "lost, since it could not be written: standard output 2 lines"
+    assert "Broken pipe; training goes on" in capsys.readouterr().err

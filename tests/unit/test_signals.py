@@ -54,6 +54,14 @@ def test_what_came_while_it_was_blocked_is_not_lost() -> None:
     assert done.stdout == "15\n", done.stderr
 
 
+@pytest.mark.parametrize(("handler", "asked"), [("SIG_DFL", 1), ("SIG_IGN", 0)])
+def test_a_lost_terminal_asks_to_stop_unless_nohup_is_in_front(handler: str, asked: int) -> None:
+    done = run(
+        f"signal.signal(1, signal.{handler})\nsignals.remember()\nos.kill(os.getpid(), 1)\nprint(signals.asked())"
+    )
+    assert done.stdout == f"{asked}\n", done.stderr
+
+
 UNTIL = """
 signals.remember()
 {before}
