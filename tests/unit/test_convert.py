@@ -126,6 +126,14 @@ def test_weights_alone_cannot_be_resumed(mixed: tuple[Path, dict[str, torch.Tens
     check_same_codec(saved, SimpleNamespace(name="any", fingerprint="123"))  # type: ignore[arg-type]
 
 
+def test_a_converted_checkpoint_has_a_record_of_its_files(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    folder = newest_folder(mixed[0])
+    assert folder is not None
+    record = json.loads((folder / "files.json").read_text())
+    held = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "files.json"}
+    assert {name: facts["bytes"] for name, facts in record.items()} == held
+
+
 def test_keys_that_do_not_fit_are_listed_together(tmp_path: Path) -> None:
     tensors = tensors_of(TINY, "fp32")
     del tensors["llm.norm.weight"], tensors["x_embedder.proj.bias"]
