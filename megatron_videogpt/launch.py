@@ -138,7 +138,7 @@ def check_open_files(readers: int) -> None:
         )
 
 
-def explained(error: BaseException) -> BaseException:
+def explained(error: Exception) -> Exception:
     """The mistake behind a library's error that comes from the surroundings; any other error as it is."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
