@@ -1,4 +1,5 @@
-"""Requests to stop: SIGINT, SIGTERM, SIGUSR1 and SIGHUP, kept from a program's first moment until something can act on them.
+"""Requests to stop: SIGINT, SIGTERM, SIGUSR1 and SIGHUP, kept from a program's first moment until something can act
+on them.
 
 A signal is the process's and comes at any line, so that what its handler knows is this module's: one record.
 """
@@ -66,8 +67,8 @@ def stop_alone() -> None:
 
 
 def remember() -> None:
-    """Keep every request from now on, also where the parent process had the signals blocked or ignored (but SIGHUP stays
-    ignored, as nohup asks); a second Ctrl-C raises KeyboardInterrupt.
+    """Keep every request from now on, also where the parent process had the signals blocked or ignored (but SIGHUP
+    stays ignored, as nohup asks); a second Ctrl-C raises KeyboardInterrupt.
 
     To be called before anything else is imported.  Does nothing in a thread, where Python sets no handlers.
     """

@@ -62,7 +62,8 @@ class Records:
     def __init__(self, rank: int = 0) -> None:
         self.label = "warning" if rank == 0 else f"warning (rank {rank})"
         self.losses: dict[str, Loss] = {}
-        self._lock = threading.Lock()
+        # A signal's handler may print while this thread counts.
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Records:
         return self

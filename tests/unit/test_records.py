@@ -13,12 +13,14 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_videogpt.config.schema import Config, LoggingConfig
 from megatron_videogpt.data.bad import BadVideo, record, recorded
+from megatron_videogpt.data.remote import Cache
 from megatron_videogpt.train.logs import open_log, start_logs
 from megatron_videogpt.train.metrics import MetricsWriter
 from megatron_videogpt.train.records import Records
@@ -159,6 +161,15 @@ def test_names_of_rejected_and_skipped_samples_without_room(tmp_path):
     # Half a line may be another process's: it stays.
     assert recorded(file) == {"a", "d"} and len(file.read_text().splitlines()) == 3
     assert "rejected.jsonl 1 name, skipped.jsonl 1 line (step 7)" in records.summary()
+
+
+def test_a_cache_without_room_is_read_around_and_told_once(tmp_path, caplog):
+    fsspec.filesystem("memory").pipe("/records/a", b"abcdef")
+    cache = Cache(tmp_path, 100)
+    with no_room():
+        assert [cache.read("memory://records/a", start, 3) for start in (0, 3)] == [b"abc", b"def"]
+    (said,) = caplog.messages
+    assert str(tmp_path) in said and "File too large" in said
 
 
 def test_a_log_file_without_room(tmp_path, monkeypatch, capsys):
