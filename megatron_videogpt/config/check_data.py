@@ -72,10 +72,13 @@ def _needs_encoder(config: Config) -> bool:
 def check_data(report: Report, world_size: int | None) -> None:
     """Samples, their source, their frames and their rows."""
     data = report.config.data
+    held_out = report.config.eval
     if report.sound("data.frames") and data.frames == 1:
-        must = "be at least 2: a run predicts one part of a held-out sample from the other, and one frame has no parts"
-        report.add("data.frames", must, "use 2 or more")
-        report.broken.add("data.frames")
+        if held_out.every or held_out.predict_every or held_out.final_scenes:
+            must = "be at least 2 with validation, which predicts the later frames of a sample from the first ones"
+            off = "eval.every=0 eval.predict_every=0 eval.final_scenes=0"
+            report.add("data.frames", must, f"use 2 or more, or leave validation out ({off})")
+            report.broken.add("data.frames")
     for name, (low, high) in (("data.frame_interval", data.frame_interval), ("data.clips", data.clips)):
         if report.sound(name) and low > high:
             report.add(name, "have its smaller entry first", f"use [{high}, {low}]")

@@ -44,7 +44,7 @@ MISTAKES: list[tuple[Prepare, tuple[str, ...], str]] = [
     (nothing, (*TRAIN, "train.stepz=3"), "train.stepz = 3"),
     (nothing, (*TRAIN, "data.source=videos", "data.path=gone"), 'data.path = "gone": there is no such folder'),
     (nothing, (*TRAIN, "train.init_from=gone"), 'train.init_from = "gone"'),
-    (holds("taken"), (*TRAIN, "train.output=taken/run"), "train.output = taken/run: Not a directory"),
+    (holds("taken"), (*TRAIN, "train.output=taken/run"), 'train.output = "taken/run": taken is a file, not a folder'),
     (holds("videos/"), (*CHECK, "data.source=videos", "data.path=videos"), "data.path=videos: no videos in it"),
     (holds("shards/"), (*CHECK, "data.source=shards", "data.path=shards"), "data.path=shards: no *.tar in it"),
     (
