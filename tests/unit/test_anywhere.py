@@ -101,10 +101,12 @@ def test_an_output_without_rights_is_told_first(tmp_path: Path, monkeypatch: pyt
     assert unusable_output(config_from_dict({"train": {"output": str(tmp_path / "a" / "b")}})) == []
 
 
-def test_one_frame_is_refused() -> None:
-    one = config_from_dict({"data": {"frames": 1, "clips": [1, 1]}})
-    (line,) = find_problems(one, 1)
+def test_one_frame_is_refused_with_validation() -> None:
+    one = {"frames": 1, "clips": [1, 1]}
+    (line,) = find_problems(config_from_dict({"data": one}), 1)
     assert line.startswith("data.frames = 1: must be at least 2")
+    alone = {"every": 0, "predict_every": 0, "final_scenes": 0}
+    assert find_problems(config_from_dict({"data": one, "eval": alone}), 1) == []
     assert find_problems(config_from_dict({"data": {"frames": 2, "clips": [1, 2]}}), 1) == []
 
 
