@@ -49,7 +49,14 @@ if __name__ == "__main__":
 
 from rich.console import Console  # noqa: E402
 from rich.logging import RichHandler  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from megatron_videogpt import launch  # noqa: E402
 from megatron_videogpt.config.load import tomllib  # noqa: E402
