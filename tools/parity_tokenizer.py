@@ -42,7 +42,7 @@ def check_quantizer(cases: Cases, report: Report) -> None:
 def check_tokenizer(cases: Cases, report: Report) -> None:
     """tokenizer.json: video to codes and back; where recorded every layer, error and gradients."""
     for case in cases:
-        model, name, tensors = _model(cases.folder / case["checkpoint"]), case["name"], case["tensors"]
+        model, name, tensors = toy_tokenizer(cases.folder / case["checkpoint"]), case["name"], case["tensors"]
         model.requires_grad_("mse" in case)
         seen = _watched(model)
         video = cases.get(case, "video")
@@ -87,7 +87,7 @@ def _watched(model: FSQTokenizer) -> dict[str, Tensor]:
     return seen
 
 
-def _model(folder: Path) -> FSQTokenizer:
+def toy_tokenizer(folder: Path) -> FSQTokenizer:
     """The toy tokenizer of a folder.  A compact one may come without its decoder, which then is of zeros."""
     shape = shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
     state = load_file(folder / "model.safetensors")

@@ -50,13 +50,13 @@ def frechet_distance(fake: Tensor, real: Tensor) -> float:
             raise UserError(f"{name} features hold numbers that are not finite: the network that made them overflowed")
     fake, real = fake.double(), real.double()
     distance = (fake.mean(0) - real.mean(0)).square().sum()
-    of_fake, of_real = (torch.cov(rows.T).reshape(rows.shape[1], -1) for rows in (fake, real))
-    # The eigenvalues of a product of covariances are those of R C R with R the root of the other one: symmetric, so
-    # that they are real and not below 0 but by rounding, also where there are fewer videos than features.
-    values, vectors = torch.linalg.eigh(of_fake)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ of_real @ root).clamp_min(0).sqrt().sum()
-    return float(distance + of_fake.trace() + of_real.trace() - 2 * shared)
+    # With covariances F'F and R'R, the trace of sqrt(F'F R'R) is the sum of the singular values of F R'.  So no root of
+    # a matrix is needed, which is inexact or complex where there are fewer videos than features.
+    of_fake, of_real = (
+        torch.linalg.qr((rows - rows.mean(0)) / math.sqrt(len(rows) - 1), mode="r").R for rows in (fake, real)
+    )
+    shared = torch.linalg.svdvals(of_fake @ of_real.T).sum()
+    return float(distance + of_fake.square().sum() + of_real.square().sum() - 2 * shared)
 
 
 def psnr(one: Tensor, other: Tensor) -> Tensor:
