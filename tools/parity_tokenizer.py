@@ -90,8 +90,8 @@ def _watched(model: FSQTokenizer) -> dict[str, Tensor]:
 
 
 def toy_tokenizer(folder: Path) -> FSQTokenizer:
-    """The toy tokenizer of a folder; UserError where it is none.  A compact one may come without its decoder, which is of
-    zeros then.
+    """The toy tokenizer of a folder; UserError where it is none.  A compact one may lack its decoder, which is of zeros
+    then.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
