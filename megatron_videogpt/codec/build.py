@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..errors import UserError
 from .base import Codec
 from .diffusers_vae import KLCodec, WanCodec
-from .geometry import diffusers_settings
+from .fsq import FSQCodec
+from .geometry import FSQ, diffusers_settings
 from .options import CodecConfig
 from .tiny import TinyCodec
 
@@ -16,5 +17,7 @@ def build_codec(config: CodecConfig) -> Codec:
         raise UserError(f"codec.batch_size={config.batch_size}: must be at least 1")
     if config.name == "tiny":
         return TinyCodec(config.batch_size)
+    if config.name == FSQ:
+        return FSQCodec(config)
     settings = diffusers_settings(config)
     return (KLCodec if config.name == "autoencoder_kl" else WanCodec)(config, settings)

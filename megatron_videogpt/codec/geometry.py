@@ -16,11 +16,19 @@ from .options import CodecConfig
 TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
 TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")
 DIFFUSERS_CLASSES = {"autoencoder_kl": "AutoencoderKL", "autoencoder_kl_wan": "AutoencoderKLWan"}
+FSQ, FSQ_CLASS = "fsq", "FSQTokenizer"
+FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
+"""Of the published tokenizer of next block prediction: 64,000 codes."""
+FSQ_STRIDES = (8, 4)  # `fsq_tokenizer.SPATIAL_STRIDE` and `TEMPORAL_STRIDE`; for the reason below
 TINY_STRIDE = 8  # `tiny_codec.STRIDE`; that file goes into exported folders as it is, and imports PyTorch
 
-PUBLISHED_GEOMETRY = {"autoencoder_kl": (4, 8, 1), "autoencoder_kl_wan": (16, 8, 4)}
-"""(latent channels, spatial stride, temporal stride) of SDXL's and Wan 2.1's VAE: what a configuration is checked with
-before its VAE is there.
+PUBLISHED_GEOMETRY = {
+    "autoencoder_kl": (4, 8, 1),
+    "autoencoder_kl_wan": (16, 8, 4),
+    FSQ: (len(FSQ_LEVELS), *FSQ_STRIDES),
+}
+"""(latent channels, spatial stride, temporal stride) of SDXL's and Wan 2.1's VAE and of the published FSQ tokenizer:
+what a configuration is checked with before its codec's folder is there.
 """
 
 
@@ -62,6 +70,8 @@ def codec_geometry(config: CodecConfig) -> CodecGeometry:
     """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`."""
     if config.name == "tiny":
         return CodecGeometry(json.loads(TINY_SHAPE.read_text(encoding="utf-8"))["channels"], TINY_STRIDE, 1)
+    if config.name == FSQ:
+        return CodecGeometry(len(fsq_levels(config)), *FSQ_STRIDES)
     settings = diffusers_settings(config)
     try:
         if config.name == "autoencoder_kl":
@@ -83,31 +93,63 @@ def expected_geometry(codec: CodecConfig) -> CodecGeometry:
     return codec_geometry(codec)
 
 
+def expected_levels(codec: CodecConfig) -> tuple[int, ...]:
+    """Levels of each channel of an fsq codec, without loading it; the published ones where its folder is not there
+    yet.
+    """
+    return fsq_levels(codec) if codec.path and Path(codec.path).is_dir() else FSQ_LEVELS
+
+
+def fsq_levels(config: CodecConfig) -> tuple[int, ...]:
+    """Levels that a tokenizer's config.json says, a number a channel; UserError, one line, where it says none."""
+    settings = _settings(config, "an FSQ tokenizer")
+    found = settings.get("_class_name", FSQ_CLASS)
+    if found != FSQ_CLASS:
+        raise UserError(
+            f"codec.path={config.path}: holds {found!s:.60}, but codec.name={config.name} needs {FSQ_CLASS}"
+        )
+    levels = settings.get("levels")
+    if not isinstance(levels, list) or not levels or any(type(level) is not int or level < 2 for level in levels):
+        raise UserError(
+            f"codec.path={config.path}: config.json has levels {levels!r:.60}; expected a list of whole numbers from 2 "
+            "on, one a channel, such as [8, 8, 8, 5, 5, 5]"
+        )
+    return tuple(levels)
+
+
 def diffusers_settings(config: CodecConfig) -> dict[str, Any]:
     """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
     if config.name not in DIFFUSERS_CLASSES:
-        raise UserError(f"codec.name={config.name!r}: unknown codec; choose tiny, {', '.join(DIFFUSERS_CLASSES)}")
-    wanted, folder = DIFFUSERS_CLASSES[config.name], Path(config.path)
+        known = ", ".join(["tiny", *DIFFUSERS_CLASSES, FSQ])
+        raise UserError(f"codec.name={config.name!r}: unknown codec; choose {known}")
+    wanted = DIFFUSERS_CLASSES[config.name]
+    settings = _settings(config, f"a diffusers {wanted}")
+    found = settings.get("_class_name", "nothing")
+    if found != wanted:
+        raise UserError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
+    return settings
+
+
+def _settings(config: CodecConfig, wanted: str) -> dict[str, Any]:
+    """config.json of the codec's folder; UserError, one line, that says what is ``wanted``."""
+    folder = Path(config.path)
     if not config.path:
         raise UserError(
-            f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors "
-            f"of a diffusers {wanted}"
+            f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of "
+            f"{wanted}"
         )
     if not folder.is_dir():
         raise UserError(
-            f"codec.path={config.path}: no such folder; give the folder that holds the {wanted}'s config.json "
+            f"codec.path={config.path}: no such folder; give the folder that holds the config.json of {wanted} "
             "(nothing is downloaded)"
         )
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         hint = "; use its vae sub-folder" if (folder / "vae" / "config.json").exists() else ""
-        raise UserError(
-            f"codec.path={config.path}: no config.json in it, so it is not a diffusers {wanted}{hint}"
-        ) from error
+        raise UserError(f"codec.path={config.path}: no config.json in it, so it is not {wanted}{hint}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"codec.path={config.path}: config.json cannot be read ({shortened(error)})") from error
-    found = settings.get("_class_name", "nothing") if isinstance(settings, dict) else "no JSON object"
-    if found != wanted:
-        raise UserError(f"codec.path={config.path}: holds {found}, but codec.name={config.name} needs {wanted}")
+    if not isinstance(settings, dict):
+        raise UserError(f"codec.path={config.path}: holds no JSON object, but codec.name={config.name} needs {wanted}")
     return settings

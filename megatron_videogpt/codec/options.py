@@ -13,10 +13,8 @@ class CodecConfig:
 
     name: str = option(
         "tiny",
-        "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL) or autoencoder_kl_wan "
-        "(diffusers AutoencoderKLWan)",
+        "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL), autoencoder_kl_wan "
+        "(diffusers AutoencoderKLWan) or fsq (tokenizer of next block prediction)",
     )
-    path: str = option(
-        "", "local folder with the diffusers VAE (config.json and safetensors); unused by tiny", path=True
-    )
+    path: str = option("", "local folder with the codec's config.json and safetensors; unused by tiny", path=True)
     batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")

@@ -21,7 +21,7 @@ def check_codec(report: Report) -> None:
         report.add(
             "codec.path",
             f"name a local folder when codec.name is {codec.name}",
-            'give the VAE\'s folder, or use codec.name="tiny"',
+            'give the folder of its config.json and weights, or use codec.name="tiny"',
         )
     _check_frames(report)
 
@@ -32,7 +32,7 @@ def _check_frames(report: Report) -> None:
     try:
         codec = expected_geometry(config.codec)
     except UserError as error:
-        report.add("codec.path", "hold a readable VAE", str(error))
+        report.add("codec.path", "hold a readable codec", str(error))
         return
     if not report.sound("model.patch_size"):
         return
@@ -57,5 +57,5 @@ def _check_frames(report: Report) -> None:
         )
 
 
-for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan"):
+for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan", "fsq"):
     enter("codec", name, CodecConfig, check_codec)

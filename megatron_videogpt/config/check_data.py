@@ -33,7 +33,7 @@ def missing_paths(config: Config) -> list[str]:
             (
                 "codec.path",
                 config.codec.path,
-                'a folder with a diffusers VAE (config.json and safetensors), or set codec.name="tiny"',
+                'a folder with the codec (config.json and safetensors), or set codec.name="tiny"',
             )
         )
     if _needs_encoder(config):
