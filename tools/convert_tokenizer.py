@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 
 EPILOG = """
@@ -37,9 +38,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a published file, or a folder")
+    parser.add_argument("source", metavar="SRC", type=paths.path, help="a published file, or a folder")
     parser.add_argument(
-        "--output", type=Path, required=True, help="the folder, or the file, to make; it must not exist"
+        "--output", type=paths.path, required=True, help="the folder, or the file, to make; it must not exist"
     )
     parser.add_argument(
         "--groups",
