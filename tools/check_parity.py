@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare the megatron-core model with recorded numbers of the original, for every case of a folder."""
+"""Compare this package with recorded numbers of an original implementation, for every case of a folder."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.errors import UserError, exit_code
+from tools import parity_nbp  # noqa: E402
+
+if TYPE_CHECKING:
+    from megatron_videogpt.objective.recorded import Report
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
-"""What is compared where no folder is given; its README.md describes the format."""
+"""What is compared where no folder is given, with nbp/ in it; their README.md describe the formats."""
 
 EPILOG = """
-The folder holds masks_positions, forward_train, loss, sampler and components (.json with .safetensors beside it;
-missing ones are skipped) and one folder per checkpoint that a case names; tests/golden/README.md describes the format.
+A folder holds files of cases (.json with .safetensors beside it; missing ones are skipped) and one folder per
+checkpoint that a case names.  Its kind is told by its files: next clip diffusion has masks_positions, forward_train,
+loss, sampler and components (tests/golden/README.md); next block prediction with its tokenizer has fsq, tokenizer,
+masks_targets and others (tests/golden/nbp/README.md).  What of a folder is not checked yet is said.
 Exit status: 0 when every quantity is within its limit, 1 when one is not, 2 when the folder cannot be read.
 
 examples:
   python tools/check_parity.py                                    the numbers that come with this project
   python tools/check_parity.py --tensor-parallel 2                the same, split over two processes
+  python tools/check_parity.py tests/golden/nbp                   those of next block prediction alone
   python tools/check_parity.py /data/recorded                     others of the same format
 """
 
@@ -34,7 +42,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=GOLDEN, help="folder with the recorded cases (default: tests/golden)"
+        "folder", type=Path, nargs="?", help="folder with the recorded cases (default: tests/golden and its nbp)"
     )
     parser.add_argument(
         "--tensor-parallel",
@@ -63,31 +71,47 @@ def launch(processes: int) -> int:
     ).returncode
 
 
-def check(folder: Path, tensor_parallel: int, attention: str) -> int:
-    """Every case; prints the worst error of each quantity."""
-    from megatron_videogpt.platforms import activate
+def check(folder: Path, tensor_parallel: int, attention: str) -> bool:
+    """Every case of a folder; prints the worst error of each quantity.  Whether all are within their limits."""
+    from megatron_videogpt.objective.recorded import Report
+    from megatron_videogpt.platforms import world
 
-    platform = activate("cpu")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    unchecked: list[str] = []
+    if parity_nbp.is_kind(folder):
+        report = Report(parity_nbp.LIMITS)
+        unchecked = parity_nbp.check_folder(folder, report)
+    else:
+        report = check_next_clip(folder, tensor_parallel, attention)
+    if not report.compared and not unchecked:
+        raise UserError(
+            f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md) or "
+            "tokenizer.json (see tests/golden/nbp/README.md)"
+        )
+    if world.is_rank_zero():
+        print_report(folder, report, unchecked)
+    return not report.failures()
+
+
+def check_next_clip(folder: Path, tensor_parallel: int, attention: str) -> Report:
+    """Every case of next clip diffusion, through the megatron-core model."""
     import torch
 
     from megatron_videogpt.attention.choice import select
     from megatron_videogpt.config.schema import ParallelConfig
     from megatron_videogpt.convert.released import read_model_config, tensor_source
-    from megatron_videogpt.objective.next_clip import parity, parity_cases
-    from megatron_videogpt.platforms import world
+    from megatron_videogpt.objective.build import build_network
+    from megatron_videogpt.objective.next_clip import parity
+    from megatron_videogpt.objective.recorded import Report
+    from megatron_videogpt.platforms import activate
 
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    layout = ParallelConfig(tensor=tensor_parallel)
-    world.start(platform, layout)
-    report = parity_cases.Report()
+    platform, report = activate("cpu"), Report(parity.LIMITS)
 
     def opened(path, hint_ids):  # type: ignore[no-untyped-def]
         return *read_model_config(path), tensor_source(path, hint_ids)
 
     def build(config, channels):  # type: ignore[no-untyped-def]
-        from megatron_videogpt.objective.build import build_network
-
         for name, value in (
             ("num_attention_heads", config.model.num_attention_heads),
             ("ffn_hidden_size", config.model.ffn_hidden_size),
@@ -99,24 +123,36 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> int:
         backend, _ = select(attention, "cpu", torch.float32, config.model.head_dim)
         return build_network(config, channels, platform, backend)
 
-    parity.check_folder(folder, layout, opened, build, report)
-    if not report.compared:
-        raise UserError(
-            f"{folder}: no cases found; expected files such as forward_train.json (see tests/golden/README.md)"
-        )
-    failures = report.failures()
-    if world.is_rank_zero():
-        print_report(report, parity_cases.LIMITS, failures)
+    parity.check_folder(folder, ParallelConfig(tensor=tensor_parallel), opened, build, report)
+    return report
+
+
+def start(tensor_parallel: int) -> None:
+    """Process groups on the CPU."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.platforms import world
+
+    world.start(platform, ParallelConfig(tensor=tensor_parallel))
+
+
+def stop() -> None:
+    """Leave the process groups."""
+    from megatron_videogpt.platforms import world
+
     world.stop()
-    return 1 if failures else 0
 
 
-def print_report(report, limits, failures) -> None:  # type: ignore[no-untyped-def]
+def print_report(folder: Path, report: Report, unchecked: list[str]) -> None:
     """A table of worst errors, then one line per failure."""
-    print(f"{'quantity':18} {'compared':>8} {'worst error':>12} {'limit':>8}  worst case")
+    print(f"{folder}\n{'quantity':22} {'compared':>8} {'worst error':>12} {'limit':>8}  worst case")
     for name, (error, case) in report.worst.items():
-        print(f"{name:18} {report.compared[name]:8} {error:12.3g} {limits[name]:8.0e}  {case}")
-    print("\n".join(f"FAILED {line}" for line in failures) or "all within limits")
+        print(f"{name:22} {report.compared[name]:8} {error:12.3g} {report.limits[name]:8.0e}  {case}")
+    if unchecked:
+        print(f"not checked yet: {', '.join(unchecked)}")
+    print("\n".join(f"FAILED {line}" for line in report.failures()) or "all within limits")
 
 
 def main() -> int:
@@ -126,9 +162,13 @@ def main() -> int:
         return launch(args.tensor_parallel)
     warnings.filterwarnings("ignore", module="megatron")
     try:
-        return check(args.folder, args.tensor_parallel, args.attention)
+        start(args.tensor_parallel)
+        folders = [args.folder] if args.folder else [GOLDEN, GOLDEN / "nbp"]
+        good = [check(folder, args.tensor_parallel, args.attention) for folder in folders]
     except UserError as error:
         return exit_code(error)
+    stop()
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":

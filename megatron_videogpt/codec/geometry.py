@@ -120,9 +120,8 @@ def fsq_levels(config: CodecConfig) -> tuple[int, ...]:
 def diffusers_settings(config: CodecConfig) -> dict[str, Any]:
     """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
     if config.name not in DIFFUSERS_CLASSES:
-        raise UserError(
-            f"codec.name={config.name!r}: unknown codec; choose tiny, {', '.join([*DIFFUSERS_CLASSES, FSQ])}"
-        )
+        known = ", ".join(["tiny", *DIFFUSERS_CLASSES, FSQ])
+        raise UserError(f"codec.name={config.name!r}: unknown codec; choose {known}")
     wanted = DIFFUSERS_CLASSES[config.name]
     settings = _settings(config, f"a diffusers {wanted}")
     found = settings.get("_class_name", "nothing")
@@ -136,7 +135,8 @@ def _settings(config: CodecConfig, wanted: str) -> dict[str, Any]:
     folder = Path(config.path)
     if not config.path:
         raise UserError(
-            f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of {wanted}"
+            f"codec.path is empty: codec {config.name} needs a local folder with config.json and safetensors of "
+            f"{wanted}"
         )
     if not folder.is_dir():
         raise UserError(

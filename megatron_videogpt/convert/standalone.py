@@ -106,9 +106,16 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
     nothing else).
 
     Raises:
-        ValueError: the codec's folder is not usable, as `codec.build.build_codec` says.
+        ValueError: the codec's folder is not usable, as `codec.build.build_codec` says, or its kind is none that the
+            pipeline of a folder runs.
     """
     geometry.codec_geometry(codec)
+    if codec.name == geometry.FSQ:
+        raise UserError(
+            f"codec.name=fsq ({codec.path}): the pipeline of an exported folder runs tiny, "
+            f"{' and '.join(geometry.DIFFUSERS_CLASSES)}, and the model knows no other latents; the tokenizer's folder "
+            "stands alone (tools/convert_tokenizer.py)"
+        )
     target = folder / "vae"
     if codec.name == "tiny":
         target.mkdir(exist_ok=True)

@@ -72,7 +72,7 @@ def golden(reference: Path) -> VideoGPTModel:
 @pytest.mark.usefixtures("processes")
 @torch.no_grad()
 def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
-    from megatron_videogpt.objective.next_clip.parity_cases import Cases
+    from megatron_videogpt.objective.recorded import Cases
 
     cases = Cases(reference, "forward_train")
     assert cases.hint_ids == golden.config.hint_ids
@@ -97,7 +97,7 @@ def test_recorded_forward(reference: Path, golden: VideoGPTModel) -> None:
 @pytest.mark.usefixtures("processes")
 @torch.no_grad()
 def test_recorded_components(reference: Path, golden: VideoGPTModel) -> None:
-    from megatron_videogpt.objective.next_clip.parity_cases import Cases
+    from megatron_videogpt.objective.recorded import Cases
 
     cases = Cases(reference, "components")
     for case in cases:

@@ -34,12 +34,28 @@ from ...sequence.layout import (
     training_shape,
 )
 from ..noise import mix
+from ..recorded import Cases, Report
 from .denoiser import build_denoiser
 from .objective import NextClipDiffusion
 from .order import reference_order
-from .parity_cases import Cases, Report
 from .parity_components import check_components
 from .rows import Sequence, assemble
+
+LIMITS = {
+    "ids": 0.0,
+    "positions": 0.0,
+    "masks": 0.0,
+    "noising": 1e-6,
+    "components": 2e-5,
+    "forward": 2e-5,
+    "intermediates": 2e-5,
+    "loss": 1e-5,
+    "loss per frame": 1e-5,
+    "gradient norms": 1e-4,
+    "gradients": 1e-4,
+    "sampler": 5e-4,
+    "cached sampler": 5e-4,
+}
 
 Opened = Callable[[Path, tuple[int, int, int]], tuple[ModelConfig, int, Callable[[Parameter], Tensor]]]
 """`opened(folder, hint ids)`: the model of a checkpoint in the released layout, its latent channels, and its tensors by
@@ -107,8 +123,7 @@ def check_masks(cases: Cases, report: Report) -> None:
                 ("positions", row.position[order], positions[b, pad:]),
                 ("masks", mask, masks[b, pad:].bool()),
             ):
-                same = ours.shape == recorded.shape
-                report.add(quantity, float((ours != recorded).sum()) if same else float("inf"), case["name"])
+                report.differing(quantity, ours, recorded, case["name"])
 
 
 def _sequence(cases: Cases, sample: dict[str, Any], target: str | None = None) -> Sequence:

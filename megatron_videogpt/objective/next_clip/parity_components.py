@@ -15,7 +15,7 @@ from ...sequence.layout import (
     history_shape,
     layout,
 )
-from .parity_cases import Cases, Report
+from ..recorded import Cases, Report
 from .rows import Sequence, assemble
 
 

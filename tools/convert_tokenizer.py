@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Convert the published tokenizer of next block prediction to a folder that stands alone, and back.
+
+SRC is a published file, the tokenizer's own (.pt) or a transformer's with the tokenizer in it (.ckpt), and becomes a
+folder with config.json, model.safetensors and the code that runs them; or it is such a folder and becomes a published
+file.  Nothing but tensors is unpickled.  Both ways give the same bits, which is checked by reading them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megatron_videogpt.errors import UserError, exit_code
+
+EPILOG = """
+examples:
+  python tools/convert_tokenizer.py tokenizer.pt --output checkpoints/nbp-tokenizer
+  python tools/convert_tokenizer.py checkpoints/nbp-tokenizer --output tokenizer.pt
+
+The folder is used in a configuration as codec.name="fsq", codec.path="checkpoints/nbp-tokenizer".  Without this
+project, and with the folder on PYTHONPATH (torch and safetensors are all it needs):
+
+  from fsq_tokenizer import FSQTokenizer
+  tokenizer = FSQTokenizer.from_pretrained("checkpoints/nbp-tokenizer")
+  ids = tokenizer.encode(video)      # float [B, 3, 1 + 4n, H, W] in [0, 1] -> int64 [B, 1 + n, H/8, W/8]
+  video = tokenizer.decode(ids)
+"""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="a published file, or a folder")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the folder, or the file, to make; it must not exist"
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=32,
+        help="groups of a norm, which a published file does not say (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--levels",
+        type=int,
+        nargs="+",
+        default=[8, 8, 8, 5, 5, 5],
+        help="levels of each channel, which it does not say either (default: 8 8 8 5 5 5, 64,000 codes)",
+    )
+    return parser.parse_args()
+
+
+def appearing(output: Path, write: Callable[[Path], None]) -> None:
+    """What `write` makes takes its name when it is whole; UserError where it cannot."""
+    if os.path.lexists(output):
+        raise UserError(f"--output {output}: exists already; give a new name, or remove it first")
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.resolve().parent} does not exist; make it first")
+    partial = output.with_name(output.name + ".partial")
+    remove(partial)
+    try:
+        write(partial)
+        os.replace(partial, output)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def remove(path: Path) -> None:
+    """A file or folder, if it is there."""
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def convert(args: argparse.Namespace) -> str:
+    """The command; the line that says what was done."""
+    from megatron_videogpt.convert.tokenizer import to_folder, to_published
+
+    shapes = []
+    if args.source.is_dir():
+        appearing(args.output, lambda partial: shapes.append(to_published(args.source, partial)))
+    else:
+        levels = tuple(args.levels)
+        appearing(args.output, lambda partial: shapes.append(to_folder(args.source, partial, args.groups, levels)))
+    (shape,) = shapes
+    return (
+        f"{args.output}: width {shape.width}, {shape.units} units, levels {' '.join(map(str, shape.levels))} "
+        f"({shape.codebook_size:,} codes), read back and equal"
+    )
+
+
+def main() -> int:
+    """Convert; 2 with one line on stderr when that cannot be done."""
+    try:
+        print(convert(arguments()))
+    except (UserError, OSError) as error:
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
