@@ -25,17 +25,17 @@ BLANKS = ((1, 6), (3, 3))
 
 
 def sample_of(step: int, number: int, classes: int) -> Any:
-    """A video of random codes; of classes, some are dropped."""
+    """A video of random codes, the same in every step so that they can be learned; of classes, some are dropped."""
     import torch
 
     from megatron_videogpt.codec.fsq import codes_of
     from megatron_videogpt.data.plans import Sample
 
     key = 1000 * step + number
-    draws = torch.Generator().manual_seed(key)
+    draws = torch.Generator().manual_seed(number)
     codes = codes_of(torch.randint(60, GRIDS[number % 2], generator=draws), LEVELS)
     scored = (step, number) not in BLANKS
-    condition = torch.tensor([key % classes]) if classes and scored else None
+    condition = torch.tensor([number % classes]) if classes and scored else None
     codes = codes if scored else torch.zeros_like(codes)
     return Sample(key, "", codes, None, (len(codes),), scored=scored, condition=condition, dropped=number % 3 == 2)
 

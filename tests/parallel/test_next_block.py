@@ -26,6 +26,7 @@ MODELS = {
     model.dropout=0.1""".split(),
     "like Phi-3": ["objective.block_shape=[1,2,2]"],
 }
+FIRST = "like GPT-2"
 LAYOUTS: dict[int, dict[str, str]] = {
     1: {"one": ""},
     2: {
@@ -40,6 +41,8 @@ LAYOUTS: dict[int, dict[str, str]] = {
     },
     4: {"TP2+SP PP2": "tensor=2 sequence=true pipeline=2 recompute=selective"},
 }
+FEW = ("one", "TP2+SP", "PP2 VP2", "CP2 mlp")
+"""Of the second model, whose only difference to layouts is its backbone."""
 SAVED, OTHER = "TP2+SP", "CP2"
 """The layout that leaves a checkpoint, and another one that goes on from it, beside itself."""
 
@@ -62,7 +65,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[d
 
         for model in MODELS:
             for name, layout in layouts.items():
-                case(name, layout, model, save=name == SAVED)
+                if model == FIRST or name in FEW:
+                    case(name, layout, model, save=name == SAVED)
             if SAVED in layouts:
                 case("resumed", layouts[SAVED], model, load=True)
                 case("in another", layouts[OTHER], model, load=True)
@@ -79,8 +83,10 @@ def test_every_layout_trains_as_one_process(runs: Any, model: str) -> None:
     wanted = runs["one"][model]
     names = {"loss", "norm", "accuracy_top1", "accuracy_top5", "loss_frame0", "loss_frame1", "loss_frame2"}
     assert len(wanted) == STEPS and all(numbers.keys() == names for numbers in wanted)
-    assert wanted[0]["loss"] - wanted[-1]["loss"] > 1e-3
+    assert wanted[0]["loss"] - wanted[-1]["loss"] > 0.05
     for name in runs.keys() - {"one"}:
+        if model not in runs[name]:
+            continue
         steps = runs[name][model]
         assert len(steps) == (STEPS - BEFORE if name in ("resumed", "in another") else STEPS), name
         for number, (ours, theirs) in enumerate(zip(steps[::-1], wanted[::-1])):

@@ -2,7 +2,8 @@
 exist, forward or backward.
 
 The forward pass takes the gradient along, while a chunk's logits are there: a backward pass that made them again would
-cost a third product of rows and vocabulary.
+take 1.6 times as long (1264 rows, 64,000 words, width 1536, one core; this takes 0.96 times what logits of all rows do,
+which are 324 MB).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 48 << 20
+CHUNK_BYTES = 32 << 20
 """Most that the logits of a chunk of rows take, in float32."""
 
 

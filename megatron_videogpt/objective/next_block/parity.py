@@ -7,14 +7,12 @@ masks and learning rates differing entries.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...config.schedules import learning_rate
@@ -23,6 +21,7 @@ from ...model.init import gather_released, load_released
 from ...model.videogpt import Ends
 from ...sequence.intervals import dense_mask
 from ...sequence.row import Row
+from ..recorded import Cases, Report
 from .ends import ends_of, whole_logits
 from .objective import NextBlock
 from .released import apart, open_folder, vocabulary_in
@@ -51,29 +50,6 @@ Take = Callable[[NextBlock, list[Row], float], tuple[float, float]]
 """`take(objective, rows, rate)`: one optimizer step -> (loss before it, gradient norm before clipping)."""
 
 
-class Report(Protocol):
-    """What errors are told to, by quantity and case."""
-
-    def add(self, quantity: str, error: float, case: str) -> None: ...
-    def compare(self, quantity: str, ours: Tensor, recorded: Tensor, case: str) -> None: ...
-
-
-class Recorded:
-    """Cases of one pair of files, `<name>.json` and `<name>.safetensors`; none where the former is not there."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        path = folder / f"{name}.json"
-        self.cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else []
-        stored = path.with_suffix(".safetensors")
-        self.tensors = load_file(stored) if self.cases and stored.is_file() else {}
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """(case, its tensors by their short names)."""
-        for case in self.cases:
-            held = {name: self.tensors[entry["key"]] for name, entry in case.get("tensors", {}).items()}
-            yield case, held
-
-
 def check_folder(
     folder: Path,
     parallel: ParallelConfig,
@@ -85,44 +61,29 @@ def check_folder(
 
     build: `build(config, ends)`, a network of one pipeline stage; training: `training(config, model)`, its optimizer.
     """
-    check_masks(Recorded(folder, "masks_targets"), report)
-    check_schedule(Recorded(folder, "recipe"), report)
-    opened: dict[tuple[str, int], tuple[Any, Config, NextBlock]] = {}
+    check_masks(Cases(folder, "masks_targets"), report)
+    check_schedule(Cases(folder, "recipe"), report)
 
-    def model_for(case: dict[str, Any], fresh: bool = False) -> tuple[Any, Config, NextBlock]:
-        key = case["checkpoint"], case["block"]
-        if key not in opened or fresh:
-            model, settings, tensor_of = open_folder(folder / case["checkpoint"])
-            config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=parallel)
-            vocabulary = vocabulary_in(case, case["block"])
-            network = build(config, ends_of(vocabulary, settings["prefix"]))
-            weights = _with_unconditional(tensor_of, settings)
-            load_released(network, model, weights)
-            opened[key] = network, config, NextBlock(vocabulary, (), (), settings["prefix"])
-        return opened[key]
+    def model_for(case: dict[str, Any]) -> tuple[Any, Config, NextBlock]:
+        model, settings, tensor_of = open_folder(folder / case["checkpoint"])
+        config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=parallel)
+        vocabulary = vocabulary_in(case, case["block"])
+        network = build(config, ends_of(vocabulary, settings["prefix"]))
+        load_released(network, model, tensor_of)
+        return network, config, NextBlock(vocabulary, (), (), settings["prefix"])
 
-    for case, held in Recorded(folder, "forward"):
-        check_forward(case, held, *model_for(case), report)
-    losses = Recorded(folder, "loss")
-    for case, held in losses:
-        check_loss(case, held, losses.tensors, *model_for(case), report)
-    for case, held in Recorded(folder, "train_steps"):
-        network, config, objective = model_for(case, fresh=True)
-        check_steps(case, held, network, config, objective, training, report)
+    for name, check in (("forward", check_forward), ("loss", check_loss)):
+        cases = Cases(folder, name)
+        for case in cases:
+            check(cases, case, *model_for(case), report)
+    cases = Cases(folder, "train_steps")
+    for case in cases:
+        check_steps(cases, case, *model_for(case), training, report)
 
 
-def _with_unconditional(tensor_of: Callable[[Any], Tensor], settings: dict[str, Any]) -> Callable[[Any], Tensor]:
-    """Without guidance a checkpoint need not have the embeddings of no condition."""
-
-    def tensor(entry: Any) -> Tensor:
-        try:
-            return tensor_of(entry)
-        except KeyError:
-            if not entry.hf.endswith("uncond_embedding"):
-                raise
-            return torch.zeros(settings["prefix"], settings["hidden_size"])
-
-    return tensor
+def held_in(cases: Cases, case: dict[str, Any]) -> dict[str, Tensor]:
+    """A case's tensors by their short names."""
+    return {name: cases.get(case, name) for name in case.get("tensors", {})}
 
 
 def sequences_of(case: dict[str, Any], held: dict[str, Tensor], objective: NextBlock) -> list[Sequence]:
@@ -134,9 +95,10 @@ def sequences_of(case: dict[str, Any], held: dict[str, Tensor], objective: NextB
     return [objective.of_codes(one.flatten(), places, told) for one, told in zip(codes, conditions)]
 
 
-def check_masks(cases: Recorded, report: Report) -> None:
+def check_masks(cases: Cases, report: Report) -> None:
     """Ids, targets, masks, and how many there are in closed form (README sections 2-5)."""
-    for case, held in cases:
+    for case in cases:
+        held = held_in(cases, case)
         vocabulary, name, first = vocabulary_in(case, case["block"]), case["name"], case["first_scored"]
         wrong = vocabulary.size != case["vocab_size"] or vocabulary.code_offset != case["code_offset"]
         report.add("ids", float(wrong), name)
@@ -151,14 +113,13 @@ def check_masks(cases: Recorded, report: Report) -> None:
             if "attention_mask" in held:
                 pairs.append(("masks", dense_mask(row.intervals), held["attention_mask"][number].bool()))
             for quantity, ours, theirs in pairs:
-                same = ours.shape == theirs.shape
-                report.add(quantity, float((ours != theirs).sum()) if same else float("inf"), name)
+                report.differing(quantity, ours, theirs, name)
             report.add("closed forms", float(sum(counted) + (work.scored != len(row.target))), name)
 
 
-def check_schedule(cases: Recorded, report: Report) -> None:
+def check_schedule(cases: Cases, report: Report) -> None:
     """Learning rates (README section 6); step k runs at tick k - 1."""
-    for case, _ in cases:
+    for case in cases:
         if case["kind"] != "schedule":
             continue
         options = OptimizerConfig(lr=case["base_lr"], warmup_steps=case["warmup_steps"], schedule="nbp_cosine")
@@ -168,16 +129,11 @@ def check_schedule(cases: Recorded, report: Report) -> None:
 
 
 def check_forward(
-    case: dict[str, Any],
-    held: dict[str, Tensor],
-    model: Any,
-    config: Config,
-    objective: NextBlock,
-    report: Report,
+    cases: Cases, case: dict[str, Any], model: Any, config: Config, objective: NextBlock, report: Report
 ) -> None:
     """Logits of every row, the condition's too, and where recorded the hidden states (README section 6)."""
+    held, decoder = held_in(cases, case), model.decoder
     caught: dict[str, Tensor] = {}
-    decoder = model.decoder
 
     def keep(name: str) -> Callable[..., None]:
         return lambda module, given, output: caught.update({name: output[0] if isinstance(output, tuple) else output})
@@ -198,17 +154,11 @@ def check_forward(
 
 
 def check_loss(
-    case: dict[str, Any],
-    held: dict[str, Tensor],
-    tensors: dict[str, Tensor],
-    model: Any,
-    config: Config,
-    objective: NextBlock,
-    report: Report,
+    cases: Cases, case: dict[str, Any], model: Any, config: Config, objective: NextBlock, report: Report
 ) -> None:
     """Loss, accuracies and gradients (README section 6)."""
-    name, row = case["name"], assemble(sequences_of(case, held, objective), 1)
-    model.zero_grad(set_to_none=True)
+    name, held = case["name"], held_in(cases, case)
+    row = assemble(sequences_of(case, held, objective), 1)
     output = model(row)
     score = objective.score(output, row)
     (score.total / score.count).backward()
@@ -227,7 +177,7 @@ def check_loss(
         report.add("gradient norms", error / scale if scale else error, f"{name} ({key})")
     for key, entry in (case.get("full_grads") or {}).items():
         if not key.endswith("attn.key.bias"):
-            report.compare("gradients", gradients[key], tensors[entry["key"]], f"{name} ({key})")
+            report.compare("gradients", gradients[key], cases.tensors[entry["key"]], f"{name} ({key})")
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -239,8 +189,8 @@ def _relative(report: Report, quantity: str, ours: float, recorded: float, case:
 
 
 def check_steps(
+    cases: Cases,
     case: dict[str, Any],
-    held: dict[str, Tensor],
     model: Any,
     config: Config,
     objective: NextBlock,
@@ -248,7 +198,7 @@ def check_steps(
     report: Report,
 ) -> None:
     """Optimizer steps: losses, gradient norms, learning rates, weights afterwards (README section 6)."""
-    name = case["name"]
+    name, held = case["name"], held_in(cases, case)
     options = OptimizerConfig(
         lr=case["base_lr"],
         warmup_steps=case["warmup_steps"],
