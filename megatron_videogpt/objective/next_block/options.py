@@ -13,7 +13,7 @@ from ...config.sections import enter, option
 from ...errors import UserError
 from ...model.parameters import padded_words
 from .schedule import nbp_cosine
-from .vocabulary import GIVEN, LAYOUTS, UNCONDITIONAL, vocabulary_of
+from .vocabulary import GIVEN, HYBRID, LAYOUTS, UNCONDITIONAL, vocabulary_of
 
 NAME = "next_block_prediction"
 
@@ -73,7 +73,7 @@ def _check_condition(report: Report) -> None:
     kind, layout = report.config.condition.kind, report.config.objective.layout
     if not report.sound("objective.layout", "condition.kind"):
         return
-    if kind != "none" and layout == UNCONDITIONAL:
+    if kind == "class" and layout == UNCONDITIONAL:
         report.add("objective.layout", f"be hybrid or given_first_block with condition.kind = {kind}", "use hybrid")
     if kind == "none" and layout == GIVEN:
         report.add("objective.layout", "be unconditional or hybrid without a condition", "use unconditional")
@@ -113,7 +113,7 @@ def _check_blocks(report: Report) -> None:
             f"divide every video of {many} latent frames with {sizes} ({name} / {stride})",
             f"use another block, or another {name} or data.frames",
         )
-    elif options.layout != "hybrid" and fewest * unit * unit <= options.block:
+    elif options.layout != HYBRID and fewest * unit * unit <= options.block:
         must = f"leave a second block of the {fewest * unit * unit} tokens of a video"
         report.add("objective.block", must, "use a smaller block, or objective.layout=hybrid")
 
