@@ -49,9 +49,7 @@ def rows_of(session: worker.Session, step: int) -> list[Any]:
     samples = [sample_of(step, number, len(config.condition.classes)) for number in range(BATCH)]
     mine, micro = samples[rank * BATCH // replicas : (rank + 1) * BATCH // replicas], config.train.micro_batch_size
     shard = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-    rows = [
-        objective.prepare(mine[i : i + micro], config.parallel.row_multiple) for i in range(0, len(mine), micro)
-    ]
+    rows = [objective.prepare(mine[i : i + micro], config.parallel.row_multiple) for i in range(0, len(mine), micro)]
     return [row.shard(*shard) for row in rows]
 
 

@@ -39,7 +39,9 @@ def _renamed(rule: Rule) -> Rule:
     if rule.name != "position_embedding.weight":
         return rule
     # The published table has a first axis of one entry.
-    return replace(rule, shape=lambda model, channels: (1, model.max_position_embeddings, model.hidden_size), form="one")
+    return replace(
+        rule, shape=lambda model, channels: (1, model.max_position_embeddings, model.hidden_size), form="one"
+    )
 
 
 # The same object for the same sizes: what is computed of a table is kept by it.
