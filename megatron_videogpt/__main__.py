@@ -61,7 +61,8 @@ every option.  It writes into train.output: config.toml, metrics.jsonl, checkpoi
 """
 
 
-OPTIONS = "Print a TOML file with every option, its default and what it does: a file to start from."
+OPTIONS = """Print a TOML file with every option, its default and what it does: a file to start from.  Options of an
+objective, a codec or a condition are those of its name, for example objective.name=next_block_prediction."""
 SAMPLE = "Continue a video with a trained model, clip by clip, and write the result as an mp4 and a contact sheet."
 
 
@@ -98,9 +99,10 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
 
         add_arguments(sample)
     _add_demo(commands.add_parser("demo", help="a web page on this machine that continues clips", parents=[common]))
-    commands.add_parser(
+    listed = commands.add_parser(
         "options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS
     )
+    listed.add_argument("overrides", metavar="section.option=value", nargs="*", help="values in place of defaults")
     return parser
 
 
@@ -186,11 +188,11 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_options(args: argparse.Namespace) -> None:
     """Defaults and help texts, as a file to start from."""
-    from .config.schema import Config
+    from .config.load import config_from_dict, parse_overrides
     from .config.toml import config_to_toml
 
     with signals.until_signal():
-        print(config_to_toml(Config()), end="")
+        print(config_to_toml(config_from_dict(parse_overrides(args.overrides))), end="")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {

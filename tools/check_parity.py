@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError, exit_code
-from tools import parity_nbp  # noqa: E402
+from tools import parity_nbp, parity_transformer  # noqa: E402
 
 if TYPE_CHECKING:
     from megatron_videogpt.objective.recorded import Report
@@ -84,8 +84,9 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> bool:
         raise UserError(f"{folder}: no such folder")
     unchecked: list[str] = []
     if parity_nbp.is_kind(folder):
-        report = Report(parity_nbp.LIMITS)
+        report = Report({**parity_nbp.LIMITS, **parity_transformer.limits()})
         unchecked = parity_nbp.check_folder(folder, report)
+        parity_transformer.check_transformer(folder, tensor_parallel, attention, report)
     else:
         report = check_next_clip(folder, tensor_parallel, attention)
     if not report.compared and not unchecked:

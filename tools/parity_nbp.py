@@ -30,24 +30,27 @@ LIMITS = {
 """Fractions of the recorded tensor's largest absolute value; of scalars and norms relative; of codes, indices and keys
 the number that differ.
 """
-TO_COME = ("masks_targets", "forward", "loss", "train_steps", "sampler", "recipe", "ucf101_text")
-"""Files of the transformer.  A check of one is a function of `Cases` and `Report` in `checks`, its limits are above."""
+TRANSFORMER = ("masks_targets", "forward", "loss", "train_steps", "recipe")
+"""Files of the transformer, which are checked through the megatron-core model, in any tensor parallel size."""
+TO_COME = ("sampler", "ucf101_text")
+"""Files of the transformer that nothing checks yet."""
 
 
 def is_kind(folder: Path) -> bool:
     """Whether a folder is of this kind: one of its files that other kinds do not have is there."""
     shared = ("loss", "sampler", "released_model")
-    return any((folder / f"{name}.json").is_file() for name in {*_checks(), *TO_COME} - {*shared})
+    return any((folder / f"{name}.json").is_file() for name in {*_checks(), *TRANSFORMER, *TO_COME} - {*shared})
 
 
 def check_folder(folder: Path, report: Report) -> list[str]:
-    """Every case of every file that is known here; the names of files that nothing checks yet."""
+    """Every case of every file but the transformer's; the names of files that nothing checks yet."""
     from megatron_videogpt.objective.recorded import Cases
 
     for name, check in _checks().items():
         if (folder / f"{name}.json").is_file():
             check(Cases(folder, name), report)
-    others = sorted(path.stem for path in folder.glob("*.json") if path.stem not in _checks())
+    known = {*_checks(), *TRANSFORMER}
+    others = sorted(path.stem for path in folder.glob("*.json") if path.stem not in known)
     return [name for name in others if name in TO_COME or _has_cases(folder / f"{name}.json")]
 
 

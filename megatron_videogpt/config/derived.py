@@ -63,11 +63,13 @@ def frame_side(config: Config) -> int:
 
 
 def typical_frame(config: Config) -> tuple[int, int]:
-    """(height, width) in pixels: the physics frame, or a 16:9 video after resizing and cropping."""
+    """(height, width) in pixels: the physics frame, or a 16:9 video after resizing and cropping, but none lower than
+    `data.size_multiple`.
+    """
     if config.data.source == "physics":
         return config.data.physics.size, config.data.physics.size
     multiple, side = config.data.size_multiple, config.data.longest_side
-    return side * 9 // 16 // multiple * multiple, side // multiple * multiple
+    return max(multiple, side * 9 // 16 // multiple * multiple), side // multiple * multiple
 
 
 def require_positions(config: Config, needed: int, what: str) -> None:

@@ -22,8 +22,15 @@ Condition = Callable[[ModelConfig], bool]
 """`when(model)`: whether a model of these options has a parameter."""
 PREFIX = "prefix."
 """Start of the names of what makes a prefix of a condition (`model.prefix`)."""
+WORDS_MULTIPLE = 16
+"""Our tables of a vocabulary have a multiple of so many rows, whatever the layout, so that ranks can share them."""
 BEFORE = ("embedding.", "position_embedding.", PREFIX)
 """Beginnings of our names of what stands before the layers, on the first pipeline stage."""
+
+
+def padded_words(words: int) -> int:
+    """Rows of our table of a vocabulary."""
+    return -(-words // WORDS_MULTIPLE) * WORDS_MULTIPLE
 
 
 def always(model: ModelConfig) -> bool:
@@ -38,9 +45,9 @@ def width(model: ModelConfig, channels: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """hf: released key; name: our key; shape: of the released tensor; form: plain, patch, hint, qkv or gate_up; split:
-    TP dimension (None: replicated); init: see `tensors.initial`; decay, rate: multiply `optimizer.weight_decay` (None:
-    as `optimizer.decay` has it) and `optimizer.lr`; when: whether a model has it.
+    """hf: released key; name: our key; shape: of the released tensor; form: plain, patch, hint, qkv, gate_up, one or
+    vocabulary; split: TP dimension (None: replicated); init: see `tensors.initial`; decay, rate: multiply
+    `optimizer.weight_decay` (None: as `optimizer.decay` has it) and `optimizer.lr`; when: whether a model has it.
 
     ``{l}`` stands for the layer, counted over the whole model.
     """
@@ -192,9 +199,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Table:
-    """The parameters of a network; rules in the order in which a released folder has them."""
+    """The parameters of a network; rules in the order in which a released folder has them.
+
+    prefix: whether the model makes the prefix of a condition (`model.prefix`); else the objective's embedding does.
+    """
 
     rules: tuple[Rule, ...]
+    prefix: bool = True
 
     def of(self, model: ModelConfig) -> tuple[Rule, ...]:
         """The rules that a model of these options goes by."""
@@ -223,7 +234,7 @@ def _with_prefix(table: Table, kind: str, count: int) -> Table:
 
 def prefixed(table: Table, condition: ConditionConfig) -> Table:
     """The table of a network with what makes the prefix of a condition (`model.prefix`)."""
-    if condition.kind not in ("class", "text"):
+    if condition.kind not in ("class", "text") or not table.prefix:
         return table
     count = len(condition.classes) if condition.kind == "class" else text_width(condition)
     return _with_prefix(table, condition.kind, count)

@@ -8,10 +8,11 @@ import hashlib
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.schema import ModelConfig
-from .parameters import Parameter
+from .parameters import Parameter, padded_words
 
 
 def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
@@ -20,6 +21,7 @@ def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
     patch: ``[D, C, p, p]`` -> ``[D, p*p*C]``, channel fastest, as the head orders its output.
     qkv, weight or bias: all queries, keys, values -> per key/value group its queries, key, value (megatron-core's
     order).
+    one: a first axis of one entry goes.  vocabulary: rows of zeros up to `parameters.padded_words`.
     """
     form, width = parameter.rule.form, model.hidden_size
     if form == "patch":
@@ -29,6 +31,10 @@ def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
         query, key, value = tensor.split([model.num_attention_heads * dim, groups * dim, groups * dim])
         parts = [part.reshape(groups, -1, dim, *tensor.shape[1:]) for part in (query, key, value)]
         return torch.cat(parts, dim=1).reshape(tensor.shape)
+    if form == "one":
+        return tensor.squeeze(0)
+    if form == "vocabulary":
+        return F.pad(tensor, (0, 0, 0, padded_words(len(tensor)) - len(tensor)))
     return tensor
 
 
@@ -43,6 +49,10 @@ def to_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
         heads = model.num_attention_heads // groups
         parts = tensor.reshape(groups, heads + 2, dim, *tensor.shape[1:]).split([heads, 1, 1], dim=1)
         return torch.cat([part.reshape(-1, *tensor.shape[1:]) for part in parts])
+    if form == "one":
+        return tensor.unsqueeze(0)
+    if form == "vocabulary":
+        return tensor[: parameter.shape(model, 0)[0]]
     return tensor
 
 
@@ -80,5 +90,6 @@ def initial(parameter: Parameter, model: ModelConfig, channels: int, seed: int) 
     if init == "xavier":
         bound = (6.0 / (shape[0] + math.prod(shape[1:]))) ** 0.5
         return torch.empty(shape).uniform_(-bound, bound, generator=draws)
-    assert init == "normal"
-    return torch.empty(shape).normal_(0.0, model.init_std, generator=draws)
+    assert init in ("normal", "unit")
+    deviation = model.init_std if init == "normal" else shape[-1] ** -0.5
+    return torch.empty(shape).normal_(0.0, deviation, generator=draws)

@@ -103,7 +103,7 @@ class VideoGPT(MegatronModule):
         self.prefix = None
         if pre_process:
             self.embedding = ends.embedding(config.model, channels, dtype, platform.device)
-            self.prefix = build_prefix(config, dtype, platform.device)
+            self.prefix = build_prefix(config, dtype, platform.device) if ends.table.prefix else None
         self.position_embedding: nn.Embedding | None = None
         if pre_process and config.model.positions == "learned":
             rows, width = config.model.max_position_embeddings, config.model.hidden_size

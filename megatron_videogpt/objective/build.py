@@ -2,9 +2,9 @@
 
     options    its section and rules (`config.sections.enter`), imported at start
     work       work_of(config, codec) -> ObjectiveWork, its closed forms
-    parameters TABLE, the parameters of its network
+    parameters TABLE, the parameters of its network, or table(config) where they depend on more than its sizes
     objective  build(config) -> Objective
-    ends       ENDS, what stands around the decoder (`model.videogpt.Ends`)
+    ends       ENDS, what stands around the decoder (`model.videogpt.Ends`), or ends(config)
     parts      parts(config) -> tuple[Part, ...]; absent where one network, of `ends`, is all there is
     denoiser   build_denoiser(chunks, config, device) -> Denoiser; absent where it has no sampler
 
@@ -54,7 +54,7 @@ def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
 
 def parameter_table(config: Config) -> Table:
     """The parameters of the network that the objective trains."""
-    table: Table = module_of(config, "parameters").TABLE
+    table: Table = _made_for(config, "parameters", "table")
     return prefixed(table, config.condition)
 
 
@@ -67,7 +67,7 @@ def build_network(config: Config, channels: int, platform: Platform, backend: st
     # megatron-core looks for its device as it is imported, and objectives are looked at without one, too.
     from ..model.videogpt import VideoGPT
 
-    return VideoGPT(config, channels, platform, backend, module_of(config, "ends").ENDS, chunk)
+    return VideoGPT(config, channels, platform, backend, _made_for(config, "ends", "ends"), chunk)
 
 
 def parts_of(config: Config) -> tuple[Part, ...]:
@@ -83,6 +83,12 @@ def parts_of(config: Config) -> tuple[Part, ...]:
 def has_sampler(config: Config) -> bool:
     """Whether the configured objective can generate."""
     return _has(config, "denoiser")
+
+
+def _made_for(config: Config, module: str, name: str) -> Any:
+    """What a function of the objective's package makes of the run's options, or its constant of that name."""
+    found = module_of(config, module)
+    return getattr(found, name)(config) if hasattr(found, name) else getattr(found, name.upper())
 
 
 def _has(config: Config, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A folder to import from as a user has it: our package without its own objective, and another distribution's; and
+"""A folder to import from as a user has it: our package without its own objectives, and another distribution's; and
 runs from there.
 """
 
@@ -19,10 +19,11 @@ TINY = HERE.parents[1] / "tests" / "parallel" / "tiny.toml"
 
 
 def make(folder: Path, *packages: str) -> Path:
-    """Copy our package there, without objective/next_clip, and install the packages beside it."""
+    """Copy our package there, without its own objectives, and install the packages beside it."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignored)
-    shutil.rmtree(folder / PACKAGE.name / "objective" / "next_clip")
+    for own in (folder / PACKAGE.name / "objective").glob("*/options.py"):
+        shutil.rmtree(own.parent)
     for package in packages:
         shutil.copytree(HERE / package, folder / package, ignore=ignored)
     shutil.copyfile(HERE / "worker.py", folder / "worker.py")

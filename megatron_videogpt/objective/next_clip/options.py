@@ -12,7 +12,9 @@ from ...config.sections import enter, option
 class NextClipOptions:
     """What is learned."""
 
-    name: str = option("next_clip_diffusion", "objective; this release has next_clip_diffusion")
+    name: str = option(
+        "next_clip_diffusion", "objective; this release has next_clip_diffusion and next_block_prediction"
+    )
     clean_retention: float = option(
         0.9, "beta: clean inputs keep a share drawn from [beta, 1] and get noise for the rest (1 = no noise)"
     )

@@ -1,0 +1,122 @@
+"""Options of next block prediction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...codec.geometry import FSQ, expected_geometry
+from ...config.derived import frame_side
+from ...config.problems import Report
+from ...config.schedules import enter_schedule
+from ...config.sections import enter, option
+from ...errors import UserError
+from ...model.parameters import padded_words
+from .schedule import nbp_cosine
+from .vocabulary import GIVEN, HYBRID, LAYOUTS, UNCONDITIONAL, vocabulary_of
+
+NAME = "next_block_prediction"
+
+
+@dataclass(frozen=True)
+class NextBlockOptions:
+    """What is learned."""
+
+    name: str = option(NAME, "objective; this release has next_clip_diffusion and next_block_prediction")
+    layout: str = option(
+        UNCONDITIONAL,
+        "of a video's tokens: unconditional (the first block is given), hybrid (begins with a token that is predicted "
+        "alone, so that the whole video is generated) or given_first_block (a condition, and the first block given)",
+        choices=LAYOUTS,
+    )
+    block: int = option(16, "tokens of a block, which are predicted at once; 1 is next token prediction")
+    block_shape: tuple[int, ...] = option(
+        (),
+        "latent frames, rows and columns of a block, with block tokens in all, such as [2, 1, 8]; [] for runs of the "
+        "raster order, the only blocks of the published code",
+    )
+
+
+def check_options(report: Report) -> None:
+    """See `config.sections.Section`."""
+    config, block, shape = report.config, "objective.block", "objective.block_shape"
+    report.check_range("at least 1", lambda v: v >= 1, f"{block} {shape}")
+    if config.codec.name != FSQ and report.sound("codec.name"):
+        must = f"be {FSQ} with objective.name = {NAME}, which predicts codes"
+        report.add("codec.name", must, f"use codec.name={FSQ} and the folder of a tokenizer as codec.path")
+        return
+    if config.model.patch_size != 1 and report.sound("model.patch_size"):
+        report.add("model.patch_size", f"be 1 with objective.name = {NAME}, whose tokens are codes", "use 1")
+        report.broken.add("model.patch_size")
+    _check_condition(report)
+    sizes = options_shape(config.objective.block_shape)
+    if report.sound(block, shape) and sizes and math.prod(sizes) != config.objective.block:
+        must = f"have three numbers whose product is {block} = {config.objective.block}"
+        report.add(shape, must, f"use {block}={math.prod(sizes)}, or [] for runs of the raster order")
+        report.broken.add(shape)
+    try:
+        words = vocabulary_of(config).size
+    except UserError:
+        return  # The codec's own rules say so.
+    _check_split(report, words)
+    if report.sound(block, shape, "model.patch_size"):
+        _check_blocks(report)
+
+
+def options_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A block's shape, (0,) where it has not three numbers, () of runs of the raster order."""
+    return shape if len(shape) in (0, 3) else (0,)
+
+
+def _check_condition(report: Report) -> None:
+    """A condition has ids in two of the layouts only."""
+    kind, layout = report.config.condition.kind, report.config.objective.layout
+    if not report.sound("objective.layout", "condition.kind"):
+        return
+    if kind == "class" and layout == UNCONDITIONAL:
+        report.add("objective.layout", f"be hybrid or given_first_block with condition.kind = {kind}", "use hybrid")
+    if kind == "none" and layout == GIVEN:
+        report.add("objective.layout", "be unconditional or hybrid without a condition", "use unconditional")
+
+
+def _check_split(report: Report, words: int) -> None:
+    """Every tensor parallel rank has a part of the vocabulary."""
+    tensor, padded = report.config.parallel.tensor, padded_words(words)
+    if report.sound("parallel.tensor") and (padded % tensor or (tensor - 1) * (padded // tensor) >= words):
+        must = f"divide the vocabulary of {words} ids (padded to {padded}) so that every rank has some"
+        report.add("parallel.tensor", must, "use a smaller power of two")
+
+
+def _check_blocks(report: Report) -> None:
+    """Every video that training can meet is whole blocks, at least two where the first is given."""
+    config, options = report.config, report.config.objective
+    data, stride = config.data, expected_geometry(config.codec).spatial_stride
+    name = "data.physics.size" if data.source == "physics" else "data.size_multiple"
+    if not report.sound(name, "data.frames", "data.min_frames", "data.longest_side"):
+        return
+    unit = (frame_side(config) if data.source == "physics" else data.size_multiple) // stride
+    if unit < 1:
+        return  # The codec's own rules say so.
+    fewest = min(data.frames, data.min_frames or data.frames)
+    counts = range(fewest, data.frames + 1)
+    if options.block_shape:
+        frames, rows, columns = options.block_shape
+        wrong = [n for n in counts if n % frames] or unit % rows or unit % columns
+    else:
+        wrong = [n for n in counts if n * unit * unit % options.block]
+    if wrong:
+        sizes = f"{unit}x{unit} latents" if data.source == "physics" else f"sides of multiples of {unit} latents"
+        many = f"{fewest} to {data.frames}" if fewest < data.frames else f"{data.frames}"
+        option_name = "objective.block_shape" if options.block_shape else "objective.block"
+        report.add(
+            option_name,
+            f"divide every video of {many} latent frames with {sizes} ({name} / {stride})",
+            f"use another block, or another {name} or data.frames",
+        )
+    elif options.layout != HYBRID and fewest * unit * unit <= options.block:
+        must = f"leave a second block of the {fewest * unit * unit} tokens of a video"
+        report.add("objective.block", must, "use a smaller block, or objective.layout=hybrid")
+
+
+enter_schedule("nbp_cosine", nbp_cosine)
+enter("objective", NAME, NextBlockOptions, check_options, __package__, conditions=frozenset({"class"}))
