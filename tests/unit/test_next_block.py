@@ -132,6 +132,15 @@ def test_the_loss_in_chunks_is_that_of_all_logits(rows: int, monkeypatch: pytest
         assert float((ours - theirs).abs().max()) <= 0.05 * float(theirs.abs().max())
 
 
+def test_a_shard_without_scored_rows_has_a_gradient_all_the_same() -> None:
+    """Context parallel ranks reduce the same parameters, whatever rows they have."""
+    hidden, table, target, weight = tensors(0, 50, 8)
+    found = cross_entropy(hidden.requires_grad_(), table.requires_grad_(), target, weight, Part(0, 50))
+    found.total.backward()
+    assert float(found.total.detach()) == 0 and table.grad is not None and not table.grad.any()
+    assert hidden.grad is not None and hidden.grad.shape == (0, 8)
+
+
 @pytest.mark.usefixtures("processes")
 def test_no_logits_of_a_whole_row_exist() -> None:
     """A step at K600's 1264 rows and 64,000 words through a narrow model, forward and backward."""
