@@ -84,6 +84,33 @@ def save_tokenizer(folder: Path, marked: str, vocabulary: Sequence[str] = VOCABU
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+PIECES = {
+    **{"<unk>": 0, "<s>": 1, "</s>": 2, "▁apply": 3394, "▁eye": 10977, "▁make": 1207, "up": 786, "▁band": 3719},
+    **{"▁march": 8575, "ing": 292, "▁box": 3800, "▁p": 282, "unch": 3322, "▁bag": 19548, "▁speed": 6210},
+    **{"▁basketball": 20305, "▁d": 270, "unk": 2960, "▁last": 31999},
+}
+"""Some of Llama-2's pieces, as the recorded ids of class folders have them, and its last id."""
+PIECED = ("ApplyEyeMakeup", "BandMarching", "Basketball", "BasketballDunk", "BoxingPunchingBag", "BoxingSpeedBag")
+"""Class folders whose texts are made of these."""
+
+
+def text_ids(folder: Path, pieces: dict[str, int] | None = None) -> Path:
+    """tokenizer.json that takes the longest pieces, after "▁" for every space, and marks the start as Llama's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    pieces = PIECES if pieces is None else pieces
+    model = models.WordPiece(pieces, unk_token="<unk>", continuing_subword_prefix="")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    # Neither is to be obeyed.
+    tokenizer.enable_padding(length=20)
+    tokenizer.enable_truncation(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def as_pipeline(model: Path, folder: Path, number: str = "") -> Path:
     """The same as a pipeline of diffusers has it."""
     for name, wanted in (("text_encoder", ("config.json", "model.safetensors")), ("tokenizer", ("tokenizer.json",))):

@@ -7,13 +7,14 @@ encoder.
   checkpoints/t5-v1_1-xxl --max-tokens 128 --dtype bf16
 
 SRC is a folder or URL of shards of videos or latents (tools/prepare_videos.py, tools/encode_latents.py); a caption is
-"caption" of a sample's JSON, or its text file.  The features go to the folder text beside the shards, or to --cache
-where that cannot be written (far away, read-only); training finds them in both, given the same data.cache.  Elsewhere
-(--output) it finds them only once they are copied there.  A data set has the features of one encoder.
+"caption" of a sample's JSON, or its text file, or with --text-from label the name of its class as words.  The features
+go to the folder text beside the shards, or to --cache where that cannot be written (far away, read-only); training
+finds them in both, given the same data.cache.  Elsewhere (--output) it finds them only once they are copied there.  A
+data set has the features of one encoder.
 
-Then train with condition.kind=text and the same condition.encoder and condition.max_tokens; condition.encoder_path, or
-condition.width where the encoder is not there.  Run again after an interruption, it goes on behind the last whole
-shard.  Samples without a caption are counted; a run that draws one counts it as bad.
+Then train with condition.kind=text and the same encoder, max_tokens, tokens and text_from in [condition], and with
+condition.encoder_path, or condition.width where the encoder is not there.  Run again after an interruption, it goes on
+behind the last whole shard.  Samples without a caption are counted; a run that draws one counts it as bad.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402
 
 from megatron_videogpt.condition.build import build_encoder  # noqa: E402
-from megatron_videogpt.condition.options import ENCODERS, ConditionConfig  # noqa: E402
+from megatron_videogpt.condition.options import CAPTION, ENCODERS, LABEL, ConditionConfig  # noqa: E402
 from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.schema_data import DataConfig  # noqa: E402
 from megatron_videogpt.data.jobs import reading_of  # noqa: E402
@@ -65,6 +66,15 @@ def arguments() -> argparse.Namespace:
         "--max-tokens", type=int, default=condition.max_tokens, help="as condition.max_tokens (default: %(default)s)"
     )
     parser.add_argument(
+        "--tokens", type=int, default=condition.tokens, help="as condition.tokens, of ids (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--text-from",
+        choices=(CAPTION, LABEL),
+        default=condition.text_from,
+        help="as condition.text_from (default: %(default)s)",
+    )
+    parser.add_argument(
         "--output", type=paths.path, default=None, help="another folder for the features; the same for all processes"
     )
     parser.add_argument("--batch", type=int, default=64, help="captions per call of the encoder (default: %(default)s)")
@@ -90,10 +100,11 @@ def arguments() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> TextEncoding:
     """What is encoded; UserError, one line, when that cannot be."""
-    for name, least in (("batch", 1), ("max_tokens", 1)):
+    for name, least in (("batch", 1), ("max_tokens", 1), ("tokens", 2)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: must be at least {least}")
-    options = ConditionConfig("text", (), args.encoder, args.encoder_path, 0, args.max_tokens)
+    chosen = {name: getattr(args, name) for name in ("encoder", "encoder_path", "max_tokens", "tokens", "text_from")}
+    options = ConditionConfig("text", **chosen)
     encoder = build_encoder(options)
     limits = {name: getattr(args, name) for name in ("max_video_mb", "max_video_frames", "max_megapixels")}
     data = DataConfig(source="shards", path=args.source, cache=args.cache, cache_gb=args.cache_gb, **limits)
@@ -102,7 +113,7 @@ def prepare(args: argparse.Namespace) -> TextEncoding:
     shards = Shards(index, cache, reading_of(data))
     output = args.output or default_output(shards, args.source)
     encoder = encoder.to(activate(args.platform).device, STORED[args.dtype])
-    return TextEncoding(shards, encoder, args.store, args.batch, output)
+    return TextEncoding(shards, encoder, args.store, args.batch, output, options)
 
 
 def encode(args: argparse.Namespace, rank: int, world: int) -> str:

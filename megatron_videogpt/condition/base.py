@@ -22,7 +22,7 @@ class TextEncoder(Protocol):
     @property
     def fingerprint(self) -> str:
         """sha256, hexadecimal, of weights, tokenizer and settings: of all that features follow from, `max_tokens`
-        included.
+        and which texts included.
         """
         ...
 

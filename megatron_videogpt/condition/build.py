@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .base import TextEncoder
-from .options import ConditionConfig
+from .ids import Ids
+from .options import IDS, ConditionConfig
 from .transformers_text import TransformersText
 from .words import Words
 
@@ -14,4 +15,6 @@ def build_encoder(options: ConditionConfig) -> TextEncoder:
     The tokenizer is there, and weights were looked at; they are loaded by `to` and at the first use, so that whoever
     only counts tokens needs no memory for them.
     """
+    if options.encoder == IDS:
+        return Ids(options)
     return Words(options) if options.encoder == "words" else TransformersText(options)

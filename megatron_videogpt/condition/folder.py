@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import UserError
 from .digests import digest_of
-from .options import ConditionConfig
+from .options import CAPTION, IDS, ConditionConfig
+from .tokenizer_file import FAST, ID_BYTES, ids_in, tokenizer_path
 
 WORDS_WIDTH = 64
 """Width of the features of `words`."""
@@ -22,10 +23,8 @@ CLASSES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel"}
 MODEL_TYPES = {"clip": ("clip_text_model", "clip"), "t5": ("t5",)}
 WIDTHS = {"clip": "hidden_size", "t5": "d_model"}
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-FAST = "tokenizer.json"
-"""A whole tokenizer in one file; where it is, no other is read."""
 SLOW = {"clip": ("vocab.json", "merges.txt"), "t5": ("spiece.model",)}
-"""What a tokenizer is made from where it is not."""
+"""What a tokenizer is made from where tokenizer.json is not."""
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NUMBERED = ("", "_2", "_3")  # diffusers' pipelines with several encoders
 UNUSED = {"architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -48,7 +47,7 @@ class TextFolder:
 
 
 def text_width(options: ConditionConfig) -> int:
-    """Width of the text features of a run; UserError, one line, where nothing tells it."""
+    """Width of the text features of a run, of `ids` how many there are; UserError, one line, where nothing tells it."""
     if options.width:
         return options.width
     if options.encoder == "words":
@@ -56,8 +55,15 @@ def text_width(options: ConditionConfig) -> int:
     return folder_width(options)
 
 
+def feature_width(options: ConditionConfig) -> int:
+    """Numbers of a text's token as it is stored; UserError as `text_width`."""
+    return ID_BYTES if options.encoder == IDS else text_width(options)
+
+
 def folder_width(options: ConditionConfig) -> int:
-    """Width that the folder of clip or t5 gives; UserError, one line, where it is not usable."""
+    """Width that the folder of clip or t5 gives, or of ids how many; UserError, one line, where it is not usable."""
+    if options.encoder == IDS:
+        return ids_in(options)
     settings = _find(options)[1]
     return _number(options, settings, WIDTHS[options.encoder])
 
@@ -86,13 +92,17 @@ def open_folder(options: ConditionConfig) -> TextFolder:
 
 
 def fingerprint_of(options: ConditionConfig, folder: TextFolder | None = None) -> str:
-    """sha256, hexadecimal, of all that features follow from: encoder, `max_tokens`, settings, weights and tokenizer;
-    not of where they lie.  UserError as `open_folder`.
+    """sha256, hexadecimal, of all that features follow from: encoder, tokens, which texts, settings, weights and
+    tokenizer; not of where they lie.  UserError as `open_folder`.
 
     folder: of clip and t5, where it is open already.
     """
-    description: dict[str, Any] = {"encoder": options.encoder, "max_tokens": options.max_tokens}
-    if options.encoder != "words":
+    description: dict[str, Any] = {"encoder": options.encoder, "max_tokens": options.text_tokens}
+    if options.text_from != CAPTION:
+        description["text_from"] = options.text_from
+    if options.encoder == IDS:
+        description["vocabulary"] = digest_of(tokenizer_path(options))
+    elif options.encoder != "words":
         folder = folder or open_folder(options)
         description["settings"] = {
             name: value for name, value in folder.settings.items() if name[0] != "_" and name not in UNUSED

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from ..config.sections import option
 
-ENCODERS = ("clip", "t5", "words")
+IDS = "ids"
+ENCODERS = ("clip", "t5", "words", IDS)
 """Text encoders that there are; see `build.build_encoder`."""
+CAPTION, LABEL = "caption", "label"
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,20 @@ class ConditionConfig:
     )
     encoder: str = option(
         "clip",
-        "text encoder: clip (a transformers CLIPTextModel), t5 (a T5EncoderModel) or words (built in: a fixed vector "
-        "for each word, for small tests)",
+        "text encoder: clip (a transformers CLIPTextModel), t5 (a T5EncoderModel), words (built in: a fixed vector "
+        "for each word, for small tests) or ids (those of a tokenizer, for objectives with a vocabulary)",
         choices=ENCODERS,
     )
     encoder_path: str = option(
         "",
-        "local folder of the text encoder and its tokenizer (config.json and safetensors); unused by words",
+        "local folder of the text encoder and its tokenizer (config.json and safetensors; of ids tokenizer.json); "
+        "unused by words",
         path=True,
     )
     width: int = option(
         0,
-        "width of the text features; 0 asks the encoder's folder, which need not be there when features were computed "
-        "in advance (tools/encode_text.py)",
+        "width of the text features, of ids how many there are; 0 asks the encoder's folder, which need not be there "
+        "when features were computed in advance (tools/encode_text.py)",
     )
     max_tokens: int = option(77, "most tokens of a text; longer ones are cut")
     dropout: float = option(
@@ -50,10 +53,23 @@ class ConditionConfig:
         "uniformly; of data.frames",
     )
 
+    tokens: int = option(8, "tokens of every text of the encoder ids: longer ones are cut, shorter ones padded")
+    text_from: str = option(
+        CAPTION,
+        "what a text is: caption, or label (the name of the class folder as words, where there is one: "
+        '"ApplyEyeMakeup" is "apply eye makeup")',
+        choices=(CAPTION, LABEL),
+    )
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the longest text."""
+        return self.tokens if self.encoder == IDS else self.max_tokens
+
     @property
     def most_tokens(self) -> int:
         """Tokens of the longest condition that a sample may have before its video."""
-        return {"class": 1, "text": self.max_tokens}.get(self.kind, 0)
+        return {"class": 1, "text": self.text_tokens}.get(self.kind, 0)
 
 
 NONE = ConditionConfig()

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError, shortened
-from .folder import CLASSES, FAST, WIDTHS, fingerprint_of, open_folder
+from .folder import CLASSES, WIDTHS, fingerprint_of, open_folder
 from .options import ConditionConfig
+from .tokenizer_file import FAST
 
 TOKENIZERS = {"clip": "CLIPTokenizerFast", "t5": "T5TokenizerFast"}
 LOADING = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError)

@@ -37,7 +37,8 @@ def missing_paths(config: Config) -> list[str]:
             )
         )
     if _needs_encoder(config):
-        what = "a folder with a transformers text encoder and its tokenizer"
+        ids = config.condition.encoder == "ids"
+        what = "a folder with a transformers text encoder and its tokenizer" if not ids else "that of a tokenizer.json"
         wanted.append(("condition.encoder_path", config.condition.encoder_path, what))
     local = [entry for entry in wanted if entry[1] and "://" not in entry[1] and "{" not in entry[1]]
     gone = [

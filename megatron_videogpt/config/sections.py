@@ -20,7 +20,8 @@ AXES = frozenset({"tensor", "sequence", "context", "pipeline", "virtual_pipeline
 class Section:
     """options: a frozen dataclass with `option`s, the telling one among them; rules: adds to a `problems.Report` what
     is wrong with them; package: the Python package whose modules the name stands for; axes: of `AXES`, those that it
-    works under; conditions: of `[condition]` what an objective makes use of: class, text, frames.
+    works under; conditions: of `[condition]` what an objective makes use of: class, text (features), ids (of
+    texts), frames.
     """
 
     options: type

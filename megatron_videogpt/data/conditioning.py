@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..condition.base import TextEncoder
-from ..condition.options import NONE, ConditionConfig
+from ..condition.captions import text_of
+from ..condition.folder import text_width
+from ..condition.ids import checked, ids_of
+from ..condition.options import IDS, NONE, ConditionConfig
 from ..errors import UserError
 from .bad import BadVideo
 from .plans import Sample
@@ -46,7 +49,7 @@ class Conditioning:
         if options.kind == "class":
             return {**frames, "classes": options.classes, "dropout": options.dropout}
         if options.kind == "text":
-            return {**frames, "text": [self.identity, options.max_tokens], "dropout": options.dropout}
+            return {**frames, "text": [self.identity, options.text_tokens], "dropout": options.dropout}
         return frames
 
     def number(self, label: str) -> int:
@@ -78,21 +81,30 @@ class Conditioning:
                 raise UserError("has no label, and condition.kind is class")
             return np.array([self.number(label)], np.int64)
         if self.options.kind == "text":
-            if not caption.strip():
+            text = text_of(self.options, label, caption)
+            if not text.strip():
                 raise UserError("has no caption, and condition.kind is text")
             if self.encoder is None:
                 raise UserError(
                     "has no text features; make them with tools/encode_text.py, or give condition.encoder_path"
                 )
-            return self.encoder.encode([caption])[0].cpu().numpy()
+            return self._ready(self.encoder.encode([text])[0].cpu().numpy())
         return None
+
+    def _ready(self, features: np.ndarray) -> np.ndarray:
+        """Features of a text as a model takes them: of the encoder `ids` int64 ``[m]``, the ids."""
+        if self.options.encoder != IDS:
+            return features
+        return np.array(checked(ids_of(features).tolist(), text_width(self.options), "a text"), np.int64)
 
     def applied(self, sample: Sample) -> Sample:
         """A sample as read, with its condition as an array; BadVideo where it cannot be made."""
-        if not self.wanted or sample.condition is not None:
+        if not self.wanted:
             return sample
         try:
-            values: Any = self.values(sample.label, sample.caption)
+            # What was computed in advance comes with the sample.
+            read: Any = sample.condition
+            values: Any = self.values(sample.label, sample.caption) if read is None else self._ready(read)
         except UserError as error:
             raise BadVideo(sample.name, str(error), "condition") from error
         return replace(sample, condition=values)

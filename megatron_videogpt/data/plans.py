@@ -37,7 +37,7 @@ class Sample:
     number: int = -1  # global sample number; -1 outside training
     label: str = ""  # the data's name of its class, "" where nothing says it
     caption: str = ""  # what the data says of it, only while it is read
-    condition: Tensor | None = None  # what stands before it: int64 [1], number of a class, or float32 [T, E], a text
+    condition: Tensor | None = None  # what stands before it: int64 [1], a class; int64 [m] or float32 [T, E], a text
     given: int = 0  # leading frames that are given and not predicted: clips[0] where it is not 0
     dropped: bool = False  # to be trained without its condition; what that means is the objective's affair
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..condition.captions import text_of
 from ..config.schema_data import DataConfig
 from .conditioning import UNCONDITIONAL, Conditioning
 from .jobs import Job, PhysicsJob, scene_key
@@ -131,7 +132,8 @@ class PhysicsSplit:
         encoder, physics = self.conditioning.encoder, self.config.physics
         if encoder is None:
             return self.conditioning.options.most_tokens
-        return np.array(encoder.count([describe_scene(physics, scene_key(key)).caption for key in keys.tolist()]))
+        scenes = [describe_scene(physics, scene_key(key)) for key in keys.tolist()]
+        return np.array(encoder.count([text_of(self.conditioning.options, one.name, one.caption) for one in scenes]))
 
     def job(self, plan: SamplePlan) -> Job:
         """See `Split`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.condition.build import build_encoder
+from megatron_videogpt.condition.options import ConditionConfig
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.conditioning import Conditioning
 from megatron_videogpt.data.remote import Cache
@@ -26,7 +28,10 @@ from megatron_videogpt.data.splits import VideoSplit
 from megatron_videogpt.errors import UserError
 from tests.data.encoded import CAPTIONS, contents, encode, options_of, text_sets
 from tests.data.told import TOLD, data_of, read_all
-from tests.texts import text_clip
+from tests.texts import text_clip, text_ids
+
+FAR = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁a": 263, "▁red": 2654, "▁ball": 8287, "▁falls": 39_999, "▁box": 3800}
+"""Ids that are no numbers of bfloat16."""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,30 @@ def test_training_reads_the_features_and_needs_no_encoder(
     with pytest.raises(BadVideo, match="has no caption") as caught:
         last.read()
     assert caught.value.kind == "condition" and caught.value.path == "s-001.tar[f]"
+
+
+def test_ids_come_back_exactly_and_need_no_tokenizer(root: Path, codec: Codec, tmp_path: Path) -> None:
+    """Stored with 16 bits; ids beyond 256, where bfloat16 has no longer every whole number."""
+    path, folder = Path(shutil.copytree(root / "latents", tmp_path / "set")), text_ids(tmp_path / "ids", FAR)
+    options = ConditionConfig("text", encoder="ids", encoder_path=str(folder), tokens=6)
+    encoder = build_encoder(options)
+    encode(path, encoder, stored="bf16")
+    data, alone = data_of("latents", path), replace(options, encoder_path="", width=40_000)
+    source = open_source(data, codec, Conditioning(alone))
+    assert source.conditioning.encoder is None and source.conditioning.identity == encoder.fingerprint
+    samples, rejections = read_all(source, codec, data, steps=3)
+    assert len(samples) >= 3 and set(rejections.counts) <= {"condition"}
+    for place, sample in samples.items():
+        words = CAPTIONS[place.replace("/", "-")].split()
+        expected = [1, *(FAR.get(f"▁{word}", 0) for word in words), 2, 2, 2, 2][:6]
+        assert sample.condition is not None and sample.condition.dtype == torch.int64
+        assert sample.condition.tolist() == expected
+    for change, reason in (
+        ({"tokens": 8}, "tokens = 6, but this run has condition.tokens = 8"),
+        ({"text_from": "label"}, "text_from = caption, but this run has condition.text_from = label"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            open_source(data, codec, Conditioning(replace(alone, **change)))
 
 
 def load_bytes(folder: Path, shard: int, stored: str) -> list[np.ndarray]:

@@ -23,7 +23,10 @@ from tools.parity_tokenizer import toy_tokenizer
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FOLDER = Path(os.environ.get("MVG_REFERENCE_NBP") or GOLDEN / "nbp")
 QUANTITIES = {"bounded", "codes", "indices", "quantizer gradients", "encoded", "tokenizer parts", "released tokenizer"}
-MEASURES = {"resize and crop", "Frechet distance", "PSNR"}
+MEASURES = {"resize and crop", "Frechet distance", "PSNR", "texts", "text ids"}
+
+FAILED = (("text ids", "Archery"), ("texts", "ApplyEyeMakeup"))
+"""Of texts changed by hand."""
 
 
 def compared(folder: Path) -> tuple[Report, list[str]]:
@@ -78,6 +81,15 @@ def test_released_keys_are_compared(tmp_path: Path) -> None:
     (tmp_path / "released_model.json").write_text(json.dumps(content))
     (tmp_path / "fsq.json").write_text('{"cases": []}')
     assert compared(tmp_path)[0].failures() == ["released tokenizer: 1 in case keys and shapes, limit 0"]
+
+
+def test_a_wrong_text_or_id_fails(tmp_path: Path) -> None:
+    content = json.loads((FOLDER / "ucf101_text.json").read_text())
+    content["classes"]["ApplyEyeMakeup"]["text"] = "applyeye makeup"
+    content["classes"]["Archery"]["ids"][-1] = 0
+    (tmp_path / "ucf101_text.json").write_text(json.dumps(content))
+    failed = compared(tmp_path)[0].failures()
+    assert failed == [f"{what}: 1 in case {where}, limit 0" for what, where in FAILED], failed
 
 
 def test_the_codec_gives_the_recorded_codes(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def options(**changes: Any) -> dict[str, Any]:
         ({"objective__block": 1280, "objective__layout": "hybrid"}, ""),
         ({"objective__layout": "given_first_block"}, "must be unconditional or hybrid without a condition"),
         ({"condition__kind": "class", "condition__classes": ["a"]}, "must be hybrid or given_first_block"),
-        ({"condition__kind": "text"}, "must be none with objective.name = next_block_prediction"),
+        ({"condition__kind": "text", "objective__layout": "hybrid"}, "must be ids with objective.name = next_block"),
         ({"model__patch_size": 2}, "model.patch_size = 2: must be 1"),
         ({"codec__name": "tiny"}, 'codec.name = "tiny": must be fsq'),
         (
@@ -278,7 +278,7 @@ def options(**changes: Any) -> dict[str, Any]:
 )
 def test_options_that_do_not_go_together_are_one_line_each(changes: dict[str, Any], told: str) -> None:
     found = find_problems(config_from_dict(options(**changes)), None)
-    about = [line for line in found if line.startswith(("objective.", "codec.name", "model.patch", "condition.kind"))]
+    about = [line for line in found if line.startswith(("objective.", "codec.name", "model.patch", "condition."))]
     about += [line for line in found if line.startswith("parallel.tensor") and "vocabulary" in line]
     assert len(about) == bool(told), found
     assert told in "".join(about)

@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...condition.base import TextEncoder
+from ...condition.captions import text_of
+from ...condition.options import CAPTION, ConditionConfig
 from ...errors import UserError
 from ..bad import BadVideo
 from ..locks import write_whole
@@ -45,7 +47,7 @@ class TextEncoding:
     """What is encoded and how.
 
     shards: of the data set; stored: a name of `latents.STORED`; batch: captions per call of the encoder; output: a
-    folder.
+    folder; options: which texts.
     """
 
     shards: Shards
@@ -53,6 +55,7 @@ class TextEncoding:
     stored: str
     batch: int
     output: Path
+    options: ConditionConfig = ConditionConfig("text")
 
     @property
     def index(self) -> Index:
@@ -71,6 +74,7 @@ class TextEncoding:
             "max_tokens": encoder.max_tokens,
             "stored": self.stored,
             "index": self.index.fingerprint,
+            **({"text_from": self.options.text_from} if self.options.text_from != CAPTION else {}),
         }
 
     @cached_property
@@ -172,7 +176,7 @@ def finish(encoding: TextEncoding) -> np.ndarray:
 
 def _encode_shard(encoding: TextEncoding, shard: int, readers: ThreadPoolExecutor, done: Done) -> None:
     samples = range(int(encoding.firsts[shard]), int(encoding.firsts[shard + 1]))
-    captions = [_or_none(found, done) for found in readers.map(lambda i: _caption(encoding.shards, i), samples)]
+    captions = [_or_none(found, done) for found in readers.map(lambda i: _caption(encoding, i), samples)]
     counts = np.concatenate(
         [np.empty(0, np.int32)]
         + [_count(encoding.encoder, captions[i : i + COUNTED]) for i in range(0, len(captions), COUNTED)]
@@ -214,9 +218,10 @@ def _bytes(features: Tensor, stored: str) -> bytes:
     return numbers.view(torch.uint8).numpy().tobytes()
 
 
-def _caption(shards: Shards, entry: int) -> str | BadVideo:
+def _caption(encoding: TextEncoding, entry: int) -> str | BadVideo:
     try:
-        return shards.description(entry).read()["caption"]
+        found = encoding.shards.description(entry).read()
+        return text_of(encoding.options, found["label"], found["caption"])
     except BadVideo as error:
         # Storage that does not answer says nothing about the caption.
         if error.kind != "metadata":

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ...condition.folder import fingerprint_of, text_width
-from ...condition.options import ConditionConfig
+from ...condition.folder import feature_width, fingerprint_of
+from ...condition.options import CAPTION, IDS, ConditionConfig
 from ...errors import UserError
 from ..bad import BadVideo
 from ..remote import Cache
@@ -179,13 +179,15 @@ def check_features(features: TextFeatures, options: ConditionConfig, path: str) 
     again = f"change that, or {AGAIN} again"
     for name, ours in (
         ("encoder", options.encoder),
-        ("max_tokens", options.max_tokens),
-        ("width", text_width(options)),
+        ("tokens" if options.encoder == IDS else "max_tokens", options.text_tokens),
+        ("width", feature_width(options)),
+        ("text_from", options.text_from),
     ):
-        if facts[name] != ours:
+        theirs = facts["max_tokens"] if name == "tokens" else facts.get(name, CAPTION)
+        if theirs != ours:
             raise UserError(
-                f"data.path={path}: text features with {name} = {facts[name]}, but this run has condition.{name} = "
-                f"{ours}: {again}"
+                f"data.path={path}: text features with {name} = {theirs}, but this run has condition.{name} = {ours}: "
+                f"{again}"
             )
     if options.encoder != "words" and not Path(options.encoder_path or "/nowhere").is_dir():
         return

@@ -73,7 +73,7 @@ def _check_condition(report: Report) -> None:
     kind, layout = report.config.condition.kind, report.config.objective.layout
     if not report.sound("objective.layout", "condition.kind"):
         return
-    if kind == "class" and layout == UNCONDITIONAL:
+    if kind != "none" and layout == UNCONDITIONAL:
         report.add("objective.layout", f"be hybrid or given_first_block with condition.kind = {kind}", "use hybrid")
     if kind == "none" and layout == GIVEN:
         report.add("objective.layout", "be unconditional or hybrid without a condition", "use unconditional")
@@ -119,4 +119,4 @@ def _check_blocks(report: Report) -> None:
 
 
 enter_schedule("nbp_cosine", nbp_cosine)
-enter("objective", NAME, NextBlockOptions, check_options, __package__, conditions=frozenset({"class"}))
+enter("objective", NAME, NextBlockOptions, check_options, __package__, conditions=frozenset({"class", "ids"}))

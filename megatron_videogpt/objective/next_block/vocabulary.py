@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...codec.geometry import expected_levels
+from ...condition.folder import text_width
 from ...config.schema import Config
 
 UNCONDITIONAL, HYBRID, GIVEN = "unconditional", "hybrid", "given_first_block"
@@ -43,7 +44,10 @@ class Vocabulary:
 
 
 def vocabulary_of(config: Config) -> Vocabulary:
-    """Of a run; UserError, one line, where its codec's folder does not tell the levels of its codes."""
-    options = config.objective
-    conditions = len(config.condition.classes) if config.condition.kind == "class" else 0
+    """Of a run; UserError, one line, where its codec's folder does not tell the levels of its codes, or nothing
+    tells the ids of its texts.
+    """
+    options, condition, conditions = config.objective, config.condition, 0
+    if condition.kind != "none":
+        conditions = len(condition.classes) if condition.kind == "class" else text_width(condition)
     return Vocabulary(options.layout, options.block, math.prod(expected_levels(config.codec)), conditions)
