@@ -5,7 +5,6 @@ norm; it resumes bit for bit, and in another layout.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
