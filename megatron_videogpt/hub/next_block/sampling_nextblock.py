@@ -56,7 +56,7 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """
     if not top_k:
         return logits
-    ranked, order = logits.sort(-1, descending=True)
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
     least = ranked[:, min(top_k, ranked.shape[1]) - 1, None]
     ranked = ranked.masked_fill(ranked < least, -torch.inf)
     if top_p < 1:
@@ -144,7 +144,8 @@ def draw_tokens(
         for number in waiting:
             video, count, (logits, *without) = videos[number], rows[number], found[number]
             first, other = video.count, without[0] if without else None
-            random = noise(number, first, count).to(logits.device) if noise is not None and how.temperature else None
+            random = noise(number, first, count) if noise is not None and how.temperature else None
+            random = None if random is None else random.to(logits.device)
             ids = how.draw(logits, other, step, random).cpu()
             there = video.tokens[first : first + count]
             video.tokens[first : first + count] = torch.where(there == UNKNOWN, ids, there)
