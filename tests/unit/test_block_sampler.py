@@ -93,8 +93,8 @@ GUIDED = {"guidance_ratio": 0.7, "temperature": 0.9, "top_k": 40, "top_p": 0.95,
 
 
 def sampler_of(config: Config) -> Any:
-    from megatron_videogpt.objective.build import build_network, build_sampler
     from megatron_videogpt.model.init import load_released
+    from megatron_videogpt.objective.build import build_network, build_sampler
     from megatron_videogpt.platforms import activate
 
     platform = activate("cpu")
