@@ -32,16 +32,14 @@ LIMITS = {
 """Fractions of the recorded tensor's largest absolute value; of scalars and norms relative; of codes, indices, keys
 and texts the number that differ.
 """
-TRANSFORMER = ("masks_targets", "forward", "loss", "train_steps", "recipe")
+TRANSFORMER = ("masks_targets", "forward", "loss", "train_steps", "recipe", "sampler")
 """Files of the transformer, which are checked through the megatron-core model, in any tensor parallel size."""
-TO_COME = ("sampler",)
-"""Files of the transformer that nothing checks yet."""
 
 
 def is_kind(folder: Path) -> bool:
     """Whether a folder is of this kind: one of its files that other kinds do not have is there."""
     shared = ("loss", "sampler", "released_model")
-    return any((folder / f"{name}.json").is_file() for name in {*_checks(), *TRANSFORMER, *TO_COME} - {*shared})
+    return any((folder / f"{name}.json").is_file() for name in {*_checks(), *TRANSFORMER} - {*shared})
 
 
 def check_folder(folder: Path, report: Report) -> list[str]:
@@ -53,7 +51,7 @@ def check_folder(folder: Path, report: Report) -> list[str]:
             check(Cases(folder, name), report)
     known = {*_checks(), *TRANSFORMER}
     others = sorted(path.stem for path in folder.glob("*.json") if path.stem not in known)
-    return [name for name in others if name in TO_COME or _has_cases(folder / f"{name}.json")]
+    return [name for name in others if _has_cases(folder / f"{name}.json")]
 
 
 def _has_cases(path: Path) -> bool:
