@@ -1,0 +1,220 @@
+"""Published transformers of next block prediction to a run and back, the stand-alone model against recorded logits, and
+one line for what does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
+from megatron_videogpt.objective.recorded import Cases
+from tests.conversion import same
+from tests.tokenizer import random_tokenizer, saved
+from tools import convert_checkpoint
+
+CODES = {"tiny_k600": (8, 5, 5), "tiny_given": (5, 4, 3)}
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "nbp"
+TOLD = ("--published", "block=4", "num_heads=4", "--levels", "8", "5", "5", "--groups", "2")
+
+
+def tool(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+    return convert_checkpoint.main()
+
+
+def tokenizer(folder: Path, levels: tuple[int, ...] = (8, 5, 5)) -> Path:
+    return saved(folder, FSQShape(4, 2, 1, levels))
+
+
+def published(path: Path, **more: Any) -> dict[str, Tensor]:
+    """A training checkpoint like the published ones, with the frozen tokenizer and an empty buffer in it."""
+    state = load_file(GOLDEN / "tiny_k600" / "model.safetensors")
+    state["transformer.ln_f.bias"][:2] = torch.tensor([-0.0, 1e-42])
+    state["transformer.uncond_embedding"] = torch.zeros(0, 48)
+    frozen = random_tokenizer(seed=5).state_dict()
+    state |= {f"first_stage_model.{key}": value.clone() for key, value in frozen.items()}
+    torch.save({"state_dict": state, "epoch": 7, "optimizer_states": [{"step": torch.tensor(3.0)}], **more}, path)
+    return state
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_recorded_folder_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(GOLDEN / name, given)
+    tokenizer(given / "tokenizer", CODES[name])
+    for source, run, back in (("given", "run", "back"), ("back", "again", "last")):
+        assert tool(monkeypatch, "from-hf", tmp_path / source, "--output", tmp_path / run) == 0
+        assert tool(monkeypatch, "to-hf", tmp_path / run, "--output", tmp_path / back) == 0
+    original = load_file(given / "model.safetensors")
+    for folder in ("back", "last"):
+        same(load_file(tmp_path / folder / "model.safetensors"), original)
+        same(*(load_file(tmp_path / place / "tokenizer" / "model.safetensors") for place in (folder, "given")))
+    settings, back = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("given", "back"))
+    assert settings.items() <= back.items()
+    assert back == json.loads((tmp_path / "last" / "config.json").read_text())
+
+
+def test_a_published_file_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = published(tmp_path / "given.ckpt")
+    assert tool(monkeypatch, "from-hf", tmp_path / "given.ckpt", "--output", tmp_path / "run", *TOLD) == 0
+    assert tool(monkeypatch, "to-hf", tmp_path / "run", "--output", tmp_path / "back.ckpt") == 0
+    back = torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"]
+    assert back.keys() == state.keys()
+    assert all(back[key].numpy().tobytes() == value.numpy().tobytes() for key, value in state.items())
+    # And what lies in the run is a tokenizer that a configuration can name.
+    FSQTokenizer.from_pretrained(tmp_path / "run" / "released" / "files" / "tokenizer")
+
+
+def other_vocabulary(work: Path) -> list[object]:
+    published(work / "a.ckpt")
+    return [work / "a.ckpt", *TOLD[:-6], "--levels", "5", "5", "5", "--groups", "2"]
+
+
+def other_tokenizer(work: Path) -> list[object]:
+    return [GOLDEN / "tiny_k600", "--vae", tokenizer(work / "other", (5, 5, 5))]
+
+
+def no_division(work: Path) -> list[object]:
+    shutil.copytree(GOLDEN / "tiny_k600", work / "folder")
+    settings = json.loads((work / "folder" / "config.json").read_text())
+    (work / "folder" / "config.json").write_text(json.dumps(settings | {"block": 3}))
+    return [work / "folder", "--vae", tokenizer(work / "tokenizer")]
+
+
+def text(work: Path) -> list[object]:
+    return [GOLDEN / "tiny_ucf", "--vae", tokenizer(work / "tokenizer")]
+
+
+def more_than_tensors(work: Path) -> list[object]:
+    published(work / "a.ckpt", hyper_parameters=Namespace(block=4))
+    return [work / "a.ckpt", *TOLD]
+
+
+def unknown_key(work: Path) -> list[object]:
+    state = published(work / "a.ckpt")
+    torch.save({"state_dict": state | {"transformer.extra": torch.ones(2)}}, work / "a.ckpt")
+    return [work / "a.ckpt", *TOLD]
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (other_vocabulary, ("a table of 200 ids does not fit", "a tokenizer of 125 codes")),
+        (other_tokenizer, ("a vocabulary of 200 codes, and its tokenizer has 125",)),
+        (no_division, ("objective.block", "divide every video")),
+        (text, ("text",)),
+        (more_than_tensors, ("more than tensors", "argparse.Namespace")),
+        (unknown_key, ("transformer.extra belongs to nothing",)),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    given: Any,
+    parts: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert tool(monkeypatch, "from-hf", *given(tmp_path), "--output", tmp_path / "run") == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and all(part in told[0] for part in parts), told
+    assert not (tmp_path / "run").exists() and not (tmp_path / "run.partial").exists()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    """The stand-alone model's modules."""
+    pytest.importorskip("transformers")
+    from megatron_videogpt.hub.next_block import modeling_nextblock
+
+    return modeling_nextblock
+
+
+def test_the_stand_alone_model_gives_the_recorded_logits(alone: Any) -> None:
+    cases = Cases(GOLDEN, "forward")
+    assert len({case["checkpoint"] for case in cases}) == 3
+    for case in cases:
+        settings = json.loads((GOLDEN / case["checkpoint"] / "config.json").read_text())
+        model = alone.NextBlockModel(alone.NextBlockConfig(**settings | {"block": case["block"]})).eval()
+        state = load_file(GOLDEN / case["checkpoint"] / "model.safetensors")
+        assert state.keys() == model.state_dict().keys()
+        model.load_state_dict(state)
+        ids, wanted = cases.get(case, "input_ids"), cases.get(case, "logits")
+        cache, first, block = alone.NextBlockCache(ids.shape[1]), case["prefix"] + case["block"], case["block"]
+        with torch.no_grad():
+            whole = model(ids).logits
+            places = [0, *range(first, ids.shape[1] + 1, block)]
+            pieces = [model(ids[:, start:end], cache).logits for start, end in zip(places, places[1:])]
+        for found in (whole, torch.cat(pieces, 1)):
+            assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5, case["name"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+sys.modules["megatron_videogpt"] = sys.modules["megatron"] = None
+import torch
+from transformers import AutoModel
+model, report = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not any(report.values()), report
+sys.path.insert(0, str(folder))
+from pipeline_nextblock import NextBlockPipeline
+pipeline = NextBlockPipeline.from_pretrained(folder)
+def ids(**more):
+    return pipeline(latent=[2, 4, 4], output_type="ids", generator=torch.Generator().manual_seed(3), **more)
+video = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(1))
+(one,) = ids(video=video, class_labels="b", top_k=40)
+two = ids(video=[video, video.flip(1)], class_labels=["b", 2], temperature=0, guidance=1.0)
+assert one.shape == (2, 4, 4) and torch.equal(one[:1], pipeline.tokenizer.encode(video.permute(3, 0, 1, 2)[None])[0])
+# Together as alone, and what the model finds likeliest, in one pass.
+assert torch.equal(two[0], ids(video=video, class_labels="b", temperature=0, guidance=1.0)[0])
+told = torch.cat([torch.tensor([2]), 3 + two[1].flatten()])[None, :-4]
+rows = [pipeline.model(told, dropped=torch.tensor([d])).logits[0, 1 + 12 :] for d in (False, True)]
+assert torch.equal((2 * rows[0] - rows[1])[:, 3:-1].argmax(-1), two[1].flatten()[-4:])
+(frames,) = pipeline(video=video, class_labels=0, latent=[2, 4, 4], output_type="np")
+assert frames.shape == (5, 32, 32, 3) and frames.dtype == "uint8"
+for wrong in (dict(latent=[1, 3, 3]), dict(class_labels="c4"), dict(class_labels=None), dict(video=None)):
+    try:
+        pipeline(**dict(video=video, class_labels=0, latent=[2, 4, 4]) | wrong)
+    except ValueError as error:
+        assert "\\n" not in str(error)
+        continue
+    raise SystemExit(wrong)
+print("fine")
+"""
+
+
+def test_a_folder_runs_without_this_project(
+    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained run's own names, codes and blocks, in a process where this project cannot be imported."""
+    folder = GOLDEN / "tiny_given"
+    settings = json.loads((folder / "config.json").read_text())
+    named = settings | {"class_names": ["a", "b", "c", *map(str, range(3, 12))]}
+    shutil.copytree(folder, tmp_path / "given")
+    (tmp_path / "given" / "config.json").write_text(json.dumps(named))
+    tokenizer(tmp_path / "given" / "tokenizer", CODES["tiny_given"])
+    assert tool(monkeypatch, "from-hf", tmp_path / "given", "--output", tmp_path / "run") == 0
+    assert tool(monkeypatch, "to-hf", tmp_path / "run", "--output", tmp_path / "out", "--license", "mit") == 0
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "out")],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.stdout.strip() == "fine", result.stdout + result.stderr[-3000:]
