@@ -54,7 +54,7 @@ train.output: config.toml, metrics.jsonl, checkpoints, pictures.
 """
 
 
-OPTIONS = """Print a TOML file with every option, its default and what it does: a file to start from.  Options that belong to an
+OPTIONS = """Print a TOML file with every option, its default and what it does: a file to start from.  Options of an
 objective, a codec or a condition are those of its name, for example objective.name=next_block_prediction."""
 SAMPLE = "Continue a video with a trained model, clip by clip, and write the result as an mp4 and a contact sheet."
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_videogpt.errors import UserError, shortened
 from megatron_videogpt.hub.common.fsq_codes import bounded, codes_of, ids_of, quantized
 from megatron_videogpt.hub.common.fsq_tokenizer import (
     CausalConv,
@@ -88,14 +90,22 @@ def _watched(model: FSQTokenizer) -> dict[str, Tensor]:
 
 
 def toy_tokenizer(folder: Path) -> FSQTokenizer:
-    """The toy tokenizer of a folder.  A compact one may come without its decoder, which then is of zeros."""
-    shape = shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
-    state = load_file(folder / "model.safetensors")
+    """The toy tokenizer of a folder; UserError where it is none.  A compact one may lack its decoder, which is of zeros
+    then.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return _with_decoder(shape_of(settings, str(folder)), load_file(folder / "model.safetensors"), str(folder))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(shortened(error)) from error
+
+
+def _with_decoder(shape: FSQShape, state: dict[str, Tensor], where: str) -> FSQTokenizer:
     if not any(key.startswith("decoder_layers.") for key in state):
         with torch.device("meta"):
             keys = FSQTokenizer(shape).state_dict()
         state |= {key: torch.zeros(value.shape) for key, value in keys.items() if key.startswith("decoder_layers.")}
-    return filled(shape, state, str(folder))
+    return filled(shape, state, where)
 
 
 @torch.no_grad()

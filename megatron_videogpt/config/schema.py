@@ -96,7 +96,10 @@ class OptimizerConfig:
     lr: float = option(1e-4, "learning rate after warm-up")
     min_lr: float = option(0.0, "learning rate at the last step of a cosine or linear schedule")
     schedule: str = option(
-        "constant", "what follows the warm-up: constant, cosine or linear to min_lr", choices=schedule_names
+        "constant",
+        "what follows the warm-up: constant, cosine or linear to min_lr, or nbp_cosine (next block prediction's: to 0, "
+        "and each step at the tick before it)",
+        choices=schedule_names,
     )
     warmup_steps: int = option(1000, "steps of linear warm-up")
     betas: tuple[float, float] = option((0.9, 0.95), "Adam's beta1 and beta2")

@@ -178,6 +178,8 @@ def test_videos_that_do_not_fit_are_one_line(codec: FSQCodec) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             codec.model.encode(torch.zeros(shape))
+    with pytest.raises(ValueError, match="ids of shape \\[2, 2, 2\\]: expected"):
+        codec.model.decode(torch.zeros(2, 2, 2, dtype=torch.long))
 
 
 def test_unusable_folders_are_one_line(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.model.flops import component_parameters
-from megatron_videogpt.objective.next_block.loss import CHUNK_BYTES, Part, chunk_rows, cross_entropy
+from megatron_videogpt.objective.base import ONLY
+from megatron_videogpt.objective.next_block.loss import CHUNK_BYTES, Part, Scored, chunk_rows, cross_entropy
 from megatron_videogpt.objective.next_block.objective import NextBlock
 from megatron_videogpt.objective.next_block.parameters import published, table_of
 from megatron_videogpt.objective.next_block.released import model_of, vocabulary_in
@@ -124,16 +125,75 @@ def test_the_loss_in_chunks_is_that_of_all_logits(rows: int, monkeypatch: pytest
     assert torch.equal(found.above, (logits > logits.gather(1, target[:, None])).sum(1).float())
     for ours, theirs in zip(torch.autograd.grad(3 * found.total, leaves), wanted):
         assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+    half = [value.detach().bfloat16().requires_grad_() for value in leaves]
+    total = cross_entropy(half[0], half[1], target, weight, Part(0, 48)).total
+    for ours, theirs in zip(torch.autograd.grad(3 * total, half), wanted):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours - theirs).abs().max()) <= 0.05 * float(theirs.abs().max())
 
 
+def test_a_shard_without_scored_rows_has_a_gradient_all_the_same() -> None:
+    """Context parallel ranks reduce the same parameters, whatever rows they have."""
+    hidden, table, target, weight = tensors(0, 50, 8)
+    found = cross_entropy(hidden.requires_grad_(), table.requires_grad_(), target, weight, Part(0, 50))
+    found.total.backward()
+    assert float(found.total.detach()) == 0 and table.grad is not None and not table.grad.any()
+    assert hidden.grad is not None and hidden.grad.shape == (0, 8)
+
+
+@pytest.mark.usefixtures("processes")
 def test_no_logits_of_a_whole_row_exist() -> None:
-    """A training step's loss at K600's 1264 rows and 64,000 words, with a narrow model, forward and backward."""
-    hidden, table, target, weight = tensors(1264, 64_000, 8)
+    """A step at K600's 1264 rows and 64,000 words through a narrow model, forward and backward."""
+    from megatron_videogpt.objective.build import build_network, build_objective
+    from megatron_videogpt.platforms import activate
+
+    small = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "ffn_hidden_size": 16, "patch_size": 1}
+    config = config_from_dict(options(model=small, train={"precision": "fp32"}))
+    objective, network = build_objective(config), build_network(config, 6, activate("cpu"), "ranged")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    codes = codes_of(torch.randint(64_000, (5, 16, 16)), (8, 8, 8, 5, 5, 5))
+    row = objective.prepare([Sample(1, "video", codes, None, (5,))], 1)
     with Largest() as watched:
-        cross_entropy(hidden.requires_grad_(), table.requires_grad_(), target, weight, Part(0, 64_000)).total.backward()
-    assert hidden.grad is not None and table.grad is not None
-    logits = [size for shape, size in watched.found.items() if 64_000 in shape and 8 not in shape]
-    assert logits and max(watched.found.values()) <= CHUNK_BYTES < 64e6
+        score = objective.score(network(row), row, ONLY)
+        (score.total / score.count).backward()
+    assert score.count == 1264 and float(score.total.detach()) / 1264 == pytest.approx(math.log(64_000), rel=0.02)
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    assert max(size for shape, size in watched.found.items() if 64_000 in shape) == max(watched.found.values())
+    assert 16e6 < max(watched.found.values()) <= CHUNK_BYTES < 64e6
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_dropped_condition_keeps_its_place_and_loses_its_meaning() -> None:
+    from megatron_videogpt.objective.next_block.ends import IdEmbedding
+
+    vocabulary = Vocabulary("hybrid", 4, 60, 3)
+    objective = NextBlock(vocabulary, LEVELS, (), 1, 2)
+    model = model_of({"num_layers": 1, "hidden_size": 8, "ffn_size": 8, "num_heads": 2, "max_positions": 64})
+    embedding = IdEmbedding(model, 3, torch.float32, torch.device("cpu"), vocabulary, 1)
+    for parameter in embedding.parameters():
+        torch.nn.init.normal_(parameter)
+    told = [sample_of((2, 2, 4), 1, condition=torch.tensor([number])) for number in (1, 2)]
+    first, second, dropped = (
+        embedding(objective.prepare([sample], 1))[:, 0] for sample in (*told, replace(told[1], dropped=True))
+    )
+    assert torch.equal(first[0], embedding.table[5]) and torch.equal(second[0], embedding.table[6])
+    assert embedding.unconditional is not None and torch.equal(dropped[:1], embedding.unconditional)
+    assert torch.equal(first[1:], second[1:]) and torch.equal(second[1:], dropped[1:])
+
+
+def test_what_is_counted_beside_the_loss() -> None:
+    objective = NextBlock(Vocabulary("unconditional", 4, 60), LEVELS, (), 0, 3)
+    row = objective.prepare([sample_of((2, 2, 2)), sample_of((3, 2, 2), 2), sample_of((3, 2, 2), 3, scored=False)], 1)
+    nll, above = torch.arange(20.0), torch.arange(20.0) % 8
+    score = objective.score(Scored((nll * row.weight).sum(), nll, above), row)
+    assert [metric.name for metric in objective.metrics] == [
+        *("accuracy_top1", "accuracy_top5"),
+        *("loss_frame0", "loss_frame1", "loss_frame2"),
+    ]
+    # Blocks of a frame: of the two videos that count, 4 tokens of the second frame each and 4 of the third.
+    assert score.count == 12 and score.counts.tolist() == [12, 12, 0, 8, 4]
+    assert score.sums.tolist() == [2, 9, 0, sum(range(8)), sum(range(8, 12))]
 
 
 SIZES = ("k600_700M", "ucf_700M", "k600_1.2B", "ucf_1.2B", "k600_3B", "ucf_3B")
@@ -186,7 +246,7 @@ def options(**changes: Any) -> dict[str, Any]:
     values["data"]["clips"] = [1, 1]
     for name, value in changes.items():
         section, _, option = name.partition("__")
-        values.setdefault(section, {})[option] = value
+        values.setdefault(section, {}).update({option: value} if option else value)
     return values
 
 

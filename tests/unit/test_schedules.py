@@ -35,13 +35,15 @@ def test_a_schedule_of_another_package_is_one_of_ours(monkeypatch: pytest.Monkey
     monkeypatch.setattr(schedules, "_entered", dict(schedules._entered))
     values = {"optimizer": {"schedule": "square_root", "lr": 0.5}}
     (problem,) = find_problems(config_from_dict(values), None)
-    assert problem.startswith('optimizer.schedule = "square_root": must be one of constant, cosine, linear; ')
+    assert problem.startswith(
+        'optimizer.schedule = "square_root": must be one of constant, cosine, linear, nbp_cosine; '
+    )
     enter_schedule("square_root", warmed_up(lambda optimizer, done: optimizer.lr * (1 - done) ** 0.5))
     config = config_from_dict(values)
     assert find_problems(config, None) == []
     warmup = config.optimizer.warmup_steps
     assert learning_rate(config.optimizer, 75 + warmup, 101 + warmup) == 0.25
     known = {option.name: option.choices for option in options(of=Config())}
-    assert known["optimizer.schedule"] == ("constant", "cosine", "linear", "square_root")
+    assert known["optimizer.schedule"] == ("constant", "cosine", "linear", "nbp_cosine", "square_root")
     with pytest.raises(ValueError, match="'square_root' is entered twice"):
         enter_schedule("square_root", lambda optimizer, step, steps: 0.0)

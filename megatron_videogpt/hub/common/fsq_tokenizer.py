@@ -209,6 +209,8 @@ class FSQTokenizer(nn.Module):
 
     def decode(self, ids: Tensor) -> Tensor:
         """float32 [B, 3, 1 + 4n, 8h, 8w] in [0, 1] of ids [B, 1 + n, h, w]; ValueError for ids that do not exist."""
+        if ids.ndim != 4 or ids.numel() == 0:
+            raise ValueError(f"ids of shape {list(ids.shape)}: expected [B, frames, height, width]")
         return self.to_video(codes_of(ids, self.shape.levels))
 
     @classmethod

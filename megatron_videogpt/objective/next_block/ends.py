@@ -59,8 +59,8 @@ class IdEmbedding(nn.Module):
         if self.part.group is None:
             return F.embedding(ids, self.table)
         local = ids - self.part.first
-        here = (local >= 0) & (local < self.part.count)
-        values = F.embedding(local.clamp(0, self.part.count - 1), self.table).masked_fill(~here[:, None], 0.0)
+        here = (local >= 0) & (local < self.part.words)
+        values = F.embedding(local.clamp(0, self.part.words - 1), self.table).masked_fill(~here[:, None], 0.0)
         return tensor_parallel.reduce_from_tensor_model_parallel_region(values)
 
 

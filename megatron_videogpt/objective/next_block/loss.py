@@ -18,12 +18,12 @@ CHUNK_BYTES = 32 << 20
 
 
 class Part(NamedTuple):
-    """Which words of a vocabulary a rank has: `count` from `first` on, and the process group of all that have some
+    """Which words of a vocabulary a rank has: `words` from `first` on, and the process group of all that have some
     (None: this rank has all).
     """
 
     first: int
-    count: int
+    words: int
     group: Any = None
 
 
@@ -40,7 +40,7 @@ class Scored(NamedTuple):
 
 
 def cross_entropy(rows: Tensor, words: Tensor, target: Tensor, weight: Tensor, part: Part) -> Scored:
-    """rows ``[n, D]``, words ``[at least part.count, D]``, target int64 ``[n]``, weight float32 ``[n]``.
+    """rows ``[n, D]``, words ``[at least part.words, D]``, target int64 ``[n]``, weight float32 ``[n]``.
 
     The gradient of rows is this rank's part of a sum over the group, as that of a head with `Ends.split_head` is.
     """
@@ -60,11 +60,11 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, rows: Tensor, words: Tensor, target: Tensor, weight: Tensor, part: Part, learns: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         nll, above = (torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2))
-        own = words[: part.count]
+        own = words[: part.words]
         if learns:
             # Chunks add up in float32, whatever the weights are in.
             of_rows, of_words = torch.empty_like(rows), torch.zeros_like(words, dtype=torch.float32)
-        size = chunk_rows(len(rows), part.count)
+        size = chunk_rows(len(rows), part.words)
         for start in range(0, len(rows), size):
             here = slice(start, start + size)
             logits = (rows[here] @ own.T).float()
@@ -72,7 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
             if learns:
                 gradient = gradient.to(words.dtype)
                 of_rows[here] = gradient @ own
-                _add_product(of_words[: part.count], gradient.T, rows[here])
+                _add_product(of_words[: part.words], gradient.T, rows[here])
         ctx.gradients = (of_rows, of_words) if learns else None
         ctx.dtype = words.dtype
         ctx.mark_non_differentiable(nll, above)
@@ -87,10 +87,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _probabilities(logits: Tensor, target: Tensor, weight: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient of the weighted sum by the logits, in their place; nll; above) of a chunk ``[c, part.count]``."""
+    """(gradient of the weighted sum by the logits, in their place; nll; above) of a chunk ``[c, part.words]``."""
     local = target - part.first
-    here = (local >= 0) & (local < part.count)
-    local = local.clamp(0, part.count - 1)[:, None]
+    here = (local >= 0) & (local < part.words)
+    local = local.clamp(0, part.words - 1)[:, None]
     peaks = torch.stack([logits.amax(1), logits.gather(1, local)[:, 0].masked_fill(~here, -torch.inf)])
     _reduce(peaks, torch.distributed.ReduceOp.MAX, part)
     largest, wanted = peaks

@@ -80,10 +80,10 @@ class BlockWork:
 
     def facts(self, expected: tuple[int, int], largest: tuple[int, int]) -> list[tuple[str, str, str]]:
         """See `ObjectiveWork`."""
-        counts = [self._tokens(self.frames, *frame) for frame in (expected, largest)]
-        blocks = [f"{count // self.vocabulary.block}" for count in counts]
-        facts = [("video tokens", *map(str, counts)), (f"blocks of {self.vocabulary.block}", *blocks)]
-        return [*facts, ("condition tokens", *[str(self.prefix)] * 2)] if self.prefix else facts
+        mean, most = (self._tokens(self.frames, *frame) for frame in (expected, largest))
+        block, prefix = self.vocabulary.block, str(self.prefix)
+        facts = [("video tokens", f"{mean}", f"{most}"), (f"blocks of {block}", f"{mean // block}", f"{most // block}")]
+        return [*facts, ("condition tokens", prefix, prefix)] if self.prefix else facts
 
 
 def work_of(config: Config, codec: Geometry) -> BlockWork:
