@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron_videogpt.config.schema import Config, SampleConfig
 from megatron_videogpt.config.schema_data import DataConfig, PhysicsConfig
 from megatron_videogpt.hub.common.sampling_videogpt import Recompute
+from megatron_videogpt.objective.next_clip.sampler import ClipSampler
 from megatron_videogpt.sample.generate import Model
 
 CONFIG = Config(
@@ -63,7 +64,7 @@ def repeat_last(histories, zs, t, conditions):
 def fake_model(function=repeat_last, codec=None, **sample) -> Model:
     """A model that predicts `function(histories, clips, t, conditions)`, with options of `CONFIG.sample` replaced."""
     return Model(
-        lambda settings: Recompute(function),
+        lambda settings: ClipSampler(Recompute(function)),
         replace(CONFIG, sample=replace(CONFIG.sample, **sample)),
         codec or Unshuffle(),
         torch.device("cpu"),

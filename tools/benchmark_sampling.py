@@ -163,8 +163,8 @@ class Watched:
 def roll(build: Callable[[], Any], case: Case, shape: Shape) -> tuple[Taken, Any]:
     """One rollout: what it took, and the new latents."""
     from megatron_videogpt.hub.common.sampling_videogpt import Settings, continue_videos
+    from megatron_videogpt.objective.next_clip.sampler import keyed_noise
     from megatron_videogpt.objective.noise import normal
-    from megatron_videogpt.sample.settings import keyed_noise
 
     settings = Settings(
         clips=case.clips, window=case.history + sum(case.clips), steps=case.steps, guidance=case.guidance

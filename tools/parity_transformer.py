@@ -10,6 +10,7 @@ from megatron_videogpt.config.schema import Config, ParallelConfig
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.recorded import Report
 from megatron_videogpt.sequence.row import Row
+from tools.parity_tokenizer import toy_tokenizer
 
 
 def limits() -> dict[str, float]:
@@ -39,7 +40,7 @@ def check_transformer(folder: Path, tensor_parallel: int, attention: str, report
         backend, _ = select(attention, "cpu", torch.float32, config.model.head_dim)
         return VideoGPT(config, 0, platform, backend, ends)
 
-    parity.check_folder(folder, ParallelConfig(tensor=tensor_parallel), build, training, report)
+    parity.check_folder(folder, ParallelConfig(tensor=tensor_parallel), build, training, toy_tokenizer, report)
 
 
 def training(config: Config, model: Any) -> Callable[[Any, list[Row], float], tuple[float, float]]:

@@ -16,7 +16,8 @@ from .check_parallel import check_parallel, divisors
 from .load import ConfigError, read_config
 from .options import value_of
 from .problems import Report
-from .schema import Config
+from .schema import Config, SampleConfig
+from .sections import not_sampled_with
 from .toml import show, to_toml
 
 Rule = tuple[str, Callable[[Any], bool], str]
@@ -42,6 +43,7 @@ RANGES: tuple[Rule, ...] = (
         optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb train.seed
         train.threads train.gc_every checkpoint.every checkpoint.keep checkpoint.keep_every checkpoint.retries
         logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history sample.guidance
+        sample.temperature sample.top_k sample.guidance_ratio
         logging.peak_tflops""",
     ),
     (
@@ -57,6 +59,7 @@ RANGES: tuple[Rule, ...] = (
         "model.dropout optimizer.betas optimizer.ema_decay sample.history_noise",
     ),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
+    ("above 0 and at most 1", lambda v: 0 < v <= 1, "sample.top_p"),
     ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
 )
 
@@ -189,6 +192,18 @@ def _check_guidance(report: Report) -> None:
         report.add(name, must, "use for example [[0.2, 5.0], [0.8, 1.0]]")
 
 
+def _check_sampling(report: Report) -> None:
+    """Nothing that the objective's sampler makes no use of."""
+    objective, sample = report.config.objective.name, report.config.sample
+    for name in sorted(not_sampled_with(objective)):
+        if report.sound(f"sample.{name}") and getattr(sample, name) != getattr(SampleConfig(), name):
+            must = f"be left out with objective.name = {objective}, which makes no use of it"
+            report.add(f"sample.{name}", must, "remove it")
+            report.broken.add(f"sample.{name}")
+    if report.sound("sample.top_p", "sample.top_k") and sample.top_p < 1 and not sample.top_k:
+        report.add("sample.top_p", "be 1 without sample.top_k, which comes first", "use sample.top_k too")
+
+
 def _check_rest(report: Report) -> None:
     config = report.config
     if (
@@ -197,11 +212,8 @@ def _check_rest(report: Report) -> None:
         and config.optimizer.min_lr > config.optimizer.lr
     ):
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
-    if report.sound("sample.window", "sample.clips") and config.sample.window <= max(config.sample.clips):
-        longest = max(config.sample.clips)
-        must = f"hold a frame of history beside the longest clip of sample.clips, {longest} frames"
-        report.add("sample.window", must, f"use {longest + 1} or more, or shorter clips")
     _check_guidance(report)
+    _check_sampling(report)
     if config.attention.backend in ("flash", "triton", "flex") and config.train.platform in ("cpu", "npu"):
         report.add(
             "attention.backend",

@@ -193,6 +193,13 @@ class SampleConfig:
     )
     history_noise: float = option(0.0, "noise mixed into the history from the second clip on, in [0, 1)")
     time_shift: float = option(1.0, "time shifting factor of the noise levels; 1 leaves them even")
+    temperature: float = option(1.0, "of tokens that are drawn; 0 takes the likeliest one")
+    top_k: int = option(0, "draw from so many likeliest tokens; 0 from all of them, without top_p")
+    top_p: float = option(1.0, "and of these, from the likeliest that together have this share of the probability")
+    guidance_ratio: float = option(
+        0.0, "t in (1 + t) * logits - t * logits without the condition; 0 turns this guidance off"
+    )
+    guidance_grows: bool = option(False, "guidance_ratio times the number of the step, from 0 on, in place of itself")
     cache: bool = option(
         True,
         "keep keys and values of the history; false computes them again at every step (the same result, "

@@ -20,7 +20,8 @@ AXES = frozenset({"tensor", "sequence", "context", "pipeline", "virtual_pipeline
 class Section:
     """options: a frozen dataclass with `option`s, the telling one among them; rules: adds to a `problems.Report` what
     is wrong with them; package: the Python package whose modules the name stands for; axes: of `AXES`, those that it
-    works under; conditions: of `[condition]` what an objective makes use of: class, text, frames.
+    works under; conditions: of `[condition]` what an objective makes use of: class, text, frames; sampling: of
+    `[sample]` the same, beside what every sampler goes by; None of an objective that does not say.
     """
 
     options: type
@@ -28,6 +29,7 @@ class Section:
     package: str = ""
     axes: frozenset[str] = frozenset()
     conditions: frozenset[str] = frozenset()
+    sampling: frozenset[str] | None = None
 
 
 _entered: dict[str, dict[str, Section]] = {kind: {} for kind in KINDS}
@@ -42,6 +44,7 @@ def enter(
     axes: frozenset[str] = AXES,
     default: bool = False,
     conditions: frozenset[str] = frozenset(),
+    sampling: frozenset[str] | None = None,
 ) -> None:
     """Make a codec, a kind of condition or an objective known.  default: whether it is that of its section; else the
     first that is entered is.
@@ -51,7 +54,7 @@ def enter(
     """
     if not axes <= AXES:
         raise ValueError(f"{kind} {name!r}: axes {sorted(axes - AXES)} are unknown; there are {sorted(AXES)}")
-    known = _entered[kind].setdefault(name, Section(options, rules, package, axes, conditions))
+    known = _entered[kind].setdefault(name, Section(options, rules, package, axes, conditions, sampling))
     if known.options is not options:
         raise ValueError(f"{kind} {name!r} is entered twice: {known.options.__module__} and {options.__module__}")
     if default:
@@ -67,6 +70,13 @@ def find(kind: str, name: Any = None) -> Section:
     """The section of this name; of the default where it is not known (the check of names says so)."""
     known = _entered[kind]
     return known[name] if isinstance(name, str) and name in known else next(iter(known.values()))
+
+
+def not_sampled_with(name: Any) -> frozenset[str]:
+    """Options of `[sample]` that another objective makes use of and this one does not."""
+    own = find("objective", name).sampling
+    others = frozenset[str]().union(*(known.sampling or () for known in _entered["objective"].values()))
+    return frozenset() if own is None else others - own
 
 
 def section(kind: str) -> Any:

@@ -13,7 +13,18 @@ from ..data.sources.files import EXTENSIONS
 from ..errors import UserError
 from ..sample.generate import Model
 from ..sample.prompts import IMAGES
-from .work import GUIDANCE, LARGEST_MB, MOST_CLIPS, MOST_FRAMES, MOST_STEPS, Request, continue_one, most_frames
+from .work import (
+    GUIDANCE,
+    LARGEST_MB,
+    MOST_CLIPS,
+    MOST_FRAMES,
+    MOST_STEPS,
+    TEMPERATURE,
+    Request,
+    continue_one,
+    draws_tokens,
+    most_frames,
+)
 
 MOST_WAITING = 16  # requests in the queue; the next one is turned away
 CLEAN_EVERY, KEEP = 600, 3600  # seconds: how often old uploads and results are looked for, and how old they get
@@ -78,7 +89,8 @@ def _fields(model: Model) -> list[Any]:
     with gr.Row():
         count = gr.Slider(1, MOST_CLIPS, clips, step=1, label="Clips", info="one after another", elem_id="clips")
         frames = gr.Slider(1, longest, clip, step=1, label="Frames per clip", elem_id="frames")
-    with gr.Row():
+    tokens = draws_tokens(model.config)
+    with gr.Row(visible=not tokens):
         steps = gr.Slider(
             1, MOST_STEPS, min(sample.steps, MOST_STEPS), step=1, label="Steps", info="slower, finer", elem_id="steps"
         )
@@ -90,6 +102,15 @@ def _fields(model: Model) -> list[Any]:
             info="1: off, faster",
             elem_id="guidance",
         )
+    temperature = gr.Slider(
+        *TEMPERATURE,
+        min(sample.temperature, TEMPERATURE[1]),
+        step=0.05,
+        label="Temperature",
+        info="0: always the likeliest",
+        visible=tokens,
+        elem_id="temperature",
+    )
     with gr.Row():
         given = gr.Number(
             0, label="Frames given", info="from the start; 0: those before the end", min_width=100, elem_id="given"
@@ -98,7 +119,7 @@ def _fields(model: Model) -> list[Any]:
             interval, label="Every N-th frame", info="of the video is used", min_width=100, elem_id="interval"
         )
         seed = gr.Number(0, label="Seed", info="another one, another future", min_width=100, elem_id="seed")
-    return [file, kind, number, count, frames, given, every, steps, guidance, seed, _shown(model)]
+    return [file, kind, number, count, frames, given, every, steps, guidance, seed, _shown(model), temperature]
 
 
 def _shown(model: Model) -> Any:

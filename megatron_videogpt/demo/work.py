@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..config.load import ConfigError
 from ..config.schema import Config, SampleConfig
 from ..config.schema_data import SCENES
+from ..config.sections import not_sampled_with
 from ..errors import UserError
 from ..sample.generate import Model, conditions_of, continue_row, encode
 from ..sample.options import SETTINGS, resolve
@@ -26,6 +28,7 @@ MOST_CLIPS, MOST_FRAMES, MOST_STEPS = (
     200,
 )  # clips, new latent frames of all clips together, denoising steps per clip
 GUIDANCE = (1.0, 10.0)
+TEMPERATURE = (0.0, 2.0)
 LARGEST_MB = 200  # of an uploaded file, in 10^6 bytes
 LONGEST = 100_000  # frames of an uploaded video
 LARGEST_NUMBER = 2**31 - 1  # of seeds and scenes
@@ -51,6 +54,7 @@ class Request:
             truth.
         interval: use every so many-th frame.
         shown: a class or a text, for models that take one; empty for none, or what a scene says of itself.
+        temperature: of models that draw tokens, which go neither by steps nor by guidance.
     """
 
     path: Path | None
@@ -63,6 +67,7 @@ class Request:
     guidance: float | None
     seed: float | None
     shown: str = ""
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,17 @@ def continue_one(model: Model, request: Request, folder: Path, tell: Tell) -> Re
     base = Path(tempfile.mkdtemp(dir=folder)) / f"{prompt.name}_continued"
     started, total = time.perf_counter(), sum(settings.clips)
 
-    def watch(done: float) -> None:
+    done = 0.0
+
+    def watch(frames: float, tokens: int) -> None:
+        nonlocal done
+        done += frames
         tell(done / total, f"{done:.1f} of {total} frames, {done / (time.perf_counter() - started):.2f} frames/s")
 
     history = encode(model, [prompt])
     with Output(base, ("mp4", "png"), prompt, history[0], total * model.codec.temporal_stride) as output:
         told = conditions_of(model, [prompt])
-        for clips in continue_row(model, model.denoiser(settings), history, settings, seed, watch, conditions=told):
+        for clips in continue_row(model, model.sampler(settings), history, settings, seed, watch, conditions=told):
             output.append(clips[0])
         seconds = time.perf_counter() - started
         output.finish(
@@ -124,17 +133,11 @@ def _settings(config: Config, request: Request) -> tuple[SampleConfig, int | Non
         raise UserError(
             f"{clips} clips of {frames} frames: at most {MOST_FRAMES} frames at a time; choose fewer or shorter clips"
         )
-    low, high = GUIDANCE
-    if request.guidance is None or not low <= request.guidance <= high:
-        raise UserError(f"guidance = {_shown(request.guidance)}: expected a number from {low:g} to {high:g}")
     given = _whole("frames given", request.given or 0, 0, config.sample.window) or None
     chosen = {
         "clips": (frames,) * clips,
         "history": given,
-        "steps": _whole("steps", request.steps, 1, MOST_STEPS),
-        "guidance": request.guidance,
-        # One scale is chosen here, and a schedule would override it.
-        "guidance_schedule": (),
+        **(_tokens(request) if draws_tokens(config) else _clips(request)),
     }
     interval = _whole("every N-th frame", request.interval, 1, LONGEST)
     try:
@@ -142,6 +145,28 @@ def _settings(config: Config, request: Request) -> tuple[SampleConfig, int | Non
     except ConfigError as error:
         raise UserError("; ".join(error.problems)) from error
     return settings, given, interval, _whole("seed", request.seed, 0, LARGEST_NUMBER)
+
+
+def draws_tokens(config: Config) -> bool:
+    """Whether the model draws tokens, and goes by a temperature."""
+    return "temperature" not in not_sampled_with(config.objective.name)
+
+
+def _tokens(request: Request) -> dict[str, Any]:
+    return {"temperature": _number("temperature", request.temperature, TEMPERATURE)}
+
+
+def _clips(request: Request) -> dict[str, Any]:
+    guidance = _number("guidance", request.guidance, GUIDANCE)
+    # One scale is chosen here, and a schedule would override it.
+    return {"steps": _whole("steps", request.steps, 1, MOST_STEPS), "guidance": guidance, "guidance_schedule": ()}
+
+
+def _number(name: str, value: float | None, span: tuple[float, float]) -> float:
+    low, high = span
+    if value is None or not low <= value <= high:
+        raise UserError(f"{name} = {_shown(value)}: expected a number from {low:g} to {high:g}")
+    return value
 
 
 def _whole(name: str, value: float | None, low: int, high: int) -> int:

@@ -14,6 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Names of `sample.cache_dtype`; auto is none of them."""
+
 
 class KeyValueCache:
     """The buffers ``[rows, key-value heads of this rank, d]`` of this rank's layers; allocated when a layer first

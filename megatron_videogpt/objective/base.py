@@ -4,13 +4,13 @@ on one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..config.schema import Config, OptimizerConfig
+from ..config.schema import Config, OptimizerConfig, SampleConfig
 from ..data.plans import Sample
 from ..platforms import Platform
 from ..sequence.row import Row
@@ -131,4 +131,35 @@ class Objective(Protocol):
         """What that network made of it -> its loss and numbers.
 
         Samples that are not scored add nothing to any of them.
+        """
+
+
+Watch = Callable[[float, int], None]
+"""Told after each step of a sampler how many latent frames, fractions included, and how many tokens it made, of all
+videos together; tokens are 0 where steps make none for good.
+"""
+
+
+class Sampler(Protocol):
+    """A model that continues videos, clip after clip."""
+
+    def rollout(
+        self,
+        histories: list[Tensor],
+        settings: SampleConfig,
+        keys: Sequence[int],
+        seed: int,
+        conditions: list[Tensor | None] | None = None,
+        watch: Watch | None = None,
+    ) -> Iterator[list[Tensor]]:
+        """Yields per clip of the settings the new latents of all videos ``[G, C, h, w]``, given at most a window.
+
+        Whether there is a cache is settled when the sampler is built.  Raises UserError, one line, for settings that
+        cannot be sampled with.
+
+        Args:
+            histories: per video latents ``[H, C, h, w]``, H may be 0, and sizes may differ.
+            keys: per video what its randomness depends on, beside the seed; on nothing else of it.
+            conditions: per video what it is to show: int64 ``[1]``, the number of a class, or float32 ``[T, E]``,
+                features of a text; None for nothing.
         """

@@ -6,9 +6,9 @@
     objective  build(config) -> Objective
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`), or ends(config)
     parts      parts(config) -> tuple[Part, ...]; absent where one network, of `ends`, is all there is
-    denoiser   build_denoiser(chunks, config, device) -> Denoiser; absent where it has no sampler
     released   how published files of its networks look, for `convert.mapped`; absent where they are not exchanged, or in
                the layout of Video-GPT
+    sampler    build_sampler(chunks, config, device) -> Sampler; absent where it has none
 
 Nothing else imports the package of an objective by its name.  PyTorch is imported only where an objective or its
 network is built: `check` asks for its work alone.
@@ -31,10 +31,9 @@ from .work import ObjectiveWork
 if TYPE_CHECKING:
     import torch
 
-    from ..hub.common.sampling_videogpt import Denoiser
     from ..model.videogpt import VideoGPT
     from ..platforms import Platform
-    from .base import Objective, Part
+    from .base import Objective, Part, Sampler
 
 
 def module_of(config: Config, name: str) -> ModuleType:
@@ -84,7 +83,7 @@ def parts_of(config: Config) -> tuple[Part, ...]:
 
 def has_sampler(config: Config) -> bool:
     """Whether the configured objective can generate."""
-    return _has(config, "denoiser")
+    return _has(config, "sampler")
 
 
 def _made_for(config: Config, module: str, name: str) -> Any:
@@ -111,13 +110,17 @@ def released_modules() -> dict[str, ModuleType]:
     }
 
 
-def build_denoiser(chunks: list[Any], config: Config, device: torch.device) -> Denoiser:
-    """The model as the sampler sees it, with its memory of the history as `config.sample` has it.
+def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> Sampler:
+    """The model as what continues videos, with its memory of them as `config.sample` has it.
 
-    Every rank of a model parallel group must use its denoiser in the same way.  Raises UserError for an objective that
+    Every rank of a model parallel group must use its sampler in the same way.  Raises UserError for an objective that
     cannot generate.
     """
     if not has_sampler(config):
         raise UserError(f"objective.name = {config.objective.name}: has no sampler, so it cannot generate anything")
-    denoiser: Denoiser = module_of(config, "denoiser").build_denoiser(chunks, config, device)
-    return denoiser
+    sampler: Sampler = module_of(config, "sampler").build_sampler(chunks, config, device)
+    return sampler
+
+
+build_denoiser = build_sampler
+"""The same: validation's name for it."""

@@ -24,6 +24,11 @@ def uniform(key: int, purpose: str, count: int) -> Tensor:
     return torch.rand(count, generator=generator(key, purpose))
 
 
+def exponential(key: int, purpose: str, count: int) -> Tensor:
+    """`count` float32 draws from Exp(1) of (key, purpose)."""
+    return torch.empty(count).exponential_(generator=generator(key, purpose))
+
+
 def mix(data: Tensor, noise: Tensor, retention: Tensor) -> Tensor:
     """``t*x1 + (1-t)*x0`` with one t per frame: data, noise ``[F, C, h, w]``, retention ``[F]`` (reference README
     section 8).

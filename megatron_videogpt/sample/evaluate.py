@@ -15,8 +15,7 @@ from torch import Tensor
 from ..codec.base import Codec
 from ..config.schema import SampleConfig
 from ..data.plans import Sample
-from ..hub.common.sampling_videogpt import Denoiser, continue_videos
-from .settings import keyed_noise, sampling
+from ..objective.base import Sampler
 
 
 def pixel_frames(codec: Codec, latent_frames: int) -> int:
@@ -37,7 +36,7 @@ def decode_continuation(codec: Codec, history: Tensor, new: Tensor) -> Tensor:
 
 
 def predict(
-    denoiser: Denoiser,
+    sampler: Sampler,
     samples: Sequence[Sample],
     given: int,
     generated: int,
@@ -59,9 +58,10 @@ def predict(
     predicted: list[Tensor] = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        noise = keyed_noise([sample.key for sample in part], seed)
-        histories, conditions = [sample.mean[:given] for sample in part], [sample.condition for sample in part]
-        predicted += continue_videos(denoiser, histories, sampling(settings), noise, conditions=conditions)
+        histories, keys = [sample.mean[:given] for sample in part], [sample.key for sample in part]
+        conditions = [sample.condition for sample in part]
+        found = list(sampler.rollout(histories, settings, keys, seed, conditions))
+        predicted += [torch.cat(parts) for parts in zip(*found)]
     return predicted
 
 

@@ -18,26 +18,22 @@ from ..config.schema import Config, SampleConfig
 from ..data.conditioning import UNCONDITIONAL, Conditioning
 from ..data.video.pictures import to_model_range, to_pixels
 from ..errors import RunError, UserError
-from ..hub.common.sampling_videogpt import Denoiser, Step, rollout
+from ..objective.base import Sampler, Watch
 from ..platforms import activate
 from .evaluate import decode_continuation
 from .prompts import Prompt
-from .settings import keyed_noise, sampling
-
-Watch = Callable[[float], None]
-"""Told how many latent frames are done so far, fractions included, of all videos together."""
 
 
 @dataclass(frozen=True)
 class Model:
     """A trained model, ready to sample.
 
-    denoiser: `denoiser(settings)` -> what the sampler calls, with its cache as the settings have it; device: where
+    sampler: `sampler(settings)` -> what continues videos, with its cache as the settings have it; device: where
     histories and codec are; step: of the checkpoint, None for a Hugging Face folder; conditioning: how labels and texts
     become what it takes.
     """
 
-    denoiser: Callable[[SampleConfig], Denoiser]
+    sampler: Callable[[SampleConfig], Sampler]
     config: Config
     codec: Codec
     device: torch.device
@@ -82,7 +78,7 @@ def load(
     # Before anything imports megatron-core, which looks for its device as it is imported.
     device = activate("auto").device
     from ..checkpoint.checks import other_encoder
-    from ..objective.build import build_denoiser
+    from ..objective.build import build_sampler
     from .load import load_model
 
     network, config, saved = load_model(source, step, average=average)
@@ -95,7 +91,7 @@ def load(
     if other:
         raise RunError(f"{source}: {other[0]}; use the encoder that it was trained with (--text-encoder)")
     return Model(
-        lambda settings: build_denoiser([network], replace(config, sample=settings), device),
+        lambda settings: build_sampler([network], replace(config, sample=settings), device),
         config,
         codec,
         device,
@@ -118,12 +114,12 @@ def generate(
     to float rounding.  The settings count as they are; `model.config.sample` does not.  Every process of a tensor
     parallel group must call this alike.
     """
-    denoiser, each = model.denoiser(settings), sum(settings.clips)
+    sampler = model.sampler(settings)
     for start in range(0, len(prompts), batch):
         row = prompts[start : start + batch]
         began = time.perf_counter()
-        shown, told = conditions_of(model, row), _shifted(watch, start * each)
-        clips = list(continue_row(model, denoiser, encode(model, row), settings, seed, told, conditions=shown))
+        shown = conditions_of(model, row)
+        clips = list(continue_row(model, sampler, encode(model, row), settings, seed, watch, conditions=shown))
         seconds = (time.perf_counter() - began) / len(row)
         for prompt, parts in zip(row, zip(*clips)):
             yield Continuation(
@@ -132,10 +128,6 @@ def generate(
                 np.concatenate([part.frames for part in parts]),
                 seconds,
             )
-
-
-def _shifted(watch: Watch | None, before: int) -> Watch | None:
-    return None if watch is None else lambda done: watch(before + done)
 
 
 @torch.no_grad()
@@ -151,7 +143,7 @@ def encode(model: Model, prompts: Sequence[Prompt]) -> list[Tensor]:
 
 
 def conditions_of(model: Model, prompts: Sequence[Prompt]) -> list[Tensor | None]:
-    """Per prompt what the model takes of what it is to show (`Denoiser.begin`), on its device; None for nothing.
+    """Per prompt what the model takes of what it is to show (`Sampler.rollout`), on its device; None for nothing.
 
     Raises UserError, one line, for a class that is not known, or a text without an encoder.
     """
@@ -168,7 +160,7 @@ def conditions_of(model: Model, prompts: Sequence[Prompt]) -> list[Tensor | None
 @torch.no_grad()
 def continue_row(
     model: Model,
-    denoiser: Denoiser,
+    sampler: Sampler,
     histories: list[Tensor],
     settings: SampleConfig,
     seed: int,
@@ -186,20 +178,11 @@ def continue_row(
         decode: without it, frames stay empty: one process of a tensor parallel group is enough to make pictures.
         conditions: per video, from `conditions_of`.
     """
-    done = 0.0
-
-    def advance(step: Step) -> None:
-        nonlocal done
-        done += sum(map(len, step.z)) / settings.steps
-        if watch is not None:
-            watch(done)
-
     joins = model.codec.temporal_stride > 1
     waiting: list[list[Tensor]] = [[] for _ in histories]
     # Every video draws the noise of number 0, so that neither its place among others nor its name matters.
-    noise = keyed_noise([0] * len(histories), seed)
-    sampler = sampling(settings, given=any(map(len, histories)))
-    for number, latents in enumerate(rollout(denoiser, histories, sampler, noise, advance, conditions), 1):
+    keys = [0] * len(histories)
+    for number, latents in enumerate(sampler.rollout(histories, settings, keys, seed, conditions, watch), 1):
         clips = []
         for history, new, parts in zip(histories, latents, waiting):
             ready = decode and (not joins or number == len(settings.clips))

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config.schema import SampleConfig
 from ..errors import RunError, UserError
-from ..hub.common.sampling_videogpt import Denoiser
+from ..objective.base import Sampler
 from ..platforms.together import fail_together, gather_results
 from ..version import __version__
 from .generate import Model, conditions_of, continue_row, encode
@@ -60,9 +60,10 @@ class Job:
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        self.denoiser: Denoiser = self.model.denoiser(self.settings)
+        self.sampler: Sampler = self.model.sampler(self.settings)
         self.each = sum(self.settings.clips)
-        self.done, self.started = 0, time.perf_counter()
+        self.finished, self.started = 0, time.perf_counter()
+        self.done, self.steps, self.tokens = 0.0, 0, 0
         columns = (
             "sampling",
             BarColumn(),
@@ -132,7 +133,7 @@ class Job:
                 )
             shown = conditions_of(self.model, prompts)
             for clips in continue_row(
-                self.model, self.denoiser, histories, self.settings, self.args.seed, self._watch, is_first(), shown
+                self.model, self.sampler, histories, self.settings, self.args.seed, self._watch, is_first(), shown
             ):
                 for output, clip in zip(outputs, clips):
                     output.append(clip)
@@ -142,7 +143,8 @@ class Job:
                 for (source, _), output, given in zip(row, outputs, histories)
             ]
             written = [output.finish(report) for output, report in zip(outputs, reports)]
-        self.done += len(row) * self.each
+        self.finished += len(row) * self.each
+        self.done = float(self.finished)
         results = {}
         for output, report, paths in zip(outputs, reports, written):
             print(
@@ -177,11 +179,13 @@ class Job:
         print(f"  {describe_means(result['mean'])} (mean of {result['frames']} frames)")
         return result
 
-    def _watch(self, done: float) -> None:
-        done += self.done
-        self.progress.update(
-            self.task, completed=done, rate=f"{done / (time.perf_counter() - self.started):.2f} frames/s"
-        )
+    def _watch(self, frames: float, tokens: int) -> None:
+        self.done, self.steps, self.tokens = self.done + frames, self.steps + 1, self.tokens + tokens
+        seconds = time.perf_counter() - self.started
+        rate = f"{self.done / seconds:.2f} frames/s"
+        if self.tokens:
+            rate += f"  {self.steps} steps  {self.tokens / seconds:.0f} tokens/s"
+        self.progress.update(self.task, completed=self.done, rate=rate)
 
     def _report(self, source: Source, output: Output, history: int, seconds: float) -> dict[str, Any]:
         return {

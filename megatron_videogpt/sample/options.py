@@ -10,6 +10,7 @@ from ..config.check import find_problems
 from ..config.load import ConfigError
 from ..config.schema import Config, SampleConfig
 from ..config.schema_data import SCENES
+from ..config.sections import not_sampled_with
 
 FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "latents": ".safetensors"}
 """What can be asked for, and how its file name ends."""
@@ -53,6 +54,11 @@ SETTINGS = (
     "guidance_schedule",
     "history_noise",
     "time_shift",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance_ratio",
+    "guidance_grows",
     "cache",
     "cache_dtype",
     "cache_offload",
@@ -207,6 +213,7 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
     noise = "noise mixed into the history from the second clip on, in [0, 1), against drift over many clips"
     group.add_argument("--history-noise", type=float, metavar="X", help=noise)
     group.add_argument("--time-shift", type=float, metavar="X", help="above 1 spends more of the steps on high noise")
+    _add_drawing(group)
     group.add_argument(
         "--seed", type=int, default=0, metavar="N", help="another seed, another continuation (default: 0)"
     )
@@ -230,6 +237,19 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_drawing(group: argparse._ArgumentGroup) -> None:
+    """Of models that predict tokens."""
+    temperature = "of models that draw tokens: below 1 likelier ones, 0 always the likeliest"
+    group.add_argument("--temperature", type=float, metavar="X", help=temperature)
+    group.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens; 0 from all of them")
+    top_p = "and of these from the likeliest that have a share X of the probability together; needs --top-k"
+    group.add_argument("--top-p", type=float, metavar="X", help=top_p)
+    ratio = "how strongly tokens follow the class: (1 + X) * logits - X * logits without it; 0 turns it off"
+    group.add_argument("--guidance-ratio", type=float, metavar="X", help=ratio)
+    grows = "multiply --guidance-ratio by the number of the step, from 0 on"
+    group.add_argument("--guidance-grows", action="store_true", default=None, help=grows)
+
+
 def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int]:
     """The model's sampling settings with the command's on top, and the frame interval; raises `ConfigError` with all
     problems.
@@ -237,7 +257,10 @@ def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     settings = replace(config.sample, **given)
     interval = config.data.frame_interval[0] if args.interval is None else args.interval
-    problems = [line for line in find_problems(replace(config, sample=settings), None) if line.startswith("sample.")]
+    problems = _unused(args, config)
+    if not problems:
+        changed = replace(config, sample=settings)
+        problems += [line for line in find_problems(changed, None) if line.startswith("sample.")]
     if interval < 1:
         problems.append(f"--interval {interval}: must be at least 1 (1 uses every frame)")
     if args.history is not None and args.history < 1:
@@ -247,6 +270,17 @@ def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int
     if problems:
         raise ConfigError(problems)
     return settings, interval
+
+
+def _unused(args: argparse.Namespace, config: Config) -> list[str]:
+    """What this kind of model makes no use of."""
+    names = [name for name in SETTINGS if getattr(args, name) is not None]
+    objective, useless = config.objective.name, not_sampled_with(config.objective.name)
+    return [
+        f"--{name.replace('_', '-')}: a model of objective.name = {objective} makes no use of it; leave it out"
+        for name in names
+        if name in useless
+    ]
 
 
 def _without_effect(args: argparse.Namespace, settings: SampleConfig) -> list[str]:

@@ -30,9 +30,9 @@ def continuation(options: list[str]) -> list[Tensor]:
     from megatron_videogpt.hub.common.sampling_videogpt import Settings, continue_videos
     from megatron_videogpt.model.init import load_released
     from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
+    from megatron_videogpt.objective.next_clip.sampler import keyed_noise
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
-    from megatron_videogpt.sample.settings import keyed_noise
     from megatron_videogpt.train.networks import build_chunks
 
     config = config_from_dict(parse_overrides([*MODEL.split(), *options]))

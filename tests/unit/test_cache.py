@@ -19,8 +19,8 @@ from torch import Tensor
 from megatron_videogpt.config.schema import Config, SampleConfig
 from megatron_videogpt.hub.common.sampling_videogpt import Denoiser, Recompute, Settings, continue_videos
 from megatron_videogpt.model.cache import CachedRow, KeyValueCache, portions, regions_of
+from megatron_videogpt.objective.next_clip.sampler import keyed_noise
 from megatron_videogpt.objective.noise import normal
-from megatron_videogpt.sample.settings import keyed_noise
 from tests import dense
 from tests.parity.test_dense import build
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from megatron_videogpt.hub.common.sampling_videogpt import continue_videos
-from megatron_videogpt.sample.settings import sampling
+from megatron_videogpt.objective.next_clip.sampler import sampling
 from tests import dense
 from tests.hub_folder import released
 from tests.hub_folder import settings as fields

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.hub.common.sampling_videogpt import Denoiser, Recompute, Settings, continue_videos
+from megatron_videogpt.objective.next_clip.sampler import keyed_noise
 from megatron_videogpt.objective.noise import normal
-from megatron_videogpt.sample.settings import keyed_noise
 from tests import dense
 from tests.hub_folder import export, released
 from tests.hub_folder import settings as fields
@@ -44,7 +44,7 @@ def halved(kind: str) -> dict[str, Tensor]:
 
 
 def ours(kind: str, cache: bool = True, **sample: Any) -> tuple[Any, Denoiser]:
-    from megatron_videogpt.objective.build import build_denoiser
+    from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
 
     model, config = build(TINY, halved(kind), backend="ranged", condition=CONDITIONS[kind])
     config = replace(config, sample=SampleConfig(cache=cache, **sample))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from megatron_videogpt.__main__ import main
 from megatron_videogpt.config.schema import SampleConfig
+from megatron_videogpt.config.sections import not_sampled_with
 from megatron_videogpt.data.video.pictures import write_video
 from megatron_videogpt.sample import cli, options
 from tests.fakes import fake_model, plain
@@ -79,13 +80,13 @@ def outcome(folder: Path, out: Path, patch: pytest.MonkeyPatch, sample: dict, *a
         lambda histories, zs, t, conditions: seen["rows"].append(len(zs)) or mixed(histories, zs, t), **sample
     )
 
-    def denoiser(settings: SampleConfig):
+    def sampler(settings: SampleConfig):
         seen["cache"] = [getattr(settings, name) for name in CACHE]
-        return fake.denoiser(settings)
+        return fake.sampler(settings)
 
     def load(source, step, average, *encoder):
         seen["load"] = [source, step, average]
-        return replace(fake, denoiser=denoiser)
+        return replace(fake, sampler=sampler)
 
     patch.setattr(cli, "load", load)
     command = [
@@ -123,12 +124,12 @@ def test_another_value_of_any_option_changes_what_comes_out(folder, tmp_path, mo
         "texts",
         "text_encoder",
     }  # test_sample_conditions.py has the last three
-    assert set(ARGUMENTS) == {action.dest for action in parser._actions} - given, (
+    others = not_sampled_with("next_clip_diffusion")  # test_block_sampler.py has these
+    assert set(ARGUMENTS) == {action.dest for action in parser._actions} - given - others, (
         "an option of the command has no other value here"
     )
-    assert set(CHANGED) == {field.name for field in fields(SampleConfig)} == set(options.SETTINGS), (
-        "an option of [sample] has no other value here"
-    )
+    assert set(options.SETTINGS) == {field.name for field in fields(SampleConfig)}
+    assert set(CHANGED) == set(options.SETTINGS) - others, "an option of [sample] has no other value here"
     normal = outcome(folder, tmp_path / "normal", monkeypatch, {})
     assert same(normal, outcome(folder, tmp_path / "again", monkeypatch, {}))
     ignored = [
@@ -153,6 +154,8 @@ def test_options_that_others_leave_without_effect_are_refused(folder, tmp_path, 
         ),
         ({}, ("--no-cache", "--cache-dtype", "bf16"), "--no-cache: leaves no cache for --cache-dtype"),
         ({}, ("--no-cache", "--cache-offload"), "--no-cache: leaves no cache for"),
+        ({}, ("--top-k", "5"), "--top-k: a model of objective.name = next_clip_diffusion makes no use of it"),
+        ({"temperature": 0.5}, (), "sample.temperature = 0.5: must be left out"),
     ):
         with pytest.raises(AssertionError):
             outcome(folder, tmp_path / "out", monkeypatch, sample, *words)

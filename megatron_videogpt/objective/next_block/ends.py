@@ -79,7 +79,7 @@ class VocabularyHead(nn.Module):
         float32 ``[n, V/TP]``, logits as `whole_logits` takes them.
         """
         rows = hidden[:, 0] if scored else hidden[:, 0].index_select(0, row.scored_rows)
-        if len(row.target) == len(rows):
+        if row.streams[row.scored].values.keys() >= {"frame"}:
             return cross_entropy(rows, self.weight, row.target, row.weight, self.part)
         return F.linear(rows, self.weight).float()
 

@@ -9,6 +9,7 @@ from ...codec.geometry import FSQ, expected_geometry
 from ...config.derived import frame_side
 from ...config.problems import Report
 from ...config.schedules import enter_schedule
+from ...config.schema import SampleConfig
 from ...config.sections import enter, option
 from ...errors import UserError
 from ...model.parameters import padded_words
@@ -49,6 +50,7 @@ def check_options(report: Report) -> None:
         report.add("model.patch_size", f"be 1 with objective.name = {NAME}, whose tokens are codes", "use 1")
         report.broken.add("model.patch_size")
     _check_condition(report)
+    _check_sampling(report)
     sizes = options_shape(config.objective.block_shape)
     if report.sound(block, shape) and sizes and math.prod(sizes) != config.objective.block:
         must = f"have three numbers whose product is {block} = {config.objective.block}"
@@ -61,6 +63,17 @@ def check_options(report: Report) -> None:
     _check_split(report, words)
     if report.sound(block, shape, "model.patch_size"):
         _check_blocks(report)
+
+
+def _check_sampling(report: Report) -> None:
+    """Guidance has something to be guided by; a window is not longer than what was learned."""
+    config = report.config
+    if config.sample.guidance_ratio and config.condition.kind == "none" and report.sound("sample.guidance_ratio"):
+        report.add("sample.guidance_ratio", "be 0 without a condition to follow", "use 0, or condition.kind=class")
+    chosen = config.sample.window != SampleConfig().window
+    if report.sound("sample.window", "data.frames") and chosen and config.sample.window > config.data.frames:
+        must = f"be at most data.frames = {config.data.frames}, the latent frames that the model is trained with"
+        report.add("sample.window", must, f"use {config.data.frames}")
 
 
 def options_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,4 +132,13 @@ def _check_blocks(report: Report) -> None:
 
 
 enter_schedule("nbp_cosine", nbp_cosine)
-enter("objective", NAME, NextBlockOptions, check_options, __package__, conditions=frozenset({"class"}))
+SAMPLING = frozenset({"temperature", "top_k", "top_p", "guidance_ratio", "guidance_grows"})
+enter(
+    "objective",
+    NAME,
+    NextBlockOptions,
+    check_options,
+    __package__,
+    conditions=frozenset({"class"}),
+    sampling=SAMPLING,
+)

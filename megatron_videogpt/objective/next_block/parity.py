@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...config.schedules import learning_rate
 from ...config.schema import Config, OptimizerConfig, ParallelConfig, TrainConfig
+from ...hub.common.fsq_tokenizer import FSQTokenizer
 from ...model.init import gather_released, load_released
 from ...model.videogpt import Ends
 from ...sequence.intervals import dense_mask
@@ -24,6 +25,8 @@ from ...sequence.row import Row
 from ..recorded import Cases, Report
 from .ends import ends_of, whole_logits
 from .objective import NextBlock
+from .parity_sampler import LIMITS as SAMPLER_LIMITS
+from .parity_sampler import check_sampler
 from .released import apart, open_folder, vocabulary_in
 from .rows import assemble
 from .sequence import Sequence
@@ -43,6 +46,7 @@ LIMITS = {
     "gradient norms": 1e-4,
     "gradients": 1e-4,
     "training steps": 1e-5,
+    **SAMPLER_LIMITS,
 }
 """Largest error of each quantity."""
 
@@ -55,11 +59,13 @@ def check_folder(
     parallel: ParallelConfig,
     build: Callable[[Config, Ends], Any],
     training: Callable[[Config, Any], Take],
+    tokenizer: Callable[[Path], FSQTokenizer],
     report: Report,
 ) -> None:
     """Every case of a folder's transformer files.
 
-    build: `build(config, ends)`, a network of one pipeline stage; training: `training(config, model)`, its optimizer.
+    build: `build(config, ends)`, a network of one pipeline stage; training: `training(config, model)`, its optimizer;
+    tokenizer: of a folder.
     """
     check_masks(Cases(folder, "masks_targets"), report)
     check_schedule(Cases(folder, "recipe"), report)
@@ -79,6 +85,9 @@ def check_folder(
     cases = Cases(folder, "train_steps")
     for case in cases:
         check_steps(cases, case, *model_for(case), training, report)
+    cases = Cases(folder, "sampler")
+    for case in cases:
+        check_sampler(cases, case, *model_for(case), lambda name: tokenizer(folder / name), report)
 
 
 def held_in(cases: Cases, case: dict[str, Any]) -> dict[str, Tensor]:

@@ -26,14 +26,14 @@ def assemble(sequences: list[Sequence], multiple: int, sampling: bool = False) -
         rows.append(torch.arange(start + item.first, start + len(item)))
         dropped += [torch.arange(start, start + item.first)] * item.dropped
     weight = torch.tensor([float(item.scored) for item in sequences]).repeat_interleave(torch.tensor([*map(len, rows)]))
-    targets = torch.cat([item.targets for item in sequences])
+    targets, frames = torch.cat([item.targets for item in sequences]), torch.cat([item.frames for item in sequences])
     places = torch.cat([dropped[0], *(torch.arange(len(part)) for part in dropped[1:])])
     return Row(
         masks=(Mask(torch.cat([*masks, padding_intervals(total, padding)])),),
         positions=torch.cat([*map(torch.arange, lengths), torch.zeros(padding, dtype=torch.int64)]),
         streams={
             "token": Stream(torch.arange(total), {"id": torch.cat([item.ids for item in sequences])}),
-            "video": Stream(torch.cat(rows), {"frame": torch.cat([item.frames for item in sequences])}),
+            "video": Stream(torch.cat(rows), {} if sampling else {"frame": frames}),
             "dropped": Stream(torch.cat(dropped), {"place": places}),
         },
         scored="video",

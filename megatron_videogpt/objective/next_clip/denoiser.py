@@ -12,7 +12,7 @@ from torch import Tensor
 from ...config.derived import require_positions
 from ...config.schema import Config
 from ...hub.common.sampling_videogpt import Denoiser, Recompute
-from ...model.cache import CachedRow, KeyValueCache, Region, portions, regions_of
+from ...model.cache import DTYPES, CachedRow, KeyValueCache, Region, portions, regions_of
 from ...model.forward import forward_row
 from ...model.patches import grid_of, patchify, unpatchify
 from ...model.prefix import no_prefix
@@ -23,9 +23,6 @@ from .rows import Sequence, assemble
 
 Function = Callable[[list[Tensor], list[Tensor], float, "list[Tensor | None]"], list[Tensor]]
 """`function(histories, clips, t, conditions)`: see `predict_function`."""
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Names of `sample.cache_dtype`."""
 
 PASS_TOKENS = 1 << 12
 """Most tokens of history that one pass encodes: activations stay bounded, whatever the window, and matrix products are

@@ -23,9 +23,16 @@ class NextClipOptions:
 def check_options(report: Report) -> None:
     """See `config.sections.Section`."""
     report.check_range("from 0 to 1", lambda v: 0 <= v <= 1, "objective.clean_retention")
+    sample = report.config.sample
+    if report.sound("sample.window", "sample.clips") and sample.window <= max(sample.clips):
+        longest = max(sample.clips)
+        must = f"hold a frame of history beside the longest clip of sample.clips, {longest} frames"
+        report.add("sample.window", must, f"use {longest + 1} or more, or shorter clips")
 
 
 CONDITIONS = frozenset({"class", "text", "frames"})
+
+SAMPLING = frozenset({"steps", "guidance", "guidance_schedule", "history_noise", "time_shift"})
 
 enter(
     "objective",
@@ -35,4 +42,5 @@ enter(
     __package__,
     default=True,
     conditions=CONDITIONS,
+    sampling=SAMPLING,
 )
