@@ -108,7 +108,9 @@ def arguments() -> argparse.Namespace:
         help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
     )
     back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
-    back.add_argument("source", type=Path, metavar="FOLDER", help="folder with config.json and safetensors, or a published file")
+    back.add_argument(
+        "source", type=Path, metavar="FOLDER", help="folder with config.json and safetensors, or a published file"
+    )
     back.add_argument(
         "--tensor",
         type=positive,
@@ -153,9 +155,7 @@ def arguments() -> argparse.Namespace:
         metavar="N",
         help="levels of a published file's tokenizer (8 8 8 5 5 5)",
     )
-    back.add_argument(
-        "--groups", type=positive, default=32, metavar="N", help="groups of that tokenizer's norms (32)"
-    )
+    back.add_argument("--groups", type=positive, default=32, metavar="N", help="groups of that tokenizer's norms (32)")
     for command, folder in ((out, "Hugging Face folder"), (back, "run")):
         command.add_argument(
             "--output", type=Path, required=True, metavar="FOLDER", help=f"the {folder} to make; it must not exist"

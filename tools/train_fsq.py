@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Train a small FSQ tokenizer on the built-in physics scenes in a few minutes on a CPU, for trying next block prediction.
+"""Train a small FSQ tokenizer on the built-in physics scenes in a few minutes on a CPU, to try next block prediction.
 
-Plain mean absolute and squared error of short clips, no discriminator and no perceptual loss: enough for flat shapes on a
-plain ground.  The folder it writes is what codec.name="fsq" takes as codec.path.
+Plain mean absolute and squared error of short clips, no discriminator and no perceptual loss: enough for flat shapes on
+a plain ground.  The folder it writes is what codec.name="fsq" takes as codec.path.
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def front_and_origin(export: Exported, license: str | None) -> tuple[str, str]:
     came = "was trained from scratch" if side is None else f"started from a published one ({side.facts['format']})"
     kind = "the moving average of the weights" if export.average else "the weights"
     front = f"---\nlicense: {licence}\nlibrary_name: transformers\ntags:\n- video\n- video-prediction\n---\n\n"
-    return front, f"""
+    return (
+        front,
+        f"""
 ## Training data
 
 *To be filled in: what the model was trained on, and under which terms.*
@@ -138,7 +140,8 @@ The model {came}.  Options that differ from the defaults of megatron_videogpt; `
 
 `tools/convert_checkpoint.py to-hf` of megatron_videogpt wrote {kind} of
 `{export.path.parent.parent.name}/{export.path.name}`, and compared what it wrote with the checkpoint.
-"""
+""",
+    )
 
 
 def _condition(config: Config) -> str:

@@ -6,8 +6,8 @@
     objective  build(config) -> Objective
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`), or ends(config)
     parts      parts(config) -> tuple[Part, ...]; absent where one network, of `ends`, is all there is
-    released   how published files of its networks look, for `convert.mapped`; absent where they are not exchanged, or in
-               the layout of Video-GPT
+    released   how published files of its networks look, for `convert.mapped`; absent where they are not exchanged, or
+               in the layout of Video-GPT
     sampler    build_sampler(chunks, config, device) -> Sampler; absent where it has none
 
 Nothing else imports the package of an objective by its name.  PyTorch is imported only where an objective or its

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_videogpt.config.load import load_config
-from megatron_videogpt.convert import ingest, mapped, mapped_run, settings
+from megatron_videogpt.convert import ingest, mapped, settings
 from megatron_videogpt.convert.conditions import condition_of
 from megatron_videogpt.convert.folder import Folder
 from tests import dense
@@ -42,8 +42,10 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """All folders and the checkpoints that four processes made of them, in one launch."""
+    from megatron_videogpt.convert import mapped_run
+
     work, tasks = tmp_path_factory.mktemp("convert"), []
     for name, dtype in CASES:
         place = work / f"{name} {dtype}"
@@ -112,6 +114,7 @@ def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: st
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_come_back_from_tp2_pp2(written: Path, tmp_path: Path, processes: None, name: str) -> None:
     """Separate queries, keys and values, and a vocabulary that no two ranks divide."""
+    from megatron_videogpt.convert import mapped_run
     from megatron_videogpt.convert.mapped_export import MappedExport, write_folder
 
     folder, run = written / name / "folder", written / name / "run"

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
+from megatron_videogpt.objective.next_block.released import guessed
 from megatron_videogpt.objective.recorded import Cases
 from tests.conversion import same
+from tests.next_block_folders import GOLDEN, block_folder
 from tests.tokenizer import random_tokenizer, saved
 from tools import convert_checkpoint
 
-CODES = {"tiny_k600": (8, 5, 5), "tiny_given": (5, 4, 3)}
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "nbp"
 TOLD = ("--published", "block=4", "num_heads=4", "--levels", "8", "5", "5", "--groups", "2")
 
 
@@ -48,11 +48,9 @@ def published(path: Path, **more: Any) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", ["tiny_k600", "tiny_given"])
 def test_a_recorded_folder_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = tmp_path / "given"
-    shutil.copytree(GOLDEN / name, given)
-    tokenizer(given / "tokenizer", CODES[name])
+    given = block_folder(tmp_path / "given", name)
     for source, run, back in (("given", "run", "back"), ("back", "again", "last")):
         assert tool(monkeypatch, "from-hf", tmp_path / source, "--output", tmp_path / run) == 0
         assert tool(monkeypatch, "to-hf", tmp_path / run, "--output", tmp_path / back) == 0
@@ -159,6 +157,29 @@ def test_the_stand_alone_model_gives_the_recorded_logits(alone: Any) -> None:
             assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5, case["name"]
 
 
+@pytest.mark.parametrize("name", ["k600_700M", "k600_3B", "ucf_700M", "ucf_3B"])
+def test_published_files_are_recognised_and_the_stand_alone_model_has_their_tensors(alone: Any, name: str) -> None:
+    recorded = json.loads((GOLDEN / "released_model.json").read_text())
+    sizes, hybrid = recorded["sizes"][name], name.startswith("ucf")
+    shapes = {
+        key.replace("{l}", str(layer)): tuple(shape)
+        for key, shape in recorded["transformer_keys"][f"ucf_{name.split('_')[1]}"].items()
+        for layer in (range(sizes["num_layers"]) if "{l}" in key else [0])
+    }
+    if not hybrid:
+        words = (64_000, sizes["hidden_size"])
+        shapes |= {"transformer.tok_emb.weight": words, "transformer.head.weight": words}
+        shapes["transformer.uncond_embedding"] = (0, sizes["hidden_size"])
+    settings = guessed(shapes, 64_000, {}, name)
+    assert {key: settings[key] for key in settings if key in sizes} == {k: sizes[k] for k in sizes if k in settings}
+    assert settings["text_ids"] == 32_000 * hybrid and settings["prefix_kind"] == ("text" if hybrid else "none")
+    with torch.device("meta"):
+        model = alone.NextBlockModel(alone.NextBlockConfig(**settings))
+    found = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert found == {key: shape for key, shape in shapes.items() if shape[0]}
+    assert sum(p.numel() for p in model.parameters()) == sizes["num_parameters"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -195,16 +216,12 @@ print("fine")
 """
 
 
-def test_a_folder_runs_without_this_project(
-    alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_runs_without_this_project(alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trained run's own names, codes and blocks, in a process where this project cannot be imported."""
-    folder = GOLDEN / "tiny_given"
+    folder = block_folder(tmp_path / "given", "tiny_given")
     settings = json.loads((folder / "config.json").read_text())
     named = settings | {"class_names": ["a", "b", "c", *map(str, range(3, 12))]}
-    shutil.copytree(folder, tmp_path / "given")
-    (tmp_path / "given" / "config.json").write_text(json.dumps(named))
-    tokenizer(tmp_path / "given" / "tokenizer", CODES["tiny_given"])
+    (folder / "config.json").write_text(json.dumps(named))
     assert tool(monkeypatch, "from-hf", tmp_path / "given", "--output", tmp_path / "run") == 0
     assert tool(monkeypatch, "to-hf", tmp_path / "run", "--output", tmp_path / "out", "--license", "mit") == 0
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The transformer of next block prediction without megatron-core: ids to logits, with keys and values of finished blocks
+"""The transformer of next block prediction without megatron-core: ids to logits, keys and values of finished blocks
 kept.  Names of the state dict are those of the published checkpoints.
 """
 

@@ -1,5 +1,5 @@
-"""`NextBlockPipeline`: continue a video, or make one of a class, block by block; needs torch, transformers, safetensors,
-numpy and Pillow only.
+"""`NextBlockPipeline`: continue a video, or make one of a class, block by block; needs torch, transformers,
+safetensors, numpy and Pillow only.
 """
 
 from __future__ import annotations
@@ -170,14 +170,18 @@ def grid_of(config: NextBlockConfig, latent: Sequence[int] | None) -> tuple[int,
     """Frames, rows and columns of a video in tokens; ValueError where blocks do not divide it, or it has too many."""
     grid = latent if latent is not None else config.latent
     if grid is None or len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"latent={grid}: expected frames, rows and columns of the video in tokens, such as [5, 16, 16]")
+        raise ValueError(
+            f"latent={grid}: expected frames, rows and columns of the video in tokens, such as [5, 16, 16]"
+        )
     frames, rows, columns = grid
     tokens, shape = frames * rows * columns, config.block_shape
     if tokens % config.block or (shape and any(size % part for size, part in zip(grid, shape))):
         raise ValueError(f"latent={list(grid)}: blocks of {shape or config.block} tokens do not divide {tokens} tokens")
     longest = config.prefix + tokens - (0 if config.mode == "hybrid" else config.block)
     if config.positions == "learned" and longest > config.max_positions:
-        raise ValueError(f"latent={list(grid)}: {longest} tokens; the model has learned {config.max_positions} positions")
+        raise ValueError(
+            f"latent={list(grid)}: {longest} tokens; the model has learned {config.max_positions} positions"
+        )
     return frames, rows, columns
 
 

@@ -1,7 +1,7 @@
 """A published transformer: its settings as recorded and exported folders have them, and its tensors.
 
-What conversion (`convert/mapped.py`) asks of an objective's `released`: MODEL_TYPE, AUTO, HUB, START, BUFFERS, `pieces`,
-`settings_of`, `config_of`, `guessed`, `card`.
+Conversion (`convert/mapped.py`) asks an objective's `released` for MODEL_TYPE, AUTO, HUB, START, BUFFERS, `pieces`,
+`settings_of`, `config_of`, `guessed` and `card`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...codec.geometry import expected_geometry, expected_levels
 from ...condition.options import NONE
 from ...config.derived import frame_side
 from ...config.schema import Config, ModelConfig
-from ...codec.geometry import expected_geometry, expected_levels
 from ...errors import UserError
 from ...model.parameters import Parameter
 from .card import card
@@ -167,8 +167,8 @@ def _check_vocabulary(settings: Mapping[str, Any], config: Config, where: str) -
         )
     if settings["vocab_size"] != vocabulary.size:
         raise UserError(
-            f"{where}: a table of {settings['vocab_size']} ids; mode {vocabulary.layout} with {vocabulary.codes} codes, "
-            f"blocks of {vocabulary.block} and {vocabulary.conditions} classes makes {vocabulary.size}"
+            f"{where}: a table of {settings['vocab_size']} ids; mode {vocabulary.layout} with {vocabulary.codes} "
+            f"codes, blocks of {vocabulary.block} and {vocabulary.conditions} classes makes {vocabulary.size}"
         )
 
 
@@ -207,8 +207,8 @@ def guessed(shapes: Mapping[str, tuple[int, ...]], codes: int, told: Mapping[str
     texts = words - codes - (block if mode == HYBRID else 0) - (mode == GIVEN)
     if texts < 0 or (texts > 0) != (prefix > 0):
         raise UserError(
-            f"{where}: a table of {words} ids does not fit mode {mode} with blocks of {block} and a tokenizer of {codes} "
-            f"codes ({prefix} tokens stand before a video, and {texts} ids are left for them); say otherwise with "
+            f"{where}: a table of {words} ids does not fit mode {mode} with blocks of {block} and a tokenizer of "
+            f"{codes} codes ({prefix} tokens stand before a video, and {texts} ids are left for them); say otherwise with "
             "--published mode=... block=..., or give its tokenizer with --vae"
         )
     layers = {key.split(".")[2] for key in shapes if key.startswith(f"{START}blocks.")}
