@@ -208,8 +208,8 @@ def guessed(shapes: Mapping[str, tuple[int, ...]], codes: int, told: Mapping[str
     if texts < 0 or (texts > 0) != (prefix > 0):
         raise UserError(
             f"{where}: a table of {words} ids does not fit mode {mode} with blocks of {block} and a tokenizer of "
-            f"{codes} codes ({prefix} tokens stand before a video, and {texts} ids are left for them); say otherwise with "
-            "--published mode=... block=..., or give its tokenizer with --vae"
+            f"{codes} codes ({prefix} tokens stand before a video, and {texts} ids are left for them); say otherwise "
+            "with --published mode=... block=..., or give its tokenizer with --vae"
         )
     layers = {key.split(".")[2] for key in shapes if key.startswith(f"{START}blocks.")}
     return {
