@@ -5,6 +5,8 @@
     python tools/benchmark_sampling.py
     python tools/benchmark_sampling.py --histories 8,24 --clips 8     # other rows of the second table
     python tools/benchmark_sampling.py --quick                        # a tiny model, in seconds: does it run here?
+    # next block prediction instead: options and tables of its own (--help after it)
+    python tools/benchmark_sampling.py --objective next_block_prediction
 
 First a rollout of 24 frames after 56 given ones, in clips of 8, 8 and 8; then one clip after each number of given
 frames.  Both ways run the same model with the same noise and get the same result, whose largest difference is shown.
@@ -36,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
+from tools import benchmark_block_sampling  # noqa: E402
 from tools.benchmark_sampling_table import Case, Shape, Taken, table  # noqa: E402
 
 CHANNELS = 4
@@ -284,6 +287,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        if "next_block_prediction" in sys.argv:
+            benchmark_block_sampling.run(sys.argv[1:])
+        else:
+            main()
     except UserError as error:
         sys.exit(exit_code(error))

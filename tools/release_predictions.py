@@ -42,7 +42,7 @@ def check_predictions(task: Task) -> list[str]:
     with Progress(disable=not sys.stderr.isatty()) as bar:
         shown = bar.add_task("predictions", total=len(prompts) * sum(settings.clips))
         for made in generate(
-            model, prompts, settings, seed=0, watch=lambda done: bar.update(shown, completed=done), batch=1
+            model, prompts, settings, seed=0, watch=lambda frames, _: bar.advance(shown, frames), batch=1
         ):
             lines.append(_written(args.output / "predictions" / made.prompt.name, made, asdict(settings)))
     world.stop()

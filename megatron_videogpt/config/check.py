@@ -198,7 +198,8 @@ def _check_sampling(report: Report) -> None:
     for name in sorted(not_sampled_with(objective)):
         if report.sound(f"sample.{name}") and getattr(sample, name) != getattr(SampleConfig(), name):
             must = f"be left out with objective.name = {objective}, which makes no use of it"
-            report.add(f"sample.{name}", must, "remove it")
+            fix = f"remove it, or use what it is without being said, {show(getattr(SampleConfig(), name))}"
+            report.add(f"sample.{name}", must, fix)
             report.broken.add(f"sample.{name}")
     if report.sound("sample.top_p", "sample.top_k") and sample.top_p < 1 and not sample.top_k:
         report.add("sample.top_p", "be 1 without sample.top_k, which comes first", "use sample.top_k too")

@@ -16,11 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools import layouts_worker as worker
 
-STEPS, BEFORE, BATCH = 5, 3, 8
+STEPS, BEFORE, BATCH = 5, 3, 4
 LEVELS = (5, 4, 3)
 GRIDS = ((2, 4, 4), (3, 4, 4))
 """Of the samples in turn: every row has videos of two lengths."""
-BLANKS = ((1, 6), (3, 3))
+BLANKS = ((1, 2), (3, 3))
 """(step, number) of samples that could not be read."""
 
 

@@ -16,7 +16,7 @@ WORKER = "tests/parallel/next_block_worker.py"
 COMMON = """objective.name=next_block_prediction objective.block=4 codec.name=fsq model.patch_size=1 model.num_layers=4
 model.hidden_size=32 model.ffn_hidden_size=48 model.num_attention_heads=4 data.physics.size=32 data.frames=3
 data.min_frames=2 data.clips=[1,1] data.source=videos data.path=. data.size_multiple=32 train.platform=cpu
-train.precision=fp32 train.threads=1 train.global_batch_size=8 train.micro_batch_size=2 attention.backend=ranged
+train.precision=fp32 train.threads=1 train.global_batch_size=4 train.micro_batch_size=2 attention.backend=ranged
 optimizer.lr=1e-2 optimizer.eps=1e-3 optimizer.warmup_steps=2 optimizer.schedule=nbp_cosine optimizer.weight_decay=0.1
 checkpoint.async_save=false""".split()
 MODELS = {

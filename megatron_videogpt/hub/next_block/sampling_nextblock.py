@@ -56,7 +56,7 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """
     if not top_k:
         return logits
-    ranked, order = logits.sort(-1, descending=True)
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
     least = ranked[:, min(top_k, ranked.shape[1]) - 1, None]
     ranked = ranked.masked_fill(ranked < least, -torch.inf)
     if top_p < 1:
@@ -122,7 +122,7 @@ class Drawn:
 
 
 Noise = Callable[[int, int, int], Tensor]
-"""`noise(video, place, count)` -> Exp(1) float32 ``[count, V]`` for tokens from this place on in the order of blocks."""
+"""`noise(video, place, count)` -> Exp(1) float32 ``[count, V]``, of tokens from this place on in their order."""
 
 
 def draw_tokens(
@@ -144,7 +144,9 @@ def draw_tokens(
         for number in waiting:
             video, count, (logits, *without) = videos[number], rows[number], found[number]
             first, other = video.count, without[0] if without else None
-            random = noise(number, first, count).to(logits.device) if noise is not None and how.temperature else None
+            random: Tensor | None = None
+            if noise is not None and how.temperature:
+                random = noise(number, first, count).to(logits.device)
             ids = how.draw(logits, other, step, random).cpu()
             there = video.tokens[first : first + count]
             video.tokens[first : first + count] = torch.where(there == UNKNOWN, ids, there)

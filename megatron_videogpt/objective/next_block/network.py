@@ -81,7 +81,7 @@ class Network:
                 for place, video in enumerate(inputs)}  # fmt: skip
 
     def _starts(self, numbers: list[int], inputs: dict[int, Tensor], guided: bool) -> tuple[list[int], int]:
-        """Where each of these videos begins, and how many rows all have; in the cache those that are done keep theirs."""
+        """Where each of these videos begins, and how many rows all have: in the cache, those that are done too."""
         if self.cache is None:
             lengths = [len(inputs[number % self.videos]) for number in numbers]
             return [sum(lengths[:place]) for place in range(len(lengths))], sum(lengths)
