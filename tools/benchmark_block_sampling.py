@@ -42,7 +42,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each, alternating; the fastest counts")
     parser.add_argument("--quick", action="store_true", help="a tiny model, where no option says otherwise")
-    parser.add_argument("--json", type=Path, help="also write all results into this file")
+    parser.add_argument("--json", type=paths.path, help="also write all results into this file")
     if parser.parse_args(words).quick:
         parser.set_defaults(
             layers=2, hidden=32, heads=2, side=4, frames=(1, 1), blocks=(4, 1), histories=(1, 2), tokenizer_width=4
@@ -68,7 +68,8 @@ class Bench:
     """One transformer, whose blocks may have any size, and one tokenizer."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from megatron_videogpt.platforms import activate
+        from megatron_videogpt.config import paths  # noqa: E402
+from megatron_videogpt.platforms import activate
 
         platform = activate("cpu")
         import torch

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Convert between a training run's checkpoints and Hugging Face folders in the layout of the released Video-GPT."""
+"""Convert between a training run's checkpoints and Hugging Face folders in the layout of the released Video-GPT, or of
+another objective's published networks.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_videogpt import signals  # noqa: E402
-from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
-from megatron_videogpt.train.folder import check_free  # noqa: E402
-from tools.convert_options import arguments  # noqa: E402
 
 if __name__ == "__main__":
     # What the commands import takes seconds.
     signals.remember()
+
+from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
+from megatron_videogpt.train.folder import check_free  # noqa: E402
+from tools import convert_mapped  # noqa: E402
+from tools.convert_options import arguments  # noqa: E402
 
 
 @contextmanager
@@ -55,6 +59,8 @@ def appearing(output: Path) -> Iterator[Path]:
         os.replace(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        # What was to become a file.
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -121,6 +127,12 @@ def to_hf(args: argparse.Namespace) -> None:
     """The command."""
     check_output(args.output)
     start()
+    from megatron_videogpt.checkpoint.saved import find_checkpoint
+    from megatron_videogpt.convert.mapped import released_of
+
+    released = released_of(find_checkpoint(args.source, args.step).config)
+    if released is not None:
+        return convert_mapped.to_hf(args, released, dtype_of(args.dtype), progress, appearing)
     from megatron_videogpt.convert.export import Export
     from megatron_videogpt.convert.settings import codec_of
     from megatron_videogpt.convert.write import write_folder
@@ -164,9 +176,12 @@ def from_hf(args: argparse.Namespace) -> None:
         start()
     else:
         start(args.tensor, args.pipeline)
-    from megatron_videogpt.convert import ingest, new_run, settings
+    from megatron_videogpt.convert import ingest, mapped, new_run, settings
     from megatron_videogpt.convert.folder import Folder
 
+    released = mapped.released_in(args.source)
+    if released is not None:
+        return convert_mapped.from_hf(args, released, dtype_of(args.dtype), progress, appearing, launch)
     folder = Folder(args.source)
     vae = args.vae or (args.source / "vae" if (args.source / "vae" / "config.json").is_file() else None)
     codec = settings.codec_of(vae, args.codec)

@@ -109,7 +109,12 @@ def arguments() -> argparse.Namespace:
         help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
     )
     back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
-    back.add_argument("source", type=paths.path, metavar="FOLDER", help="folder with config.json and safetensors")
+    back.add_argument(
+        "source",
+        type=paths.path,
+        metavar="FOLDER",
+        help="folder with config.json and safetensors, or a published file",
+    )
     back.add_argument(
         "--tensor",
         type=positive,
@@ -139,6 +144,22 @@ def arguments() -> argparse.Namespace:
     back.add_argument(
         "--allow-extra", action="store_true", help="carry tensors along that neither the model nor this format knows"
     )
+    back.add_argument(
+        "--published",
+        metavar="NAME=VALUE",
+        nargs="+",
+        default=[],
+        help="what a published file does not say of itself: mode, block, num_heads (of next block prediction)",
+    )
+    back.add_argument(
+        "--levels",
+        type=positive,
+        nargs="+",
+        default=[8, 8, 8, 5, 5, 5],
+        metavar="N",
+        help="levels of a published file's tokenizer (8 8 8 5 5 5)",
+    )
+    back.add_argument("--groups", type=positive, default=32, metavar="N", help="groups of that tokenizer's norms (32)")
     for command, folder in ((out, "Hugging Face folder"), (back, "run")):
         command.add_argument(
             "--output",
@@ -157,7 +178,7 @@ def arguments() -> argparse.Namespace:
             "--vae",
             type=paths.path,
             metavar="FOLDER",
-            help="diffusers VAE (config.json and safetensors), instead of the one that travels along",
+            help="diffusers VAE or FSQ tokenizer (config.json and safetensors), instead of the one that travels along",
         )
         command.add_argument(
             "--verify", action="store_true", help="compare predictions of both models on random input, too"

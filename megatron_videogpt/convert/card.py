@@ -112,6 +112,38 @@ The model {came}.  Options that differ from the defaults of megatron_videogpt; `
 """
 
 
+def front_and_origin(export: Exported, license: str | None) -> tuple[str, str]:
+    """What stands before and behind the part of a card that an objective writes: front matter; configuration, and where
+    the folder comes from.
+    """
+    side = export.side
+    licence = license or (side.facts.get("license") if side else None) or "unknown"
+    came = "was trained from scratch" if side is None else f"started from a published one ({side.facts['format']})"
+    kind = "the moving average of the weights" if export.average else "the weights"
+    front = f"---\nlicense: {licence}\nlibrary_name: transformers\ntags:\n- video\n- video-prediction\n---\n\n"
+    return (
+        front,
+        f"""
+## Training data
+
+*To be filled in: what the model was trained on, and under which terms.*
+
+## Configuration
+
+The model {came}.  Options that differ from the defaults of megatron_videogpt; `videogpt_config.toml` has all of them.
+
+| option | value |
+| --- | --- |
+{_table(export.config)}
+
+## How this folder was made
+
+`tools/convert_checkpoint.py to-hf` of megatron_videogpt wrote {kind} of
+`{export.path.parent.parent.name}/{export.path.name}`, and compared what it wrote with the checkpoint.
+""",
+    )
+
+
 def _condition(config: Config) -> str:
     """How to say what a video is to show; nothing of a model without a condition."""
     condition = config.condition
@@ -130,10 +162,9 @@ def _condition(config: Config) -> str:
 
 
 def _table(config: Config) -> str:
-    default = Config()
     rows = [
         f"| {option.name} | `{show(value_of(config, option.name))}` |"
-        for option in options()
+        for option in options(of=config)
         if option.name.split(".")[0] in SECTIONS
         and option.name
         not in (
@@ -145,6 +176,6 @@ def _table(config: Config) -> str:
             "train.output",
             "train.init_from",
         )
-        and (option.name.startswith("model.") or value_of(config, option.name) != value_of(default, option.name))
+        and (option.name.startswith("model.") or value_of(config, option.name) != option.default)
     ]
     return "\n".join(rows)

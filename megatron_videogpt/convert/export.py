@@ -44,7 +44,7 @@ class Export:
                 f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take "
                 "--weights trained"
             )
-        self.weights = Weights(self.path, self.config.model, average, self.config.condition)
+        self.weights = Weights(self.path, self.config, average)
         self.side = Side(run) if (run / NAME).is_dir() else None
         # Weights that were trained on are kept as exactly as they were trained; others go back to what they came as.
         self.untouched = bool(saved.state.get("weights_only"))

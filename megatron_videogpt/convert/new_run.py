@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
@@ -23,15 +23,29 @@ from ..config.load import ConfigError
 from ..config.schema import Config, ParallelConfig
 from ..config.toml import config_to_toml
 from ..errors import UserError
+from ..model.parameters import Parameter
 from ..model.tensors import from_hf, shard
 from .ingest import Source
 from .settings import folder_config
 from .sharded import Weights, described, empty_states, held_by
 from .side import NAME, Side, write_side
 from .standalone import vae_files
+from .tensor_files import Entry
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""
+
+
+class Filling(Protocol):
+    """What fills a checkpoint: `ingest.Source`, or a `mapped.MappedSource`."""
+
+    @property
+    def entries(self) -> tuple[Parameter, ...]: ...
+    @property
+    def checkpoint_dtype(self) -> torch.dtype: ...
+    def stored(self, key: str) -> torch.dtype: ...
+    def tensor(self, entry: Parameter) -> Tensor: ...
+    def side_entries(self) -> list[Entry]: ...
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -52,7 +66,7 @@ def run_config(source: Source, codec: CodecConfig, output: Path, tensor: int, pi
     return config
 
 
-def write_checkpoint(source: Source, config: Config, path: Path, progress: Progress) -> None:
+def write_checkpoint(source: Filling, config: Config, path: Path, progress: Progress) -> None:
     """Save this process's share of the weights; a collective over exactly the processes of the layout.
 
     Parameters are read one at a time, and none is held twice: tensors that own their memory are not copied on the way
@@ -98,8 +112,14 @@ def finish(source: Source, config: Config, partial: Path, vae: Path | None, prog
         config = replace(
             config, codec=replace(config.codec, path=str(Path(config.train.output).resolve() / NAME / "files" / "vae"))
         )
-    path = checkpoint_of(partial)
-    for target in (partial, path):
+    write_state(config, partial, fingerprint)
+    check_written(source, config, partial, progress)
+
+
+def write_state(config: Config, run: Path, fingerprint: str) -> None:
+    """What a checkpoint of weights alone has beside them; fingerprint: of its codec, "" where that is not known."""
+    path = checkpoint_of(run)
+    for target in (run, path):
         (target / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
     state = {
         "step": 0,
@@ -111,7 +131,6 @@ def finish(source: Source, config: Config, partial: Path, vae: Path | None, prog
         "weights_only": True,
     }
     seal(path, state)
-    _check_written(source, partial, progress)
 
 
 def license_of(folder: Path) -> str:
@@ -125,8 +144,9 @@ def license_of(folder: Path) -> str:
     return found[1] if found else "unknown"
 
 
-def _check_written(source: Source, run: Path, progress: Progress) -> None:
-    weights, side = Weights(checkpoint_of(run), source.model, condition=source.condition), Side(run)
+def check_written(source: Filling, config: Config, run: Path, progress: Progress) -> None:
+    """Read all weights and tensors of a run back; UserError where one is not what was written."""
+    weights, side = Weights(checkpoint_of(run), config), Side(run)
     for entry in source.entries:
         given = source.tensor(entry)
         _compare(f"{entry.hf} in {weights.path}", weights.tensor(entry).to(given.dtype), given)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from ..errors import UserError
 from .untrusted import real_file, show
@@ -25,6 +26,9 @@ def read_states(path: Path) -> dict[str, Any]:
             dictionary.
     """
     target = real_file(path)
+    # megatron-core lets more classes through, for its own checkpoints.
+    others = get_safe_globals()
+    clear_safe_globals()
     try:
         # weights_only: an unpickler of its own, which makes tensors and plain containers and refuses all else.
         content = torch.load(target, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(target))
@@ -37,6 +41,8 @@ def read_states(path: Path) -> dict[str, Any]:
             ) from error
         reason = show(f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise UserError(f"{path}: not a file of PyTorch with tensors, or a damaged one ({reason})") from error
+    finally:
+        add_safe_globals(others)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {type(content).__name__}; expected a dictionary of tensors")
     return content

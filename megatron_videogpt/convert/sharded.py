@@ -18,13 +18,12 @@ from torch import Tensor
 
 from ..checkpoint.average import PREFIX
 from ..checkpoint.load import readable
-from ..condition.options import NONE, ConditionConfig
 from ..config.derived import stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
-from ..model.parameters import BEFORE, Parameter
+from ..model.parameters import BEFORE, Parameter, padded_words
 from ..model.tensors import to_hf
-from .table import parameters
+from ..objective.build import parameter_table
 
 LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty
@@ -45,16 +44,15 @@ class Weights:
     Raises ValueError when one of the model's is missing or has another shape.
     """
 
-    def __init__(
-        self, path: Path, model: ModelConfig, average: bool = False, condition: ConditionConfig = NONE
-    ) -> None:
+    def __init__(self, path: Path, config: Config, average: bool = False) -> None:
+        model = config.model
         self.path, self.model, self.prefix = path, model, f"{PREFIX}." if average else ""
         self.held = readable(path, lambda: dist_checkpointing.load_tensors_metadata(str(path)))
-        patch = self._described(
-            next(entry for entry in parameters(model) if entry.name == "embedding.noisy_patch.weight")
-        )
-        self.channels = patch.global_shape[1] // model.patch_size**2
-        for entry in parameters(model, condition):
+        self.entries = tuple(parameter_table(config).entries(model))
+        patches = [self._described(entry) for entry in self.entries if entry.rule.form == "patch"]
+        # A network of ids has no use for them.
+        self.channels = patches[0].global_shape[1] // model.patch_size**2 if patches else 0
+        for entry in self.entries:
             described = self._described(entry)
             count = described.global_shape[0] if _stacked(entry.name)[1] is not None else 0
             wanted = _full_shape(entry, model, self.channels)
@@ -95,15 +93,19 @@ class Weights:
 
 
 def _full_shape(entry: Parameter, model: ModelConfig, channels: int) -> tuple[int, ...]:
-    shape = entry.shape(model, channels)
-    return (shape[0], shape[1] * shape[2] * shape[3]) if entry.rule.form == "patch" else shape
+    shape, form = entry.shape(model, channels), entry.rule.form
+    if form == "patch":
+        return shape[0], shape[1] * shape[2] * shape[3]
+    if form == "vocabulary":
+        return padded_words(shape[0]), *shape[1:]
+    return shape[1:] if form == "one" else shape
 
 
 def held_by(config: Config, stage: int) -> Iterator[Parameter]:
     """The parameters of one pipeline stage, as `model.videogpt` deals them out."""
     first = sum(stage_layers(config)[:stage])
     layers = range(first, first + stage_layers(config)[stage])
-    for entry in parameters(config.model, config.condition):
+    for entry in parameter_table(config).entries(config.model):
         layer = _stacked(entry.name)[1]
         place = stage == 0 if entry.name.startswith(BEFORE) else stage == config.parallel.stages - 1
         if place if layer is None else layer in layers:

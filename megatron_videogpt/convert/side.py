@@ -62,7 +62,8 @@ def write_side(
 ) -> None:
     """Make ``run/released/``.  files: (from, place below ``files/``)."""
     folder = run / NAME
-    folder.mkdir(parents=True)
+    # A tokenizer may lie in it already.
+    folder.mkdir(parents=True, exist_ok=True)
     if tensors:
         (written,) = write_tensors(folder, tensors, sum(entry.size for entry in tensors), progress)
         written.rename(folder / TENSORS)

@@ -32,7 +32,7 @@ def to_folder(source: Path, output: Path, groups: int, levels: tuple[int, ...]) 
     """
     state = tokenizer_tensors(tensors_under(read_states(source), ENTRIES, source))
     shape = shape_of_tensors(state, groups, levels, source)
-    _checked_keys(shape, state, source)
+    filled_by(shape, state, source)
     write_folder(output, shape, {key: value.contiguous() for key, value in state.items()})
     _check_equal(load_file(output / WEIGHTS), state, output)
     return shape
@@ -48,7 +48,7 @@ def to_published(source: Path, output: Path) -> FSQShape:
         raise UserError(str(error)) from error
     read_header(source / WEIGHTS)
     state = load_file(source / WEIGHTS)
-    keys = _checked_keys(shape, state, source)
+    keys = filled_by(shape, state, source)
     torch.save({ENTRIES[0]: {PARALLEL + key: state[key] for key in keys}}, output)
     _check_equal(tokenizer_tensors(tensors_under(read_states(output), ENTRIES, output)), state, output)
     return shape
@@ -83,7 +83,7 @@ def shape_of_tensors(state: dict[str, Tensor], groups: int, levels: tuple[int, .
         raise UserError(f"{source}: {error}") from error
 
 
-def _checked_keys(shape: FSQShape, state: dict[str, Tensor], source: Path) -> list[str]:
+def filled_by(shape: FSQShape, state: dict[str, Tensor], source: Path) -> list[str]:
     """The keys in the network's own order; UserError where one is missing, unknown or of another shape."""
     try:
         return list(filled(shape, state, str(source)).state_dict())

@@ -6,6 +6,8 @@
     objective  build(config) -> Objective
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`), or ends(config)
     parts      parts(config) -> tuple[Part, ...]; absent where one network, of `ends`, is all there is
+    released   how published files of its networks look, for `convert.mapped`; absent where they are not exchanged, or
+               in the layout of Video-GPT
     sampler    build_sampler(chunks, config, device) -> Sampler; absent where it has none
 
 Nothing else imports the package of an objective by its name.  PyTorch is imported only where an objective or its
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..codec.geometry import Geometry
 from ..config.schema import Config
-from ..config.sections import find
+from ..config.sections import find, names
 from ..errors import UserError
 from ..model.parameters import Table, prefixed
 from .work import ObjectiveWork
@@ -91,8 +93,21 @@ def _made_for(config: Config, module: str, name: str) -> Any:
 
 
 def _has(config: Config, name: str) -> bool:
-    package = find("objective", config.objective.name).package
+    return _in_package(find("objective", config.objective.name).package, name)
+
+
+def _in_package(package: str, name: str) -> bool:
     return importlib.util.find_spec(f"{package}.{name}") is not None
+
+
+def released_modules() -> dict[str, ModuleType]:
+    """The modules `released` of all objectives that have one, by the objective's name."""
+    packages = {name: find("objective", name).package for name in names("objective")}
+    return {
+        name: importlib.import_module(f"{package}.released")
+        for name, package in packages.items()
+        if _in_package(package, "released")
+    }
 
 
 def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> Sampler:

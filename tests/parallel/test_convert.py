@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_videogpt.convert import ingest, settings
+from megatron_videogpt.config.load import load_config
+from megatron_videogpt.convert import ingest, mapped, settings
 from megatron_videogpt.convert.conditions import condition_of
 from megatron_videogpt.convert.folder import Folder
 from tests import dense
@@ -29,6 +30,7 @@ from tests.conversion import (
     to_run,
 )
 from tests.hub_folder import HINTS
+from tests.next_block_folders import BLOCKS, block_folder
 from tests.parity.test_conditions import prefix_of
 
 from .launch import REPOSITORY, cli, torchrun
@@ -40,8 +42,10 @@ pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """All folders and the checkpoints that four processes made of them, in one launch."""
+    from megatron_videogpt.convert import mapped_run
+
     work, tasks = tmp_path_factory.mktemp("convert"), []
     for name, dtype in CASES:
         place = work / f"{name} {dtype}"
@@ -56,6 +60,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "predict": str(place / "prediction.safetensors"),
             }
         )
+    for name in BLOCKS:
+        place = work / name
+        folder, run = block_folder(place / "folder", name), place / "run"
+        (run / "checkpoints" / "step_00000000").mkdir(parents=True)
+        mapped.bring_tokenizer(folder, None, mapped_run.tokenizer_of(run), (), 0)
+        tasks.append({"folder": str(folder), "run": str(run), "predict": ""})
     (work / "tasks.json").write_text(json.dumps(tasks))
     torchrun(4, str(REPOSITORY / "tests" / "parallel" / "convert_worker.py"), str(work / "tasks.json"))
     return work
@@ -99,6 +109,25 @@ def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: st
     theirs = dense.forward(weights, tiny, list(forward.CLIPS), noisy, clean, t, prefix=prefix)
     assert forward.relative_error(ours, theirs) < 2e-5
     assert (prefix is None) == (name in MODELS)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_come_back_from_tp2_pp2(written: Path, tmp_path: Path, processes: None, name: str) -> None:
+    """Separate queries, keys and values, and a vocabulary that no two ranks divide."""
+    from megatron_videogpt.convert import mapped_run
+    from megatron_videogpt.convert.mapped_export import MappedExport, write_folder
+
+    folder, run = written / name / "folder", written / name / "run"
+    released = mapped.released_in(folder)
+    assert released is not None
+    source = mapped.open_source(folder, released, mapped_run.tokenizer_of(run), {}, None, False)
+    mapped_run.finish(source, mapped_run.run_config(source, run, 2, 2), run, ignore)
+    assert load_config(run / "config.toml").parallel.pipeline == 2
+    export = MappedExport(run, released, None, False, None)
+    write_folder(export, tmp_path / "back", 10**9, export.tokenizer(None), None, ignore)
+    same(load_file(tmp_path / "back" / "model.safetensors"), load_file(folder / "model.safetensors"))
+    original, back = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "back"))
+    assert original.items() <= back.items()
 
 
 @pytest.fixture(scope="module")

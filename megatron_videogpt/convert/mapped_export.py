@@ -1,0 +1,186 @@
+"""A run's checkpoint as a folder that stands alone, or as a published file, for objectives whose package says which
+published tensors are which parameter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .. import hub
+from ..checkpoint.saved import find_checkpoint
+from ..config.schema import Config
+from ..config.toml import config_to_toml
+from ..errors import UserError
+from ..hub.common.fsq_tokenizer import WEIGHTS
+from ..model.parameters import Parameter
+from .card import front_and_origin
+from .mapped import ENTRIES, TOKENIZER, PublishedFile, copy_tokenizer
+from .mapped_run import tokenizer_of
+from .settings import TRAINING, without_paths
+from .sharded import Weights
+from .side import NAME, Side
+from .standalone import write_json
+from .tensor_files import Entry, write_tensors
+from .tokenizer import INSIDE
+
+
+class MappedExport:
+    """What a checkpoint gives, opened; nothing is written yet.  See `export.Export`."""
+
+    def __init__(
+        self, run: Path, released: ModuleType, step: int | None, average: bool, dtype: torch.dtype | None
+    ) -> None:
+        saved = find_checkpoint(run, step)
+        self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
+        self.config: Config = saved.config
+        self.released = released
+        if average and not saved.state["ema"]:
+            raise UserError(
+                f"{self.path} has no moving average of the weights; train with optimizer.ema_decay, or take "
+                "--weights trained"
+            )
+        self.weights = Weights(self.path, self.config, average)
+        self.side = Side(run) if (run / NAME).is_dir() else None
+        self.untouched = bool(saved.state.get("weights_only"))
+
+    def entries(self) -> list[Entry]:
+        """All tensors of the folder, each read when it is written."""
+        found = [item for entry in self.weights.entries for item in self._pieces(entry)]
+        return found + [self._carried(key) for key in (self.side.places if self.side else ())]
+
+    def _pieces(self, entry: Parameter) -> Iterator[Entry]:
+        first = 0
+        for key, shape in self.released.pieces(entry, self.config.model):
+            dtype, rows = self._dtype(key, entry), slice(first, first + shape[0])
+            yield Entry(key, shape, dtype, lambda rows=rows, dtype=dtype: self._rows(entry, rows).to(dtype))
+            first += shape[0]
+
+    def _rows(self, entry: Parameter, rows: slice) -> Tensor:
+        return self.weights.tensor(entry)[rows]
+
+    def _dtype(self, key: str, entry: Parameter) -> torch.dtype:
+        if self.wanted is not None:
+            return self.wanted
+        # Weights that were trained are kept as they were trained; others go back to what they came as.
+        return self.side.dtype(key) if self.side and self.untouched else self.weights.dtype(entry)
+
+    def _carried(self, key: str) -> Entry:
+        assert self.side is not None
+        side, place = self.side, self.side.places[key]
+        dtype = self.wanted if self.wanted is not None and place.dtype.is_floating_point else place.dtype
+        return Entry(key, place.shape, dtype, lambda: side.tensor(key).to(dtype))
+
+    def tokenizer(self, given: Path | None) -> Path | None:
+        """The folder of the tokenizer: the one given, else that of the run, else the one that it came with."""
+        for folder in (given, Path(self.config.codec.path or "."), tokenizer_of(self.run)):
+            if folder is not None and (folder / WEIGHTS).is_file():
+                return folder
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """`config.json`: what the run came with, and above it what it is now."""
+        original = self.side.facts["config"] if self.side else {}
+        told = self.released.settings_of(self.config)
+        if self.untouched:
+            # The videos of a run that nobody trained are those of its defaults.
+            told = {key: value for key, value in told.items() if key in original or key != "latent"} | {
+                key: original[key] for key in ("latent",) if key in original
+            }
+        kind = str(self.wanted or self.weights.dtype(self.weights.entries[0])).removeprefix("torch.")
+        return original | told | self.released.AUTO | {"torch_dtype": kind, "dtype": kind}
+
+
+def write_folder(
+    export: MappedExport,
+    folder: Path,
+    max_bytes: int,
+    tokenizer: Path | None,
+    license: str | None,
+    progress: Callable[[int], None],
+) -> list[Path]:
+    """Write a new folder, read every tensor back, and return the files of weights.  UserError where one is not what was
+    written.
+    """
+    folder.mkdir(parents=True)
+    _copy_files(export, folder)
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, folder / TOKENIZER)
+    _copy_code(export.released.HUB, folder)
+    write_json(folder / "config.json", export.settings())
+    (folder / TRAINING).write_text(config_to_toml(without_paths(export.config)), encoding="utf-8")
+    front, origin = front_and_origin(export, license)
+    (folder / "README.md").write_text(front + export.released.card(export.config) + origin, encoding="utf-8")
+    digests: dict[str, str] = {}
+    written = write_tensors(folder, [_noted(entry, digests) for entry in export.entries()], max_bytes, progress)
+    _check({key: value for path in written for key, value in load_file(path).items()}, digests, folder, progress)
+    return written
+
+
+def write_published(
+    export: MappedExport, path: Path, tokenizer: Path | None, progress: Callable[[int], None]
+) -> list[Path]:
+    """Write a published file with the network, and the tokenizer in it, and read it back."""
+    digests: dict[str, str] = {}
+    state = {}
+    for entry in export.entries():
+        state[entry.key] = _noted(entry, digests).read()
+        progress(entry.size)
+    frozen = load_file(tokenizer / WEIGHTS) if tokenizer is not None else {}
+    torch.save({ENTRIES[0]: state | {INSIDE + key: value for key, value in frozen.items()}}, path)
+    written = PublishedFile(path)
+    _check({key: written.tensor(key) for key in written.keys()}, digests, path, progress)
+    return [path]
+
+
+def _copy_files(export: MappedExport, folder: Path) -> None:
+    side = export.side
+    for name in side.files() if side else []:
+        if side is not None and name.parts[0] != TOKENIZER:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(side.path / "files" / name, folder / name)
+
+
+def _copy_code(name: str, folder: Path) -> None:
+    """The stand-alone model's files side by side: in this package they lie in two folders, of which one imports from
+    the other.
+    """
+    home = Path(hub.__file__).parent
+    wanted = [path for path in sorted((home / name).glob("*.py")) if path.name != "__init__.py"]
+    wanted += [home / "common" / file for file in ("fsq_tokenizer.py", "fsq_codes.py", "videos_videogpt.py")]
+    for path in wanted:
+        text = path.read_text(encoding="utf-8").replace("from " + "..common.", "from .")
+        (folder / path.name).write_text(text, encoding="utf-8")
+
+
+def digest(tensor: Tensor) -> str:
+    """Checksum of a tensor's bytes."""
+    plain = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(memoryview(plain) if plain.size else b"", digest_size=16).hexdigest()
+
+
+def _noted(entry: Entry, digests: dict[str, str]) -> Entry:
+    def read() -> Tensor:
+        value = entry.read().contiguous()
+        digests[entry.key] = digest(value)
+        return value
+
+    return replace(entry, read=read)
+
+
+def _check(held: dict[str, Tensor], digests: dict[str, str], where: Path, progress: Callable[[int], None]) -> None:
+    if held.keys() != digests.keys():
+        raise UserError(f"{where}: its tensors are not those that were written; is the disk sound? convert again")
+    for key, value in held.items():
+        if digest(value) != digests[key]:
+            raise UserError(f"{where}: tensor {key} is not what was written; is the disk sound? convert again")
+        progress(value.nbytes)

@@ -1,0 +1,59 @@
+"""A published network as a run: what lies beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..codec.build import build_codec
+from ..config.check import find_problems
+from ..config.load import ConfigError
+from ..config.schema import Config, ParallelConfig
+from .folder import Folder
+from .mapped import TOKENIZER, MappedSource
+from .new_run import Progress, check_written, license_of, write_state
+from .side import NAME, write_side
+
+ASKED = ("model.", "parallel.", "objective.")
+"""Options that a conversion answers for; data and batches are questions for who trains."""
+
+
+def tokenizer_of(run: Path) -> Path:
+    """Where a converted run has its tokenizer."""
+    return run / NAME / "files" / TOKENIZER
+
+
+def run_config(source: MappedSource, output: Path, tensor: int, pipeline: int) -> Config:
+    """The configuration of the run while it is written, its tokenizer where that lies then; ConfigError where layout or
+    blocks do not fit.
+    """
+    precision = "bf16" if source.checkpoint_dtype.itemsize == 2 else "fp32"
+    train = replace(source.config.train, output=str(output), precision=precision, init_from="")
+    config = replace(source.config, parallel=ParallelConfig(tensor=tensor, pipeline=pipeline), train=train)
+    problems = [line for line in find_problems(config, None) if line.startswith(ASKED)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def finish(source: MappedSource, config: Config, partial: Path, progress: Progress) -> None:
+    """Write everything beside the weights of a run's folder, and read all of it back; UserError where what lies on the
+    disk is not what was published.
+    """
+    folder = source.origin if isinstance(source.origin, Folder) else None
+    names = [name for name in folder.carried() if len(name.parts) == 1] if folder is not None else []
+    facts = {
+        "config": source.settings,
+        "dtypes": source.dtypes(),
+        "format": source.released.MODEL_TYPE,
+        "license": license_of(source.origin.path) if folder is not None else "unknown",
+    }
+    files = [(source.origin.path / name, name) for name in names]
+    write_side(partial, facts, source.side_entries(), files, progress)
+    fingerprint, final = "", config
+    if config.codec.path:
+        fingerprint = build_codec(config.codec).fingerprint
+        place = tokenizer_of(Path(config.train.output).resolve())
+        final = replace(config, codec=replace(config.codec, path=str(place)))
+    write_state(final, partial, fingerprint)
+    check_written(source, config, partial, progress)

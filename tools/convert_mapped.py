@@ -1,0 +1,95 @@
+"""The two commands of convert_checkpoint.py for objectives whose package says which published tensors are which
+parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from megatron_videogpt.errors import UserError
+
+PUBLISHED = (".ckpt", ".pt", ".pth")
+"""Endings of a published file of PyTorch, which `to-hf` writes instead of a folder."""
+
+
+def told(values: list[str]) -> dict[str, str]:
+    """``name=value`` of `--published`."""
+    pairs = [value.partition("=") for value in values]
+    wrong = next((value for value, (_, equals, _) in zip(values, pairs) if not equals), None)
+    if wrong is not None:
+        raise UserError(f"--published {wrong}: expected name=value, such as block=16")
+    return {name: value for name, _, value in pairs}
+
+
+def to_hf(
+    args: argparse.Namespace, released: ModuleType, dtype: Any, progress: Callable[..., Any], appearing: Any
+) -> None:
+    """A run's checkpoint as a folder, or a published file."""
+    from megatron_videogpt.convert.mapped_export import MappedExport, write_folder, write_published
+
+    export = MappedExport(args.source, released, args.step, args.weights == "average", dtype)
+    if args.verify or args.tokenizer:
+        raise UserError(f"--{'verify' if args.verify else 'tokenizer'}: not for a model of {released.MODEL_TYPE}")
+    tokenizer, entries = export.tokenizer(args.vae), export.entries()
+    total = sum(entry.size for entry in entries)
+    with appearing(args.output) as partial, progress(f"{export.path.name} to {args.output.name}", 2 * total) as bar:
+        if args.output.suffix in PUBLISHED:
+            files = write_published(export, partial, tokenizer, bar)
+        else:
+            files = write_folder(export, partial, args.max_shard_size, tokenizer, args.license, bar)
+    print(f"{len(entries)} tensors, {total / 1e9:.3f} GB in {len(files)} files, read back and equal: {args.output}")
+    if tokenizer is None:
+        print("no tokenizer: frames need one; add its folder with --vae FOLDER when you convert")
+    if args.output.suffix not in PUBLISHED:
+        print(f'next: AutoModel.from_pretrained("{args.output}", trust_remote_code=True), or fill in the model card')
+
+
+def from_hf(
+    args: argparse.Namespace,
+    released: ModuleType,
+    dtype: Any,
+    progress: Callable[..., Any],
+    appearing: Any,
+    launch: Callable[[int], None],
+) -> None:
+    """A folder or a published file as a run; under torchrun one process's share of the checkpoint."""
+    from megatron_videogpt.convert import mapped, mapped_run, new_run
+
+    if args.verify or args.hint_ids or args.codec:
+        name = "verify" if args.verify else "hint-ids" if args.hint_ids else "codec"
+        raise UserError(f"--{name}: not for a model of {released.MODEL_TYPE}")
+    partial = args.output.with_name(args.output.name + ".partial")
+    place = mapped_run.tokenizer_of(partial)
+
+    def opened() -> tuple[Any, Any]:
+        source = mapped.open_source(args.source, released, place, told(args.published), dtype, args.allow_extra)
+        return source, mapped_run.run_config(source, args.output, args.tensor, args.pipeline)
+
+    if "RANK" in os.environ:
+        source, config = opened()
+        with progress(args.output.name, source.bytes()[0] // args.pipeline, shown=os.environ["RANK"] == "0") as bar:
+            new_run.write_checkpoint(source, config, new_run.checkpoint_of(partial), bar)
+        return
+    alone = args.tensor * args.pipeline == 1
+    with appearing(args.output) as partial:
+        new_run.checkpoint_of(partial).mkdir(parents=True)
+        mapped.bring_tokenizer(args.source, args.vae, place, tuple(args.levels), args.groups)
+        source, config = opened()
+        weights, side = source.bytes()
+        if not alone:
+            launch(args.tensor * args.pipeline)
+        with progress(f"{args.source.name} to {args.output.name}", weights * (1 + alone) + 2 * side) as bar:
+            if alone:
+                new_run.write_checkpoint(source, config, new_run.checkpoint_of(partial), bar)
+            mapped_run.finish(source, config, partial, bar)
+    print(
+        f"{len(source.dtypes())} tensors, {(weights + side) / 1e9:.3f} GB as TP{args.tensor} x PP{args.pipeline}, "
+        f"{config.train.precision}, read back and equal: {args.output}"
+    )
+    if not config.codec.path:
+        print(f"no tokenizer: set codec.path in {args.output}/config.toml, or convert again with --vae FOLDER")
+    print(f"next: python -m megatron_videogpt train FILE.toml train.init_from={args.output} train.output=ANOTHER")
