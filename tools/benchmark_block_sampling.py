@@ -18,8 +18,9 @@ import os
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from megatron_videogpt.config import paths
 
 TOP_K, TOP_P = 16_000, 0.9
 LEVELS = (8, 8, 8, 5, 5, 5)
@@ -68,8 +69,7 @@ class Bench:
     """One transformer, whose blocks may have any size, and one tokenizer."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from megatron_videogpt.config import paths  # noqa: E402
-from megatron_videogpt.platforms import activate
+        from megatron_videogpt.platforms import activate
 
         platform = activate("cpu")
         import torch
