@@ -19,8 +19,8 @@ def check_condition(report: Report) -> None:
     """The section's own options, and what the objective makes of them."""
     report.check_range("at least 1", lambda v: v >= 1, "condition.max_tokens")
     report.check_range("at least 2", lambda v: v >= 2, "condition.tokens")
-    report.check_range("at least 0", lambda v: v >= 0, "condition.width condition.frames")
-    report.check_range(f"at most {MOST}", lambda v: v <= MOST, "condition.width")
+    report.check_range("at least 0", lambda v: v >= 0, "condition.frames")
+    report.check_range(f"from 0 to {MOST}", lambda v: 0 <= v <= MOST, "condition.width")
     report.check_range("at least 0 and below 1", lambda v: 0 <= v < 1, "condition.dropout")
     condition, objective = report.config.condition, report.config.objective.name
     known = find("objective", objective).conditions
