@@ -115,7 +115,16 @@ def test_the_page_has_a_field_for_everything_and_errors_are_shown_as_text(tmp_pa
     defaults = [field.value for field in fields]
     request = Request(defaults[0], tuple(defaults[1:3]), *defaults[3:])
     expected = Request(
-        path=None, scene=("fall", 1), clips=2, frames=3, given=0, interval=2, steps=2, guidance=1.0, seed=0
+        path=None,
+        scene=("fall", 1),
+        clips=2,
+        frames=3,
+        given=0,
+        interval=2,
+        steps=2,
+        guidance=1.0,
+        seed=0,
+        temperature=1.0,
     )
     assert request == expected, "what the model was configured with, in the fields' order"
     seen = []

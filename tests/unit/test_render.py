@@ -13,6 +13,7 @@ from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.data.video.pictures import to_model_range, to_pixels
 from megatron_videogpt.hub.common.sampling_videogpt import Recompute
+from megatron_videogpt.objective.next_clip.sampler import ClipSampler
 from megatron_videogpt.sample.evaluate import decode_continuation, pixel_frames, predict, psnr, squared_errors
 from megatron_videogpt.sample.render import GAP, GENERATED, GIVEN, TRUTH, contact_sheet, outline, prediction_video
 from tests.fakes import Joining, Unshuffle, plain, repeat_last
@@ -115,7 +116,7 @@ def sample(key, start):
 def test_predicting_that_nothing_moves_is_as_good_as_repeating():
     samples, codec = [sample(1, 0), sample(2, 40), sample(3, 90)], Unshuffle()
     settings = SampleConfig(clips=(9,), window=99, steps=4, guidance=1.0)
-    latents = predict(Recompute(repeat_last), samples, 2, 3, settings, seed=0, batch=2)
+    latents = predict(ClipSampler(Recompute(repeat_last)), samples, 2, 3, settings, seed=0, batch=2)
     for one, predicted in zip(samples, latents):
         video = decode_continuation(codec, one.mean[:2], predicted)
         model, repeat = squared_errors(video, one.pixels, 2)
@@ -131,7 +132,9 @@ def test_a_prediction_does_not_depend_on_the_batch():
 
     samples = [sample(key, 10 * key) for key in range(5)]
     settings = SampleConfig(steps=3, guidance=1.0)
-    one, many = (predict(Recompute(noisy), samples, 2, 2, settings, seed=5, batch=batch) for batch in (1, 3))
+    one, many = (
+        predict(ClipSampler(Recompute(noisy)), samples, 2, 2, settings, seed=5, batch=batch) for batch in (1, 3)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, many))
 
 

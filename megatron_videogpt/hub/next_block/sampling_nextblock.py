@@ -56,14 +56,25 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """
     if not top_k:
         return logits
-    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
-    least = ranked[:, min(top_k, ranked.shape[1]) - 1, None]
-    ranked = ranked.masked_fill(ranked < least, -torch.inf)
+    ranked, order = _largest(logits, min(top_k, logits.shape[1]))
     if top_p < 1:
         before = ranked.softmax(-1).cumsum(-1).roll(1, -1)
         before[:, 0] = 0.0
         ranked = ranked.masked_fill(before > top_p, -torch.inf)
-    return torch.empty_like(logits).scatter_(-1, order, ranked)
+    return torch.full_like(logits, -torch.inf).scatter_(-1, order, ranked)
+
+
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row, falling, and their places; more than `count` of them, -inf in rows that have not so
+    many, where others equal the last.
+    """
+    ranked, order = logits.topk(count)
+    least = ranked[:, -1:]
+    if int((logits >= least).sum()) > ranked.numel():
+        # Three times as long for 16,000 of 64,000.
+        ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.masked_fill(ranked < least, -torch.inf)
+    return ranked, order
 
 
 class Video:
