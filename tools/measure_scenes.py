@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, model: Model, settings: SampleConfig, inte
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(scenes) * sum(settings.clips))
         guesses = all_guesses(
-            model, scenes, settings, args.seed, args.batch, lambda done: progress.update(task, completed=done)
+            model, scenes, settings, args.seed, args.batch, lambda frames, _: progress.advance(task, frames)
         )
     return Measured(scenes, guesses["model"], score_all(scenes, guesses))
 

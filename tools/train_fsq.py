@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     number = {"type": int, "metavar": "N"}
     parser.add_argument("--output", type=paths.path, required=True, help="the folder to make; it must not exist")
-    parser.add_argument("--steps", default=600, help="optimizer steps", **number)
+    parser.add_argument("--steps", default=300, help="optimizer steps", **number)
     parser.add_argument("--levels", nargs="+", default=[8, 5, 5], help="levels of each latent channel", **number)
     parser.add_argument("--width", default=8, help="channels at full resolution", **number)
     parser.add_argument("--groups", default=4, help="groups of a norm", **number)

@@ -146,6 +146,11 @@ class MappedSource:
     dtype: torch.dtype | None
 
     @property
+    def channels(self) -> int:
+        """Latent channels, of which a network of ids knows nothing."""
+        return 0
+
+    @property
     def entries(self) -> tuple[Parameter, ...]:
         """All parameters of the model."""
         return tuple(parameter_table(self.config).entries(self.config.model))

@@ -24,7 +24,8 @@ from ..errors import UserError
 from ..hub.common.fsq_tokenizer import WEIGHTS
 from ..model.parameters import Parameter
 from .card import front_and_origin
-from .mapped import ENTRIES, TOKENIZER, PublishedFile, copy_tokenizer
+from .folder import Folder
+from .mapped import ENTRIES, TOKENIZER, Origin, PublishedFile, copy_tokenizer
 from .mapped_run import tokenizer_of
 from .settings import TRAINING, without_paths
 from .sharded import Weights
@@ -122,7 +123,7 @@ def write_folder(
     (folder / "README.md").write_text(front + export.released.card(export.config) + origin, encoding="utf-8")
     digests: dict[str, str] = {}
     written = write_tensors(folder, [_noted(entry, digests) for entry in export.entries()], max_bytes, progress)
-    _check({key: value for path in written for key, value in load_file(path).items()}, digests, folder, progress)
+    _check(Folder(folder), digests, progress)
     return written
 
 
@@ -137,8 +138,7 @@ def write_published(
         progress(entry.size)
     frozen = load_file(tokenizer / WEIGHTS) if tokenizer is not None else {}
     torch.save({ENTRIES[0]: state | {INSIDE + key: value for key, value in frozen.items()}}, path)
-    written = PublishedFile(path)
-    _check({key: written.tensor(key) for key in written.keys()}, digests, path, progress)
+    _check(PublishedFile(path), digests, progress)
     return [path]
 
 
@@ -177,10 +177,11 @@ def _noted(entry: Entry, digests: dict[str, str]) -> Entry:
     return replace(entry, read=read)
 
 
-def _check(held: dict[str, Tensor], digests: dict[str, str], where: Path, progress: Callable[[int], None]) -> None:
-    if held.keys() != digests.keys():
-        raise UserError(f"{where}: its tensors are not those that were written; is the disk sound? convert again")
-    for key, value in held.items():
+def _check(held: Origin, digests: dict[str, str], progress: Callable[[int], None]) -> None:
+    if set(held.keys()) != set(digests):
+        raise UserError(f"{held.path}: its tensors are not those that were written; is the disk sound? convert again")
+    for key in digests:
+        value = held.tensor(key)
         if digest(value) != digests[key]:
-            raise UserError(f"{where}: tensor {key} is not what was written; is the disk sound? convert again")
+            raise UserError(f"{held.path}: tensor {key} is not what was written; is the disk sound? convert again")
         progress(value.nbytes)

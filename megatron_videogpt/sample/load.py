@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,21 +69,9 @@ def _load_released(source: Path, step: int | None, device: Platform, average: bo
         raise RunError(
             f"{source}: a Hugging Face folder holds one set of weights; leave out --step and --weights average"
         )
-    # Released folders hold one objective's network; runs may hold any.
-    from ..convert.folder import Folder
-    from ..convert.ingest import is_stock, open_source
-    from ..convert.settings import folder_config
-
     problem = ""
     try:
-        folder = Folder(source)
-        if is_stock(folder):
-            raise UserError(
-                f"{source}: a stock Phi-3 model, which knows nothing of video; convert it "
-                "(tools/convert_checkpoint.py from-hf) and train it first"
-            )
-        config = folder_config(source)
-        weights = open_source(folder, config.codec, None, None, allow_extra=True)
+        config, weights = _open(source)
     except (UserError, OSError) as error:
         problem = str(error)
     raise_together(problem, None, "opening a model")
@@ -91,6 +80,27 @@ def _load_released(source: Path, step: int | None, device: Platform, average: bo
     model = build_network(config, weights.channels, device, backend)
     load_released(model, config.model, weights.tensor)
     return model, config, None
+
+
+def _open(source: Path) -> tuple[Config, Any]:
+    """(configuration, what has `channels` and `tensor(entry)`) of a folder."""
+    from ..convert import mapped
+    from ..convert.folder import Folder
+    from ..convert.ingest import is_stock, open_source
+    from ..convert.settings import folder_config
+
+    released = mapped.released_in(source)
+    if released is not None:
+        blocks = mapped.open_source(source, released, source / mapped.TOKENIZER, {}, None, allow_extra=True)
+        return blocks.config, blocks
+    folder = Folder(source)
+    if is_stock(folder):
+        raise UserError(
+            f"{source}: a stock Phi-3 model, which knows nothing of video; convert it "
+            "(tools/convert_checkpoint.py from-hf) and train it first"
+        )
+    config = folder_config(source)
+    return config, open_source(folder, config.codec, None, None, allow_extra=True)
 
 
 def _start(platform: str) -> Platform:

@@ -16,7 +16,7 @@ WORDS = "a the red blue green ball box one two three bodies starts on left right
 PIECES = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", *(f"▁{word}" for word in WORDS)])}
 OPTIONS = """objective.name=next_block_prediction objective.layout=hybrid objective.block=4 codec.name=fsq
 model.patch_size=1 data.frames=3 data.clips=[1,1] condition.kind=text condition.encoder=ids checkpoint.every=2
-optimizer.schedule=constant checkpoint.async_save=false""".split()
+optimizer.schedule=constant checkpoint.async_save=false sample.window=3 sample.guidance=3.0 sample.steps=50""".split()
 
 
 def test_captions_as_ids_in_one_process_and_in_two(tmp_path: Path) -> None:

@@ -248,3 +248,17 @@ def test_sampling_with_and_without_a_cache(tmp_path: Path) -> None:
             # Two steps a clip.
             assert 0 < row[way]["remember"] + 2 * len(row["clips"]) * row[way]["step"] < row[way]["wall"]
     assert "2 heads (1 key-value)" in done.stdout and done.stdout.count("\n| ") == 5
+
+
+def test_sampling_blocks_of_tokens(tmp_path: Path) -> None:
+    words = ("--objective", "next_block_prediction", "--quick", "--json", tmp_path / "blocks.json")
+    done = run(interpreter("tools/benchmark_sampling.py", *words))
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "blocks.json").read_text())
+    assert [(one["block"], one["steps"]) for one in result["blocks"]] == [(4, 4), (1, 16)]
+    for one in result["blocks"]:
+        parts = [one[part] for part in ("encoding", "passes", "noise", "drawing", "decoding")]
+        assert min(parts) > 0 and one["whole"] == pytest.approx(sum(parts))
+    assert [one["history"] for one in result["lengths"]] == [1, 2] and all(
+        one["error"] < 1e-5 for one in result["lengths"]
+    )

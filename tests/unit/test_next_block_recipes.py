@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schedules import learning_rate
+from megatron_videogpt.hub.common.fsq_tokenizer import FSQTokenizer
+from tools import train_fsq
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "examples" / "nbp"
@@ -51,3 +54,14 @@ def test_the_small_recipes_fit_a_tokenizer_as_it_is_trained(name: str, tmp_path:
     (folder / "config.json").write_text(json.dumps(settings))
     config = load_config(RECIPES / f"{name}.toml", [f"codec.path={folder}"])
     assert find_problems(config, 2) == []
+
+
+def test_a_small_tokenizer_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "--steps 2 --scenes 6 --size 16 --width 4 --groups 2 --batch 2 --levels 4 3 --threads 1".split()
+    monkeypatch.setattr(sys, "argv", ["train_fsq.py", "--output", str(tmp_path / "made"), *sizes])
+    assert train_fsq.main() == 0
+    assert "of 12 codes used" in capsys.readouterr().out
+    assert FSQTokenizer.from_pretrained(tmp_path / "made").shape.levels == (4, 3)
+    assert train_fsq.main() == 2 and "exists already" in capsys.readouterr().err
