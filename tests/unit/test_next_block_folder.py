@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_videogpt.convert import mapped
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
-from megatron_videogpt.objective.next_block.released import guessed
+from megatron_videogpt.objective.next_block import released
 from megatron_videogpt.objective.recorded import Cases
 from tests.conversion import same
 from tests.next_block_folders import GOLDEN, block_folder
@@ -50,6 +51,10 @@ def published(path: Path, **more: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["tiny_k600", "tiny_given"])
 def test_a_recorded_folder_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = block_folder(tmp_path / "given", name)
+    # What fills a run is what gives the recorded logits.
+    opened = mapped.open_source(given, released, given / "tokenizer", {}, None, False)
+    _, _, tensor_of = released.open_folder(given)
+    assert all(torch.equal(opened.tensor(entry), tensor_of(entry)) for entry in opened.entries)
     for source, run, back in (("given", "run", "back"), ("back", "again", "last")):
         assert tool(monkeypatch, "from-hf", tmp_path / source, "--output", tmp_path / run) == 0
         assert tool(monkeypatch, "to-hf", tmp_path / run, "--output", tmp_path / back) == 0
@@ -156,6 +161,44 @@ def test_the_stand_alone_model_gives_the_recorded_logits(alone: Any) -> None:
             assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-5, case["name"]
 
 
+def test_the_stand_alone_model_samples_the_recorded_ids(alone: Any) -> None:
+    """With its cache, by the stored noise and the largest logits, guided and not."""
+    from megatron_videogpt.hub.next_block.pipeline_nextblock import CachedModel
+    from megatron_videogpt.hub.next_block.sampling_nextblock import UNKNOWN, Drawing, Video, draw_tokens
+
+    cases = Cases(GOLDEN, "sampler")
+    assert len({case["checkpoint"] for case in cases}) > 1 and any(case["cfg_ratio"] for case in cases)
+    for case in cases:
+        held = {name: cases.get(case, name) for name in case["tensors"]}
+        settings = json.loads((GOLDEN / case["checkpoint"] / "config.json").read_text()) | {"block": case["block"]}
+        model = alone.NextBlockModel(alone.NextBlockConfig(**settings)).eval()
+        model.load_state_dict(load_file(GOLDEN / case["checkpoint"] / "model.safetensors"))
+        config, wanted, first = model.config, held["sampled_ids"], case["given_tokens"]
+        tokens = torch.full((len(wanted), first + wanted.shape[1]), UNKNOWN)
+        if first:
+            tokens[:, :first] = held["given_codes"] + config.code_offset
+        told = held.get("condition", torch.zeros(len(wanted), 0).long()).reshape(len(wanted), -1)
+        videos = [
+            Video(one + config.condition_offset, ids, config.block, config.mode == "hybrid")
+            for one, ids in zip(told, tokens)
+        ]
+        noisy = case["decode"] != "greedy"
+        how = Drawing(
+            case["temperature"] if noisy else 0.0,
+            case["top_k"] or 0,
+            1.0 if case["top_p"] is None else case["top_p"],
+            case["cfg_ratio"] or 0.0,
+            bool(case["scale_cfg"]),
+        )
+
+        def noise(video: int, place: int, count: int, held: Any = held, first: int = first) -> Tensor:
+            return held["exp_noise"][video, place - first : place - first + count]
+
+        with torch.no_grad():
+            draw_tokens(CachedModel(model, config.prefix + tokens.shape[1]), videos, how, noise if noisy else None)
+        assert torch.equal(torch.stack([video.tokens[first:] for video in videos]), wanted), case["name"]
+
+
 @pytest.mark.parametrize("name", ["k600_700M", "k600_3B", "ucf_700M", "ucf_3B"])
 def test_published_files_are_recognised_and_the_stand_alone_model_has_their_tensors(alone: Any, name: str) -> None:
     recorded = json.loads((GOLDEN / "released_model.json").read_text())
@@ -169,7 +212,7 @@ def test_published_files_are_recognised_and_the_stand_alone_model_has_their_tens
         words = (64_000, sizes["hidden_size"])
         shapes |= {"transformer.tok_emb.weight": words, "transformer.head.weight": words}
         shapes["transformer.uncond_embedding"] = (0, sizes["hidden_size"])
-    settings = guessed(shapes, 64_000, {}, name)
+    settings = released.guessed(shapes, 64_000, {}, name)
     assert {key: settings[key] for key in settings if key in sizes} == {k: sizes[k] for k in sizes if k in settings}
     assert settings["text_ids"] == 32_000 * hybrid and settings["prefix_kind"] == ("text" if hybrid else "none")
     with torch.device("meta"):
