@@ -14,7 +14,7 @@ from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape
 from tests.tokenizer import saved
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "nbp"
-LEVELS = {"tiny_k600": (8, 5, 5), "tiny_given": (5, 4, 3), "like Phi-3": (5, 4, 3)}
+LEVELS = {"tiny_k600": (8, 5, 5), "tiny_ucf": (8, 5, 5), "tiny_given": (5, 4, 3), "like Phi-3": (5, 4, 3)}
 BLOCKS = ("tiny_k600", "like Phi-3")
 PHI: dict[str, Any] = {
     "model_type": "nbp",

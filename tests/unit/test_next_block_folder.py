@@ -48,7 +48,7 @@ def published(path: Path, **more: Any) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("name", ["tiny_k600", "tiny_given"])
+@pytest.mark.parametrize("name", ["tiny_k600", "tiny_given", "tiny_ucf"])
 def test_a_recorded_folder_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = block_folder(tmp_path / "given", name)
     # What fills a run is what gives the recorded logits.
@@ -94,10 +94,6 @@ def no_division(work: Path) -> list[object]:
     return [work / "folder", "--vae", tokenizer(work / "tokenizer")]
 
 
-def text(work: Path) -> list[object]:
-    return [GOLDEN / "tiny_ucf", "--vae", tokenizer(work / "tokenizer")]
-
-
 def more_than_tensors(work: Path) -> list[object]:
     published(work / "a.ckpt", hyper_parameters=Namespace(block=4))
     return [work / "a.ckpt", *TOLD]
@@ -115,7 +111,6 @@ def unknown_key(work: Path) -> list[object]:
         (other_vocabulary, ("a table of 200 ids does not fit", "a tokenizer of 125 codes")),
         (other_tokenizer, ("a vocabulary of 200 codes, and its tokenizer has 125",)),
         (no_division, ("objective.block", "divide every video")),
-        (text, ("text",)),
         (more_than_tensors, ("more than tensors", "argparse.Namespace")),
         (unknown_key, ("transformer.extra belongs to nothing",)),
     ],

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...codec.geometry import expected_geometry, expected_levels
-from ...condition.options import NONE
+from ...condition.options import IDS, NONE
 from ...config.derived import frame_side
 from ...config.schema import Config, ModelConfig
 from ...errors import UserError
@@ -57,6 +57,10 @@ BACKBONE = ("norm", "activation", "biases", "positions", "num_query_groups", "ro
 """Options that `config.json` has under our names where they are not the published ones."""
 HEADS = {1536: 16, 2048: 32, 3072: 32}
 """Of the published models, by their width: their files do not say."""
+KINDS = ("none", "label", "text")
+"""What may stand before a video, by its published name."""
+KINDS_OF = {"class": "label"}
+"""Ours -> published, where they differ."""
 MOST = 2**24
 """Largest plausible number; what lies beyond is damage."""
 
@@ -109,7 +113,7 @@ def settings_of(config: Config) -> dict[str, Any]:
         "codes": vocabulary.codes,
         "text_ids": vocabulary.conditions,
         "prefix": condition.most_tokens,
-        "prefix_kind": {"class": "label"}.get(condition.kind, condition.kind),
+        "prefix_kind": KINDS_OF.get(condition.kind, condition.kind),
         "vocab_size": vocabulary.size,
         **{name: getattr(model, ours) for name, ours in SIZES.items()},
         "layer_norm_eps": model.norm_epsilon,
@@ -132,11 +136,8 @@ def config_of(settings: Mapping[str, Any], config: Config, where: str) -> Config
     mode, kind, named = settings.get("mode"), settings.get("prefix_kind", "none"), settings.get("class_names")
     if mode not in LAYOUTS:
         raise UserError(f"{where}: mode is {mode!r:.40}; expected one of {', '.join(LAYOUTS)}")
-    if kind not in ("none", "label"):
-        raise UserError(
-            f"{where}: its videos stand behind {settings.get('prefix')} ids of a text (prefix_kind {kind!r:.40}); this "
-            "release makes those of no text tokenizer, and takes checkpoints with classes or without a condition"
-        )
+    if kind not in KINDS:
+        raise UserError(f"{where}: prefix_kind is {kind!r:.40}; expected one of {', '.join(KINDS)}")
     count = _natural(settings, "text_ids", where) if kind == "label" else 0
     names = [str(number) for number in range(count)] if named is None else named
     if not isinstance(names, list) or len(names) != count or not all(isinstance(n, str) and n for n in names):
@@ -145,6 +146,10 @@ def config_of(settings: Mapping[str, Any], config: Config, where: str) -> Config
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise UserError(f"{where}: block_shape is {shape!r:.40}; expected three whole numbers, or none")
     condition = replace(config.condition, kind="class", classes=tuple(names)) if count else NONE
+    if kind == "text":
+        # Where the tokenizer's file lies is for whoever gives texts to say.
+        width, tokens = (_natural(settings, name, where) for name in ("text_ids", "prefix"))
+        condition = replace(config.condition, kind="text", encoder=IDS, width=width, tokens=tokens)
     objective = NextBlockOptions(NAME, mode, settings["block"], tuple(shape))
     said = {name: settings[name] for name in BACKBONE if name in settings}
     for item in (item for item in fields(ModelConfig) if item.name in said):
