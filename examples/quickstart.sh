@@ -49,8 +49,10 @@ case ${1:-} in
     if [ -n "${1:-}" ] && videos=$(cd "$here" && CDPATH= cd -- "$1" 2>/dev/null && pwd && echo .); then
       videos=${videos%$'\n.'}
       CONFIG=examples/videogpt/quickstart_videos.toml
-      # The name as it stands: in options $ begins a variable, and $$ is one.
-      overrides=("data.path=${videos//\$/\$\$}")
+      # The name as it stands, by way of a variable: in options $ begins one and $$ is one, but of $$ torchrun keeps a $ for itself.
+      export QUICKSTART_VIDEOS=$videos
+      # shellcheck disable=SC2016
+      overrides=('data.path=$QUICKSTART_VIDEOS')
       shift
     elif [[ ${1:-=} != *=* ]]; then
       echo "error: $1: there is no such folder; give a folder with video files, or nothing for the built-in scenes" >&2
@@ -97,7 +99,7 @@ if [ -n "${videos:-}" ]; then
   "$PYTHON" tools/codec_psnr.py "$videos"
 fi
 
-settings=$(printf '%s\n' "${overrides[@]}" | cat "$CONFIG" - | sha256sum)
+settings=$(printf '%s\n' "${overrides[@]}" ${videos:+"$videos"} | cat "$CONFIG" - | sha256sum)
 if [ -d "$OUT" ]; then
   # A run that is going on there must not lose its folder.
   "$PYTHON" tools/run_state.py --free "$CONFIG" "${overrides[@]}"

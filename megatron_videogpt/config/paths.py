@@ -1,7 +1,8 @@
 """Paths as users write them: `~`, `~user`, `$NAME` and `${NAME}` mean the same in a configuration's files, in overrides
 and in the arguments of commands.
 
-`$$` is a `$` of a name, and a name that begins with `~` is written `./~name`.  What has "://" is a URL and stays as it
+`$$` is a `$` of a name (`$$$$` in an argument behind torchrun, which makes one of two), and a name that begins with `~`
+is written `./~name`.  What has "://" is a URL and stays as it
 is.
 """
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from multiprocessing.connection import Listener
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -264,3 +265,7 @@ def test_the_quickstart_takes_a_folder_of_any_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "model FLOPs per step" in done.stdout and "note, before training" not in done.stdout
     assert not (tmp_path / "repository/runs").exists()
+    # torchrun rewrites the arguments of its processes, and so this one must not be what it changes.
+    script = (ROOT / "examples/quickstart.sh").read_text(encoding="utf-8")
+    (option,) = [line for line in script.splitlines() if "overrides=('data.path" in line]
+    assert Template(option).safe_substitute(local_rank="0") == option
