@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Train a small FSQ tokenizer on the built-in physics scenes in a few minutes on a CPU, to try next block prediction.
 
-Plain mean absolute and squared error of short clips, no discriminator and no perceptual loss: enough for flat shapes on
-a plain ground.  The folder it writes is what codec.name="fsq" takes as codec.path.
+Plain mean absolute and squared error, no discriminator and no perceptual loss: enough for flat shapes on a plain
+ground.  It learns from pieces of pictures, most of them where something moves, over as many frames as are encoded at
+once later: one that had learned from 5 frames showed each later one worse.  The folder it writes is what
+codec.name="fsq" takes as codec.path.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer, c
 
 UNSEEN = 1_000_000
 """First seed of the scenes that it is measured on."""
+MOVING = 0.75  # of the pieces are taken where something moves
+SQUARES = 30  # what squares weigh: they are small where most of a picture is right, and sharpen what is not
 
 
 def arguments() -> argparse.Namespace:
@@ -37,14 +41,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     number = {"type": int, "metavar": "N"}
     parser.add_argument("--output", type=paths.path, required=True, help="the folder to make; it must not exist")
-    parser.add_argument("--steps", default=300, help="optimizer steps", **number)
-    parser.add_argument("--levels", nargs="+", default=[8, 5, 5], help="levels of each latent channel", **number)
+    parser.add_argument("--steps", default=1000, help="optimizer steps", **number)
+    parser.add_argument("--levels", nargs="+", default=[8, 8, 5, 5], help="levels of each latent channel", **number)
     parser.add_argument("--width", default=8, help="channels at full resolution", **number)
     parser.add_argument("--groups", default=4, help="groups of a norm", **number)
     parser.add_argument("--units", default=1, help="residual units of a stage", **number)
     parser.add_argument("--scenes", default=512, help="scenes to learn from, kept in memory", **number)
     parser.add_argument("--size", default=64, help="side of a frame in pixels", **number)
-    parser.add_argument("--frames", default=5, help="frames of a clip, 1 + 4n", **number)
+    parser.add_argument("--frames", default=17, help="frames of a clip, 1 + 4n", **number)
+    parser.add_argument("--crop", default=32, help="side of the piece of a picture that is learned from", **number)
     parser.add_argument("--interval", default=2, help="simulated frames from one to the next", **number)
     parser.add_argument("--batch", default=8, help="clips of a step", **number)
     parser.add_argument("--lr", type=float, default=3e-3, metavar="RATE", help="peak learning rate of Adam")
@@ -64,10 +69,23 @@ def as_video(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 4, 1, 2, 3).float() / 255
 
 
+def crops(clips: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A piece [F, side, side, 3] of each clip [F, size, size, 3]: mostly one with a pixel in it that changes."""
+    size, pieces = clips.shape[2], []
+    for clip in clips:
+        moving = np.argwhere((clip[1:] != clip[:1]).any((0, -1))) if rng.random() < MOVING else np.empty((0, 2))
+        corner = rng.integers(size - side + 1, size=2)
+        if len(moving):
+            corner = (moving[rng.integers(len(moving))] - rng.integers(side, size=2)).clip(0, size - side)
+        top, left = corner
+        pieces.append(clip[:, top : top + side, left : left + side])
+    return np.stack(pieces)
+
+
 def train(model: FSQTokenizer, pool: np.ndarray, args: argparse.Namespace, console: Console) -> None:
     """All steps; a cosine after a short warm-up."""
     rng = np.random.default_rng(args.seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.99))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     mean = 0.0
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
@@ -77,12 +95,11 @@ def train(model: FSQTokenizer, pool: np.ndarray, args: argparse.Namespace, conso
                 group["lr"] = args.lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
             which = rng.integers(len(pool), size=args.batch)
             start = rng.integers(pool.shape[1] - args.frames + 1)
-            video = as_video(pool[which, start : start + args.frames])
+            video = as_video(crops(pool[which, start : start + args.frames], args.crop, rng))
             error = model.pixels(quantized(model.features(video), model.shape.levels)) - video
             squared = error.square().mean()
             optimizer.zero_grad(set_to_none=True)
-            # The squares are small where most of a picture is right: ten times as much leaves both a say.
-            (10 * squared + error.abs().mean()).backward()
+            (SQUARES * squared + error.abs().mean()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             mean += (squared.item() - mean) / min(step + 1, 50)
@@ -107,8 +124,11 @@ def main() -> int:
         try:
             model = FSQTokenizer(FSQShape(args.width, args.groups, args.units, tuple(args.levels)))
             check_video(torch.empty(1, 3, args.frames, args.size, args.size))
+            check_video(torch.empty(1, 3, args.frames, args.crop, args.crop))
         except ValueError as error:
             raise UserError(str(error)) from error
+        if args.crop > args.size:
+            raise UserError(f"--crop {args.crop}: must be at most --size {args.size}")
     except UserError as error:
         return exit_code(error)
     started = time.time()

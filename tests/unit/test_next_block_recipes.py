@@ -59,7 +59,7 @@ def test_the_small_recipes_fit_a_tokenizer_as_it_is_trained(name: str, tmp_path:
 def test_a_small_tokenizer_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = "--steps 2 --scenes 6 --size 16 --width 4 --groups 2 --batch 2 --levels 4 3 --threads 1".split()
+    sizes = "--steps 2 --scenes 6 --size 16 --crop 8 --width 4 --groups 2 --batch 2 --levels 4 3 --threads 1".split()
     monkeypatch.setattr(sys, "argv", ["train_fsq.py", "--output", str(tmp_path / "made"), *sizes])
     assert train_fsq.main() == 0
     assert "of 12 codes used" in capsys.readouterr().out

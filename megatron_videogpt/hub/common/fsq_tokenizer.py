@@ -35,8 +35,7 @@ WEIGHTS = "model.safetensors"
 CODE = ("fsq_tokenizer.py", "fsq_codes.py")
 FIELDS = ("width", "groups", "units", "levels")
 FRAMES = 16  # of a piece of a long video
-Past = dict[nn.Module, Tensor]
-"""What a layer keeps of the frames before, so that a video can go through in pieces."""
+Past = dict[nn.Module, Tensor]  # what a layer keeps of the frames before, so that a video can go through in pieces
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,14 @@ class FSQShape:
         return asdict(self) | {"levels": list(self.levels)}
 
 
+def convolved(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """``conv(x)``: by oneDNN, 5 times as fast, where torch does not choose it: one video, one CPU thread."""
+    one = len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32
+    if torch.is_grad_enabled() or not one or not torch.backends.mkldnn.is_available():
+        return conv(x)
+    return torch.mkldnn_convolution(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups)
+
+
 class CausalConv(nn.Module):
     """A convolution that sees no later frame.  Edges are repeated: two frames before the first, a pixel on each side;
     a kernel of 1 needs none.
@@ -83,13 +90,13 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         if self.conv.kernel_size[0] == 1:
-            return self.conv(x)
+            return convolved(self.conv, x)
         before = None if past is None else past.get(self)
         x = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1) if before is None else before, x], 2)
         if past is not None:
             # A copy, or the whole piece would stay in memory.
             past[self] = x[:, :, x.shape[2] - self.kept :].clone()
-        return self.conv(functional.pad(x, (1, 1, 1, 1, 0, 0), mode="replicate"))
+        return convolved(self.conv, functional.pad(x, (1, 1, 1, 1, 0, 0), mode="replicate"))
 
 
 class FrameNorm(nn.GroupNorm):
