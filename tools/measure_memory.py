@@ -139,12 +139,12 @@ def measure(run: Run | Recipe) -> dict[str, Any]:
 
 def table(runs: list[Run | Recipe], listed: bool) -> None:
     """Print the table's rows; listed: without measuring."""
+    memories = [estimate(run) for run in runs]
     print(
         "| run | tokens | states | activations | working | update | estimate GB | measured GB | ratio | seconds "
         "|\n|---|---|---|---|---|---|---|---|---|---|"
     )
-    for run in runs:
-        memory = estimate(run)
+    for run, memory in zip(runs, memories):
         parts = (
             f"{memory.states / 1e9:.2f} | {memory.activations / 1e9:.2f} | {memory.working / 1e9:.2f} | "
             f"{memory.update / 1e9:.2f} | {memory.total / 1e9:.2f}"
