@@ -44,6 +44,10 @@ def to_hf(
     print(f"{len(entries)} tensors, {total / 1e9:.3f} GB in {len(files)} files, read back and equal: {args.output}")
     if tokenizer is None:
         print("no tokenizer: frames need one; add its folder with --vae FOLDER when you convert")
+    if export.config.condition.kind == "text" and export.text_tokenizer is None and args.output.suffix not in PUBLISHED:
+        print(
+            "no text tokenizer: the run knows none, or another; put its tokenizer.json into text_tokenizer/ for texts"
+        )
     if args.output.suffix not in PUBLISHED:
         print(f'next: AutoModel.from_pretrained("{args.output}", trust_remote_code=True), or fill in the model card')
 

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..hub.common.text_ids import PADDING, START, framed
 from .folder import fingerprint_of, text_width
 from .options import ConditionConfig
 from .tokenizer_file import FAST, ID_BYTES, open_tokenizer
-
-START, PADDING = "<s>", "</s>"
-"""What stands before a text, and behind one that is short; Llama-2's have the ids 1 and 2."""
 
 
 class Ids:
@@ -73,11 +71,6 @@ class Ids:
                 f"{self.name} needs {START} and {PADDING}, as Llama's tokenizers have them"
             )
         return checked([found], self.words, name)[0]
-
-
-def framed(ids: Sequence[int], start: int, padding: int, tokens: int) -> list[int]:
-    """`tokens` ids: the start, then these, cut or padded on the right."""
-    return ([start, *ids] + [padding] * tokens)[:tokens]
 
 
 def features_of(ids: Sequence[int]) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..hub.common import text_ids
 from .hints import TOKENIZER_FILES, find_hint_ids
 from .untrusted import PLAIN_NAME, Stored, read_header, read_object, read_tensor, real_file, show
 
@@ -40,7 +41,7 @@ CARRIED_NAMES = (
 )
 CARRIED_STARTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".md", "")
-CARRIED_FOLDERS = ("vae", "tokenizer")
+CARRIED_FOLDERS = ("vae", "tokenizer", text_ids.FOLDER)
 CARRIED_FILES = 200
 CARRIED_BYTES = 4 * 2**30
 

@@ -18,7 +18,7 @@ from ..codec.geometry import FSQ, expected_levels
 from ..codec.options import CodecConfig
 from ..config.schema import Config
 from ..errors import UserError
-from ..hub.common import fsq_tokenizer
+from ..hub.common import fsq_tokenizer, text_ids
 from ..model.parameters import Parameter
 from ..objective.build import parameter_table, released_modules
 from .folder import Folder
@@ -225,6 +225,10 @@ def open_source(
         shapes = {key: origin.shape(key) for key in origin.keys()}
         settings = released.guessed(shapes, math.prod(expected_levels(codec)), told, where)
     config = released.config_of(settings, _with_codec(trained, codec), where)
+    if config.condition.kind == "text" and source.is_dir() and (source / text_ids.FOLDER / text_ids.FILE).is_file():
+        # Of a text model that is not given elsewhere.
+        condition = replace(config.condition, encoder_path=str(source / text_ids.FOLDER))
+        config = replace(config, condition=condition)
     return MappedSource(
         origin, released, settings, config, tuple(_check_keys(origin, released, config, allow_extra)), dtype
     )

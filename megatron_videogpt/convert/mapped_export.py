@@ -17,10 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import hub
-from ..checkpoint.saved import find_checkpoint
+from ..checkpoint.checks import other_encoder
+from ..checkpoint.saved import Saved, find_checkpoint
+from ..condition.folder import fingerprint_of
+from ..condition.options import IDS
+from ..condition.tokenizer_file import tokenizer_path
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..errors import UserError
+from ..hub.common import text_ids
 from ..hub.common.fsq_tokenizer import WEIGHTS
 from ..model.parameters import Parameter
 from .card import front_and_origin
@@ -53,6 +58,7 @@ class MappedExport:
         self.weights = Weights(self.path, self.config, average)
         self.side = Side(run) if (run / NAME).is_dir() else None
         self.untouched = bool(saved.state.get("weights_only"))
+        self.text_tokenizer = _text_tokenizer(saved)
 
     def entries(self) -> list[Entry]:
         """All tensors of the folder, each read when it is written."""
@@ -101,6 +107,18 @@ class MappedExport:
         return original | told | self.released.AUTO | {"torch_dtype": kind, "dtype": kind}
 
 
+def _text_tokenizer(saved: Saved) -> Path | None:
+    """The file that makes ids of texts, where the run knows it still and it is the one that it was trained with."""
+    condition = saved.config.condition
+    if condition.kind != "text" or condition.encoder != IDS:
+        return None
+    try:
+        path = tokenizer_path(condition)
+        return None if other_encoder(saved, fingerprint_of(condition)) else path
+    except UserError:
+        return None
+
+
 def write_folder(
     export: MappedExport,
     folder: Path,
@@ -116,6 +134,9 @@ def write_folder(
     _copy_files(export, folder)
     if tokenizer is not None:
         copy_tokenizer(tokenizer, folder / TOKENIZER)
+    if export.text_tokenizer is not None:
+        (folder / text_ids.FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(export.text_tokenizer, folder / text_ids.FOLDER / text_ids.FILE)
     _copy_code(export.released.HUB, folder)
     write_json(folder / "config.json", export.settings())
     (folder / TRAINING).write_text(config_to_toml(without_paths(export.config)), encoding="utf-8")
@@ -156,7 +177,9 @@ def _copy_code(name: str, folder: Path) -> None:
     """
     home = Path(hub.__file__).parent
     wanted = [path for path in sorted((home / name).glob("*.py")) if path.name != "__init__.py"]
-    wanted += [home / "common" / file for file in ("fsq_tokenizer.py", "fsq_codes.py", "videos_videogpt.py")]
+    wanted += [
+        home / "common" / f"{module}.py" for module in ("fsq_tokenizer", "fsq_codes", "videos_videogpt", "text_ids")
+    ]
     for path in wanted:
         text = path.read_text(encoding="utf-8").replace("from " + "..common.", "from .")
         (folder / path.name).write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from ..codec.build import build_codec
 from ..config.check import find_problems
 from ..config.load import ConfigError
 from ..config.schema import Config, ParallelConfig
+from ..hub.common import text_ids
 from .folder import Folder
 from .mapped import TOKENIZER, MappedSource
 from .new_run import Progress, check_written, license_of, write_state
@@ -41,7 +42,8 @@ def finish(source: MappedSource, config: Config, partial: Path, progress: Progre
     disk is not what was published.
     """
     folder = source.origin if isinstance(source.origin, Folder) else None
-    names = [name for name in folder.carried() if len(name.parts) == 1] if folder is not None else []
+    held = folder.carried() if folder is not None else []
+    names = [name for name in held if len(name.parts) == 1 or name.parts[0] == text_ids.FOLDER]
     facts = {
         "config": source.settings,
         "dtypes": source.dtypes(),
@@ -55,5 +57,8 @@ def finish(source: MappedSource, config: Config, partial: Path, progress: Progre
         fingerprint = build_codec(config.codec).fingerprint
         place = tokenizer_of(Path(config.train.output).resolve())
         final = replace(config, codec=replace(config.codec, path=str(place)))
+    if Path(text_ids.FOLDER, text_ids.FILE) in names:
+        place = Path(config.train.output).resolve() / NAME / "files" / text_ids.FOLDER
+        final = replace(final, condition=replace(final.condition, encoder_path=str(place)))
     write_state(final, partial, fingerprint)
     check_written(source, config, partial, progress)

@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)"
     )
+    encoder = "folder of the text encoder, where it is not that of the model's configuration"
+    parser.add_argument("--text-encoder", type=paths.place, default="", metavar="FOLDER", help=encoder)
     weights = "trained, or average: their moving average, which a run keeps with optimizer.ema_decay (default: trained)"
     parser.add_argument("--weights", choices=("trained", "average"), default="trained", help=weights)
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (default: 7860)")
@@ -70,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
     _check_address(args.host, args.port)
     from ..sample.generate import load
 
-    model = load(args.checkpoint, args.step, args.weights == "average", texts=False)
+    model = load(
+        args.checkpoint, args.step, args.weights == "average", args.text_encoder, texts=bool(args.text_encoder)
+    )
     signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="megatron_videogpt_demo_") as folder:
         # Before Gradio is imported, which reads them then: uploads go into our folder, and nothing is reported to

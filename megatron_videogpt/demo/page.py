@@ -88,7 +88,9 @@ def _fields(model: Model) -> list[Any]:
         number = gr.Number(1, label="Number of the scene", info="another number, another scene", precision=0)
     with gr.Row():
         count = gr.Slider(1, MOST_CLIPS, clips, step=1, label="Clips", info="one after another", elem_id="clips")
-        frames = gr.Slider(1, longest, clip, step=1, label="Frames per clip", elem_id="frames")
+        joined = model.codec.temporal_stride
+        latent = f"latent ones, {joined} pictures each" if joined > 1 else None
+        frames = gr.Slider(1, longest, clip, step=1, label="Frames per clip", info=latent, elem_id="frames")
     tokens = draws_tokens(model.config)
     with gr.Row(visible=not tokens):
         steps = gr.Slider(

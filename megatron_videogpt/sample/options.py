@@ -244,7 +244,7 @@ def _add_drawing(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens; 0 from all of them")
     top_p = "and of these from the likeliest that have a share X of the probability together; needs --top-k"
     group.add_argument("--top-p", type=float, metavar="X", help=top_p)
-    ratio = "how strongly tokens follow the class: (1 + X) * logits - X * logits without it; 0 turns it off"
+    ratio = "how strongly tokens follow the class or text: (1 + X) * logits - X * logits without it; 0 turns it off"
     group.add_argument("--guidance-ratio", type=float, metavar="X", help=ratio)
     grows = "multiply --guidance-ratio by the number of the step, from 0 on"
     group.add_argument("--guidance-grows", action="store_true", default=None, help=grows)

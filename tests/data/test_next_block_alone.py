@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.next_block_folders import block_folder
+from tests.texts import text_ids
 from tools import convert_checkpoint
 
 pytest.importorskip("transformers", reason="exported folders need transformers (the extra hub)")
@@ -27,7 +29,8 @@ sys.path.insert(0, str(folder))
 from pipeline_nextblock import NextBlockPipeline
 pipeline = NextBlockPipeline.from_pretrained(folder)
 def ids(**more):
-    return pipeline(latent=[2, 4, 4], output_type="ids", generator=torch.Generator().manual_seed(3), **more)
+    how = dict(latent=[2, 4, 4], output_type="ids", generator=torch.Generator().manual_seed(3))
+    return pipeline(**how | more)
 video = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(1))
 (one,) = ids(video=video, class_labels="b", top_k=40)
 two = torch.stack(ids(video=[video, video.flip(1)], class_labels=["b", 2], temperature=0, guidance=1.0))
@@ -37,6 +40,10 @@ assert torch.equal(two[0], ids(video=video, class_labels="b", temperature=0, gui
 told = torch.cat([torch.tensor([2]), 12 + two[1, 0].flatten()])[None]
 rows = [pipeline.model(told, dropped=torch.tensor([d])).logits[0, -4:] for d in (False, True)]
 assert torch.equal((2 * rows[0] - rows[1]).argmax(-1).sub(12).clamp(0, 59), two[1].flatten()[16:20])
+# Texts are one id here, the start, which is class 1.
+texts = NextBlockPipeline.from_pretrained(sys.argv[2])
+how = dict(video=video, latent=[2, 4, 4], output_type="ids", temperature=0)
+assert texts.text("two words") == [1] and torch.equal(texts(texts="two words", **how)[0], ids(**how, class_labels=1)[0])
 (frames,) = pipeline(video=video, class_labels=0, latent=[2, 4, 4], output_type="np")
 assert frames.shape == (5, 32, 32, 3) and frames.dtype == "uint8"
 for wrong in (dict(latent=[1, 3, 3]), dict(class_labels="c4"), dict(class_labels=None), dict(video=None)):
@@ -64,8 +71,12 @@ def test_a_folder_runs_without_this_project(tmp_path: Path, monkeypatch: pytest.
     assert tool("from-hf", tmp_path / "given", "--output", tmp_path / "run") == 0
     assert tool("to-hf", tmp_path / "run", "--output", tmp_path / "out", "--license", "mit") == 0
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    shutil.copytree(tmp_path / "out", tmp_path / "texts")
+    text_ids(tmp_path / "texts" / "text_tokenizer")
+    settings = json.loads((tmp_path / "texts" / "config.json").read_text()) | {"prefix_kind": "text"}
+    (tmp_path / "texts" / "config.json").write_text(json.dumps(settings))
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "out")],
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), str(tmp_path / "texts")],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -2,11 +2,13 @@
 torchrun.
 
 A case is name -> {"options": [...], "save": run folder or null, "load": run folder or null}: it leaves a checkpoint
-after `BEFORE` steps, or begins with one.  Rank 0 leaves name -> the numbers of every step, by metric.
+after `BEFORE` steps, or begins with one.  Rank 0 leaves name -> {"numbers": of every step, by metric; "weights": a
+digest of all of them at the end}.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -66,7 +68,15 @@ def take(session: worker.Session, step: int) -> dict[str, float]:
     return {**named_means(reduce_statistics(done.totals).numbers()), "norm": float(done.norm)}
 
 
-def run(options: list[str], save: str | None, load: str | None) -> list[dict[str, float]]:
+def digest_of(session: worker.Session) -> str:
+    """Of the optimizer's parameters, whole, the same in every layout that has the same bits."""
+    found = hashlib.sha256()
+    for name, value in sorted(worker.gather(session).items()):
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
+def run(options: list[str], save: str | None, load: str | None) -> dict[str, Any]:
     """All steps of one case."""
     from megatron_videogpt.checkpoint.load import load_checkpoint
     from megatron_videogpt.checkpoint.save import Saver
@@ -90,8 +100,9 @@ def run(options: list[str], save: str | None, load: str | None) -> list[dict[str
         with whole_parameters(session.chunks):
             assert Saver(config, bare, session.optimizer, None, "codec").save(asdict(state), must=True) is not None
         found += [take(session, step) for step in range(BEFORE, STEPS)]
+    weights = digest_of(session)
     world.leave_layout()
-    return found
+    return {"numbers": found, "weights": weights}
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ MODELS = {
 }
 FIRST = "like GPT-2"
 LAYOUTS: dict[int, dict[str, str]] = {
-    1: {"one": ""},
     2: {
         "TP2": "tensor=2",
         "TP2+SP": "tensor=2 sequence=true",
@@ -38,20 +37,23 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "TP2 full": "tensor=2 recompute=full",
         "CP2 mlp": "context=2 recompute=mlp",
     },
+    1: {"one": ""},
     4: {"TP2+SP PP2": "tensor=2 sequence=true pipeline=2 recompute=selective"},
 }
 FEW = ("one", "TP2+SP", "PP2 VP2", "CP2 mlp")
 """Of the second model, whose only difference to layouts is its backbone."""
-SAVED, OTHER = "TP2+SP", "CP2"
-"""The layout that leaves a checkpoint, and another one that goes on from it, beside itself."""
+SAVED = "TP2+SP"
+"""The layout that leaves a checkpoint."""
+RESUMED = {"resumed": SAVED, "in CP2": "CP2", "in PP2": "PP2", "in one": "one"}
+"""What goes on from it, and where; the last in another launch."""
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Layout -> model -> numbers of each step; ``resumed`` and ``in another`` have the last ones only."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Layout -> model -> what the worker found; those of `RESUMED` have the last steps only."""
     folder = tmp_path_factory.mktemp("next_block")
     (folder / "config.json").write_text(json.dumps({"levels": LEVELS}))
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for processes, layouts in LAYOUTS.items():
         cases: dict[str, Any] = {}
 
@@ -66,32 +68,34 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[d
             for name, layout in layouts.items():
                 if model == FIRST or name in FEW:
                     case(name, layout, model, save=name == SAVED)
-            if SAVED in layouts:
-                case("resumed", layouts[SAVED], model, load=True)
-                case("in another", layouts[OTHER], model, load=True)
+            for name, layout in RESUMED.items():
+                if layout in layouts:
+                    case(name, layouts[layout], model, load=True)
         (folder / "cases.json").write_text(json.dumps(cases))
         torchrun(processes, WORKER, str(folder / "cases.json"), str(folder / "found.json"))
-        for key, numbers in json.loads((folder / "found.json").read_text()).items():
+        for key, answer in json.loads((folder / "found.json").read_text()).items():
             name, model = key.split("/")
-            found.setdefault(name, {})[model] = numbers
+            found.setdefault(name, {})[model] = answer
     return found
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_layout_trains_as_one_process(runs: Any, model: str) -> None:
-    wanted = runs["one"][model]
+    wanted = runs["one"][model]["numbers"]
     names = {"loss", "norm", "accuracy_top1", "accuracy_top5", "loss_frame0", "loss_frame1", "loss_frame2"}
     assert len(wanted) == STEPS and all(numbers.keys() == names for numbers in wanted)
     assert wanted[0]["loss"] - wanted[-1]["loss"] > 0.05
     for name in runs.keys() - {"one"}:
         if model not in runs[name]:
             continue
-        steps = runs[name][model]
-        assert len(steps) == (STEPS - BEFORE if name in ("resumed", "in another") else STEPS), name
+        steps = runs[name][model]["numbers"]
+        assert len(steps) == (STEPS - BEFORE if name in RESUMED else STEPS), name
         for number, (ours, theirs) in enumerate(zip(steps[::-1], wanted[::-1])):
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), (name, STEPS - number)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_it_resumes_bit_for_bit(runs: Any, model: str) -> None:
-    assert runs["resumed"][model] == runs[SAVED][model][BEFORE:]
+    resumed, straight = runs["resumed"][model], runs[SAVED][model]
+    assert resumed["numbers"] == straight["numbers"][BEFORE:] and resumed["weights"] == straight["weights"]
+    assert resumed["weights"] != runs["one"][model]["weights"]

@@ -1,11 +1,11 @@
-"""`NextBlockPipeline`: continue a video, or make one of a class, block by block; needs torch, transformers,
+"""`NextBlockPipeline`: continue a video, or make one of a class or a text, block by block; needs torch, transformers,
 safetensors, numpy and Pillow only.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 try:
     from ..common.fsq_tokenizer import FSQTokenizer
+    from ..common.text_ids import FILE, FOLDER, reader
     from ..common.videos_videogpt import to_videos
     from .configuration_nextblock import NextBlockConfig
     from .modeling_nextblock import NextBlockCache, NextBlockModel
@@ -25,6 +26,7 @@ except ImportError:  # the folder itself is on sys.path
     from fsq_tokenizer import FSQTokenizer  # type: ignore[no-redef]
     from modeling_nextblock import NextBlockCache, NextBlockModel  # type: ignore[no-redef]
     from sampling_nextblock import UNKNOWN, Drawing, Video, draw_tokens  # type: ignore[no-redef]
+    from text_ids import FILE, FOLDER, reader  # type: ignore[no-redef]
     from videos_videogpt import to_videos  # type: ignore[no-redef]
 
 OUTPUT_TYPES = ("pil", "np", "pt", "ids")
@@ -53,15 +55,20 @@ class CachedModel:
 
 
 class NextBlockPipeline:
-    """A model and its tokenizer."""
+    """A model and its tokenizer.  text: what makes ids of a text, None where only ids can be given."""
 
-    def __init__(self, model: NextBlockModel, tokenizer: FSQTokenizer) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(
+        self, model: NextBlockModel, tokenizer: FSQTokenizer, text: Callable[[str], list[int]] | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.text = model.eval(), tokenizer, text
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> NextBlockPipeline:
-        """Of an exported folder; dtype: of the model, None for float32.  ValueError where its tokenizer is not there,
-        or has other codes than the model.
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, text_tokenizer: str | Path | None = None
+    ) -> NextBlockPipeline:
+        """Of an exported folder; dtype: of the model, None for float32; text_tokenizer: a folder with the
+        tokenizer.json of its texts, None for the one in it, if any.  ValueError where its tokenizer is not there, or
+        has other codes than the model.
         """
         folder = Path(folder)
         if not (folder / "tokenizer" / "config.json").is_file():
@@ -73,7 +80,10 @@ class NextBlockPipeline:
                 f"{folder}: a model of {model.config.codes} codes, and a tokenizer of {tokenizer.shape.codebook_size}; "
                 "put the tokenizer there that it was trained with"
             )
-        return cls(model, tokenizer)
+        text, beside = None, folder / FOLDER
+        if text_tokenizer is not None or (beside / FILE).is_file():
+            text = reader(beside if text_tokenizer is None else text_tokenizer, model.config.prefix)
+        return cls(model, tokenizer, text)
 
     def to(self, device: torch.device | str) -> NextBlockPipeline:
         """Both to a device."""
@@ -86,6 +96,7 @@ class NextBlockPipeline:
         self,
         video: Any = None,
         class_labels: str | int | Sequence[str | int] | None = None,
+        texts: str | Sequence[int] | Sequence[str | Sequence[int]] | None = None,
         latent: Sequence[int] | None = None,
         temperature: float = 1.0,
         top_k: int = 16000,
@@ -95,7 +106,7 @@ class NextBlockPipeline:
         generator: torch.Generator | None = None,
         output_type: str = "pil",
     ) -> list[Any]:
-        """Continue one video or several, or make one of each class.
+        """Continue one video or several, or make one of each class or text.
 
         Args:
             video: None for videos from nothing; or PIL images, an array or tensor ``[F, H, W, 3]`` (uint8, or any
@@ -103,6 +114,7 @@ class NextBlockPipeline:
                 frames are taken, 1 + 4n, and cropped and resized.
             class_labels: of models that were trained with classes: names or numbers, one for all videos, or one a
                 video.
+            texts: likewise, of models that were trained with texts: texts, or the `prefix` ids of each.
             latent: frames, rows and columns of the whole video in tokens; None for those that the model was trained on.
             temperature: 0 takes the likeliest id; top_k, top_p: see `sampling_nextblock.Drawing`; 0 and 1 for none.
             guidance: t in (1 + t) conditional - t unconditional; growing: times the number of the step.
@@ -121,7 +133,8 @@ class NextBlockPipeline:
             raise ValueError(f"output_type={output_type!r}: choose {', '.join(OUTPUT_TYPES)}")
         grid = grid_of(config, latent)
         videos = [] if video is None else to_videos(video)
-        conditions = conditions_of(config, class_labels, len(videos))
+        shown = conditions_of(config, class_labels, texts, self.text)
+        conditions = spread_over(shown, len(videos))
         if not videos and config.mode != "hybrid":
             raise ValueError(f"video: a model of mode {config.mode} needs the first frames of a video")
         tokens = torch.full((len(conditions), grid[0], grid[1] * grid[2]), UNKNOWN)
@@ -186,23 +199,53 @@ def grid_of(config: NextBlockConfig, latent: Sequence[int] | None) -> tuple[int,
 
 
 def conditions_of(
-    config: NextBlockConfig, class_labels: str | int | Sequence[str | int] | None, videos: int
+    config: NextBlockConfig,
+    class_labels: str | int | Sequence[str | int] | None,
+    texts: str | Sequence[int] | Sequence[str | Sequence[int]] | None,
+    read: Callable[[str], list[int]] | None,
 ) -> list[Tensor]:
-    """Ids ``[prefix]`` of what stands before each video; ValueError for what the model was not trained with."""
-    if config.prefix_kind == "text":
-        raise ValueError("this model was trained with ids of texts, which this pipeline does not make")
-    if config.prefix_kind == "none":
-        if class_labels is not None:
-            raise ValueError(f"class_labels={class_labels!r}: this model was not trained with classes")
-        return [torch.zeros(0, dtype=torch.int64)] * max(videos, 1)
-    if class_labels is None:
-        raise ValueError("class_labels: this model makes videos of a class; pass its name or number")
-    names = config.class_names or [str(number) for number in range(config.text_ids)]
-    labels = [class_labels] if isinstance(class_labels, (str, int)) else list(class_labels)
-    found = [torch.tensor([_number(names, label) + config.condition_offset]) for label in labels]
-    if videos and len(found) not in (1, videos):
-        raise ValueError(f"{len(found)} classes for {videos} videos; pass one for all, or one a video")
-    return found if len(found) >= videos else found * videos
+    """Ids int64 ``[prefix]`` of every class or text; ValueError for what the model was not trained with."""
+    kind = config.prefix_kind
+    for name, value, wanted, known, what in (
+        ("class_labels", class_labels, "label", "classes", "a class; pass its name or number"),
+        ("texts", texts, "text", "texts", f"a text; pass it, or its {config.prefix} ids"),
+    ):
+        if value is not None and kind != wanted:
+            raise ValueError(f"{name}={value!r:.60}: this model was not trained with {known}")
+        if value is None and kind == wanted:
+            raise ValueError(f"{name}: this model makes videos of {what}")
+    if class_labels is not None:
+        names = config.class_names or [str(number) for number in range(config.text_ids)]
+        labels = [class_labels] if isinstance(class_labels, (str, int)) else list(class_labels)
+        return [torch.tensor([_number(names, label) + config.condition_offset]) for label in labels]
+    if texts is None:
+        return [torch.zeros(0, dtype=torch.int64)]
+    one = isinstance(texts, str) or all(isinstance(item, int) for item in texts)
+    return [_ids(config, text, read) + config.condition_offset for text in ([texts] if one else texts)]
+
+
+def spread_over(shown: list[Tensor], videos: int) -> list[Tensor]:
+    """A condition for each of so many videos, all of them where there are none; ValueError where they do not fit."""
+    if videos and len(shown) not in (1, videos):
+        raise ValueError(f"{len(shown)} classes or texts for {videos} videos; pass one for all, or one a video")
+    return shown if len(shown) >= videos else shown * videos
+
+
+def _ids(config: NextBlockConfig, text: Any, read: Callable[[str], list[int]] | None) -> Tensor:
+    """int64 ``[prefix]``: of a text, or given."""
+    if isinstance(text, str):
+        if read is None:
+            raise ValueError(
+                f"texts={text!r:.60}: no {FOLDER}/{FILE} in the folder; give the tokenizer that the "
+                "model was trained with, from_pretrained(folder, text_tokenizer=...), or the ids"
+            )
+        if not text.strip():
+            raise ValueError("texts: a text without any word; say what the video is to show")
+        text = read(text)
+    ids = [int(number) for number in text]
+    if len(ids) != config.prefix or not all(0 <= number < config.text_ids for number in ids):
+        raise ValueError(f"texts={ids!r:.60}: expected {config.prefix} ids from 0 to {config.text_ids - 1}")
+    return torch.tensor(ids)
 
 
 def _number(names: list[str], label: str | int) -> int:

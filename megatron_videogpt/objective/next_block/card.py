@@ -11,10 +11,18 @@ def card(config: Config) -> str:
     model, vocabulary, names = config.model, vocabulary_of(config), config.condition.classes
     shape = config.objective.block_shape
     block = " x ".join(map(str, shape)) if shape else f"a run of {vocabulary.block}"
-    given = "class_labels=" + repr(names[0]) if names else "video=frames"
-    both = "" if not names or vocabulary.layout == HYBRID else ", video=frames"
+    texts = config.condition.kind == "text"
+    given = "class_labels=" + repr(names[0]) if names else 'texts="..."' if texts else "video=frames"
+    both = "" if not (names or texts) or vocabulary.layout == HYBRID else ", video=frames"
     classes = ""
-    if names:
+    if texts:
+        count = config.condition.tokens
+        classes = (
+            f"\n`texts` says what a video is to show: texts, or {count} ids each.  Texts need the tokenizer that the "
+            "model was trained\nwith: `text_tokenizer/` of this folder, or `from_pretrained(folder, "
+            "text_tokenizer=ANOTHER)`.\n"
+        )
+    elif names:
         shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         classes = f"\n`class_labels` says what a video is to show: one of {len(names)} classes ({shown}).\n"
     return f"""# Next block prediction video model

@@ -69,7 +69,7 @@ def _check_sampling(report: Report) -> None:
     """Guidance has something to be guided by; a window is not longer than what was learned."""
     config = report.config
     if config.sample.guidance_ratio and config.condition.kind == "none" and report.sound("sample.guidance_ratio"):
-        report.add("sample.guidance_ratio", "be 0 without a condition to follow", "use 0, or condition.kind=class")
+        report.add("sample.guidance_ratio", "be 0 without a condition to follow", "use 0, or set condition.kind")
     chosen = config.sample.window != SampleConfig().window
     if report.sound("sample.window", "data.frames") and chosen and config.sample.window > config.data.frames:
         must = f"be at most data.frames = {config.data.frames}, the latent frames that the model is trained with"

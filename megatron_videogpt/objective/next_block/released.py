@@ -173,7 +173,7 @@ def _check_vocabulary(settings: Mapping[str, Any], config: Config, where: str) -
     if settings["vocab_size"] != vocabulary.size:
         raise UserError(
             f"{where}: a table of {settings['vocab_size']} ids; mode {vocabulary.layout} with {vocabulary.codes} "
-            f"codes, blocks of {vocabulary.block} and {vocabulary.conditions} classes makes {vocabulary.size}"
+            f"codes, blocks of {vocabulary.block} and {vocabulary.conditions} ids of conditions makes {vocabulary.size}"
         )
 
 
