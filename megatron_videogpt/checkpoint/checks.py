@@ -12,6 +12,7 @@ from ..codec.base import Codec
 from ..config.schema import Config, ModelConfig
 from ..config.toml import show
 from ..errors import RunError
+from ..objective import build as objective
 from ..platforms.together import raise_together
 from ..platforms.world import is_rank_zero
 from .saved import Saved
@@ -44,6 +45,17 @@ def check_same_model(saved: Saved, config: Config) -> None:
             f"{saved.path} is a checkpoint of another model: {'; '.join(differences)}; use its config.toml, "
             "or another train.output"
         )
+    _check_same_meaning(saved, config)
+
+
+def _check_same_meaning(saved: Saved, config: Config) -> None:
+    """Raise RunError where weights of the same shapes mean something else to this run's objective."""
+    found = objective.differences(saved.config, config)
+    if found:
+        raise RunError(
+            f"{saved.path} was trained otherwise: {'; '.join(found)}; use the [objective] and [condition] sections of "
+            "its config.toml, or train anew in another train.output"
+        )
 
 
 def check_same_shapes(saved: Saved, config: Config) -> None:
@@ -58,6 +70,7 @@ def check_same_shapes(saved: Saved, config: Config) -> None:
             f"train.init_from = {saved.run}: weights of other shapes: {'; '.join(differences)}; use the "
             "[model] section of its config.toml"
         )
+    _check_same_meaning(saved, config)
     others = _differences(
         saved, config, {f.name for f in dataclasses.fields(ModelConfig)} - WITHOUT_SHAPE | {"init_std"}
     )

@@ -1,6 +1,7 @@
 """An objective's parts, from the modules of its package with these names:
 
-    options    its section and rules (`config.sections.enter`), imported at start
+    options    its section and rules (`config.sections.enter`), imported at start; differences(there, here) -> list[str]
+               where the weights of a run can mean something else in another
     work       work_of(config, codec) -> ObjectiveWork, its closed forms
     parameters TABLE, the parameters of its network, or table(config) where they depend on more than its sizes
     objective  build(config) -> Objective
@@ -69,6 +70,17 @@ def build_network(config: Config, channels: int, platform: Platform, backend: st
     from ..model.videogpt import VideoGPT
 
     return VideoGPT(config, channels, platform, backend, _made_for(config, "ends", "ends"), chunk)
+
+
+def differences(there: Config, here: Config) -> list[str]:
+    """Why weights that were trained with one configuration mean something else with the other, as far as their
+    objective knows.
+    """
+    module = module_of(here, "options")
+    if there.objective.name != here.objective.name or not hasattr(module, "differences"):
+        return []
+    found: list[str] = module.differences(there, here)
+    return found
 
 
 def parts_of(config: Config) -> tuple[Part, ...]:

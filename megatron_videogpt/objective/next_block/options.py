@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...codec.geometry import FSQ, expected_geometry
 from ...config.derived import frame_side
 from ...config.problems import Report
 from ...config.schedules import enter_schedule
-from ...config.schema import SampleConfig
+from ...config.schema import Config, SampleConfig
 from ...config.sections import enter, option
 from ...errors import UserError
 from ...model.parameters import padded_words
@@ -63,6 +63,19 @@ def check_options(report: Report) -> None:
     _check_split(report, words)
     if report.sound(block, shape, "model.patch_size"):
         _check_blocks(report)
+
+
+def differences(there: Config, here: Config) -> list[str]:
+    """See `objective.build`: an id that has another meaning.  Codes and conditions are compared elsewhere."""
+    kinds = there.condition.kind, here.condition.kind
+    if kinds[0] != kinds[1]:
+        return [f"condition.kind is {kinds[0]} there and {kinds[1]} here, whose ids stand before those of the codes"]
+    old, new = (vocabulary_of(replace(one, codec=here.codec, condition=here.condition)) for one in (there, here))
+    if (old.code_offset, old.size) == (new.code_offset, new.size):
+        return []
+    named = (("layout", old.layout, new.layout), ("block", old.block, new.block))
+    changed = [f"objective.{name} is {one} there and {other} here" for name, one, other in named if one != other]
+    return [f"{' and '.join(changed)}, which moves the ids of the codes"]
 
 
 def _check_sampling(report: Report) -> None:
