@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Convert the published tokenizer of next block prediction to a folder that stands alone, and back.
+"""Convert the published tokenizer of next block prediction to a folder that stands alone, and back, or one that was
+trained here to such a folder.
 
 SRC is a published file, the tokenizer's own (.pt) or a transformer's with the tokenizer in it (.ckpt), and becomes a
 folder with config.json, model.safetensors and the code that runs them; or it is such a folder and becomes a published
 file.  Nothing but tensors is unpickled.  Both ways give the same bits, which is checked by reading them back.
+
+Or SRC is the folder of a run of objective.name="tokenizer", whose tokenizer becomes such a folder.
 """
 
 from __future__ import annotations
@@ -13,15 +16,20 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 
+if TYPE_CHECKING:
+    from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape
+
 EPILOG = """
 examples:
   python tools/convert_tokenizer.py tokenizer.pt --output checkpoints/nbp-tokenizer
   python tools/convert_tokenizer.py checkpoints/nbp-tokenizer --output tokenizer.pt
+  python tools/convert_tokenizer.py runs/nbp/tokenizer_physics --output checkpoints/own-tokenizer
 
 The folder is used in a configuration as codec.name="fsq", codec.path="checkpoints/nbp-tokenizer".  Without this
 project, and with the folder on PYTHONPATH (torch and safetensors are all it needs):
@@ -38,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SRC", type=paths.path, help="a published file, or a folder")
+    parser.add_argument("source", metavar="SRC", type=paths.path, help="a published file, a folder, or a run")
     parser.add_argument(
         "--output", type=paths.path, required=True, help="the folder, or the file, to make; it must not exist"
     )
@@ -54,6 +62,10 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         default=[8, 8, 8, 5, 5, 5],
         help="levels of each channel, which it does not say either (default: 8 8 8 5 5 5, 64,000 codes)",
+    )
+    parser.add_argument("--step", type=int, help="of a run: which checkpoint (default: the newest)")
+    parser.add_argument(
+        "--weights", choices=("trained", "average"), help="of a run: which (default: the average where it keeps one)"
     )
     return parser.parse_args()
 
@@ -89,16 +101,44 @@ def convert(args: argparse.Namespace) -> str:
     from megatron_videogpt.convert.tokenizer import to_folder, to_published
 
     shapes = []
+    if (args.source / "checkpoints").is_dir():
+        return from_run(args)
+    if args.step is not None or args.weights is not None:
+        raise UserError(f"{args.source}: --step and --weights are of a run, and this has no folder checkpoints")
     if args.source.is_dir():
         appearing(args.output, lambda partial: shapes.append(to_published(args.source, partial)))
     else:
         levels = tuple(args.levels)
         appearing(args.output, lambda partial: shapes.append(to_folder(args.source, partial, args.groups, levels)))
     (shape,) = shapes
-    return (
-        f"{args.output}: width {shape.width}, {shape.units} units, levels {' '.join(map(str, shape.levels))} "
-        f"({shape.codebook_size:,} codes), read back and equal"
-    )
+    return f"{args.output}: {described(shape)}, read back and equal"
+
+
+def described(shape: FSQShape) -> str:
+    """Sizes of a tokenizer."""
+    levels = " ".join(map(str, shape.levels))
+    return f"width {shape.width}, {shape.units} units, levels {levels} ({shape.codebook_size:,} codes)"
+
+
+def from_run(args: argparse.Namespace) -> str:
+    """Of a run's checkpoint; on the CPU, whatever device it was trained on."""
+    from megatron_videogpt.platforms import activate
+
+    platform = activate("cpu")
+    from megatron_videogpt.config.schema import ParallelConfig
+    from megatron_videogpt.convert.tokenizer_run import run_to_folder
+    from megatron_videogpt.platforms import world
+
+    world.start(platform, ParallelConfig())
+    try:
+        made: list[tuple[FSQShape, str]] = []
+        appearing(
+            args.output, lambda partial: made.append(run_to_folder(args.source, partial, args.step, args.weights))
+        )
+    finally:
+        world.stop()
+    ((shape, what),) = made
+    return f"{args.output}: {described(shape)}, {what}"
 
 
 def main() -> int:

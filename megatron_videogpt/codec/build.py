@@ -6,8 +6,9 @@ from ..errors import UserError
 from .base import Codec
 from .diffusers_vae import KLCodec, WanCodec
 from .fsq import FSQCodec
-from .geometry import FSQ, diffusers_settings
+from .geometry import FSQ, PIXELS, diffusers_settings
 from .options import CodecConfig
+from .pixels import PixelCodec
 from .tiny import TinyCodec
 
 
@@ -17,6 +18,8 @@ def build_codec(config: CodecConfig) -> Codec:
         raise UserError(f"codec.batch_size={config.batch_size}: must be at least 1")
     if config.name == "tiny":
         return TinyCodec(config.batch_size)
+    if config.name == PIXELS:
+        return PixelCodec()
     if config.name == FSQ:
         return FSQCodec(config)
     settings = diffusers_settings(config)

@@ -20,6 +20,8 @@ FSQ, FSQ_CLASS = "fsq", "FSQTokenizer"
 FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
 """Of the published tokenizer of next block prediction: 64,000 codes."""
 FSQ_STRIDES = (8, 4)  # `fsq_tokenizer.SPATIAL_STRIDE` and `TEMPORAL_STRIDE`; for the reason below
+PIXELS, PIXELS_GEOMETRY = "pixels", (3, 1, 1)
+"""The codec that leaves videos as they are; (latent channels, spatial stride, temporal stride)."""
 TINY_STRIDE = 8  # `tiny_codec.STRIDE`; that file goes into exported folders as it is, and imports PyTorch
 
 PUBLISHED_GEOMETRY = {
@@ -70,6 +72,8 @@ def codec_geometry(config: CodecConfig) -> CodecGeometry:
     """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`."""
     if config.name == "tiny":
         return CodecGeometry(json.loads(TINY_SHAPE.read_text(encoding="utf-8"))["channels"], TINY_STRIDE, 1)
+    if config.name == PIXELS:
+        return CodecGeometry(*PIXELS_GEOMETRY)
     if config.name == FSQ:
         return CodecGeometry(len(fsq_levels(config)), *FSQ_STRIDES)
     settings = diffusers_settings(config)
@@ -120,7 +124,7 @@ def fsq_levels(config: CodecConfig) -> tuple[int, ...]:
 def diffusers_settings(config: CodecConfig) -> dict[str, Any]:
     """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
     if config.name not in DIFFUSERS_CLASSES:
-        known = ", ".join(["tiny", *DIFFUSERS_CLASSES, FSQ])
+        known = ", ".join(["tiny", PIXELS, *DIFFUSERS_CLASSES, FSQ])
         raise UserError(f"codec.name={config.name!r}: unknown codec; choose {known}")
     wanted = DIFFUSERS_CLASSES[config.name]
     settings = _settings(config, f"a diffusers {wanted}")

@@ -9,7 +9,7 @@ from ..config.options import value_of
 from ..config.problems import Report
 from ..config.sections import enter
 from ..errors import UserError
-from .geometry import expected_geometry
+from .geometry import PIXELS, expected_geometry
 from .options import CodecConfig
 
 
@@ -17,7 +17,7 @@ def check_codec(report: Report) -> None:
     """The codec's own options, and frames against its stride."""
     codec = report.config.codec
     report.check_range("at least 1", lambda v: v >= 1, "codec.batch_size")
-    if report.sound("codec.path") and codec.name != "tiny" and not codec.path:
+    if report.sound("codec.path") and codec.name not in ("tiny", PIXELS) and not codec.path:
         report.add(
             "codec.path",
             f"name a local folder when codec.name is {codec.name}",
@@ -57,5 +57,5 @@ def _check_frames(report: Report) -> None:
         )
 
 
-for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan", "fsq"):
+for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan", "fsq", PIXELS):
     enter("codec", name, CodecConfig, check_codec)

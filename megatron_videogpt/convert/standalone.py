@@ -110,6 +110,11 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
             pipeline of a folder runs.
     """
     geometry.codec_geometry(codec)
+    if codec.name == geometry.PIXELS:
+        raise UserError(
+            "codec.name=pixels: the pipeline of an exported folder runs latents of a VAE, "
+            f"tiny, {' or '.join(geometry.DIFFUSERS_CLASSES)}, and this run's are the frames themselves"
+        )
     if codec.name == geometry.FSQ:
         raise UserError(
             f"codec.name=fsq ({codec.path}): the pipeline of an exported folder runs tiny, "

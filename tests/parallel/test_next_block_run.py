@@ -130,7 +130,10 @@ def test_what_does_not_fit_is_one_line(work: Path, tmp_path: Path) -> None:
         ([fresh, *options(work), "data.physics.size=36"], "must be a multiple of the codec's stride 8"),
         ([fresh, *options(work), "objective.block=7"], "objective.block = 7: must divide every video of 3 latent"),
         ([same, *options(work, codec=other), "train.steps=15"], "was trained with another fsq codec"),
-        ([same, *options(work), "objective.block=8", "train.steps=15"], "block is 4 there and 8 here, which moves the ids"),
+        (
+            [same, *options(work), "objective.block=8", "train.steps=15"],
+            "block is 4 there and 8 here, which moves the ids",
+        ),
         ([same, *options(work, ids=none), "train.steps=15"], "no tokenizer.json in it"),
         (
             [fresh, *options(work), f"train.init_from={work / 'whole'}", "objective.layout=given_first_block"],

@@ -12,6 +12,8 @@ from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schedules import learning_rate
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQTokenizer
+from megatron_videogpt.model.flops import component_parameters
+from megatron_videogpt.objective.build import parameter_table
 from tools import train_fsq
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,26 @@ def test_a_recipe_is_the_published_one(name: str) -> None:
     assert options.clip_grad == 1 / (batch // (devices * each)) and train.seed == 1234
     assert learning_rate(options, warmup // 2 + 1, train.steps) == rate / 2 and train.steps == last
     assert (config.data.frames, config.data.longest_side, config.data.size_multiple) == (5, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs", "videos"), [("ucf", 5e-5, 2000, 9537), ("k600", 1e-4, 100, 384_000)]
+)
+def test_a_tokenizer_recipe_is_the_published_one(name: str, rate: float, epochs: int, videos: int) -> None:
+    """Table 5, and the size of the published network."""
+    config = load_config(RECIPES / f"tokenizer_{name}.toml")
+    assert find_problems(config, 64) == []
+    options, train, objective = config.optimizer, config.train, config.objective
+    assert train.global_batch_size == 256 and abs(train.steps - epochs * videos / 256) < 1
+    assert (options.lr, options.schedule, options.min_lr, options.weight_decay) == (rate, "linear", 0.0, 0.0)
+    assert options.warmup_steps == round(0.01 * train.steps)
+    assert (objective.feature, objective.feature_weight, objective.adversarial) == ("lpips", 0.1, 0.1)
+    assert (config.data.frames, config.data.longest_side, config.data.size_multiple) == (17, 128, 128)
+    assert sum(component_parameters(parameter_table(config), config.model, 3).values()) == 370_372_105
+
+
+def test_the_small_recipe_of_a_tokenizer_holds() -> None:
+    assert find_problems(load_config(RECIPES / "tokenizer_physics.toml"), 2) == []
 
 
 @pytest.mark.parametrize("name", ["physics", "physics_classes"])
