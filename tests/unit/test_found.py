@@ -80,7 +80,7 @@ def test_an_objective_of_another_distribution_is_one_of_ours(site: Path) -> None
     )
     assert result.returncode == 0, result.stderr
     first, *problems = result.stdout.splitlines()
-    assert first == "('next_clip_diffusion', 'next_block_prediction', 'outside') outside_objective", (
+    assert first == "('next_clip_diffusion', 'next_block_prediction', 'tokenizer', 'outside') outside_objective", (
         "the default stays the default"
     )
     assert problems == [

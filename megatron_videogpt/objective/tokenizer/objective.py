@@ -34,10 +34,10 @@ RECONSTRUCTION = (
     Metric("fooling", "adversary", "loss of who fools the discriminators"),
 )
 TOLD = (
-    Metric("logits_real", "logits", "of real videos", part=DISCRIMINATOR),
-    Metric("logits_fake", "logits", "of made ones", part=DISCRIMINATOR),
-    Metric("right_on_real", "right", "real taken for real", part=DISCRIMINATOR),
-    Metric("right_on_fake", "right", "made taken for made", part=DISCRIMINATOR),
+    Metric("logits_real", "adversary", "logits of real videos", part=DISCRIMINATOR),
+    Metric("logits_fake", "adversary", "logits of made ones", part=DISCRIMINATOR),
+    Metric("right_on_real", "adversary", "real taken for real", part=DISCRIMINATOR),
+    Metric("right_on_fake", "adversary", "made taken for made", part=DISCRIMINATOR),
 )
 
 
