@@ -35,7 +35,7 @@ from megatron_videogpt.config import paths
 from megatron_videogpt.data.video.pictures import to_model_range, to_pixels
 from megatron_videogpt.errors import UserError, exit_code, unusable
 from megatron_videogpt.evaluate.report import animate
-from megatron_videogpt.evaluate.scenes import Scene, check_measurable, given_frames, read_scenes, repeated, round_trip
+from megatron_videogpt.evaluate.scenes import Scene, given_frames, read_scenes, repeated, round_trip
 from megatron_videogpt.evaluate.tokens import TokenScore, score_tokens
 from megatron_videogpt.sample.evaluate import decode_continuation
 from megatron_videogpt.sample.generate import Continuation, Model, generate, load
@@ -76,8 +76,9 @@ def open_run(folder: Path) -> Model:
     config = model.config
     if config.objective.name != "next_block_prediction":
         raise UserError(f"{folder}: objective.name = {config.objective.name!r}; expected next_block_prediction")
-    data = replace(config.data, physics=check_measurable(config, model.codec))
-    return replace(model, config=replace(config, data=data, sample=replace(config.sample, temperature=0.0)))
+    if config.data.source != "physics":
+        raise UserError(f"{folder}: data.source = {config.data.source!r}; only generated scenes, physics, are compared")
+    return replace(model, config=replace(config, sample=replace(config.sample, temperature=0.0)))
 
 
 def block_of(model: Model) -> str:
@@ -118,8 +119,10 @@ def errors_of(model: Model, scenes: list[Scene], shown: list[np.ndarray], latent
 
 
 @torch.no_grad()
-def measure(folder: Path, model: Model, args: argparse.Namespace, bar: Progress) -> Measured:
-    """Continue the scenes, score them, write the picture."""
+def measure(
+    folder: Path, model: Model, known: tuple[float, float], args: argparse.Namespace, bar: Progress
+) -> Measured:
+    """Continue the scenes, score them, write the picture.  known: validation loss and accuracy."""
     config, codec, levels = model.config, model.codec, expected_levels(model.config.codec)
     given = given_frames(config.sample, None)
     scenes = list(read_scenes(config, codec, args.scenes, given, config.data.frame_interval[0]))
@@ -137,8 +140,7 @@ def measure(folder: Path, model: Model, args: argparse.Namespace, bar: Progress)
     return Measured(
         block_of(model),
         config.train.seed,
-        recorded(folder, "validation_loss"),
-        recorded(folder, "validation_accuracy_top1"),
+        *known,
         score_tokens(drawn, true, given),
         errors_of(model, scenes, shown, latents),
         min(alone[1:] or alone),
@@ -184,10 +186,12 @@ def work(args: argparse.Namespace) -> None:
             args.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unusable(args.output, error) from error
+    # What a run has not recorded is told before anything slow.
+    known = {run: (recorded(run, "validation_loss"), recorded(run, "validation_accuracy_top1")) for run in args.runs}
     models = {run: open_run(run) for run in args.runs}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        results = {run.name: measure(run, model, args, bar) for run, model in models.items()}
+        results = {run.name: measure(run, model, known[run], args, bar) for run, model in models.items()}
     Console(width=None if sys.stdout.isatty() else 140).print(table(results))
     if args.output:
         text = json.dumps({name: asdict(one) for name, one in results.items()}, indent=2)

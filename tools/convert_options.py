@@ -81,6 +81,20 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
     raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     out = commands.add_parser("to-hf", help="a run's checkpoint -> a Hugging Face folder", epilog=TO_EXAMPLES, **raw)
+    back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
+    _of_to_hf(out)
+    _of_from_hf(back)
+    for command, folder in ((out, "Hugging Face folder"), (back, "run")):
+        _of_both(command, folder)
+    args = parser.parse_args()
+    for name in ("vae", "tokenizer"):
+        folder = getattr(args, name, None)
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{name} {folder}: no such folder")
+    return args
+
+
+def _of_to_hf(out: argparse.ArgumentParser) -> None:
     out.add_argument("source", type=paths.path, metavar="RUN", help="folder of a training run (its train.output)")
     out.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     out.add_argument(
@@ -108,7 +122,9 @@ def arguments() -> argparse.Namespace:
         metavar="NAME",
         help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
     )
-    back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
+
+
+def _of_from_hf(back: argparse.ArgumentParser) -> None:
     back.add_argument(
         "source",
         type=paths.path,
@@ -160,32 +176,28 @@ def arguments() -> argparse.Namespace:
         help="levels of a published file's tokenizer (8 8 8 5 5 5)",
     )
     back.add_argument("--groups", type=positive, default=32, metavar="N", help="groups of that tokenizer's norms (32)")
-    for command, folder in ((out, "Hugging Face folder"), (back, "run")):
-        command.add_argument(
-            "--output",
-            type=paths.path,
-            required=True,
-            metavar="FOLDER",
-            help=f"the {folder} to make; it must not exist",
-        )
-        command.add_argument(
-            "--dtype",
-            choices=("keep", "bf16", "fp32"),
-            default="keep",
-            help="of the tensors (default: what each one has)",
-        )
-        command.add_argument(
-            "--vae",
-            type=paths.path,
-            metavar="FOLDER",
-            help="diffusers VAE or FSQ tokenizer (config.json and safetensors), instead of the one that travels along",
-        )
-        command.add_argument(
-            "--verify", action="store_true", help="compare predictions of both models on random input, too"
-        )
-    args = parser.parse_args()
-    for name in ("vae", "tokenizer"):
-        folder = getattr(args, name, None)
-        if folder is not None and not folder.is_dir():
-            parser.error(f"--{name} {folder}: no such folder")
-    return args
+
+
+def _of_both(command: argparse.ArgumentParser, folder: str) -> None:
+    command.add_argument(
+        "--output",
+        type=paths.path,
+        required=True,
+        metavar="FOLDER",
+        help=f"the {folder} to make; it must not exist",
+    )
+    command.add_argument(
+        "--dtype",
+        choices=("keep", "bf16", "fp32"),
+        default="keep",
+        help="of the tensors (default: what each one has)",
+    )
+    command.add_argument(
+        "--vae",
+        type=paths.path,
+        metavar="FOLDER",
+        help="diffusers VAE or FSQ tokenizer (config.json and safetensors), instead of the one that travels along",
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="compare predictions of both models on random input, too"
+    )

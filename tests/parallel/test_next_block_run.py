@@ -4,12 +4,14 @@ sampled by the command and by the exported pipeline, and one line for what does 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from megatron_videogpt.codec.fsq import ids_of
@@ -41,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("next_block_run")
     saved(folder / "codec", SMALL)
     text_ids(folder / "ids", PIECES)
-    train(2, folder / "whole", *options(folder), *TP2)
+    train(2, folder / "whole", *options(folder), *TP2, "eval.every=14", "eval.samples=4")
     kill_after(folder / "killed", 5, *options(folder), *TP2)
     assert newest(folder / "killed") in ("step_00000004", "step_00000008")
     return folder
@@ -115,6 +117,27 @@ def test_a_text_is_the_same_video_by_the_command_and_by_the_exported_pipeline(wo
             pipeline(**wrong)
 
 
+def test_runs_side_by_side(work: Path, tmp_path: Path) -> None:
+    """The table's errors are those of the sample command; what a run has not recorded is told."""
+    tool, kinds = "tools/compare_blocks.py", ("fall", "bounce", "collide", "roll", "pendulum", "dominoes")
+    result = run(interpreter(tool, work / "whole", "--scenes", 1, "--output", tmp_path / "out"))
+    assert result.returncode == 0 and "moving right" in result.stdout, result.stderr
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["whole"]
+    shown = [word for kind in kinds for word in ("--scene", f"{kind}/0")]
+    how = ("--temperature", "0", "--formats", "png", "--output", str(tmp_path / "sampled"))
+    result = cli("sample", "--checkpoint", str(work / "whole"), *shown, *how)
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads((tmp_path / "sampled" / f"{kind}_0.json").read_text())["errors"] for kind in kinds]
+    for ours, theirs in (("model", "mse_model"), ("repeat_picture", "mse_repeat")):
+        assert found["errors"][ours] == pytest.approx(np.mean([one[theirs] for one in reports]), rel=1e-3)
+    tokens = found["tokens"]
+    assert 0 < tokens["moving"] < 1 and tokens["repeated"] == pytest.approx(1 - tokens["moving"])
+    with Image.open(tmp_path / "out" / "scenes_whole.webp") as picture:
+        assert picture.n_frames == 9
+    result = run(interpreter(tool, work / "killed", "--scenes", 1))
+    assert result.returncode == 2 and "no step has 'validation_loss'" in result.stderr
+
+
 def test_what_does_not_fit_is_one_line(work: Path, tmp_path: Path) -> None:
     """Before any step, with exit code 2."""
     other, none = saved(tmp_path / "other", FSQShape(4, 2, 1, (5, 5, 4))), tmp_path / "none"
@@ -130,10 +153,7 @@ def test_what_does_not_fit_is_one_line(work: Path, tmp_path: Path) -> None:
         ([fresh, *options(work), "data.physics.size=36"], "must be a multiple of the codec's stride 8"),
         ([fresh, *options(work), "objective.block=7"], "objective.block = 7: must divide every video of 3 latent"),
         ([same, *options(work, codec=other), "train.steps=15"], "was trained with another fsq codec"),
-        (
-            [same, *options(work), "objective.block=8", "train.steps=15"],
-            "block is 4 there and 8 here, which moves the ids",
-        ),
+        ([same, *options(work), "objective.block=8", "train.steps=15"], "block is 4 there and 8 here, which moves"),
         ([same, *options(work, ids=none), "train.steps=15"], "no tokenizer.json in it"),
         (
             [fresh, *options(work), f"train.init_from={work / 'whole'}", "objective.layout=given_first_block"],
