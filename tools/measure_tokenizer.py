@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""How well a tokenizer rebuilds held-out videos: PSNR, SSIM, LPIPS where AlexNet's weights are on this machine, which
-codes it uses, and a picture with the true frames above the rebuilt ones.
+"""How well a tokenizer rebuilds held-out videos: PSNR, SSIM, LPIPS where AlexNet's weights are on this machine, Frechet
+distance of plain features (evaluate/tokenizer.py), which codes it uses, and a picture with the true frames above the
+rebuilt ones.
 
     python tools/convert_tokenizer.py runs/nbp/tokenizer_physics --output checkpoints/own-tokenizer
     python tools/measure_tokenizer.py checkpoints/own-tokenizer --run runs/nbp/tokenizer_physics
@@ -81,6 +82,7 @@ def measure(args: argparse.Namespace) -> str:
         raise unusable(output, error) from error
     use = found["codebook"]
     names = [("psnr", "PSNR {:.2f} dB"), ("ssim", "SSIM {:.4f}"), ("lpips", "LPIPS {:.4f}")]
+    names.append(("frechet", "Frechet distance of plain features {:.2e}"))
     numbers_said = ", ".join(text.format(found[name]) for name, text in names if found[name] is not None)
     said = f"{numbers_said}, {use['used']:,} of {use['codes']:,} codes used ({100 * use['share']:.1f} %)"
     return f"{len(videos)} videos of {frames} frames: {said}{f' ({why})' if why else ''}; {path}"

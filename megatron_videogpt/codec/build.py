@@ -6,7 +6,7 @@ from ..errors import UserError
 from .base import Codec
 from .diffusers_vae import KLCodec, WanCodec
 from .fsq import FSQCodec
-from .geometry import FSQ, PIXELS, diffusers_settings
+from .geometry import FSQ_NAMES, PIXELS, diffusers_settings
 from .options import CodecConfig
 from .pixels import PixelCodec
 from .tiny import TinyCodec
@@ -20,7 +20,7 @@ def build_codec(config: CodecConfig) -> Codec:
         return TinyCodec(config.batch_size)
     if config.name == PIXELS:
         return PixelCodec()
-    if config.name == FSQ:
+    if config.name in FSQ_NAMES:
         return FSQCodec(config)
     settings = diffusers_settings(config)
     return (KLCodec if config.name == "autoencoder_kl" else WanCodec)(config, settings)

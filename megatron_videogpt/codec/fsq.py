@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from ..errors import UserError
 from ..hub.common import fsq_codes
 from ..hub.common.fsq_tokenizer import WEIGHTS, FSQTokenizer
 from .base import Identity, check_video, fingerprint_of
-from .geometry import FSQ, codec_geometry
+from .geometry import codec_geometry, fsq_folder
 from .options import CodecConfig
 
 
@@ -23,19 +22,18 @@ class FSQCodec:
     ``codec.batch_size`` is the number of frames in the network at once.
     """
 
-    name = FSQ
-
     def __init__(self, config: CodecConfig) -> None:
-        self.geometry = codec_geometry(config)
+        self.name, self.geometry = config.name, codec_geometry(config)
+        folder = fsq_folder(config)
         self.channels, self.spatial_stride = self.geometry.channels, self.geometry.spatial_stride
         self.temporal_stride = self.geometry.temporal_stride
         try:
-            self.model = FSQTokenizer.from_pretrained(config.path)
+            self.model = FSQTokenizer.from_pretrained(folder)
         except ValueError as error:
-            raise UserError(f"codec.path={error}") from error
+            raise UserError(f"{'codec.path=' if config.path else 'tiny_fsq: '}{error}") from error
         self.levels = self.model.shape.levels
         description = json.dumps(self.model.shape.to_dict(), sort_keys=True)
-        self.fingerprint = fingerprint_of(description, [Path(config.path) / WEIGHTS])
+        self.fingerprint = fingerprint_of(description, [folder / WEIGHTS])
         self.identity = Identity(self.fingerprint)
         self.batch_size = config.batch_size
 

@@ -6,7 +6,7 @@ No PyTorch here: `check` reads geometries, and importing PyTorch would take most
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +16,18 @@ from .options import CodecConfig
 TINY_WEIGHTS = Path(__file__).with_name("tiny_codec.safetensors")
 TINY_SHAPE = TINY_WEIGHTS.with_suffix(".json")
 DIFFUSERS_CLASSES = {"autoencoder_kl": "AutoencoderKL", "autoencoder_kl_wan": "AutoencoderKLWan"}
-FSQ, FSQ_CLASS = "fsq", "FSQTokenizer"
+FSQ, TINY_FSQ, FSQ_CLASS = "fsq", "tiny_fsq", "FSQTokenizer"
+FSQ_NAMES = (FSQ, TINY_FSQ)
+TINY_FSQ_FOLDER = Path(__file__).with_name("tiny_fsq")
 FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
 """Of the published tokenizer of next block prediction: 64,000 codes."""
 FSQ_STRIDES = (8, 4)  # `fsq_tokenizer.SPATIAL_STRIDE` and `TEMPORAL_STRIDE`; for the reason below
 PIXELS, PIXELS_GEOMETRY = "pixels", (3, 1, 1)
 """The codec that leaves videos as they are; (latent channels, spatial stride, temporal stride)."""
 TINY_STRIDE = 8  # `tiny_codec.STRIDE`; that file goes into exported folders as it is, and imports PyTorch
+
+WITHOUT_FOLDER = ("tiny", TINY_FSQ, PIXELS)
+"""Names of codecs that need no codec.path."""
 
 PUBLISHED_GEOMETRY = {
     "autoencoder_kl": (4, 8, 1),
@@ -74,7 +79,7 @@ def codec_geometry(config: CodecConfig) -> CodecGeometry:
         return CodecGeometry(json.loads(TINY_SHAPE.read_text(encoding="utf-8"))["channels"], TINY_STRIDE, 1)
     if config.name == PIXELS:
         return CodecGeometry(*PIXELS_GEOMETRY)
-    if config.name == FSQ:
+    if config.name in FSQ_NAMES:
         return CodecGeometry(len(fsq_levels(config)), *FSQ_STRIDES)
     settings = diffusers_settings(config)
     try:
@@ -98,14 +103,21 @@ def expected_geometry(codec: CodecConfig) -> CodecGeometry:
 
 
 def expected_levels(codec: CodecConfig) -> tuple[int, ...]:
-    """Levels of each channel of an fsq codec, without loading it; the published ones where its folder is not there
+    """Levels of each channel of a tokenizer, without loading it; the published ones where its folder is not there
     yet.
     """
-    return fsq_levels(codec) if codec.path and Path(codec.path).is_dir() else FSQ_LEVELS
+    there = codec.name == TINY_FSQ or (codec.path and Path(codec.path).is_dir())
+    return fsq_levels(codec) if there else FSQ_LEVELS
+
+
+def fsq_folder(config: CodecConfig) -> Path:
+    """The folder of a tokenizer's config.json and weights."""
+    return TINY_FSQ_FOLDER if config.name == TINY_FSQ else Path(config.path)
 
 
 def fsq_levels(config: CodecConfig) -> tuple[int, ...]:
     """Levels that a tokenizer's config.json says, a number a channel; UserError, one line, where it says none."""
+    config = replace(config, path=str(TINY_FSQ_FOLDER)) if config.name == TINY_FSQ else config
     settings = _settings(config, "an FSQ tokenizer")
     found = settings.get("_class_name", FSQ_CLASS)
     if found != FSQ_CLASS:
@@ -124,7 +136,7 @@ def fsq_levels(config: CodecConfig) -> tuple[int, ...]:
 def diffusers_settings(config: CodecConfig) -> dict[str, Any]:
     """config.json of a local diffusers folder, after checking that it is what ``config.name`` says."""
     if config.name not in DIFFUSERS_CLASSES:
-        known = ", ".join(["tiny", PIXELS, *DIFFUSERS_CLASSES, FSQ])
+        known = ", ".join(["tiny", PIXELS, *DIFFUSERS_CLASSES, *FSQ_NAMES])
         raise UserError(f"codec.name={config.name!r}: unknown codec; choose {known}")
     wanted = DIFFUSERS_CLASSES[config.name]
     settings = _settings(config, f"a diffusers {wanted}")

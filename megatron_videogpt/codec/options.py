@@ -14,10 +14,10 @@ class CodecConfig:
     name: str = option(
         "tiny",
         "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL), autoencoder_kl_wan "
-        "(diffusers AutoencoderKLWan), fsq (tokenizer of next block prediction) or pixels (frames as they are, for a "
-        "tokenizer to be trained on)",
+        "(diffusers AutoencoderKLWan), fsq (tokenizer of next block prediction), tiny_fsq (a small one, shipped "
+        "with the project) or pixels (frames as they are, for a tokenizer to be trained on)",
     )
     path: str = option(
-        "", "local folder with the codec's config.json and safetensors; unused by tiny and pixels", path=True
+        "", "local folder with the codec's config.json and safetensors; unused by tiny, tiny_fsq and pixels", path=True
     )
     batch_size: int = option(16, "frames per encoder or decoder call; lower it when memory is short")

@@ -9,7 +9,7 @@ from ..config.options import value_of
 from ..config.problems import Report
 from ..config.sections import enter
 from ..errors import UserError
-from .geometry import PIXELS, expected_geometry
+from .geometry import PUBLISHED_GEOMETRY, WITHOUT_FOLDER, expected_geometry
 from .options import CodecConfig
 
 
@@ -17,11 +17,11 @@ def check_codec(report: Report) -> None:
     """The codec's own options, and frames against its stride."""
     codec = report.config.codec
     report.check_range("at least 1", lambda v: v >= 1, "codec.batch_size")
-    if report.sound("codec.path") and codec.name not in ("tiny", PIXELS) and not codec.path:
+    if report.sound("codec.path") and codec.name not in WITHOUT_FOLDER and not codec.path:
         report.add(
             "codec.path",
             f"name a local folder when codec.name is {codec.name}",
-            'give the folder of its config.json and weights, or use codec.name="tiny"',
+            'give the folder of its config.json and weights, or use codec.name="tiny", or "tiny_fsq" for tokens',
         )
     _check_frames(report)
 
@@ -57,5 +57,5 @@ def _check_frames(report: Report) -> None:
         )
 
 
-for name in ("tiny", "autoencoder_kl", "autoencoder_kl_wan", "fsq", PIXELS):
+for name in (*WITHOUT_FOLDER, *PUBLISHED_GEOMETRY):
     enter("codec", name, CodecConfig, check_codec)

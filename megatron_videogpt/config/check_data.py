@@ -28,7 +28,7 @@ def missing_paths(config: Config) -> list[str]:
         )
         wanted.append(("data.path", config.data.path, what))
         wanted += [("data.mixture", path, what) for path in config.data.mixture]
-    if config.codec.name != "tiny":
+    if config.codec.name not in ("tiny", "tiny_fsq", "pixels"):
         wanted.append(
             (
                 "codec.path",

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import hub
 from ..checkpoint.checks import other_encoder
 from ..checkpoint.saved import Saved, find_checkpoint
+from ..codec.geometry import fsq_folder
 from ..condition.folder import fingerprint_of
 from ..condition.options import IDS
 from ..condition.tokenizer_file import tokenizer_path
@@ -89,7 +90,7 @@ class MappedExport:
 
     def tokenizer(self, given: Path | None) -> Path | None:
         """The folder of the tokenizer: the one given, else that of the run, else the one that it came with."""
-        for folder in (given, Path(self.config.codec.path or "."), tokenizer_of(self.run)):
+        for folder in (given, fsq_folder(self.config.codec), tokenizer_of(self.run)):
             if folder is not None and (folder / WEIGHTS).is_file():
                 return folder
         return None

@@ -115,9 +115,9 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
             "codec.name=pixels: the pipeline of an exported folder runs latents of a VAE, "
             f"tiny, {' or '.join(geometry.DIFFUSERS_CLASSES)}, and this run's are the frames themselves"
         )
-    if codec.name == geometry.FSQ:
+    if codec.name in geometry.FSQ_NAMES:
         raise UserError(
-            f"codec.name=fsq ({codec.path}): the pipeline of an exported folder runs tiny, "
+            f"codec.name={codec.name}: the pipeline of an exported folder runs tiny, "
             f"{' and '.join(geometry.DIFFUSERS_CLASSES)}, and the model knows no other latents; the tokenizer's folder "
             "stands alone (tools/convert_tokenizer.py)"
         )

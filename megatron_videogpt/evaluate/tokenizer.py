@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ..errors import UserError
 from ..hub.common.fsq_tokenizer import FSQTokenizer, check_video
 from ..sample.compare import Measure, compare
 from ..sample.render import GAP, INK, PAPER, font, scaled
+from .metrics import frechet_distance
 
+CELLS = 4
 SHOWN, ACROSS, SMALLEST = 4, 9, 96
 """Videos and frames of each in the picture; sides below this many pixels are enlarged."""
 
@@ -78,7 +81,8 @@ def score(
 ) -> dict[str, Any]:
     """Numbers ready for JSON: means over videos of what `sample.compare.compare` has of each, and `codebook_use`.
 
-    psnr_of_video: of each video's one mean squared error, not of single frames, the mean over videos.
+    psnr_of_video: of each video's one mean squared error, not of single frames, the mean over videos; frechet: of
+    `plain_features`, from two videos on.
     """
     each = [compare(one, other, lpips)["mean"] for one, other in zip(made, true, strict=True)]
     means = {name: [value[name] for value in each if value[name] is not None] for name in each[0]}
@@ -88,8 +92,28 @@ def score(
         "videos": len(each),
         "psnr_of_video": sum(decibels) / len(decibels) if decibels else None,
         **{name: sum(values) / len(values) if values else None for name, values in means.items()},
+        "frechet": _frechet(made, true),
         "codebook": codebook_use(ids, levels),
     }
+
+
+def _frechet(made: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float | None:
+    if len(made) < 2:
+        return None
+    rows = [torch.stack([plain_features(video) for video in side]) for side in (made, true)]
+    return frechet_distance(*rows)
+
+
+def plain_features(video: np.ndarray) -> Tensor:
+    """float32 ``[6 * CELLS * CELLS]`` of a video uint8 ``[F, H, W, 3]``: its colours, and how much they change from
+    frame to frame, as means over a grid of `CELLS` by `CELLS` cells and over time.
+
+    What `frechet_distance` compares without any network's weights: it sees colour, place and amount of motion, no
+    texture, and is no FVD.
+    """
+    frames = torch.from_numpy(video).permute(0, 3, 1, 2).float() / 255
+    changes = frames.diff(dim=0).abs() if len(frames) > 1 else torch.zeros_like(frames)
+    return torch.cat([adaptive_avg_pool2d(part, CELLS).mean(0).flatten() for part in (frames, changes)])
 
 
 def picture(made: Sequence[np.ndarray], true: Sequence[np.ndarray], path: str | os.PathLike[str]) -> None:

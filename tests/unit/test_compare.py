@@ -15,7 +15,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from megatron_videogpt.sample.compare import BACKBONE, compare, find_lpips, plot
+from megatron_videogpt.codec.likeness import ALEXNET
+from megatron_videogpt.sample.compare import compare, find_lpips, plot
 
 
 def plain(value, frames=2, side=24):
@@ -89,7 +90,7 @@ def backbone(tmp_path, monkeypatch):
         *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
         *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
     )
-    path = tmp_path / "hub" / "checkpoints" / BACKBONE
+    path = tmp_path / "hub" / "checkpoints" / ALEXNET.files[0]
     path.parent.mkdir(parents=True)
     torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, path)
     return features, path

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_videogpt.codec.build import build_codec
+from megatron_videogpt.codec.likeness import LPIPS, SCALE, SHIFT, VGG16
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.errors import UserError
-from megatron_videogpt.hub.common.fsq_codes import codes_of, quantized
+from megatron_videogpt.hub.common.fsq_codes import codes_of, digits_of, quantized
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
 from megatron_videogpt.model.flops import component_parameters
 from megatron_videogpt.objective.build import build_objective, parameter_table, work_of
@@ -36,7 +37,6 @@ from megatron_videogpt.objective.tokenizer.losses import (
     level_use,
     pyramid,
 )
-from megatron_videogpt.objective.tokenizer.perceptual import PLACES, SCALE, SHIFT, WIDTHS, Perceptual
 from megatron_videogpt.objective.tokenizer.sizes import decoder, encoder
 from tests.tokenizer import video
 
@@ -106,8 +106,6 @@ def test_numbers_of_a_clip() -> None:
     one = torch.zeros_like(digits)
     assert float(distinct(one, levels)) == 1 and float(level_use(one, levels)) == pytest.approx((1 / 4 + 1 / 3) / 2)
     # They count codes as the tokenizer numbers them.
-    from megatron_videogpt.objective.tokenizer.networks import digits_of
-
     assert torch.equal(digits_of(codes_of(all_of_them[None], levels), levels), digits)
 
 
@@ -181,34 +179,31 @@ def test_sizes_are_those_of_the_network(width: int, units: int, levels: int, cou
 def test_lpips_is_its_formula(tmp_path: Path) -> None:
     """Against a second writing of it, with random weights of VGG-16 and the heads that come with torchmetrics."""
     generator = torch.Generator().manual_seed(0)
-    weights, before = {}, 3
-    for places, widths in zip(PLACES, WIDTHS):
-        for place, width in zip(places, widths):
-            shape = (width, before, 3, 3)
-            weights[f"features.{place}.weight"] = torch.randn(shape, generator=generator) * (2 / (9 * before)) ** 0.5
-            weights[f"features.{place}.bias"] = 0.1 * torch.randn(width, generator=generator)
-            before = width
+    weights = {}
+    for layer in (layer for group in VGG16.groups for layer in group):
+        drawn = torch.randn(layer.outside, layer.inside, 3, 3, generator=generator)
+        weights[f"features.{layer.place}.weight"] = drawn * (2 / (9 * layer.inside)) ** 0.5
+        weights[f"features.{layer.place}.bias"] = 0.1 * torch.randn(layer.outside, generator=generator)
     save_file(weights, tmp_path / "vgg16.safetensors")
-    net = Perceptual()
+    net = LPIPS(VGG16)
     net.load(tmp_path)
-    made, real = video(1, 3, 2, 16, 16, seed=1), video(1, 3, 2, 16, 16, seed=2)
+    made, real = video(2, 3, 16, 16, seed=1), video(2, 3, 16, 16, seed=2)
     total = torch.zeros(2)
     one, other = (
-        (2 * x[0].transpose(0, 1) - 1 - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)
-        for x in (made, real)
+        (2 * x - 1 - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1) for x in (made, real)
     )
-    for number, places in enumerate(PLACES):
-        for place in places:
-            kernel, bias = weights[f"features.{place}.weight"], weights[f"features.{place}.bias"]
+    for number, group in enumerate(VGG16.groups):
+        for layer in group:
+            kernel, bias = (weights[f"features.{layer.place}.{kind}"] for kind in ("weight", "bias"))
             one, other = (F.conv2d(x, kernel, bias, padding=1).clamp(min=0) for x in (one, other))
         error = (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square()
         total += (error.mean((2, 3)) * net.heads[number]).sum(1)
         one, other = (F.max_pool2d(x, 2) if number < 4 else x for x in (one, other))
     with torch.no_grad():
-        torch.testing.assert_close(net(made, real), total.mean().view(1), rtol=1e-4, atol=1e-6)
-        assert float(net(real, real)) == 0
+        torch.testing.assert_close(net(made, real), total, rtol=1e-4, atol=1e-6)
+        assert not net(real, real).any()
         # Of what holds the place of nothing, too.
-        assert float(net(torch.zeros(1, 3, 1, 8, 8), torch.ones(1, 3, 1, 8, 8))) > 0
+        assert float(net(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8))) > 0
     del weights["features.28.bias"]
     save_file(weights, tmp_path / "vgg16.safetensors")
     with pytest.raises(UserError, match="features.28.bias"):

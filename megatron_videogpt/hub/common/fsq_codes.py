@@ -39,6 +39,12 @@ def nearest(latents: Tensor, levels: Sequence[int]) -> Tensor:
     return (latents.float() * half).round().clamp(-half, level - 1 - half) / half
 
 
+def digits_of(codes: Tensor, levels: Sequence[int]) -> Tensor:
+    """int64 [B, d, ...] from 0 on of codes [B, d, ...], which are not checked: the host does not wait for them."""
+    half = _column(levels, codes) // 2
+    return (codes.float() * half).round().long() + half
+
+
 def ids_of(codes: Tensor, levels: Sequence[int]) -> Tensor:
     """int64 [B, ...] of codes [B, d, ...], which may have been stored in 16 bits; the first channel counts fastest.
     ValueError where they are none.
@@ -77,4 +83,6 @@ def _factors(levels: Sequence[int]) -> list[int]:
 
 def _column(values: Sequence[int], like: Tensor) -> Tensor:
     """A value a channel, shaped to go with [B, d, ...]."""
-    return torch.tensor(values, device=like.device).view(-1, *[1] * (like.ndim - 2))
+    # Filled there: from a list it would be copied, and the host would wait for the device.
+    filled = [torch.full((1,), value, device=like.device) for value in values]
+    return torch.cat(filled).view(-1, *[1] * (like.ndim - 2))

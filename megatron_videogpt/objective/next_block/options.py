@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ...codec.geometry import FSQ, expected_geometry
+from ...codec.geometry import FSQ, FSQ_NAMES, TINY_FSQ, expected_geometry
 from ...config.derived import frame_side
 from ...config.problems import Report
 from ...config.schedules import enter_schedule
@@ -42,9 +42,10 @@ def check_options(report: Report) -> None:
     """See `config.sections.Section`."""
     config, block, shape = report.config, "objective.block", "objective.block_shape"
     report.check_range("at least 1", lambda v: v >= 1, f"{block} {shape}")
-    if config.codec.name != FSQ and report.sound("codec.name"):
-        must = f"be {FSQ} with objective.name = {NAME}, which predicts codes"
-        report.add("codec.name", must, f"use codec.name={FSQ} and the folder of a tokenizer as codec.path")
+    if config.codec.name not in FSQ_NAMES and report.sound("codec.name"):
+        must = f"be {FSQ} or {TINY_FSQ} with objective.name = {NAME}, which predicts codes"
+        fix = f"use codec.name={FSQ} and the folder of a tokenizer as codec.path, or {TINY_FSQ}, which is shipped"
+        report.add("codec.name", must, fix)
         return
     if config.model.patch_size != 1 and report.sound("model.patch_size"):
         report.add("model.patch_size", f"be 1 with objective.name = {NAME}, whose tokens are codes", "use 1")

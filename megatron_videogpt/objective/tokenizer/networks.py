@@ -13,8 +13,10 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from ...codec.likeness import LPIPS, VGG16
 from ...config.schema import Config
-from ...hub.common.fsq_codes import quantized
+from ...errors import UserError
+from ...hub.common.fsq_codes import digits_of, quantized
 from ...hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
 from ...platforms import Platform
 from ...sequence.row import Row
@@ -22,7 +24,9 @@ from ..base import Build
 from ..noise import generator
 from .clips import FAKE, MEMBERS, REAL, clips_of, pieces
 from .discriminators import Discriminators
-from .perceptual import Perceptual
+from .losses import per_video
+
+CHUNK = 16  # frames that LPIPS compares at a time
 
 
 class Rebuilt(NamedTuple):
@@ -115,24 +119,19 @@ class Adversary(Network):
 
 
 class Features(Network):
-    """LPIPS, frozen, in float32 whatever the run's precision."""
+    """LPIPS with VGG-16 of videos, frozen, in float32 whatever the run's precision."""
 
-    net: Perceptual
+    net: LPIPS
 
     def __init__(self, config: Config, platform: Platform) -> None:
-        super().__init__(config, platform, Perceptual())
+        super().__init__(config, platform, LPIPS(VGG16))
         self.net.float()
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """See `Perceptual.forward`."""
-        found: Tensor = self.net(made, real)
-        return found
-
-
-def digits_of(codes: Tensor, levels: Sequence[int]) -> Tensor:
-    """int64 ``[b, d, ...]`` from 0 on, of codes as `quantized` gives them; the host does not wait for it."""
-    half = (torch.tensor(levels, device=codes.device) // 2).view(-1, *[1] * (codes.ndim - 2))
-    return (codes * half).round().long() + half
+        """``[b, 3, F, H, W]`` in [0, 1], each -> ``[b]``: the mean over frames."""
+        frames = [video.transpose(1, 2).flatten(0, 1).split(CHUNK) for video in (made, real)]
+        values = [self.net(one, other) for one, other in zip(*frames)]
+        return per_video(torch.cat(values).unflatten(0, (len(made), made.shape[2])))
 
 
 def shape_of(config: Config) -> FSQShape:
@@ -172,8 +171,15 @@ def start(make: Callable[[], nn.Module], name: str, chunks: Sequence[nn.Module],
 
 
 def start_tokenizer(config: Config) -> Callable[[Sequence[nn.Module], int], None]:
-    """As published: the library's defaults."""
-    return partial(start, lambda: FSQTokenizer(shape_of(config)), "tokenizer")
+    """The library's defaults, as published; but the decoder begins with grey, and finds colours in fewer steps."""
+
+    def make() -> FSQTokenizer:
+        tokenizer = FSQTokenizer(shape_of(config))
+        last: Any = tokenizer.decoder_layers[-1]
+        last.conv.bias.data.fill_(0.5)
+        return tokenizer
+
+    return partial(start, make, "tokenizer")
 
 
 def start_adversary(config: Config) -> Callable[[Sequence[nn.Module], int], None]:
@@ -189,6 +195,9 @@ def start_features(config: Config) -> Callable[[Sequence[nn.Module], int], None]
     def fill(chunks: Sequence[nn.Module], seed: int) -> None:
         for chunk in chunks:
             assert isinstance(chunk, Features)
-            chunk.net.load(Path(config.objective.lpips_path))
+            try:
+                chunk.net.load(Path(config.objective.lpips_path))
+            except UserError as error:
+                raise UserError(f"objective.lpips_path: {error}") from error
 
     return fill

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...codec.likeness import ssim
 from ...config.schema import Config
 from ...data.plans import Sample
 from ...sequence.intervals import padding_intervals
@@ -186,17 +187,9 @@ class Tokenizing:
 
 
 def similarity(made: Tensor, real: Tensor) -> Tensor:
-    """SSIM of each video, the mean over its frames (torchmetrics'; Gaussian window of sigma 1.5).
-
-    made, real: ``[b, 3, F, H, W]``; made is clamped to [0, 1].
-    """
-    # Late, because it takes seconds.
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
+    """SSIM of each video ``[b, 3, F, H, W]``, the mean over its frames; made is clamped to [0, 1]."""
     frames = [video.transpose(1, 2).flatten(0, 1) for video in (made.clamp(0, 1), real)]
-    values = structural_similarity_index_measure(frames[0], frames[1], data_range=1.0, reduction="none")
-    assert isinstance(values, Tensor)
-    return per_video(values.view(len(made), made.shape[2]))
+    return per_video(ssim(*frames).view(len(made), made.shape[2]))
 
 
 def build(config: Config) -> Tokenizing:
