@@ -108,9 +108,8 @@ def test_one_process_is_as_two(whole: Path, tmp_path: Path) -> None:
             assert one[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (two["step"], name)
 
 
-def test_killed_before_the_discriminators_start_and_resumed(whole: Path, tmp_path: Path) -> None:
-    """Bit for bit, whatever of the steps after the newest checkpoint is done again."""
-    folder = tmp_path / "run"
+def killed_early(folder: Path) -> bool:
+    """Start a run, kill it once it has a checkpoint; whether that was before the discriminators' first."""
     process = start(torchrun_command(2, *train_command(folder)))
     deadline = time.monotonic() + 300
     try:
@@ -121,8 +120,14 @@ def test_killed_before_the_discriminators_start_and_resumed(whole: Path, tmp_pat
     finally:
         kill_tree(process)
         process.communicate(timeout=100)
-    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert f"step_{STARTS:08d}" not in kept, f"killed too late: {kept}"
+    return not (folder / "checkpoints" / f"step_{STARTS:08d}").exists()
+
+
+def test_killed_before_the_discriminators_start_and_resumed(whole: Path, tmp_path: Path) -> None:
+    """Bit for bit, whatever of the steps after the newest checkpoint is done again."""
+    # Four steps are short on a busy machine: another try where this process slept through them.
+    folder = next((path for path in (tmp_path / f"run{n}" for n in range(3)) if killed_early(path)), None)
+    assert folder is not None, "killed too late, three times"
     torchrun(2, *train_command(folder))
     assert lines(folder) == lines(whole)
 
