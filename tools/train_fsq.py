@@ -11,7 +11,7 @@ codec.name="fsq" takes as codec.path, with settings.json, curve.json and curve.p
 
 Examples (the second made the shipped weights):
   python tools/train_fsq.py --output runs/nbp/tokenizer --steps 1000
-  python tools/train_fsq.py --output runs/tiny_fsq --videos /data/clips --bf16
+  python tools/train_fsq.py --output runs/tiny_fsq --videos /data/clips --bf16 --threads 1
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--videos", type=paths.path, help="folder of real clips (not searched recursively)")
     add("--held-out", HELD_OUT, "comma-separated file names kept for the test")
     add("--real", 0.3, "share of the pieces that come from them", **share)
-    add("--steps", 10000, "optimizer steps", **number)
+    add("--steps", 9000, "optimizer steps", **number)
     add("--levels", [8, 8, 5, 5], "levels of each latent channel", nargs="+", **number)
     add("--width", 8, "channels at full resolution", **number)
     add("--groups", 4, "groups of a norm", **number)
@@ -78,8 +78,8 @@ def arguments() -> argparse.Namespace:
     add("--crop", 32, "side of the piece of a picture that is learned from", **number)
     add("--interval", 2, "simulated frames from one to the next", **number)
     add("--batch", 8, "pieces of a step", **number)
-    add("--lr", 3e-3, "peak learning rate of Adam", **share)
-    add("--still", 0.0, "weight of how far digits move where the picture stands still", **share)
+    add("--lr", 2e-3, "peak learning rate of Adam", **share)
+    add("--still", 0.05, "weight of how far digits move where the picture stands still", **share)
     add("--every", 500, "steps between points of the curve, at which the folder is written too", **number)
     add("--threads", 0, "CPU threads; 0 uses all cores", **number)
     add("--seed", 0, "seed of weights and order", **number)
