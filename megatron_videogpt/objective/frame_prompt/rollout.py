@@ -90,7 +90,7 @@ def chunks_of(
             window count.
         conditions: per video, see `Denoiser.begin`; None for none at all.
     """
-    shown = [None for _ in histories] if conditions is None else conditions
+    shown = list[Tensor | None]([None] * len(histories)) if conditions is None else conditions
     scales = [settings.guidance, *(scale for _, scale in settings.guidance_schedule)]
     guided = any(item is not None for item in shown) and any(scale != 1.0 for scale in scales)
     # Whoever cannot keep anything says so before the first step.
