@@ -130,11 +130,11 @@ def plans_of(keys: list[int], frames: int, prefix: int = 0, dropped: bool = Fals
 
 
 @pytest.mark.parametrize(("prefix", "dropped"), [(0, False), (1, False), (1, True)])
-@pytest.mark.parametrize("frames", [2, 4, 6, 8])
+@pytest.mark.parametrize("frames", [2, 4, 8])
 def test_closed_forms_count_what_is_there(frames: int, prefix: int, dropped: bool) -> None:
     work = FramePromptWork(2, frames, PROMPTS, CHUNK, (1.0, 1.0), prefix)
     objective, told = objective_of(no_prefix=torch.zeros(0).long() if prefix else None), torch.tensor([1])
-    keys = list(range(12))
+    keys = list(range(6))
     counts = work.of(plans_of(keys, frames, prefix, dropped))
     assert counts.tokens.dtype == counts.pairs.dtype == counts.scored.dtype == np.int64
     for place, key in enumerate(keys):
