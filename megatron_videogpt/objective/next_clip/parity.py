@@ -33,13 +33,13 @@ from ...sequence.layout import (
     layout,
     training_shape,
 )
+from ..flow_rows import Sequence, assemble
 from ..noise import mix
 from ..recorded import Cases, Report
 from .denoiser import build_denoiser
 from .objective import NextClipDiffusion
 from .order import reference_order
 from .parity_components import check_components
-from .rows import Sequence, assemble
 
 LIMITS = {
     "ids": 0.0,

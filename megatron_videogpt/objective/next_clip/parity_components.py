@@ -15,8 +15,8 @@ from ...sequence.layout import (
     history_shape,
     layout,
 )
+from ..flow_rows import Sequence, assemble
 from ..recorded import Cases, Report
-from .rows import Sequence, assemble
 
 
 def check_components(cases: Cases, model: Any, config: Config, report: Report) -> None:
