@@ -27,9 +27,10 @@ LIMITS = {
     "frames held": 0.0,
     "position tables": 0.0,
     "schedule": 0.0,
-    "logarithms": 1e-6,
+    "roots and logarithms": 1e-6,
     "denoising step": 1e-6,
-    "variance term": 1e-6,
+    "variance term": 1e-5,
+    "sinusoids": 1e-4,
     "layers": 1e-5,
     "released keys": 0.0,
     "noising": 1e-6,
@@ -44,7 +45,8 @@ LIMITS = {
     "sampler chains": 2e-4,
 }
 """Fractions of the recorded tensor's largest absolute value; of scalars and norms relative; of masks, positions, steps,
-frames and keys the number that differ.
+frames and keys the number that differ.  Square roots, exponentials and logarithms of float32 differ in the last bit from
+one kind of CPU to another (torch's sqrt is not that of IEEE 754), and sinusoids multiply that by a timestep of up to 999.
 """
 FILES = ("masks_positions", "components", "released_model", "forward", "loss", "sampler")
 MARKS = ("relative_tpe_mode", "posterior_log_variance_clipped")
@@ -191,14 +193,11 @@ def check_loss(cases: Cases, case: dict[str, Any], network: Network, report: Rep
     loss.backward()
     _relative(report, "loss", float(loss.detach()), case["loss"], name)
     for quantity, ours in (("mse", error), ("vb", bits)):
-        for number, (one, recorded) in enumerate(zip(ours.tolist(), case[quantity])):
-            _relative(report, "loss parts", one, recorded, f"{name} ({quantity} {number})")
+        report.compare("loss parts", ours, torch.tensor(case[quantity]), f"{name} ({quantity})")
     check_gradients(cases, case, network.gradients(), report)
 
 
-def check_gradients(
-    cases: Cases, case: dict[str, Any], gradients: dict[str, Tensor | None], report: Report
-) -> None:
+def check_gradients(cases: Cases, case: dict[str, Any], gradients: dict[str, Tensor | None], report: Report) -> None:
     """Norms of all, and where recorded the gradients themselves; none at all is an exact zero."""
     name, zero = case["name"], torch.zeros(1)
     found = {key: zero if value is None else value for key, value in gradients.items()}

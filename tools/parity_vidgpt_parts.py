@@ -89,14 +89,14 @@ def check_components(cases: Cases, report: Report) -> None:
             WITHOUT_MODEL[kind](case, tensors, report)
             continue
         for key, ours in WITH_MODEL[kind](case, model_of(cases.folder / case["checkpoint"], {}), tensors).items():
-            report.compare("layers", ours, tensors[key], f"{case['name']} ({key})")
+            report.compare("sinusoids" if key == "sinusoid" else "layers", ours, tensors[key], f"{case['name']} ({key})")
 
 
 def _schedule(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
     ours = ddpm.schedule_of(case["num_sampling_steps"])
     report.add("sampling steps", float(ours.timesteps.tolist() != case["timesteps"]), case["name"])
     for key, recorded in tensors.items():
-        quantity = "logarithms" if "log" in key else "schedule"
+        quantity = "schedule" if key in ("betas", "alphas_cumprod") else "roots and logarithms"
         report.compare(quantity, getattr(ours, TABLES[key]), recorded, f"{case['name']} ({key})")
 
 

@@ -25,16 +25,21 @@ SWITCHED_OFF = {"spatial_attn_enhance": ".attn_cf.", "temp_extra_in_channels": "
 
 
 def model_of(folder: Path, overrides: dict[str, Any]) -> FramePromptModel:
-    """A recorded checkpoint in a model of its config.json with other fields; UserError where it is none."""
+    """A recorded checkpoint in a model of its config.json with other fields; UserError where it is none.  One that was cut
+    names in `only` what is left of it, and the rest is zeros.
+    """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8")) | overrides
         state = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: no checkpoint that can be read ({shortened(error)})") from error
-    off = [name for option, name in SWITCHED_OFF.items() if not settings[option]]
-    model = FramePromptModel(FramePromptConfig(**settings))
+    off = [name for option, name in SWITCHED_OFF.items() if not settings.get(option)]
+    state = {key: value for key, value in state.items() if not any(name in key for name in off)}
     try:
-        model.load_published({key: value for key, value in state.items() if not any(name in key for name in off)})
+        model = FramePromptModel(FramePromptConfig(**settings))
+        if settings.get("only"):
+            state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()} | state
+        model.load_published(state)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
     return model.eval()
@@ -88,14 +93,10 @@ class Plain:
         cache = memory.cache
         kept = {"temporal_kv": torch.stack([cache.in_order(block) for block in range(len(self.model.blocks))])}
         if self.model.config.spatial_attn_enhance:
-            frames = [part.unflatten(1, (-1, part_patches(self.model))) for part in map(cache.enhancing_keys, range(len(self.model.blocks)))]
-            kept["spatial_kv"] = torch.stack(frames)
+            patches = kept["temporal_kv"].shape[3]
+            keys = [cache.enhancing_keys(block) for block in range(len(self.model.blocks))]
+            kept["spatial_kv"] = torch.stack([part.unflatten(1, (-1, patches)) for part in keys])
         return kept
-
-
-def part_patches(model: FramePromptModel) -> int:
-    """Patches of a frame."""
-    return model.config.grid[0] * model.config.grid[1]
 
 
 def _named(block: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -64,8 +64,9 @@ def _check_steps(
         begin, count = (first, case["chunk"]) if memory.cached else (first - held, held + case["chunk"])
         ours = rules.places(settings["relative_tpe_mode"], settings["max_tpe_len"], count, begin, memory.cached)
         report.add("positions", float(ours != chunk["tpe_ids"]), name)
-        z, extra = _held(cases, samples, "z"), _held(cases, samples, "step_noise")
-        for number, t in enumerate(solver.times):
+        z, extra = _stacked(cases, samples, "z"), _held(cases, samples, "step_noise")
+        # A compact case has the ends of its steps alone.
+        for number, t in enumerate(solver.times) if z is not None else ():
             predicted, without = memory.predict(z[:, number], t)
             after = solver.step(number, z[:, number], predicted, without, case["cfg_scale"], extra[:, number])
             report.compare("sampler steps", after, z[:, number + 1], f"{name} step {number}")
@@ -81,8 +82,10 @@ def _check_chain(cases: Cases, case: dict[str, Any], memory: Memory, solver: DDP
         return cases.get(held, {"init": "init_noise", "prompt": "condition_noise"}[purpose])
 
     def observe(step: Step) -> None:
-        z = _held(cases, case["chunks"][step.chunk]["samples"], "z")
-        report.compare("sampler chains", step.z, z[:, step.number], f"{case['name']} {step.chunk} step {step.number}")
+        z = _stacked(cases, case["chunks"][step.chunk]["samples"], "z")
+        if z is not None:
+            name = f"{case['name']} {step.chunk} step {step.number}"
+            report.compare("sampler chains", step.z, z[:, step.number], name)
 
     blur, given = prompt_blur(solver.schedule, case["prefix_perturb_t"]), _held(cases, case["samples"], "given")
     if case["prefix_perturb_index"] is not None:
@@ -93,5 +96,6 @@ def _check_chain(cases: Cases, case: dict[str, Any], memory: Memory, solver: DDP
     for chunk, z in zip(case["chunks"], rollout(memory, given, settings, solver, noise, blur, observe)):
         report.compare("sampler chains", z, _held(cases, chunk["samples"], "final"), f"{case['name']} {chunk['index']}")
         made.append(z)
-    video = torch.cat([given, *made], 1)
-    report.compare("sampler chains", video, _held(cases, case["samples"], "video"), f"{case['name']} (video)")
+    video = _stacked(cases, case["samples"], "video")
+    if video is not None:
+        report.compare("sampler chains", torch.cat([given, *made], 1), video, f"{case['name']} (video)")
