@@ -48,9 +48,9 @@ def _counts(table: Table, sizes: tuple[Any, ...], channels: int, tensor: int) ->
     layer = first = last = 0
     for parameter in table.entries(model):
         count = math.prod(parameter.shape(model, channels)) // (tensor if parameter.rule.split is not None else 1)
-        if ".layers." in parameter.name:
+        if "{l}" in parameter.rule.name:
             layer += count
-        elif parameter.name.startswith(BEFORE):
+        elif parameter.name.startswith((*BEFORE, "decoder.layers.")):
             first += count
         else:
             last += count
