@@ -76,7 +76,7 @@ def samples_of(tiny: dense.Tiny) -> list[list[Sample]]:
 
 def row_of(samples: list[Sample], tiny: dense.Tiny, multiple: int) -> Any:
     """A packed row of ours."""
-    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
+    from megatron_videogpt.objective.flow_rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
 
     sequences = [

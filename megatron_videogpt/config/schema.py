@@ -196,6 +196,12 @@ class SampleConfig:
     history: int = option(56, "frames given before the first generated clip")
     clips: tuple[int, ...] = option((24,), "frames of each generated clip, in order")
     window: int = option(80, "most frames (history and clip) the model sees at once")
+    window_end: str = option(
+        "recompute",
+        "what a model of frame prompts does once the window drops frames: recompute keys and values of what is left "
+        "(the result without a cache), or keep them, which have seen what was dropped (as published, faster)",
+        choices=("recompute", "keep"),
+    )
     steps: int = option(50, "Euler steps per clip")
     guidance: float = option(3.0, "history-conditioned classifier-free guidance; 1 turns it off")
     guidance_schedule: tuple[tuple[float, float], ...] = option(
@@ -203,7 +209,11 @@ class SampleConfig:
         "other scales from noise level t on (0 noise, 1 data): [[0.2, 5.0], [0.8, 1.0]] guides by 5 from t = "
         "0.2 and not at all from 0.8; [] for one scale",
     )
-    history_noise: float = option(0.0, "noise mixed into the history from the second clip on, in [0, 1)")
+    history_noise: float = option(
+        0.0,
+        "noise mixed into the history from the second clip on, in [0, 1); models of frame prompts mix it into every "
+        "frame before a chunk, once",
+    )
     time_shift: float = option(1.0, "time shifting factor of the noise levels; 1 leaves them even")
     temperature: float = option(1.0, "of tokens that are drawn; 0 takes the likeliest one")
     top_k: int = option(0, "draw from so many likeliest tokens; 0 from all of them, without top_p")

@@ -15,7 +15,7 @@ from ..model.patches import position_axis
 from .folder import CARRIED_STARTS
 from .sharded import Weights
 from .side import NAME, Side
-from .table import EMBED_TOKENS, POSITION_TABLE, parameters
+from .table import EMBED_TOKENS, POSITION_TABLE, check_network, parameters
 from .tensor_files import Entry
 
 SCRATCH_HINT_IDS, SCRATCH_VOCABULARY = (1, 2, 3), 4
@@ -38,6 +38,7 @@ class Export:
         saved = find_checkpoint(run, step)
         self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
         self.config: Config = saved.config
+        check_network(run, self.config)
         self.codec_fingerprint: str = saved.state["codec"]
         if average and not saved.state["ema"]:
             raise UserError(

@@ -19,7 +19,7 @@ from ..config.schema import Config, ModelConfig, ParallelConfig
 from ..errors import UserError
 from ..model.patches import unpatchify
 from ..model.prefix import no_prefix
-from ..objective.next_clip.rows import Sequence, assemble
+from ..objective.flow_rows import Sequence, assemble
 from ..sequence.layout import layout, training_shape
 from .conditions import condition_of
 from .folder import Folder

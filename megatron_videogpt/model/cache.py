@@ -104,21 +104,23 @@ class CachedRow(NamedTuple):
 
 class Region(NamedTuple):
     """Where one video's past lies in the buffers: its prefix, then its history.  start: first row; frames: how many;
-    block: tokens of a frame; prefix: tokens of it.
+    block: tokens of a frame; prefix: tokens of it; first: frames before the first that is there, by which positions
+    count.
     """
 
     start: int
     frames: int
     block: int
     prefix: int = 0
+    first: int = 0
 
     def row(self, frame: int) -> int:
-        """Row of the first token of a frame."""
-        return self.start + self.position(frame)
+        """Row of the first token of a frame, counted from the first that is there."""
+        return self.start + self.prefix + frame * self.block
 
     def position(self, frame: int) -> int:
-        """Position of the first token of a frame."""
-        return self.prefix + frame * self.block
+        """Position of the first token of a frame, counted in the same way."""
+        return self.prefix + (self.first + frame) * self.block
 
     @property
     def end(self) -> int:
@@ -126,11 +128,16 @@ class Region(NamedTuple):
         return self.row(self.frames)
 
 
-def regions_of(frames: Sequence[int], blocks: Sequence[int], prefixes: Sequence[int]) -> list[Region]:
-    """Regions without gaps for prefixes of so many tokens and histories of so many frames of so many tokens each."""
+def regions_of(
+    frames: Sequence[int], blocks: Sequence[int], prefixes: Sequence[int], firsts: Sequence[int] | None = None
+) -> list[Region]:
+    """Regions without gaps for prefixes of so many tokens and histories of so many frames of so many tokens each.
+    firsts: see `Region.first`; None for 0 throughout.
+    """
     regions, start = [], 0
-    for count, block, prefix in zip(frames, blocks, prefixes, strict=True):
-        regions.append(Region(start, count, block, prefix))
+    lost = [0] * len(frames) if firsts is None else firsts
+    for count, block, prefix, first in zip(frames, blocks, prefixes, lost, strict=True):
+        regions.append(Region(start, count, block, prefix, first))
         start = regions[-1].end
     return regions
 

@@ -45,23 +45,9 @@ examples:
         --clips 8x30
 """
 
-SETTINGS = (
-    "clips",
-    "history",
-    "window",
-    "steps",
-    "guidance",
-    "guidance_schedule",
-    "history_noise",
-    "time_shift",
-    "temperature",
-    "top_k",
-    "top_p",
-    "guidance_ratio",
-    "guidance_grows",
-    "cache",
-    "cache_dtype",
-    "cache_offload",
+SETTINGS = tuple(
+    """clips history window window_end steps guidance guidance_schedule history_noise time_shift temperature top_k top_p
+    guidance_ratio guidance_grows cache cache_dtype cache_offload""".split()
 )
 
 
@@ -198,6 +184,8 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--window", type=int, metavar="N", help="most frames the model sees at once, history and clip together"
     )
+    end = "of models with frame prompts, when the window moves: compute what is left again, or keep it, which is faster"
+    group.add_argument("--window-end", choices=("recompute", "keep"), help=end)
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps per clip: more is slower and finer")
     group.add_argument(
         "--guidance",
@@ -210,7 +198,9 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
         "from 0.8; none: the same throughout"
     )
     group.add_argument("--guidance-schedule", type=_schedule, metavar="T:X,T:X,...", help=schedule)
-    noise = "noise mixed into the history from the second clip on, in [0, 1), against drift over many clips"
+    noise = (
+        "noise mixed into the history from the second clip on (into all of a frame prompt), in [0, 1), against drift"
+    )
     group.add_argument("--history-noise", type=float, metavar="X", help=noise)
     group.add_argument("--time-shift", type=float, metavar="X", help="above 1 spends more of the steps on high noise")
     _add_drawing(group)

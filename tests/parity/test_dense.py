@@ -76,8 +76,8 @@ def build(  # type: ignore[no-untyped-def]
 def test_forward_and_gradients(name: str, recompute: str) -> None:
     from megatron_videogpt.model.init import gather_released
     from megatron_videogpt.model.patches import unpatchify
+    from megatron_videogpt.objective.flow_rows import Sequence, assemble
     from megatron_videogpt.objective.next_clip.objective import NextClipDiffusion
-    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
 
     tiny, batch = CASES[name]
@@ -138,7 +138,7 @@ def test_five_steps_of_training(decay: str) -> None:
 
     from megatron_videogpt.model.init import gather_released
     from megatron_videogpt.objective.build import build_objective
-    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
+    from megatron_videogpt.objective.flow_rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
     from megatron_videogpt.train.optimizer import build_optimizer, set_learning_rate, wrap
     from megatron_videogpt.train.step import train_step

@@ -52,10 +52,12 @@ def model_of(name: str, backend: str) -> tuple[Any, Config, dict[str, Tensor]]:
 
 
 def cached(name: str, backend: str = "ranged", most_tokens: int = 1 << 12, **sample: Any) -> Any:
-    from megatron_videogpt.objective.next_clip.denoiser import CachedDenoiser
+    from megatron_videogpt.objective.flow_cache import CachedDenoiser
+    from megatron_videogpt.objective.next_clip.denoiser import form_of
 
     model, config, _ = model_of(name, backend)
-    return CachedDenoiser([model], replace(config, sample=SampleConfig(**sample)), torch.device("cpu"), most_tokens)
+    config = replace(config, sample=SampleConfig(**sample))
+    return CachedDenoiser([model], config, torch.device("cpu"), form_of(config), most_tokens)
 
 
 def independent(name: str) -> Recompute:
@@ -219,7 +221,8 @@ def test_a_denoiser_is_used_again() -> None:
 
 
 def test_the_cache_is_an_option() -> None:
-    from megatron_videogpt.objective.next_clip.denoiser import CachedDenoiser, build_denoiser
+    from megatron_videogpt.objective.flow_cache import CachedDenoiser
+    from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
 
     model, config, _ = model_of("multi-head", "ranged")
     assert type(build_denoiser([model], config, torch.device("cpu"))) is CachedDenoiser

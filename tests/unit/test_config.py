@@ -184,7 +184,7 @@ def test_names_the_schema_allows_are_the_names_that_exist() -> None:
 
     choices = {option.name: option.choices for option in options()}
     assert set(choices["data.physics.scenes"]) == set(KINDS)
-    objectives = ("next_clip_diffusion", "next_block_prediction", "tokenizer")
+    objectives = ("next_clip_diffusion", "frame_prompt_diffusion", "next_block_prediction", "tokenizer")
     assert choices["objective.name"] == sections.names("objective") == objectives
     assert choices["train.platform"] == ("auto", *PLATFORMS)
 

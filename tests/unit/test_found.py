@@ -80,9 +80,8 @@ def test_an_objective_of_another_distribution_is_one_of_ours(site: Path) -> None
     )
     assert result.returncode == 0, result.stderr
     first, *problems = result.stdout.splitlines()
-    assert first == "('next_clip_diffusion', 'next_block_prediction', 'tokenizer', 'outside') outside_objective", (
-        "the default stays the default"
-    )
+    ours = "'next_clip_diffusion', 'frame_prompt_diffusion', 'next_block_prediction', 'tokenizer'"
+    assert first == f"({ours}, 'outside') outside_objective", "the default stays the default"
     assert problems == [
         "parallel.context = 2: must be 1 with objective.name = outside, whose network does not split over it; use "
         "parallel.context=1",

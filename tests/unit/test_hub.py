@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from megatron_videogpt.hub.common.sampling_videogpt import continue_videos
-from megatron_videogpt.objective.next_clip.sampler import sampling
+from megatron_videogpt.objective.flow_sampler import sampling
 from tests import dense
 from tests.hub_folder import released
 from tests.hub_folder import settings as fields
@@ -165,7 +165,7 @@ def test_recorded_sampler(reference: Path, golden: VideoGPTModel, name: str, cac
 @pytest.mark.parametrize("name", MODELS)
 def test_the_megatron_model_predicts_the_same(name: str) -> None:
     from megatron_videogpt.model.patches import unpatchify
-    from megatron_videogpt.objective.next_clip.rows import Sequence, assemble
+    from megatron_videogpt.objective.flow_rows import Sequence, assemble
     from megatron_videogpt.sequence.layout import layout, training_shape
 
     tiny, clips = MODELS[name], [2, 1, 2]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from megatron_videogpt.config.schema import SampleConfig
 from megatron_videogpt.hub.common import sampling_videogpt as sampler
 from megatron_videogpt.hub.common.sampling_videogpt import Recompute, Settings, continue_videos, sigmas
-from megatron_videogpt.objective.next_clip.sampler import keyed_noise, sampling
+from megatron_videogpt.objective.flow_sampler import sampling
+from megatron_videogpt.objective.next_clip.sampler import keyed_noise
 from megatron_videogpt.objective.noise import normal
 
 LIMIT = 5e-4  # of the largest absolute value, for the sampler

@@ -126,7 +126,7 @@ def test_sampling_settings_are_the_users_and_what_else_the_sampler_refuses_is_ou
 
     from megatron_videogpt.config.schema import SampleConfig
     from megatron_videogpt.hub.common.sampling_videogpt import sigmas
-    from megatron_videogpt.objective.next_clip.sampler import sampling
+    from megatron_videogpt.objective.flow_sampler import sampling
 
     assert sampling(SampleConfig()).steps == SampleConfig().steps
     with pytest.raises(UserError, match="window=2: clip 1 of 4 frames leaves no room"):

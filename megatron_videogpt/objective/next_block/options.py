@@ -23,7 +23,10 @@ NAME = "next_block_prediction"
 class NextBlockOptions:
     """What is learned."""
 
-    name: str = option(NAME, "objective; this release has next_clip_diffusion, next_block_prediction and tokenizer")
+    name: str = option(
+        NAME,
+        "objective; this release has next_clip_diffusion, frame_prompt_diffusion, next_block_prediction and tokenizer",
+    )
     layout: str = option(
         UNCONDITIONAL,
         "of a video's tokens: unconditional (the first block is given), hybrid (begins with a token that is predicted "

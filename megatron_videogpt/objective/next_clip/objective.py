@@ -17,22 +17,15 @@ from ...model.prefix import no_prefix
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Row
 from ..base import ONLY, Metric, Score, Turn
+from ..flow_loss import METRICS, flow_loss, flow_score
+from ..flow_rows import Sequence, assemble
 from ..noise import mix, normal, posterior, uniform
-from .rows import Sequence, assemble
-
-NOISE_BINS = 5
-"""Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
-
-
-def _bin_metric(place: int) -> Metric:
-    bounds = f"{place / NOISE_BINS:.1f}-{(place + 1) / NOISE_BINS:.1f}"
-    return Metric(f"loss_t{bounds}", "loss_by_noise_level", f"t {bounds}")
 
 
 @dataclass(frozen=True)
 class NextClipDiffusion:
     """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise;
-    no_prefix: see `rows.assemble`.
+    no_prefix: see `flow_rows.assemble`.
 
     A dropped condition leaves nothing in the sequence: no prefix, and none of the given frames, as in the sampler's
     unconditional branch.
@@ -40,8 +33,7 @@ class NextClipDiffusion:
 
     unit: ClassVar[str] = "frame"
     loss_label: ClassVar[str] = "mean squared error"
-    metrics: ClassVar[tuple[Metric, ...]] = tuple(_bin_metric(place) for place in range(NOISE_BINS))
-    """The loss by timestep, 0 noise and 1 data."""
+    metrics: ClassVar[tuple[Metric, ...]] = METRICS
 
     patch_size: int
     table_side: int
@@ -90,12 +82,8 @@ class NextClipDiffusion:
         return assemble(sequences, self.patch_size, self.table_side, multiple, self.no_prefix)
 
     def loss(self, output: Tensor, row: Row) -> tuple[Tensor, Tensor]:
-        """Squared error of each patch's latents, averaged inside a frame, summed over frames (section 8) -> (that sum,
-        detached loss per frame ``[F]`` of this shard's patches).
-        """
-        error = (output - row.target).square().mean(dim=-1) * row.weight
-        per_frame = torch.zeros_like(row.units["timestep"]).index_add(0, row.streams["noisy"]["frame"], error.detach())
-        return error.sum(), per_frame
+        """See `flow_loss.flow_loss`."""
+        return flow_loss(output, row)
 
     def given(self, row: Row, turn: Turn) -> Row:
         """See `Objective.given`."""
@@ -103,14 +91,7 @@ class NextClipDiffusion:
 
     def score(self, output: Tensor, row: Row, turn: Turn = ONLY) -> Score:
         """See `Objective.score`."""
-        total, per_frame = self.loss(output, row)
-        place = (row.units["timestep"] * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-        # Not index_add, which adds in another order, and so to other last digits, in every run on a GPU.
-        other = place != torch.arange(NOISE_BINS, device=place.device)[:, None]
-        # A later shard of a row adds to the loss of frames that the first one counts.
-        sums = per_frame.float().expand(other.shape).masked_fill(other, 0.0).sum(dim=1)
-        counts = row.counted.long().expand(other.shape).masked_fill(other, 0).sum(dim=1)
-        return Score(total, row.count, sums, counts)
+        return flow_score(*self.loss(output, row), row)
 
 
 def build(config: Config) -> NextClipDiffusion:

@@ -13,7 +13,8 @@ class NextClipOptions:
     """What is learned."""
 
     name: str = option(
-        "next_clip_diffusion", "objective; this release has next_clip_diffusion, next_block_prediction and tokenizer"
+        "next_clip_diffusion",
+        "objective; this release has next_clip_diffusion, frame_prompt_diffusion, next_block_prediction and tokenizer",
     )
     clean_retention: float = option(
         0.9, "beta: clean inputs keep a share drawn from [beta, 1] and get noise for the rest (1 = no noise)"

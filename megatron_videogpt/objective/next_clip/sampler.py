@@ -1,6 +1,4 @@
-"""Clips from noise, each after those before it: from a run's configuration to the sampler's settings, and where its
-noise comes from.
-"""
+"""Clips from noise, each after those before it, and where that noise comes from."""
 
 from __future__ import annotations
 
@@ -11,31 +9,10 @@ import torch
 from torch import Tensor
 
 from ...config.schema import Config, SampleConfig
-from ...errors import UserError
-from ...hub.common.sampling_videogpt import Denoiser, Noise, Settings, Step, rollout
+from ...hub.common.sampling_videogpt import Denoiser, Noise, Step, rollout
 from ..base import Watch
+from ..flow_sampler import sampling
 from ..noise import normal
-
-
-def sampling(config: SampleConfig, given: bool = True) -> Settings:
-    """What the sampler takes of the section `sample`; UserError for what cannot be sampled with.  given: there is a
-    history before the first clip.
-    """
-    settings = Settings(
-        clips=config.clips,
-        window=config.window,
-        steps=config.steps,
-        guidance=config.guidance,
-        guidance_schedule=config.guidance_schedule,
-        history_noise=config.history_noise,
-        time_shift=config.time_shift,
-    )
-    try:
-        settings.check(given)
-    except ValueError as error:
-        # Stand-alone code, which knows no other type.
-        raise UserError(str(error)) from error
-    return settings
 
 
 def keyed_noise(keys: Sequence[int], seed: int) -> Noise:

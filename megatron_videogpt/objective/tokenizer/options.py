@@ -22,7 +22,8 @@ class TokenizerOptions:
     """What is learned."""
 
     name: str = option(
-        NAME, "objective; this release has next_clip_diffusion, next_block_prediction and tokenizer (FSQ)"
+        NAME,
+        "objective; this release has next_clip_diffusion, frame_prompt_diffusion, next_block_prediction and tokenizer",
     )
     width: int = option(128, "channels of the tokenizer at full resolution")
     groups: int = option(32, "groups of a norm; they divide width")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...model.patches import grid_of, patchify, table_places
-from ...sequence.identity import identities
-from ...sequence.layout import (
+from ..model.patches import grid_of, patchify, table_places
+from ..sequence.identity import identities
+from ..sequence.layout import (
     CLEAN,
     CLEAN_PATCH,
     DIFFUSION,
@@ -22,7 +22,7 @@ from ...sequence.layout import (
     Layout,
     pack,
 )
-from ...sequence.row import Mask, Row, Stream
+from ..sequence.row import Mask, Row, Stream
 
 
 @dataclass(frozen=True)
