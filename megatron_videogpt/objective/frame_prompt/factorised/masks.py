@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ....errors import UserError
 from ....sequence.intervals import padding_intervals
 from ....sequence.row import Mask, grouped_mask
 from .variant import PARTIAL, Variant, key_frames, repeats_frames, seen_in_time
@@ -74,8 +73,6 @@ def prompt_mask(extents: Sequence[Extent], length: int, variant: Variant) -> Mas
     behind = length
     for extent in extents:
         frames, prompt, patches = extent
-        if prompt < 1:
-            raise UserError("prefix enhancement needs a prompt of at least one frame; give one frame, or more")
         repeated = repeats_frames(variant, prompt)
         for frame in range(frames):
             keys = key_frames(variant, frame, prompt)

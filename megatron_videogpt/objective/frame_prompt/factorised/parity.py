@@ -6,29 +6,30 @@ Errors are fractions of the recorded tensor's largest absolute value; of frames,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ....config.schema import Config, ParallelConfig, TrainConfig
+from ....hub.common.ddpm import noised, schedule_of
 from ....model.forward import forward_row
 from ....model.init import gather_released, load_released
 from ....model.patches import grid_of, unpatchify
 from ....model.videogpt import Ends
-from ....sequence.intervals import attended_pairs, dense_mask
-from ....sequence.row import Mask
 from ...recorded import Cases, Report
 from .ends import ends_of
-from .masks import Extent, masks_of
-from .published import COMPUTED, TIMES, UNREAD, computed_tables, open_folder, variant_of
+from .loss import score_of
+from .parity_masks import ROPE, check_masks
+from .published import COMPUTED, UNREAD, computed_tables, open_folder, variant_of
 from .rows import Text, Video, assemble
-from .variant import Variant, prompt_lengths, seen_from_cache, temporal_places, written_frames
-from .work import pairs_of
+from .variant import Variant, temporal_places
 
 LIMITS = {
     "temporal masks": 0.0,
@@ -40,11 +41,14 @@ LIMITS = {
     "exported tensors": 0.0,
     "forward": 1e-5,
     "intermediates": 1e-5,
+    "noising": 1e-6,
+    "loss": 1e-5,
+    "loss parts": 1e-5,
+    "gradient norms": 1e-4,
+    "gradients": 1e-4,
 }
 """Largest error of each quantity."""
-ROPE = "rope"
-"""A mode of positions in the published code's history that is in neither paper; not supported."""
-CACHED = ("denoise", "write")
+SCHEDULE = schedule_of()
 
 
 def check_folder(
@@ -55,105 +59,29 @@ def check_folder(
     build: `build(config, ends, channels)`, a network of one pipeline stage.
     """
     skipped = check_masks(Cases(folder, "masks_positions"), report)
-    cases = Cases(folder, "forward")
-    for case in cases:
-        if case["overrides"].get("relative_tpe_mode") == ROPE:
-            skipped.append(case["name"])
-            continue
-        model, variant, settings, tensor_of = open_folder(folder / case["checkpoint"], case["overrides"])
-        config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=parallel)
-        network = build(config, ends_of(variant), settings["in_channels"])
-        load_released(network, model, tensor_of)
-        check_exported(folder / case["checkpoint"], case, network, config, variant, report)
-        check_forward(cases, case, network, config, variant, report)
+    for name, check in (("forward", check_forward), ("loss", check_loss)):
+        cases = Cases(folder, name)
+        for case in cases:
+            if case["overrides"].get("relative_tpe_mode") == ROPE:
+                skipped.append(case["name"])
+                continue
+            model, variant, settings, tensor_of = open_folder(folder / case["checkpoint"], case["overrides"])
+            config = Config(model=model, train=TrainConfig(precision="fp32"), parallel=parallel)
+            network = build(config, ends_of(variant), settings["in_channels"])
+            load_released(network, model, tensor_of)
+            check_exported(folder / case["checkpoint"], case, network, config, variant, report)
+            check(cases, case, network, config, variant, report)
     return skipped
 
 
-def check_masks(cases: Cases, report: Report) -> list[str]:
-    """Masks, positions, prompt lengths (README sections 3 to 6); names of cases that are not compared."""
-    skipped = []
-    for case in cases:
-        kind, name = case["kind"], case["name"]
-        if kind == "temporal_mask" and case["phase"] in CACHED:
-            variant, writing = Variant("none", time=TIMES[case["is_causal"]]), case["phase"] == "write"
-            ends = torch.tensor(seen_from_cache(variant, case["chunk"], case["cached"], writing))
-            keys = torch.arange(case["cached"] + case["chunk"])
-            report.differing("temporal masks", keys < ends[:, None], cases.get(case, "mask").bool(), name)
-        elif kind == "temporal_mask":
-            variant = Variant("none", time=TIMES[case["is_causal"]])
-            extent = Extent(case["prefix"] + case["chunk"], case["prefix"], 3)
-            report.differing("temporal masks", _in_time(extent, variant), cases.get(case, "mask").bool(), name)
-            _count(extent, variant, report, name)
-        elif kind == "prefix_enhance":
-            variant = _enhancing(case["spatial_attn_enhance"])
-            extent = Extent(case["frames"], case["prefix"], 2)
-            recorded = cases.get(case, "frame_share")
-            report.differing("enhanced frames", _shares(extent, variant), recorded, name)
-            _count(extent, variant, report, name)
-        elif kind == "prefix_enhance_write":
-            found = written_frames(_enhancing(case["spatial_attn_enhance"]), case["frames_written"])
-            report.add("enhanced frames", float(found != case["cached_frames"]), name)
-        elif kind == "prefix_lengths":
-            found = prompt_lengths(case["max_frames"], case["chunk"], case["given_frames"])
-            report.add("prompt lengths", float(found != case["choices"]), name)
-        elif kind == "tpe_ids" and case["relative_tpe_mode"] != ROPE:
-            variant = Variant(positions=case["relative_tpe_mode"] or "fixed", places=case["max_tpe_len"])
-            start = case.get("drawn_offset") if case["phase"] == "train" else case["start"]
-            found = temporal_places(variant, case["frames"], start or 0, case["phase"] == "cached")
-            report.add("positions", float(found != case["ids"]), name)
-        else:
-            skipped.append(name)
-    return skipped
-
-
-def _enhancing(mode: str) -> Variant:
-    kind, _, count = mode.rpartition("_") if mode.startswith("prev") else (mode, "", "0")
-    return Variant(enhance=kind, enhance_frames=int(count))
-
-
-def seen_keys(mask: Mask) -> Tensor:
-    """Bool ``[L, keys]``, keys in the order of the mask's list, which may have some several times."""
-    return dense_mask(mask.intervals, len(mask.intervals) if mask.order is None else len(mask.order))
-
-
-def shares(mask: Mask) -> Tensor:
-    """float32 ``[L, L]``: the share of each stored key in what a query gets when all scores are equal."""
-    sees, length = seen_keys(mask).float(), len(mask.intervals)
-    order = torch.arange(length) if mask.order is None else mask.order
-    stored = torch.zeros(length, length).index_add_(1, order, sees)
-    return stored / stored.sum(1, keepdim=True)
-
-
-def _in_time(extent: Extent, variant: Variant) -> Tensor:
-    """Frames that frames see at their place; NaN-free proof that places are alike is that all patches agree."""
-    stored = shares(masks_of([extent], extent.tokens, variant)[1]) > 0
-    blocks = stored.view(extent.frames, extent.patches, extent.frames, extent.patches)
-    own = blocks.diagonal(dim1=1, dim2=3)
-    assert int(blocks.sum()) == int(own.sum()) and bool((own == own[..., :1]).all())
-    return own[..., 0]
-
-
-def _shares(extent: Extent, variant: Variant) -> Tensor:
-    """float32 ``[T, T]``: shares of frames, those of all patches being equal."""
-    stored = shares(masks_of([extent], extent.tokens, variant)[2])
-    blocks = stored.view(extent.frames, extent.patches, extent.frames, extent.patches).sum(3)
-    return blocks[:, 0]
-
-
-def _count(extent: Extent, variant: Variant, report: Report, name: str) -> None:
-    """Attended pairs in closed form against those of the masks."""
-    counted = sum(attended_pairs(mask.intervals) for mask in masks_of([extent], extent.tokens, variant))
-    report.add("closed forms", float(counted != pairs_of(variant, *extent)), name)
-
-
-def videos_of(cases: Cases, case: dict[str, Any], settings: dict[str, Any], variant: Variant) -> list[Video]:
+def videos_of(cases: Cases, case: dict[str, Any], variant: Variant) -> list[Video]:
     """The samples of a case as videos, as fed to the network."""
     frames = case["frames"]
     places = torch.tensor(temporal_places(variant, frames, case["tpe_start"]))
     videos = []
     for number, sample in enumerate(case["samples"]):
         text = None
-        if settings["caption_channels"]:
+        if variant.text_width:
             mask = cases.get(sample, "text_mask") if case.get("uses_text_mask", True) else None
             text = Text(cases.get(sample, "text"), mask, number in case["text_dropped"])
         timestep = cases.get(sample, "t").expand(frames)
@@ -172,8 +100,7 @@ def check_forward(
     cases: Cases, case: dict[str, Any], network: Any, config: Config, variant: Variant, report: Report
 ) -> None:
     """Noise and variance of all frames, given ones too, and where recorded what each layer makes (README section 7)."""
-    settings = {"caption_channels": variant.text_width}
-    videos, patch, name = videos_of(cases, case, settings, variant), config.model.patch_size, case["name"]
+    videos, patch, name = videos_of(cases, case, variant), config.model.patch_size, case["name"]
     row = replace(assemble(videos, config.parallel.row_multiple, variant, patch), scored="patch")
     row = replace(row, weight=torch.ones(len(row.scored_rows)))
     caught, remove = _watch(network) if case.get("intermediates") else ({}, lambda: None)
@@ -188,6 +115,56 @@ def check_forward(
         if key in caught:
             recorded = cases.tensors[entry["key"]]
             report.compare("intermediates", _frames(caught[key], recorded), recorded, f"{name} ({key})")
+
+
+def check_loss(
+    cases: Cases, case: dict[str, Any], network: Any, config: Config, variant: Variant, report: Report
+) -> None:
+    """Noising, the objective's loss and its parts, gradients (README section 7)."""
+    name, prompt, patch = case["name"], case["prefix"], config.model.patch_size
+    videos = []
+    for number, (sample, video) in enumerate(zip(case["samples"], videos_of(cases, case, variant))):
+        data, noise = cases.get(sample, "x_start"), cases.get(sample, "noise")
+        given = data[:prompt]
+        if case["prefix_perturb_t"] >= 0:
+            given = noised(SCHEDULE, given, cases.get(sample, "prefix_noise")[:prompt], case["prefix_perturb_t"])
+        fed = torch.cat([given, noised(SCHEDULE, data[prompt:], noise[prompt:], case["t"][number])])
+        report.compare("noising", fed, video.latents, f"{name} ({number})")
+        videos.append(replace(video, noise=noise[prompt:], start=data[prompt:]))
+    whole = assemble(videos, config.parallel.row_multiple, variant, patch)
+    context = parallel_state.get_context_parallel_group()
+    row = whole.shard(context.rank(), context.size())
+    output = network(row)
+    score = score_of(output, row, patch**2)
+    (score.total / whole.count).backward()
+    parts = torch.stack([score.total.detach(), *score.sums[:2]])
+    torch.distributed.all_reduce(parts, group=context)
+    wanted = [case["loss"], *(sum(case[part]) / len(videos) for part in ("mse", "vb"))]
+    for quantity, ours, recorded in zip(("loss", "loss parts", "loss parts"), parts / whole.count, wanted):
+        report.add(quantity, abs(float(ours) - recorded) / abs(recorded), name)
+    gradients = gather_released(network, config.model, lambda parameter: _gradient(parameter, context))
+    _check_gradients(cases, case, gradients, report)
+
+
+def _gradient(parameter: Any, context: Any) -> Tensor:
+    """The whole gradient of what this rank has of a parameter, as the trainer's reduction gives it."""
+    found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+    torch.distributed.all_reduce(found, group=context)
+    if getattr(parameter, "sequence_parallel", False):
+        torch.distributed.all_reduce(found, group=parallel_state.get_tensor_model_parallel_group())
+    return found
+
+
+def _check_gradients(cases: Cases, case: dict[str, Any], gradients: dict[str, Tensor], report: Report) -> None:
+    """Norms of all, and where recorded gradients; none at all is an exact zero."""
+    name, norms = case["name"], {key: float(value.norm()) for key, value in gradients.items()}
+    total = math.sqrt(sum(value**2 for value in norms.values()))
+    pairs = {"total": (total, case["grad_norm_total"])}
+    pairs |= {key: (norms[key], recorded) for key, recorded in case["grad_norm"].items()}
+    for key, (ours, recorded) in pairs.items():
+        report.add("gradient norms", abs(ours - (recorded or 0.0)) / (recorded or 1.0), f"{name} ({key})")
+    for key, entry in (case.get("full_grads") or {}).items():
+        report.compare("gradients", gradients[key], cases.tensors[entry["key"]], f"{name} ({key})")
 
 
 def _frames(hidden: Tensor, recorded: Tensor) -> Tensor:
