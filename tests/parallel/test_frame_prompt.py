@@ -14,11 +14,12 @@ from .next_block_worker import BEFORE, STEPS
 
 WORKER = "tests/parallel/frame_prompt_worker.py"
 OPTIONS = """objective.name=frame_prompt_diffusion objective.prompts=[1,2,3] objective.chunk=2
-objective.prompt_noise=0.1 condition.kind=class condition.classes=["a","b","c"] model.num_layers=4 model.hidden_size=32 model.ffn_hidden_size=48
-model.num_attention_heads=4 model.dropout=0.1 data.frames=5 data.min_frames=3 data.clips=[1,1] train.platform=cpu
-train.precision=fp32 train.threads=1 train.global_batch_size=4 train.micro_batch_size=2 attention.backend=ranged
-optimizer.lr=1e-2 optimizer.eps=1e-3 optimizer.warmup_steps=2 checkpoint.async_save=false sample.history=1
-sample.clips=[2,2,2] sample.window=4 sample.steps=2 sample.guidance=2.0""".split()
+objective.prompt_noise=0.1 condition.kind=class condition.classes=["a","b","c"] model.num_layers=4
+model.hidden_size=32 model.ffn_hidden_size=48 model.num_attention_heads=4 model.dropout=0.1
+data.frames=5 data.min_frames=3 data.clips=[1,1] train.platform=cpu train.precision=fp32
+train.threads=1 train.global_batch_size=4 train.micro_batch_size=2 attention.backend=ranged
+optimizer.lr=1e-2 optimizer.eps=1e-3 optimizer.warmup_steps=2 checkpoint.async_save=false
+sample.history=1 sample.clips=[2,2,2] sample.window=4 sample.steps=2 sample.guidance=2.0""".split()
 LAYOUTS: dict[int, dict[str, str]] = {
     2: {
         "TP2": "tensor=2",

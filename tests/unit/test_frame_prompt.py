@@ -6,16 +6,24 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.condition.options import ConditionConfig
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import config_from_dict
+from megatron_videogpt.config.schema import Config
+from megatron_videogpt.convert.table import check_network
+from megatron_videogpt.data.packing import StepPlanner
 from megatron_videogpt.data.plans import Plans, Sample
+from megatron_videogpt.data.splits import PhysicsSplit
+from megatron_videogpt.errors import UserError
+from megatron_videogpt.model.flops import layer_parameters
 from megatron_videogpt.model.patches import patchify
 from megatron_videogpt.objective.frame_prompt.objective import FramePromptDiffusion
 from megatron_videogpt.objective.frame_prompt.prompts import prompt_length, prompt_lengths
@@ -156,6 +164,23 @@ def test_the_mean_is_that_of_the_draws() -> None:
     assert work.fingerprint != replace(work, chunk=3).fingerprint
 
 
+def test_rows_come_out_as_long_as_they_were_planned() -> None:
+    values = {**GOOD, "data": {"frames": 7, "clips": [1, 1], "pack_tokens": 300, "row_lengths": 6, "workers": 0}}
+    values["objective"] = {**GOOD["objective"], "prompts": [1, 3, 5], "chunk": 2}
+    values |= {"train": {"global_batch_size": 24}, "model": {"position_table_size": 16}}
+    config = config_from_dict(values)
+    split, work = PhysicsSplit("train", config.data, 1), work_of(config, expected_geometry(config.codec))
+    step = StepPlanner(split, 0, config, work, 2).step(0)
+    objective, lengths = FramePromptDiffusion(2, 16, (1, 3, 5), 2), set()
+    for row in (row for rank in step.rows for row in rank):
+        plans = [step.plans[place] for place in row.samples]
+        samples = [Sample(plan.key, "", torch.zeros(7, 4, 8, 8), None, plan.clips) for plan in plans]
+        assert {plan.size for plan in plans} == {(64, 64)}
+        assert objective.prepare(samples, row.length).length == row.length
+        lengths |= {objective.split(sample)[0] for sample in samples}
+    assert lengths == {1, 3, 5}
+
+
 @pytest.mark.parametrize("kind", ["none", "class"])
 def test_forward_loss_and_gradients_are_those_of_the_dense_twin(kind: str) -> None:
     from megatron_videogpt.model.init import gather_released
@@ -249,10 +274,18 @@ def test_what_is_right_passes() -> None:
 
 
 def test_work_of_a_run_has_its_options() -> None:
-    from megatron_videogpt.codec.geometry import expected_geometry
-
     config = config_from_dict(GOOD)
-    work = work_of(config, expected_geometry(config.codec))
+    model, work = config.model, work_of(config, expected_geometry(config.codec))
     assert (work.frames, work.prompts, work.chunk) == (33, (1, 9, 17, 25), 8)
-    # 33 of 21 frames on average; linear work is 6 FLOPs a weight and token.
-    assert work.weights[0] > 0 and work.weights[1] > 0
+    # 6 FLOPs a weight and token; 8 of 21 frames on average are read by the head.
+    patch = 4 * expected_geometry(config.codec).channels
+    ends = (patch + 1) * model.hidden_size + (model.hidden_size + 1) * patch * 8 / 21
+    assert work.weights[0] == pytest.approx(6 * (model.num_layers * layer_parameters(model) + ends))
+    assert work.weights[1] == 12 * model.hidden_size * model.num_layers
+
+
+def test_no_exported_folder_holds_its_network() -> None:
+    with pytest.raises(UserError, match="run: a run of objective.name = frame_prompt_diffusion, whose network no"):
+        check_network(Path("run"), config_from_dict(GOOD))
+    check_network(Path("run"), Config())
+    check_network(Path("run"), replace(Config(), condition=CLASSES))
