@@ -9,9 +9,10 @@ from functools import lru_cache
 
 from ....config.schema import ModelConfig
 from ....model.parameters import Rule, Shape, Table, linear_rules
-from ....model.timesteps import FREQUENCIES
 from .variant import Variant
 
+WAVES = 256
+"""Numbers that a timestep enters its network as."""
 _THEIRS, _OURS = "blocks.{l}.", "decoder.layers.{l}."
 
 
@@ -56,7 +57,7 @@ def _feed_forward() -> Iterator[Rule]:
 
 def _sides(variant: Variant) -> Iterator[Rule]:
     """The timestep's network, which modulates layers and head, and the text's."""
-    for number, shape in ((0, lambda model, channels: (model.hidden_size, FREQUENCIES)), (2, _square(1))):
+    for number, shape in ((0, lambda model, channels: (model.hidden_size, WAVES)), (2, _square(1))):
         yield from linear_rules(f"t_embedder.mlp.{number}", f"sides.timestep.mlp.{number}", shape, "normal")
     yield from linear_rules("t_block.1", "sides.block", _square(6), "normal")
     if not variant.text_width:
