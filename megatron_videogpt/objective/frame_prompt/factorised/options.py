@@ -144,7 +144,7 @@ def _check_prompts(report: Report) -> None:
         report.add(prompts, must, "leave out 0")
     short = [length for length in lengths if 1 < length < count]
     if options.enhance == "prev_frames" and short:
-        must = f"be 1, or at least {SECTION}.enhance_frames = {count}: with {short[0]} the first frame counts several times"
+        must = f"be 1, or at least {SECTION}.enhance_frames = {count}: with {short[0]} the first counts several times"
         report.add(prompts, must, f"leave out {', '.join(map(str, short))}")
 
 
