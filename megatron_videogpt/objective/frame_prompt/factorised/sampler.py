@@ -27,16 +27,23 @@ from .variant import Variant, temporal_places
 class WholeMemory:
     """`Memory` of a network that is shown all frames anew; every rank of a model parallel group must use it alike.
 
-    texts: one for each video, None without; guided: whether a prediction without the text is wanted too.
+    patch: `model.patch_size`; multiple: of tokens in a row; texts: one for each video, None without; guided: whether a
+    prediction without the text is wanted too.
     """
 
     cached = False
 
     def __init__(
-        self, chunks: list[Any], config: Config, device: torch.device, texts: list[Text] | None, guided: bool
+        self,
+        chunks: list[Any],
+        variant: Variant,
+        patch: int,
+        multiple: int,
+        device: torch.device,
+        texts: list[Text] | None = None,
+        guided: bool = False,
     ) -> None:
-        self.chunks, self.config, self.device = chunks, config, device
-        self.variant: Variant = variant_of_run(config)
+        self.chunks, self.variant, self.patch, self.multiple, self.device = chunks, variant, patch, multiple, device
         self.texts, self.guided = texts, guided
         self.frames, self.start = torch.zeros(0), 0
 
@@ -52,10 +59,10 @@ class WholeMemory:
         videos = [self._video(number, z[number], int(t), False) for number in range(len(z))]
         if self.guided:
             videos += [self._video(number, z[number], int(t), True) for number in range(len(z))]
-        patch = self.config.model.patch_size
-        row = assemble(videos, self.config.parallel.row_multiple, self.variant, patch)
+        row = assemble(videos, self.multiple, self.variant, self.patch)
         output = forward_row(self.chunks, row.to(self.device), 0).to(z.device)
-        parts = [unpatchify(part, z.shape[1], grid_of(z, patch), patch) for part in output.chunk(len(videos))]
+        grid = grid_of(z, self.patch)
+        parts = [unpatchify(part, z.shape[1], grid, self.patch) for part in output.chunk(len(videos))]
         found = torch.stack(parts)
         return (found[: len(z)], found[len(z) :]) if self.guided else (found, None)
 
@@ -133,7 +140,8 @@ class FactorisedSampler:
             raise UserError(str(error)) from error
         texts = self._texts(conditions)
         guided = texts is not None and settings.guidance != 1.0
-        memory = WholeMemory(self.chunks, config, self.device, texts, guided)
+        patch, multiple = config.model.patch_size, config.parallel.row_multiple
+        memory = WholeMemory(self.chunks, variant_of_run(config), patch, multiple, self.device, texts, guided)
 
         def noise(video: int, number: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
             return normal(keys[video], f"sample/{seed}/{purpose}/{number}", shape)
