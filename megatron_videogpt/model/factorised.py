@@ -14,8 +14,11 @@ FRAME, PLACE, IS_PROMPT, SEEN = "frame", "place", "is_prompt", "seen"
 as intervals int32 ``[L, 4]``.  Of each of the row's F frames, whole: the entry of the temporal table int64 ``[F]``, and
 whether it is given float32 ``[F]``.
 """
-MODULATION, TEXT = "modulation", "text"
-"""Trained side inputs: ``[F, 6D]`` (shift, scale and gate of attention, then of the feed-forward), text ``[n, D]``."""
+MODULATION, TEXT, MERGE_WEIGHT, MERGE_BIAS = "modulation", "text", "merge_weight", "merge_bias"
+"""Trained side inputs: ``[F, 6D]`` (shift, scale and gate of attention, then of the feed-forward), text ``[n, D]``, and
+of networks with a mask channel the map before the first layer's attention in time, ``[D, D + 1]`` and ``[D]``: layers
+of a checkpoint all have the same parameters.
+"""
 
 NORM_EPSILON = 1e-6
 """Of the published network's norms, which have no weights."""

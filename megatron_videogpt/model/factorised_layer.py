@@ -8,13 +8,28 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from .factorised import FRAME, IS_PROMPT, MODULATION, PLACE, PLAIN, PROMPT, SEEN, SPATIAL, TEMPORAL, TEXT, Pieces
+from .factorised import (
+    FRAME,
+    IS_PROMPT,
+    MERGE_BIAS,
+    MERGE_WEIGHT,
+    MODULATION,
+    PLACE,
+    PLAIN,
+    PROMPT,
+    SEEN,
+    SPATIAL,
+    TEMPORAL,
+    TEXT,
+    Pieces,
+)
 from .inputs import LayerInputs
 from .layers import LayerKind, VideoGPTConfig, attention_spec
 from .patches import sine_table
@@ -45,7 +60,8 @@ class FactorisedLayer(TransformerLayer):
         self.pieces, self.eps = pieces, config.layernorm_epsilon
         like = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
         self.table = nn.Parameter(torch.empty(6, config.hidden_size, **like))
-        partly = [self.table]
+        # Each rank sees its own rows.
+        self.table.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
         def attention(mask: int, ends: bool) -> Any:
             spec = attention_spec(config, mask, ends)
@@ -58,11 +74,6 @@ class FactorisedLayer(TransformerLayer):
             places = torch.arange(pieces.places, dtype=torch.float32) / pieces.time_scale
             table = sine_table(places, config.hidden_size).to(like["device"])
             self.register_buffer("temporal", table, persistent=False)
-        self.merge = nn.Linear(config.hidden_size + 1, config.hidden_size, **like) if pieces.mask_channel else None
-        partly += self.merge.parameters() if self.merge is not None else ()
-        for parameter in partly:
-            # Each rank sees its own rows.
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(
         self, hidden_states: Tensor, context: Tensor | None, packed_seq_params: LayerInputs, **rest: Any
@@ -97,10 +108,11 @@ class FactorisedLayer(TransformerLayer):
         if self.pieces.places:
             place = inputs.side(PLACE, context).index_select(0, frame)
             x = x + self.temporal.index_select(0, place).to(x.dtype)
-        if self.merge is None:
+        if not self.pieces.mask_channel:
             return x
         given = inputs.side(IS_PROMPT, context).index_select(0, frame)
-        return self.merge(torch.cat([x, given[:, None].to(x.dtype)], dim=1))
+        merge = [inputs.side(name, context).to(x.dtype) for name in (MERGE_WEIGHT, MERGE_BIAS)]
+        return F.linear(torch.cat([x, given[:, None].to(x.dtype)], dim=1), *merge)
 
 
 def _spec(config: VideoGPTConfig, mask: int, last: bool, pieces: Pieces) -> ModuleSpec:

@@ -48,9 +48,9 @@ def _counts(table: Table, sizes: tuple[Any, ...], channels: int, tensor: int) ->
     layer = first = last = 0
     for parameter in table.entries(model):
         count = math.prod(parameter.shape(model, channels)) // (tensor if parameter.rule.split is not None else 1)
-        if "{l}" in parameter.rule.name:
+        if ".layers." in parameter.name:
             layer += count
-        elif parameter.name.startswith((*BEFORE, "decoder.layers.")):
+        elif parameter.name.startswith(BEFORE):
             first += count
         else:
             last += count

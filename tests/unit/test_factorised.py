@@ -177,7 +177,7 @@ def test_released_keys_shapes_and_sizes(name: str) -> None:
     counted = sum(component_parameters(table_of(variant), model, 4).values())
     assert counted - sum(map(math.prod, frozen.values())) == case["num_parameters"]
     assert settings_of(model, variant, 4, tuple(settings["input_size"])) == settings
-    # What only the first layer has is counted once.
+    # What only the first layer has stands beside the layers.
     layer, first, last = sharded_parameters(table_of(variant), model, 4, 1)
     assert model.num_layers * layer + first + last == counted
 
@@ -295,7 +295,7 @@ def test_good_options_have_no_problem_and_a_network() -> None:
 
     config = merged({})
     assert not find_problems(config, 1)
-    assert "decoder.layers.0.merge.weight" in {rule.name for rule in parameter_table(config).rules}
+    assert "sides.merge.weight" in {rule.name for rule in parameter_table(config).rules}
     work = objective_work(config)
     found = work.largest((128, 128))
     assert found.tokens == 17 * found.scored // 8 and work.expected((128, 128)).tokens < found.tokens

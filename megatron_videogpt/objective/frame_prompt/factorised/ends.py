@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....config.schema import ModelConfig
-from ....model.factorised import MODULATION, TEXT
+from ....model.factorised import MERGE_BIAS, MERGE_WEIGHT, MODULATION, TEXT
 from ....model.factorised_layer import factorised_kind
 from ....model.layers import LayerKind
 from ....model.patches import sine_table
@@ -64,7 +64,7 @@ class _TextNetwork(nn.Module):
 
 
 class Sides(nn.Module):
-    """Modulation of each frame, its timestep for the head, and the texts."""
+    """Modulation of each frame, its timestep for the head, the texts, and what only the first layer has."""
 
     def __init__(
         self, model: ModelConfig, channels: int, dtype: torch.dtype, device: torch.device, variant: Variant
@@ -73,6 +73,7 @@ class Sides(nn.Module):
         width = model.hidden_size
         self.timestep = TimestepNetwork(width, dtype, device)
         self.block = nn.Linear(width, 6 * width, dtype=dtype, device=device)
+        self.merge = nn.Linear(width + 1, width, dtype=dtype, device=device) if variant.mask_channel else None
         self.no_text: nn.Parameter | None = None
         if variant.text_width:
             self.text = _TextNetwork(variant.text_width, width, dtype, device)
@@ -83,6 +84,8 @@ class Sides(nn.Module):
         """See the class."""
         level = self.timestep(row.units["timestep"])
         found = {MODULATION: Context(self.block(F.silu(level))), LEVEL: Context(level)}
+        if self.merge is not None:
+            found |= {MERGE_WEIGHT: Context(self.merge.weight), MERGE_BIAS: Context(self.merge.bias)}
         if self.no_text is None:
             return found
         words, absent = row.context[WORDS].value.to(self.no_text.dtype), row.context[ABSENT].value

@@ -99,7 +99,7 @@ def _rules(variant: Variant) -> Iterator[Rule]:
         yield from _text_attention()
     if variant.mask_channel:
         merge: Shape = lambda model, channels: (model.hidden_size, model.hidden_size + 1)  # noqa: E731
-        yield from linear_rules("blocks.0.attn_temp_pre_merge", "decoder.layers.0.merge", merge, "identity")
+        yield from linear_rules("blocks.0.attn_temp_pre_merge", "sides.merge", merge, "identity")
     yield _tables("final_layer.scale_shift_table", "head.table", 2)
     yield from linear_rules("final_layer.linear", "head.linear", out, "zeros")
 

@@ -184,17 +184,20 @@ def _watch(network: Any) -> tuple[dict[str, Tensor], Callable[[], None]]:
     def keep(name: str) -> Callable[..., None]:
         return lambda module, given, output: caught.update({name: output[0] if isinstance(output, tuple) else output})
 
+    def given(name: str) -> Callable[..., None]:
+        return lambda module, arguments: caught.update({name: arguments[0]})
+
     hooks.append(network.embedding.register_forward_hook(keep("embedded")))
     for number, layer in enumerate(network.decoder.layers):
         modules = {
             "attn": layer.self_attention,
             "attn_cf": layer.prompt_attention,
-            "attn_temp_pre_merge": layer.merge,
             "attn_temp": layer.temporal_attention,
             "cross_attn": layer.text_attention,
             "mlp": layer.mlp,
             "out": layer,
         }
+        hooks.append(layer.temporal_attention.register_forward_pre_hook(given(f"block{number}.attn_temp_pre_merge")))
         hooks += [
             module.register_forward_hook(keep(f"block{number}.{name}"))
             for name, module in modules.items()
