@@ -127,7 +127,7 @@ def test_memory_stands_still_once_the_window_is_full() -> None:
 def test_a_kept_frame_is_written_once() -> None:
     """Tokens that go through the model for a finished chunk: its own, and with recompute all that are left."""
     for keep, expected in ((True, [24, 16, 16, 16]), (False, [24, 24, 24, 24])):
-        denoiser, passes = ours(), []
+        denoiser, passes = ours(), list[int]()
         real = denoiser._encode
 
         def encode(parts: Any, real: Any = real, passes: list[int] = passes) -> None:

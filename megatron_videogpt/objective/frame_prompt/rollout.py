@@ -90,22 +90,18 @@ def chunks_of(
             window count.
         conditions: per video, see `Denoiser.begin`; None for none at all.
     """
-    shown = [None for _ in histories] if conditions is None else conditions
+    shown = list[Tensor | None]([None] * len(histories)) if conditions is None else conditions
     scales = [settings.guidance, *(scale for _, scale in settings.guidance_schedule)]
     guided = any(item is not None for item in shown) and any(scale != 1.0 for scale in scales)
-    asked = Twice(denoiser) if guided else denoiser
+    # Whoever cannot keep anything says so before the first step.
+    able = _forgetful(denoiser) if keep else denoiser
+    asked = Twice(able) if guided else able
     asked.begin(shown)
     counts, made = [len(history) for history in histories], 0
 
-    def noised(video: int, first: int, frames: Tensor) -> Tensor:
-        if not settings.history_noise:
-            return frames
-        drawn = noise(video, "prompt", first, tuple(frames.shape)).to(frames.device)
-        return mix(frames, drawn, torch.full((len(frames),), 1 - settings.history_noise, device=frames.device))
-
-    room = settings.window - settings.clips[0]
+    level, room = settings.history_noise, settings.window - settings.clips[0]
     cut = [max(0, count - room) for count in counts]
-    fed = [noised(video, start, history[start:]) for video, (history, start) in enumerate(zip(histories, cut))]
+    fed = [_noised(noise, level, video, first, histories[video][first:]) for video, first in enumerate(cut)]
     written = [0] * len(fed)
     for number, frames in enumerate(settings.clips):
         over = [max(0, len(past) - (settings.window - frames)) for past in fed]
@@ -123,7 +119,15 @@ def chunks_of(
         new = denoise_clips(asked, start, settings, guided, number, observer)
         yield new
         fed = [
-            torch.cat([past, noised(video, count + made, clip)])
+            torch.cat([past, _noised(noise, level, video, count + made, clip)])
             for video, (past, count, clip) in enumerate(zip(fed, counts, new))
         ]
         made += frames
+
+
+def _noised(noise: FrameNoise, level: float, video: int, first: int, frames: Tensor) -> Tensor:
+    """Frames ``[n, C, h, w]`` of a video, the first of them number `first`, with that share of noise."""
+    if not level:
+        return frames
+    drawn = noise(video, "prompt", first, tuple(frames.shape)).to(frames.device)
+    return mix(frames, drawn, torch.full((len(frames),), 1 - level, device=frames.device))
