@@ -1,4 +1,4 @@
-"""Recorded parts of frame as prompt: masks, positions, prefix lengths, schedules, tables, single layers, released keys."""
+"""Recorded parts of frame as prompt: masks, positions, prefix lengths, schedules, tables, layers, released keys."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def check_components(cases: Cases, report: Report) -> None:
             WITHOUT_MODEL[kind](case, tensors, report)
             continue
         for key, ours in WITH_MODEL[kind](case, model_of(cases.folder / case["checkpoint"], {}), tensors).items():
-            report.compare("sinusoids" if key == "sinusoid" else "layers", ours, tensors[key], f"{case['name']} ({key})")
+            report.compare(
+                "sinusoids" if key == "sinusoid" else "layers", ours, tensors[key], f"{case['name']} ({key})"
+            )
 
 
 def _schedule(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
@@ -224,7 +226,9 @@ def check_released(path: Path, report: Report) -> None:
             model = FramePromptModel(FramePromptConfig(**variant["config"]))
         ours = {key: list(value.shape) for key, value in model.named_parameters()}
         report.add("released keys", float(len(set(keys) ^ set(ours))), f"{name} (keys)")
-        report.add("released keys", float(sum(ours.get(key) != shape for key, shape in keys.items())), f"{name} (shapes)")
+        report.add(
+            "released keys", float(sum(ours.get(key) != shape for key, shape in keys.items())), f"{name} (shapes)"
+        )
         total = sum(value.numel() for value in model.parameters())
         report.add("released keys", float(total != variant["num_parameters"]), f"{name} (parameters)")
         buffers = {key: list(value.shape) for key, value in model.published_state().items() if key not in ours}
