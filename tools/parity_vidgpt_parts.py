@@ -108,7 +108,8 @@ def _respacing(case: dict[str, Any], tensors: dict[str, Tensor], report: Report)
 
 
 def _spatial_table(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
-    table = rules.spatial_table(case["hidden_size"], *case["grid"], case["space_scale"])
+    rows, columns = case["grid"]
+    table = rules.spatial_table(case["hidden_size"], rows, columns, case["space_scale"])
     report.compare("position tables", table[case["rows"]], tensors["values"], case["name"])
 
 
@@ -186,9 +187,10 @@ def _final(case: dict[str, Any], model: FramePromptModel, tensors: dict[str, Ten
 
 
 def _text(case: dict[str, Any], model: FramePromptModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    tokens, mask = model.tell(tensors["text"], tensors["text_mask"])
-    out = model.blocks[case["block"]].cross_attn(tensors["x"][:, None], (tokens, mask))[:, 0]
-    return {"tokens": tokens[mask], "out": out}
+    told = model.tell(tensors["text"], tensors["text_mask"])
+    assert told is not None
+    out = model.blocks[case["block"]].cross_attn(tensors["x"][:, None], told)[:, 0]
+    return {"tokens": told[0][told[1]], "out": out}
 
 
 WITHOUT_MODEL = {

@@ -1,5 +1,5 @@
-"""The stand-alone network of frame as prompt: recorded numbers of Ca2-VDM, solvers, the cache, one line for what does not
-fit.
+"""The stand-alone network of frame as prompt: recorded numbers of Ca2-VDM, solvers, the cache, one line for what does
+not fit.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ def test_a_folder_in_the_published_layout_loads_and_comes_back(tmp_path: Path) -
     assert all(torch.equal(given[key], value) for key, value in again.state_dict().items())
     settings = json.loads((GOLDEN / "tiny_pe" / "config.json").read_text(encoding="utf-8"))
     assert settings.items() <= json.loads((tmp_path / "config.json").read_text(encoding="utf-8")).items()
+    with_text = model_of(caption_channels=6, model_max_length=5)
+    with_text.save_pretrained(tmp_path / "text")
+    back = FramePromptModel.from_pretrained(tmp_path / "text").state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in with_text.state_dict().items())
 
 
 # Solvers
@@ -203,8 +207,8 @@ TEXT = {"text": normal(8, "text", (2, 5, 6)), "mask": torch.tensor([[1, 1, 1, 0,
     ],
 )
 def test_with_and_without_a_cache(fields: dict[str, Any], told: dict[str, Any]) -> None:
-    """Equal until the window moves: 1, 3, 5 frames of prompt, then 6 of 7.  In float64: attention as sharp as this makes
-    much of rounding.
+    """Equal until the window moves: 1, 3, 5 frames of prompt, then 6 of 7.  In float64: such sharp attention makes much
+    of rounding.
     """
     model = model_of(**fields).double()
     pairs = list(zip(*(chain(model, cached, Blend(), **told) for cached in (True, False))))

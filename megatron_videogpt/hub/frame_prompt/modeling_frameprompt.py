@@ -208,9 +208,9 @@ class FramePromptModel(PreTrainedModel):
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Spatial and temporal positions, made once a device; not of a checkpoint, so that sizes may change."""
         if device not in self.tables:
-            config = self.config
+            config, (rows, columns) = self.config, self.config.grid
             with torch.device("cpu"):
-                spatial = spatial_table(config.hidden_size, *config.grid, config.space_scale)
+                spatial = spatial_table(config.hidden_size, rows, columns, config.space_scale)
                 temporal = temporal_table(config.hidden_size, config.max_tpe_len, config.time_scale)
             self.tables[device] = spatial.to(device), temporal.to(device)
         return self.tables[device]
