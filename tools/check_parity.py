@@ -87,8 +87,8 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> bool:
     if parity_vidgpt.is_kind(folder):
         if tensor_parallel > 1:
             raise UserError(
-                f"{folder}: frame as prompt is compared through the stand-alone network, which does not split; leave out "
-                "--tensor-parallel"
+                f"{folder}: frame as prompt is compared through the stand-alone network, which does not split; leave "
+                "out --tensor-parallel"
             )
         report = Report(parity_vidgpt.LIMITS)
         unchecked = parity_vidgpt.check_folder(folder, report)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Cut recorded numbers of Ca2-VDM down to tests/golden/vidgpt: a checkpoint, part of another, and cases that together go
-through every rule.
+"""Cut recorded numbers of Ca2-VDM down to tests/golden/vidgpt: a checkpoint, part of another, and cases that together
+go through every rule.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ LIMITS = {
     "sampler chains": 2e-4,
 }
 """Fractions of the recorded tensor's largest absolute value; of scalars and norms relative; of masks, positions, steps,
-frames and keys the number that differ.  Square roots, exponentials and logarithms of float32 differ in the last bit from
-one kind of CPU to another (torch's sqrt is not that of IEEE 754), and sinusoids multiply that by a timestep of up to 999.
+frames and keys the number that differ.  Square roots, exponentials and logarithms of float32 differ in the last bit
+from one kind of CPU to another, and sinusoids multiply that by a timestep of up to 999.
 """
 FILES = ("masks_positions", "components", "released_model", "forward", "loss", "sampler")
 MARKS = ("relative_tpe_mode", "posterior_log_variance_clipped")

@@ -1,4 +1,4 @@
-"""Recorded parts of frame as prompt: masks, positions, prefix lengths, schedules, tables, single layers, released keys."""
+"""Recorded parts of frame as prompt: masks, positions, prefix lengths, schedules, tables, layers, released keys."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def check_components(cases: Cases, report: Report) -> None:
             WITHOUT_MODEL[kind](case, tensors, report)
             continue
         for key, ours in WITH_MODEL[kind](case, model_of(cases.folder / case["checkpoint"], {}), tensors).items():
-            report.compare("sinusoids" if key == "sinusoid" else "layers", ours, tensors[key], f"{case['name']} ({key})")
+            report.compare(
+                "sinusoids" if key == "sinusoid" else "layers", ours, tensors[key], f"{case['name']} ({key})"
+            )
 
 
 def _schedule(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
@@ -106,7 +108,8 @@ def _respacing(case: dict[str, Any], tensors: dict[str, Tensor], report: Report)
 
 
 def _spatial_table(case: dict[str, Any], tensors: dict[str, Tensor], report: Report) -> None:
-    table = rules.spatial_table(case["hidden_size"], *case["grid"], case["space_scale"])
+    rows, columns = case["grid"]
+    table = rules.spatial_table(case["hidden_size"], rows, columns, case["space_scale"])
     report.compare("position tables", table[case["rows"]], tensors["values"], case["name"])
 
 
@@ -184,9 +187,10 @@ def _final(case: dict[str, Any], model: FramePromptModel, tensors: dict[str, Ten
 
 
 def _text(case: dict[str, Any], model: FramePromptModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    tokens, mask = model.tell(tensors["text"], tensors["text_mask"])
-    out = model.blocks[case["block"]].cross_attn(tensors["x"][:, None], (tokens, mask))[:, 0]
-    return {"tokens": tokens[mask], "out": out}
+    told = model.tell(tensors["text"], tensors["text_mask"])
+    assert told is not None
+    out = model.blocks[case["block"]].cross_attn(tensors["x"][:, None], told)[:, 0]
+    return {"tokens": told[0][told[1]], "out": out}
 
 
 WITHOUT_MODEL = {
@@ -224,7 +228,9 @@ def check_released(path: Path, report: Report) -> None:
             model = FramePromptModel(FramePromptConfig(**variant["config"]))
         ours = {key: list(value.shape) for key, value in model.named_parameters()}
         report.add("released keys", float(len(set(keys) ^ set(ours))), f"{name} (keys)")
-        report.add("released keys", float(sum(ours.get(key) != shape for key, shape in keys.items())), f"{name} (shapes)")
+        report.add(
+            "released keys", float(sum(ours.get(key) != shape for key, shape in keys.items())), f"{name} (shapes)"
+        )
         total = sum(value.numel() for value in model.parameters())
         report.add("released keys", float(total != variant["num_parameters"]), f"{name} (parameters)")
         buffers = {key: list(value.shape) for key, value in model.published_state().items() if key not in ours}

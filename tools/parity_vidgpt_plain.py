@@ -25,8 +25,8 @@ SWITCHED_OFF = {"spatial_attn_enhance": ".attn_cf.", "temp_extra_in_channels": "
 
 
 def model_of(folder: Path, overrides: dict[str, Any]) -> FramePromptModel:
-    """A recorded checkpoint in a model of its config.json with other fields; UserError where it is none.  One that was cut
-    names in `only` what is left of it, and the rest is zeros.
+    """A recorded checkpoint in a model of its config.json with other fields; UserError where it is none.  One that was
+    cut names in `only` what is left of it, and the rest is zeros.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8")) | overrides

@@ -65,8 +65,10 @@ def _check_steps(
         ours = rules.places(settings["relative_tpe_mode"], settings["max_tpe_len"], count, begin, memory.cached)
         report.add("positions", float(ours != chunk["tpe_ids"]), name)
         z, extra = _stacked(cases, samples, "z"), _held(cases, samples, "step_noise")
-        # A compact case has the ends of its steps alone.
-        for number, t in enumerate(solver.times) if z is not None else ():
+        if z is None:
+            # A compact case has the ends of its chunks alone.
+            continue
+        for number, t in enumerate(solver.times):
             predicted, without = memory.predict(z[:, number], t)
             after = solver.step(number, z[:, number], predicted, without, case["cfg_scale"], extra[:, number])
             report.compare("sampler steps", after, z[:, number + 1], f"{name} step {number}")

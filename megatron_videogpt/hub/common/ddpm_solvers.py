@@ -18,7 +18,7 @@ except ImportError:  # the folder itself is on sys.path
 
 
 def solver_of(name: str, steps: int, eta: float = 0.0) -> DDPM | DDIM:
-    """"ddpm" or "ddim" in so many steps; ValueError, one line, for what is neither."""
+    """ "ddpm" or "ddim" in so many steps; ValueError, one line, for what is neither."""
     if name not in ("ddpm", "ddim"):
         raise ValueError(f"solver={name!r}: choose ddpm or ddim")
     if eta and name == "ddpm":

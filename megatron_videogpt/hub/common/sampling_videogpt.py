@@ -193,9 +193,7 @@ def denoise_clips(
         if observer is not None:
             observer(Step(clip, number, clips, cond, uncond))
         without: list[Tensor | None] = [None] * len(clips) if uncond is None else list(uncond)
-        clips = [
-            solver.step(number, z, told, untold, scale) for z, told, untold in zip(clips, cond, without)
-        ]
+        clips = [solver.step(number, z, told, untold, scale) for z, told, untold in zip(clips, cond, without)]
     return clips
 
 

@@ -1,7 +1,7 @@
 """What turns predictions into the next, less noisy latents: the part of a sampler that knows what its model predicts.
 
-A sampler asks its model at each of a solver's `times` and hands the answers on; so the same sampler makes Euler steps on
-a flow (`Euler`) or goes down a DDPM schedule (`ddpm_solvers.py`).
+A sampler asks its model at each of a solver's `times` and hands the answers on; so the same sampler makes Euler steps
+on a flow (`Euler`) or goes down a DDPM schedule (`ddpm_solvers.py`).
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ class FramePromptCache:
         room, (batch, frames, patches, width) = self.temporal[block], kv.shape
         if room is not None and (room.shape[0], room.shape[1]) != (batch, patches):
             raise ValueError(
-                f"a cache of {room.shape[0]} videos of {room.shape[1]} patches cannot go with {batch} of {patches}: use "
-                "a cache of its own"
+                f"a cache of {room.shape[0]} videos of {room.shape[1]} patches cannot go with {batch} of {patches}: "
+                "use a cache of its own"
             )
         if room is None or room.shape[2] < self.window + frames:
             wider = kv.new_empty(batch, patches, self.window + frames, width)

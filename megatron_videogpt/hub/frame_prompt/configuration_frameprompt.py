@@ -23,8 +23,10 @@ class FramePromptConfig(PreTrainedConfig):
     caption_channels, model_max_length: width and number of text features, 0 for a model without text;
     class_dropout_prob: of the text in training.
     temp_extra_in_channels: 1 for a channel that tells prompt frames, or 0; max_tpe_len: rows of the table of temporal
-    positions; relative_tpe_mode: cyclic, null (fixed) or rope; spatial_attn_enhance: prev_frames_N, first_frame or null;
-    is_causal: true, false or "partial"; space_scale, time_scale: what positions are divided by.
+    positions; relative_tpe_mode: cyclic, null (fixed) or rope; spatial_attn_enhance: prev_frames_N, first_frame or
+    null; is_causal: true, false or "partial"; space_scale, time_scale: what positions are divided by.
+
+    chunk: frames that are denoised together, which published files do not say; released models have 8, with text 16.
     """
 
     model_type = "frame_prompt"
@@ -48,6 +50,7 @@ class FramePromptConfig(PreTrainedConfig):
     relative_tpe_mode: str | None = CYCLIC
     spatial_attn_enhance: str | None = "prev_frames_3"
     is_causal: bool | str = True
+    chunk: int = 8
 
     def __init__(self, **fields: Any) -> None:
         sizes = {name: fields.pop(name, getattr(FramePromptConfig, name)) for name in SIZES}
@@ -80,13 +83,16 @@ class FramePromptConfig(PreTrainedConfig):
             )
         if self.hidden_size % 4 or self.hidden_size % self.num_heads:
             raise ValueError(
-                f"config.json: hidden_size={self.hidden_size}; expected a multiple of 4 and of num_heads={self.num_heads}"
+                f"config.json: hidden_size={self.hidden_size}; expected a multiple of 4 and of "
+                f"num_heads={self.num_heads}"
             )
         if bool(self.caption_channels) != bool(self.model_max_length):
             raise ValueError(
                 f"config.json: caption_channels={self.caption_channels}, model_max_length={self.model_max_length}; "
                 "expected both, or 0 and 0 for a model without text"
             )
+        if self.chunk < 1 or self.max_tpe_len < 1:
+            raise ValueError(f"config.json: chunk={self.chunk}, max_tpe_len={self.max_tpe_len}; expected 1 or more")
         previous_frames(self.spatial_attn_enhance)
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 try:
     from .cache_frameprompt import FramePromptCache
     from .configuration_frameprompt import FramePromptConfig
-    from .rules_frameprompt import enhancing_frames, previous_frames, turned
+    from .rules_frameprompt import enhancing_frames, turned
 except ImportError:  # the folder itself is on sys.path
     from cache_frameprompt import FramePromptCache  # type: ignore[no-redef]
     from configuration_frameprompt import FramePromptConfig  # type: ignore[no-redef]
-    from rules_frameprompt import enhancing_frames, previous_frames, turned  # type: ignore[no-redef]
+    from rules_frameprompt import enhancing_frames, turned  # type: ignore[no-redef]
 
 SINUSOIDS = 256  # features of a timestep
 Text = tuple[Tensor, Tensor | None]
@@ -46,8 +46,8 @@ class Pass:
     told: Tensor | None
 
 
-class Attention(nn.Module):
-    """Self-attention of ``[..., L, D]`` over L."""
+class Projections(nn.Module):
+    """The matrices of an attention layer: rows of `qkv` are all queries, then keys, then values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -59,11 +59,15 @@ class Attention(nn.Module):
         q, kv = self.qkv(x).split([self.width, 2 * self.width], -1)
         return q, kv
 
+
+class Attention(Projections):
+    """Self-attention of ``[..., L, D]`` over L."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(attend(*self.parts(x), self.heads))
 
 
-class PrefixAttention(Attention):
+class PrefixAttention(Projections):
     """Prefix enhancement: patches of a frame look at those of prompt frames (section 6)."""
 
     def __init__(self, width: int, heads: int, block: int, enhance: str) -> None:
@@ -94,7 +98,7 @@ class PrefixAttention(Attention):
         return attend(q.flatten(1, 2), keys, self.heads).view_as(q)
 
 
-class TemporalAttention(Attention):
+class TemporalAttention(Projections):
     """Attention over the frames at each place (section 5)."""
 
     def __init__(self, width: int, heads: int, block: int) -> None:
@@ -149,9 +153,8 @@ class Block(nn.Module):
         width, heads, self.width = config.hidden_size, config.num_heads, config.hidden_size
         self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
         self.attn = Attention(width, heads)
-        self.attn_cf: PrefixAttention | None = None
-        if previous_frames(config.spatial_attn_enhance):
-            self.attn_cf = PrefixAttention(width, heads, block, config.spatial_attn_enhance)
+        enhance = config.spatial_attn_enhance
+        self.attn_cf = None if enhance is None else PrefixAttention(width, heads, block, enhance)
         self.attn_temp = TemporalAttention(width, heads, block)
         self.attn_temp_pre_merge: nn.Linear | None = None
         if not block and config.temp_extra_in_channels:

@@ -1,5 +1,5 @@
-"""The stand-alone network as its sampler asks it (`sampling_frameprompt.Memory`), with keys and values of finished frames
-kept, or with the whole window computed again in every step.
+"""The stand-alone network as its sampler asks it (`sampling_frameprompt.Memory`), with keys and values of finished
+frames kept, or with the whole window computed again in every step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def memory_of(
     if guided and text is None:
         raise ValueError("guidance: is by a text, and there is none; use a scale of 1")
     if cached and not model.config.is_causal:
-        raise ValueError("is_causal=False: without causal attention what is cached would not hold; sample without cache")
+        raise ValueError(
+            "is_causal=False: without causal attention what is cached would not hold; sample without cache"
+        )
     with torch.no_grad():
         told = model.tell(text, mask)
         if guided and text is not None and told is not None:

@@ -51,7 +51,9 @@ UNREAD = "bov_token"
 
 @dataclass
 class FramePromptOutput(ModelOutput):
-    """noise and variance: of each frame, float32 ``[B, T, C, h, w]``; variance is the raw output, see `ddpm.log_variance`."""
+    """noise and variance: of each frame, float32 ``[B, T, C, h, w]``; the variance is the raw output, see
+    `ddpm.log_variance`.
+    """
 
     noise: Tensor | None = None
     variance: Tensor | None = None
@@ -106,8 +108,8 @@ class FramePromptModel(PreTrainedModel):
             timesteps: ``[B, T]``, 0 for prompt frames, or one a video, ``[B]``: whole numbers from 0 to 999.
             prompt: how many of the frames are prompt.
             start: of cyclic positions, the place of the first frame: frames of the whole video before it.
-            text: features ``[B, N, channels]``, of models with text; text_mask: ``[B, N]``, not 0 where a token is seen,
-                None for all; dropped: bool ``[B]``, whose text is replaced by "no text", under the same mask.
+            text: features ``[B, N, channels]``, of models with text; text_mask: ``[B, N]``, not 0 where a token is
+                seen, None for all; dropped: bool ``[B]``, whose text is replaced by "no text", under the same mask.
 
         Raises:
             ValueError: one line, for latents of another size, or text where the model has none or needs one.
@@ -181,8 +183,8 @@ class FramePromptModel(PreTrainedModel):
         size = [self.config.in_channels, *self.config.input_size]
         if latents.ndim != 5 or list(latents.shape[2:]) != size:
             raise ValueError(
-                f"latents {list(latents.shape)}: this model takes [B, T, {', '.join(map(str, size))}]; another input_size "
-                "in config.json takes others"
+                f"latents {list(latents.shape)}: this model takes [B, T, {', '.join(map(str, size))}]; another "
+                "input_size in config.json takes others"
             )
         dtype = self.final_layer.linear.weight.dtype
         x = self.embed(latents.to(dtype))
@@ -204,17 +206,19 @@ class FramePromptModel(PreTrainedModel):
         return cells.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Spatial and temporal positions, made once a device.  Not of a checkpoint: max_tpe_len and sizes may change."""
+        """Spatial and temporal positions, made once a device; not of a checkpoint, so that sizes may change."""
         if device not in self.tables:
-            config = self.config
+            config, (rows, columns) = self.config, self.config.grid
             with torch.device("cpu"):
-                spatial = spatial_table(config.hidden_size, *config.grid, config.space_scale)
+                spatial = spatial_table(config.hidden_size, rows, columns, config.space_scale)
                 temporal = temporal_table(config.hidden_size, config.max_tpe_len, config.time_scale)
             self.tables[device] = spatial.to(device), temporal.to(device)
         return self.tables[device]
 
     def published_state(self) -> dict[str, Tensor]:
-        """The state dict of a published file, with the buffers that this model computes, or that nothing reads (zeros)."""
+        """The state dict of a published file, with the buffers that follow from the sizes, and zeros for what nothing
+        reads.
+        """
         config = self.config
         spatial, temporal = self._tables(self.final_layer.linear.weight.device)
         unread = torch.zeros(config.in_channels, *config.input_size, device=spatial.device)
@@ -243,7 +247,9 @@ def check_state(given: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]])
             )
     for key, shape in wanted.items():
         if tuple(given[key].shape) != shape:
-            raise ValueError(f"{key}: shape {list(given[key].shape)}, and a model of this config.json has {list(shape)}")
+            raise ValueError(
+                f"{key}: shape {list(given[key].shape)}, and a model of this config.json has {list(shape)}"
+            )
 
 
 FramePromptModel.register_for_auto_class("AutoModel")

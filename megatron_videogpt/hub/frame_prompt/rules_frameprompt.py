@@ -74,7 +74,7 @@ def enhancing_frames(enhance: str | None, prompt: int, frames: int) -> list[list
 
 
 def kept_frames(enhance: str | None, written: int) -> list[int]:
-    """The frames of a write that the prefix enhancement's cache keeps: the last N, of fewer each repeated (section 8)."""
+    """Frames of a write that the prefix enhancement's cache keeps: the last N, of fewer each repeated (section 8)."""
     count = previous_frames(enhance)
     if enhance == FIRST:
         return [0]

@@ -62,14 +62,14 @@ class Chunks:
             raise ValueError(f"chunk={self.chunk}, chunks={self.chunks}: needs at least 1 chunk of 1 frame")
         if not 1 <= given <= self.window:
             raise ValueError(
-                f"{given} given frames, window={self.window}: needs 1 to {self.window}; give the last ones, or sample with "
-                "a longer window"
+                f"{given} given frames, window={self.window}: needs 1 to {self.window}; give the last ones, or sample "
+                "with a longer window"
             )
 
 
 Noise = Callable[[int, int, str, "tuple[int, ...]"], Tensor]
-"""`noise(video, chunk, purpose, shape)` -> standard normal float32; purpose is "init" (a chunk's start), "prompt" (of the
-frames that are shown before it) or "step0", "step1", ... (what a step draws).
+"""`noise(video, chunk, purpose, shape)` -> standard normal float32; purpose is "init" (a chunk's start), "prompt" (of
+the frames that are shown before it) or "step0", "step1", ... (what a step draws).
 """
 Blur = Callable[[Tensor, Tensor], Tensor]
 """`blur(frames, noise)` -> frames as they are shown."""
