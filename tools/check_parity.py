@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError, exit_code
-from tools import parity_nbp, parity_transformer  # noqa: E402
+from tools import parity_nbp, parity_transformer, parity_vidgpt  # noqa: E402
 
 if TYPE_CHECKING:
     from megatron_videogpt.objective.recorded import Report
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
-"""What is compared where no folder is given, with nbp/ in it; their README.md describe the formats."""
+"""What is compared where no folder is given, with nbp/ and vidgpt/ in it; their README.md describe the formats."""
 
 EPILOG = """
 A folder holds files of cases (.json with .safetensors beside it; missing ones are skipped) and one folder per
 checkpoint that a case names.  Its kind is told by its files: next clip diffusion has masks_positions, forward_train,
 loss, sampler and components (tests/golden/README.md); next block prediction with its tokenizer has fsq, tokenizer,
-masks_targets and others (tests/golden/nbp/README.md).  What of a folder is not checked yet is said.
+masks_targets and others (tests/golden/nbp/README.md); frame as prompt has checkpoints with relative_tpe_mode, forward,
+loss, sampler and others (tests/golden/vidgpt/README.md).  What of a folder is not checked yet is said.
 Exit status: 0 when every quantity is within its limit, 1 when one is not, 2 when the folder cannot be read.
 
 examples:
@@ -46,7 +47,7 @@ def arguments() -> argparse.Namespace:
         "folder",
         type=paths.path,
         nargs="?",
-        help="folder with the recorded cases (default: tests/golden and its nbp)",
+        help="folder with the recorded cases (default: tests/golden, its nbp and, in one process, its vidgpt)",
     )
     parser.add_argument(
         "--tensor-parallel",
@@ -83,7 +84,15 @@ def check(folder: Path, tensor_parallel: int, attention: str) -> bool:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     unchecked: list[str] = []
-    if parity_nbp.is_kind(folder):
+    if parity_vidgpt.is_kind(folder):
+        if tensor_parallel > 1:
+            raise UserError(
+                f"{folder}: frame as prompt is compared through the stand-alone network, which does not split; leave "
+                "out --tensor-parallel"
+            )
+        report = Report(parity_vidgpt.LIMITS)
+        unchecked = parity_vidgpt.check_folder(folder, report)
+    elif parity_nbp.is_kind(folder):
         report = Report({**parity_nbp.LIMITS, **parity_transformer.limits()})
         unchecked = parity_nbp.check_folder(folder, report)
         parity_transformer.check_transformer(folder, tensor_parallel, attention, report)
@@ -168,7 +177,8 @@ def main() -> int:
     warnings.filterwarnings("ignore", module="megatron")
     try:
         start(args.tensor_parallel)
-        folders = [args.folder] if args.folder else [GOLDEN, GOLDEN / "nbp"]
+        ours = [GOLDEN, GOLDEN / "nbp", *([GOLDEN / "vidgpt"] if args.tensor_parallel == 1 else [])]
+        folders = [args.folder] if args.folder else ours
         good = [check(folder, args.tensor_parallel, args.attention) for folder in folders]
     except UserError as error:
         return exit_code(error)

@@ -24,7 +24,7 @@ class OrderedMask:
 
     intervals: int32 ``[Lq, 4]`` of the queries, in the order of their attention.  order: int64, the number of key j
     among what the layer computed, or among the rows of a cache; None for keys as they are.  inverse: int64 ``[L]``, the
-    place of each token in the order; None for the rows of a cache, which have no gradients.  all_queries: whether the
+    place of each token in the order; None for the rows of a cache and for a list of keys.  all_queries: whether the
     queries are all L tokens, and so are put into the order too.  groups: see `Mask`, None without all queries.
     """
 
@@ -45,6 +45,8 @@ def ordered(mask: Mask, cached: bool) -> OrderedMask:
         return OrderedMask(mask.intervals, mask.order, all_queries=False)
     if mask.order is None:
         return OrderedMask(mask.intervals, groups=mask.groups)
+    if len(mask.order) != len(mask.intervals):
+        return OrderedMask(mask.intervals, mask.order, all_queries=False)
     inverse = torch.empty_like(mask.order)
     inverse[mask.order] = torch.arange(len(inverse), device=inverse.device)
     return OrderedMask(mask.intervals.index_select(0, mask.order), mask.order, inverse, groups=mask.groups)

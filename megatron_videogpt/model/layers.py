@@ -247,11 +247,13 @@ class LayerKind:
     scores_rows: bool = True
 
 
-def decoder_spec(config: VideoGPTConfig, kinds: Sequence[LayerKind], last: bool) -> TransformerBlockSubmodules:
+def decoder_spec(
+    config: VideoGPTConfig, kinds: Sequence[LayerKind], last: bool, final_norm: bool = True
+) -> TransformerBlockSubmodules:
     """The layers of one chunk.  last: whether it ends with the model's last layer, which is to compute scored rows
-    only.
+    only; final_norm: see `videogpt.Ends`.
     """
     return TransformerBlockSubmodules(
         layer_specs=[kind.spec(config, kind.mask, last and n == len(kinds) - 1) for n, kind in enumerate(kinds)],
-        layer_norm=config.norm,
+        layer_norm=config.norm if final_norm else None,
     )

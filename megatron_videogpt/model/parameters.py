@@ -45,9 +45,10 @@ def width(model: ModelConfig, channels: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """hf: released key; name: our key; shape: of the released tensor; form: plain, patch, hint, qkv, gate_up, one or
-    vocabulary; split: TP dimension (None: replicated); init: see `tensors.initial`; decay, rate: multiply
-    `optimizer.weight_decay` (None: as `optimizer.decay` has it) and `optimizer.lr`; when: whether a model has it.
+    """hf: released key; name: our key; shape: of the released tensor; form: plain, patch, frame_patch, hint, qkv, kv,
+    gate_up, one or vocabulary; split: TP dimension (None: replicated); init: see `tensors.initial`; decay, rate:
+    multiply `optimizer.weight_decay` (None: as `optimizer.decay` has it) and `optimizer.lr`; when: whether a model has
+    it.
 
     ``{l}`` stands for the layer, counted over the whole model.
     """

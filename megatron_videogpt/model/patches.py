@@ -41,9 +41,15 @@ def position_axis(side: int, width: int) -> Tensor:
     """One axis of the fixed 2-D table: ``[S, D/2]`` float32, sines then cosines of ``i / (S/64)``
     at D/4 frequencies.
     """
-    quarter = width // 4
-    omega = 1.0 / 10000.0 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     # Rounded to float32 first, because released checkpoints carry a table made that way.
-    place = (torch.arange(side, dtype=torch.float32) / (side / 64)).double()
-    angle = place[:, None] * omega
+    return sine_table(torch.arange(side, dtype=torch.float32) / (side / 64), width // 2)
+
+
+def sine_table(places: Tensor, width: int) -> Tensor:
+    """Places float32 ``[n]`` -> ``[n, width]`` float32: sines, then cosines, at ``width / 2`` frequencies from 1 down
+    towards 1/10000.
+    """
+    half = width // 2
+    omega = 1.0 / 10000.0 ** (torch.arange(half, dtype=torch.float64) / half)
+    angle = places.double()[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()

@@ -18,14 +18,19 @@ from .parameters import Parameter, padded_words
 def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
     """Released tensor -> our full (unsharded) tensor.
 
-    patch: ``[D, C, p, p]`` -> ``[D, p*p*C]``, channel fastest, as the head orders its output.
+    patch: ``[D, C, p, p]`` -> ``[D, p*p*C]``, channel fastest, as the head orders its output; frame_patch: the same
+    from ``[D, C, 1, p, p]``.
     qkv, weight or bias: all queries, keys, values -> per key/value group its queries, key, value (megatron-core's
-    order).
+    order).  kv: all keys, all values -> per key/value head its key, its value.
     one: a first axis of one entry goes.  vocabulary: rows of zeros up to `parameters.padded_words`.
     """
     form, width = parameter.rule.form, model.hidden_size
-    if form == "patch":
-        return tensor.permute(0, 2, 3, 1).reshape(width, -1)
+    if form in ("patch", "frame_patch"):
+        whole = tensor if form == "patch" else tensor.squeeze(2)
+        return whole.permute(0, 2, 3, 1).reshape(width, -1)
+    if form == "kv":
+        heads = (model.kv_heads, model.head_dim, *tensor.shape[1:])
+        return torch.stack([half.reshape(heads) for half in tensor.chunk(2)], dim=1).reshape(tensor.shape)
     if form == "qkv":
         groups, dim = model.kv_heads, model.head_dim
         query, key, value = tensor.split([model.num_attention_heads * dim, groups * dim, groups * dim])
@@ -41,9 +46,13 @@ def from_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
 def to_hf(parameter: Parameter, tensor: Tensor, model: ModelConfig) -> Tensor:
     """Our full tensor -> released tensor; the inverse of `from_hf`."""
     form, width = parameter.rule.form, model.hidden_size
-    if form == "patch":
+    if form in ("patch", "frame_patch"):
         patch = model.patch_size
-        return tensor.reshape(width, patch, patch, -1).permute(0, 3, 1, 2).contiguous()
+        whole = tensor.reshape(width, patch, patch, -1).permute(0, 3, 1, 2).contiguous()
+        return whole if form == "patch" else whole.unsqueeze(2)
+    if form == "kv":
+        pairs = tensor.reshape(model.kv_heads, 2, model.head_dim, *tensor.shape[1:])
+        return pairs.transpose(0, 1).reshape(tensor.shape)
     if form == "qkv":
         groups, dim = model.kv_heads, model.head_dim
         heads = model.num_attention_heads // groups
@@ -85,6 +94,8 @@ def initial(parameter: Parameter, model: ModelConfig, channels: int, seed: int) 
     shape, init = parameter.shape(model, channels), parameter.rule.init
     if init in ("zeros", "ones"):
         return torch.full(shape, float(init == "ones"))
+    if init == "identity":
+        return torch.eye(*shape)
     digest = hashlib.blake2b(f"{seed}/{parameter.hf}".encode(), digest_size=8).digest()
     draws = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     if init == "xavier":

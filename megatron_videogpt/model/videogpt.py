@@ -19,7 +19,7 @@ from ..config.derived import scores_rows_only, stage_layers
 from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..platforms import Platform
-from ..sequence.row import Row
+from ..sequence.row import Context, Row
 from .cache import CachedRow
 from .dropout import EMBEDDING, dropout
 from .init import mark_shards, named
@@ -55,6 +55,10 @@ class Ends(NamedTuple):
     under context parallelism that of its tokens, which reduction over data (and context) parallel ranks adds up; under
     sequence parallelism that of its rows or heads, which the mark `sequence_parallel` of its parameters does.  So a
     column parallel map of a whole side input must then not add up the gradient of its input (`disable_grad_reduce`).
+
+    head_sides: names of those, whole ones, that the head gets, as ``sides``, and layers do not.
+
+    final_norm: whether a norm with weights stands between the layers and the head.
     """
 
     embedding: End
@@ -63,6 +67,8 @@ class Ends(NamedTuple):
     split_head: bool = False
     layer: Callable[[ModelConfig, int], LayerKind] = _plain
     sides: End | None = None
+    head_sides: tuple[str, ...] = ()
+    final_norm: bool = True
 
 
 class VideoGPT(MegatronModule):
@@ -110,7 +116,7 @@ class VideoGPT(MegatronModule):
             self.position_embedding = nn.Embedding(rows, width, dtype=dtype, device=platform.device)
         self.decoder = TransformerBlock(
             config=decoder_config,
-            spec=decoder_spec(decoder_config, kinds, self.scored_only),
+            spec=decoder_spec(decoder_config, kinds, self.scored_only, ends.final_norm),
             pre_process=pre_process,
             post_process=post_process,
             pg_collection=self.pg_collection,
@@ -122,6 +128,7 @@ class VideoGPT(MegatronModule):
                 layer.register_forward_pre_hook(partial(hand_identity, scored_only=last), with_kwargs=True)
         if post_process:
             self.head = ends.head(config.model, channels, dtype, platform.device)
+        self.head_sides = ends.head_sides
         self.sides = None if ends.sides is None else ends.sides(config.model, channels, dtype, platform.device)
         for parameter in self.sides.parameters() if self.sides is not None else ():
             # Layers see a part of the tokens, or of the heads, and so give a part of the gradient.
@@ -167,7 +174,9 @@ class VideoGPT(MegatronModule):
             hidden = dropout(hidden, self._identity(row), EMBEDDING, self.sizes.dropout)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
-        inputs, context = self._inputs(row, cached)
+        sides = {} if self.sides is None else self.sides(row)
+        for_head = {name: self._for_head(sides.pop(name).value) for name in self.head_sides}
+        inputs, context = self._inputs(row, sides, cached)
         hidden = self.decoder(
             hidden,
             # megatron-core's recomputation asks for a tensor; layers find their mask in their inputs.
@@ -183,11 +192,24 @@ class VideoGPT(MegatronModule):
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, self.split_head)
         elif self.split_head:
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
-        return self.head(hidden, row, scored=inputs.scored is not None)
+        return self.head(hidden, row, scored=inputs.scored is not None, **({"sides": for_head} if for_head else {}))
 
-    def _inputs(self, row: Row, cached: CachedRow | None) -> tuple[LayerInputs, Tensor | None]:
+    def _for_head(self, side: Tensor) -> Tensor:
+        """A whole trained side input for the head, which every tensor parallel rank computes alike: under sequence
+        parallelism the ranks' gradients of `sides` are added up, so that each gives its share of this one.
+        """
+        if not self.config.sequence_parallel or not side.requires_grad:
+            return side
+        size = self.pg_collection.tp.size()
+        shared = side.view_as(side)
+        shared.register_hook(lambda gradient: gradient / size)
+        return shared
+
+    def _inputs(
+        self, row: Row, sides: dict[str, Context], cached: CachedRow | None
+    ) -> tuple[LayerInputs, Tensor | None]:
         """What layers find beside hidden states: their inputs, and the trained side inputs in one tensor."""
-        context, slots = join_trained({} if self.sides is None else self.sides(row))
+        context, slots = join_trained(sides)
         assert not slots.keys() & row.context.keys()
         chosen: ScoredRows | None = None
         if self.scored_only and torch.is_grad_enabled() and cached is None:

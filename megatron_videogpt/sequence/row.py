@@ -22,7 +22,8 @@ class Mask:
     intervals: int32 ``[L, 4]`` (`sequence.intervals`), one entry per token as stored.  order: int64 ``[L]``, the tokens
     in the order in which the intervals count: key number j is token ``order[j]``; None where that is the stored order.
     Under a cache both count in the rows of its buffers (`model.cache.CachedRow`): key number j is row ``order[j]``, and
-    there may be more or fewer of them than tokens.
+    there may be more or fewer of them than tokens.  Without one, an order of another length lists keys alone, some of
+    them several times, for queries as stored.
 
     groups: (count, size), a hint that the first count * size tokens of the order form groups of size tokens that see
     each other only, all by the same pattern, which a CPU computes in one call.  `grouped_mask` checks it; nothing does

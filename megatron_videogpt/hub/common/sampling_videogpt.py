@@ -15,6 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+try:
+    from .solvers_videogpt import Euler
+except ImportError:  # the folder itself is on sys.path
+    from solvers_videogpt import Euler  # type: ignore[no-redef]
+
 
 class Denoiser(Protocol):
     """A model with its memory of several videos' histories, which may differ in size and length."""
@@ -180,19 +185,15 @@ def denoise_clips(
     Returns:
         Per video ``[G, C, h, w]``.
     """
-    levels = sigmas(settings.steps, settings.time_shift)
+    solver = Euler.of(sigmas(settings.steps, settings.time_shift))
     clips = list(noises)
-    for number in range(settings.steps):
-        now, move, left = float(levels[number]), float(levels[number + 1] - levels[number]), float(1 - levels[number])
+    for number, now in enumerate(solver.times):
         scale = settings.scale_at(now)
         cond, uncond = denoiser.predict(clips, now, guided=given and scale != 1.0)
         if observer is not None:
             observer(Step(clip, number, clips, cond, uncond))
-        velocities = [(x1 - z) / left for x1, z in zip(cond, clips)]
-        if uncond is not None:
-            without = [(x1 - z) / left for x1, z in zip(uncond, clips)]
-            velocities = [v0 + scale * (v - v0) for v, v0 in zip(velocities, without)]
-        clips = [z + move * v for z, v in zip(clips, velocities)]
+        without: list[Tensor | None] = [None] * len(clips) if uncond is None else list(uncond)
+        clips = [solver.step(number, z, told, untold, scale) for z, told, untold in zip(clips, cond, without)]
     return clips
 
 

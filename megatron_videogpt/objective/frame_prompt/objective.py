@@ -17,10 +17,12 @@ from ...model.patches import grid_of
 from ...model.prefix import no_prefix
 from ...sequence.layout import Layout
 from ...sequence.row import Row
-from ..base import ONLY, Metric, Score, Turn
+from ..base import ONLY, Metric, Objective, Score, Turn
 from ..flow_loss import METRICS, flow_loss, flow_score
 from ..flow_rows import Sequence
 from ..noise import mix, normal, posterior, uniform
+from .factorised.objective import FactorisedPrompt
+from .factorised.options import FACTORISED, variant_of_run
 from .prompts import prompt_length
 from .sequence import assemble_prompted, prompt_layout, timesteps
 
@@ -95,9 +97,12 @@ class FramePromptDiffusion:
         return flow_score(*flow_loss(output, row), row)
 
 
-def build(config: Config) -> FramePromptDiffusion:
+def build(config: Config) -> Objective:
     """See `objective.build`."""
     model, options = config.model, config.objective
+    if options.network == FACTORISED:
+        step = options.factorised.prompt_step
+        return FactorisedPrompt(variant_of_run(config), model.patch_size, options.prompts, options.chunk, step)
     return FramePromptDiffusion(
         model.patch_size,
         model.position_table_size,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...config.problems import Report
 from ...config.schema import Config, SampleConfig
 from ...config.sections import enter, option
+from .factorised.options import DECODER, FACTORISED, FactorisedOptions, check_factorised, check_ranges, check_unused
 
 NAME = "frame_prompt_diffusion"
 
@@ -19,6 +20,12 @@ class FramePromptOptions:
         NAME,
         "objective; this release has next_clip_diffusion, frame_prompt_diffusion, next_block_prediction and tokenizer",
     )
+    network: str = option(
+        DECODER,
+        "what denoises: decoder (the backbone, which predicts clean latents) or factorised (attention in space and in "
+        "time by turns, which predicts noise and its variance: Ca2-VDM's)",
+        choices=(DECODER, FACTORISED),
+    )
     prompts: tuple[int, ...] = option(
         (1, 9, 17, 25),
         "latent frames of the prompt, one length of these for each sample, in ascending order; 0 among them learns "
@@ -30,6 +37,7 @@ class FramePromptOptions:
         "share of noise in a prompt's frames, in [0, 1), while their timestep stays the clean one (about 0.25 has the "
         "signal to noise of the published step 100)",
     )
+    factorised: FactorisedOptions = field(default_factory=FactorisedOptions)
 
 
 def longest_window(config: Config) -> int:
@@ -43,6 +51,9 @@ def check_options(report: Report) -> None:
     report.check_range("at least 0", lambda v: v >= 0, prompts)
     report.check_range("at least 1", lambda v: v >= 1, chunk)
     report.check_range("at least 0 and below 1", lambda v: 0 <= v < 1, "objective.prompt_noise")
+    check_ranges(report)
+    if report.sound("objective.network"):
+        (check_factorised if report.config.objective.network == FACTORISED else check_unused)(report)
     lengths = report.config.objective.prompts
     if report.sound(prompts) and list(lengths) != sorted(set(lengths)):
         report.add(prompts, "be in ascending order, each once", f"use {sorted(set(lengths))}")

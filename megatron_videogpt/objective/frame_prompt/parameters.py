@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from ...config.schema import Config
 from ...model.parameters import DECODER, Rule, Table, linear_rules
 from ..flow_parameters import HEAD, TIME_TOKEN, patch_shape
+from .factorised.options import FACTORISED, variant_of_run
+from .factorised.parameters import table_of
 
 TABLE = Table(
     (
@@ -16,3 +19,8 @@ TABLE = Table(
         *HEAD,
     )
 )
+
+
+def table(config: Config) -> Table:
+    """See `objective.build`."""
+    return table_of(variant_of_run(config)) if config.objective.network == FACTORISED else TABLE

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...config.schema import Config, SampleConfig
 from ...hub.common.sampling_videogpt import Denoiser, Step
-from ..base import Watch
+from ..base import Sampler, Watch
 from ..flow_sampler import sampling
 from ..noise import normal
+from .factorised.options import FACTORISED
 from .options import longest_window
 from .rollout import FrameNoise, chunks_of, pieces
 
@@ -72,8 +73,12 @@ class FrameSampler:
             yield [torch.cat(video) for video in zip(*done)]
 
 
-def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> FrameSampler:
+def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> Sampler:
     """See `objective.build`."""
+    if config.objective.network == FACTORISED:
+        from .factorised.sampler import FactorisedSampler
+
+        return FactorisedSampler(chunks, config, device)
     # megatron-core looks for its device as it is imported.
     from .denoiser import build_denoiser
 

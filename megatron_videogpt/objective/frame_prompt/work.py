@@ -11,7 +11,9 @@ from ...codec.geometry import Geometry
 from ...config.schema import Config
 from ...model.flops import attention_flops, linear_flops
 from ..flow_parameters import flow_end_weights
-from ..work import Number, Work
+from ..work import Number, ObjectiveWork, Work
+from .factorised.options import FACTORISED
+from .factorised.work import work_of as factorised_work
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +114,14 @@ class FramePromptWork:
         return frames_work(prompt, _least(frames - prompt, self.chunk), patches, self.prefix + 0 * frames)
 
 
-def work_of(config: Config, codec: Geometry) -> FramePromptWork:
+def work_of(config: Config, codec: Geometry) -> ObjectiveWork:
+    """See `objective.build`."""
+    if config.objective.network == FACTORISED:
+        return factorised_work(config, codec)
+    return decoder_work(config, codec)
+
+
+def decoder_work(config: Config, codec: Geometry) -> FramePromptWork:
     """`FramePromptWork` of a run."""
     model, options, condition = config.model, config.objective, config.condition
     lengths = [prompt for prompt in options.prompts if prompt < config.data.frames] or [0]

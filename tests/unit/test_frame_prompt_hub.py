@@ -1,0 +1,413 @@
+"""The stand-alone network of frame as prompt: recorded numbers of Ca2-VDM, solvers, the cache, one line for what does
+not fit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from megatron_videogpt.errors import UserError
+from megatron_videogpt.hub.common import ddpm, solvers_videogpt
+from megatron_videogpt.hub.common.ddpm_solvers import DDIM, DDPM, solver_of
+from megatron_videogpt.hub.common.sampling_videogpt import sigmas
+from megatron_videogpt.hub.frame_prompt import rules_frameprompt as rules
+from megatron_videogpt.hub.frame_prompt.cache_frameprompt import FramePromptCache
+from megatron_videogpt.hub.frame_prompt.sampling_frameprompt import Chunks, prompt_blur, rollout
+from megatron_videogpt.hub.frame_prompt.start_frameprompt import start_value
+from megatron_videogpt.objective.noise import normal
+from megatron_videogpt.objective.recorded import Report
+from tools import parity_nbp, parity_vidgpt
+
+pytest.importorskip("transformers")
+from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import FramePromptConfig  # noqa: E402
+from megatron_videogpt.hub.frame_prompt.memory_frameprompt import CachedMemory, memory_of  # noqa: E402
+from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import FramePromptModel  # noqa: E402
+from tools import parity_vidgpt_plain  # noqa: E402
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "vidgpt"
+FOLDER = Path(os.environ.get("MVG_REFERENCE_VIDGPT") or GOLDEN)
+LARGER = {"sinusoids", "intermediates", "gradients", "sampler steps", "cache"}
+"""What only the whole set has."""
+
+
+def compared(folder: Path) -> Report:
+    report = Report(parity_vidgpt.LIMITS)
+    assert parity_vidgpt.check_folder(folder, report) == []
+    return report
+
+
+def test_every_recorded_case() -> None:
+    """released_model.json on the meta device, too: keys and shapes of four variants, the number of their parameters."""
+    assert parity_vidgpt.is_kind(FOLDER)
+    assert not parity_vidgpt.is_kind(GOLDEN.parent) and not parity_vidgpt.is_kind(GOLDEN.parent / "nbp")
+    report = compared(FOLDER)
+    assert report.failures() == []
+    assert set(report.compared) | LARGER == set(parity_vidgpt.LIMITS)
+    assert report.compared["released keys"] == 16
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "quantity"),
+    [("forward", "partial_causal.s0.eps", "forward"), ("sampler", "cached_7_3_perturb.c3.s0.final", "sampler chains")],
+)
+def test_a_wrong_number_fails(file: str, key: str, quantity: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny_pe").symlink_to(GOLDEN / "tiny_pe")
+    shutil.copy(GOLDEN / f"{file}.json", tmp_path)
+    tensors = load_file(GOLDEN / f"{file}.safetensors")
+    tensors[key] = tensors[key] + 1e-3 * tensors[key].abs().max()
+    save_file(tensors, tmp_path / f"{file}.safetensors")
+    (line,) = compared(tmp_path).failures()
+    assert line.startswith(quantity) and key.split(".")[0] in line
+
+
+def test_a_folder_in_the_published_layout_loads_and_comes_back(tmp_path: Path) -> None:
+    model = FramePromptModel.from_pretrained(GOLDEN / "tiny_pe")
+    whole = parity_vidgpt_plain.model_of(GOLDEN / "tiny_pe", {})
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in model.state_dict().items())
+    model.save_pretrained(tmp_path)
+    again = FramePromptModel.from_pretrained(tmp_path)
+    given = load_file(GOLDEN / "tiny_pe" / "model.safetensors")
+    assert given.keys() == again.state_dict().keys()
+    assert all(torch.equal(given[key], value) for key, value in again.state_dict().items())
+    settings = json.loads((GOLDEN / "tiny_pe" / "config.json").read_text(encoding="utf-8"))
+    assert settings.items() <= json.loads((tmp_path / "config.json").read_text(encoding="utf-8")).items()
+    with_text = model_of(caption_channels=6, model_max_length=5)
+    with_text.save_pretrained(tmp_path / "text")
+    back = FramePromptModel.from_pretrained(tmp_path / "text").state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in with_text.state_dict().items())
+
+
+# Solvers
+
+
+def test_euler_steps_are_those_of_the_formula() -> None:
+    levels = sigmas(5, 3.0)
+    solver = solvers_videogpt.Euler.of(levels)
+    z, told, untold = (normal(1, name, (2, 4, 3, 3)) for name in ("z", "told", "untold"))
+    assert solver.times == tuple(levels[:-1].tolist()) and not solver.draws(0)
+    for number in range(5):
+        now, after = levels[number], levels[number + 1]
+        v, v0 = ((x1 - z) / float(1 - now) for x1 in (told, untold))
+        assert torch.equal(solver.step(number, z, told), z + float(after - now) * v)
+        assert torch.equal(solver.step(number, z, told, untold, 2.5), z + float(after - now) * (v0 + 2.5 * (v - v0)))
+
+
+def test_ddim_finds_the_data_whose_noise_it_is_told() -> None:
+    """In any number of steps, exactly: the noise that is left in z is known (equation 12 with sigma 0)."""
+    data = normal(2, "data", (3, 4, 2, 2))
+    for steps in (1, 7, 50):
+        solver, z = solver_of("ddim", steps), normal(2, "z", data.shape)
+        for number, _ in enumerate(solver.times):
+            index = steps - 1 - number
+            root, rest = (getattr(solver.schedule, name)[index] for name in ROOTS)
+            eps = (z - root * data) / rest
+            z = solver.step(number, z, torch.cat([eps, torch.zeros_like(eps)], -3))
+        assert float((z - data).abs().max()) < 2e-4, steps
+
+
+ROOTS = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+
+
+def test_ddim_with_all_its_noise_is_ddpm_with_the_smaller_variance() -> None:
+    """eta = 1 draws with the posterior's variance, which a raw output of -1 means (Song et al. 2021, section 4.1)."""
+    schedule = ddpm.schedule_of(20)
+    z, eps, noise = (normal(3, name, (2, 4, 3, 3)) for name in ("z", "eps", "noise"))
+    predicted = torch.cat([eps, -torch.ones_like(eps)], -3)
+    for number in range(19):
+        ours, theirs = (
+            solver.step(number, z, predicted, noise=noise) for solver in (DDIM(schedule, 1.0), DDPM(schedule))
+        )
+        assert float((ours - theirs).abs().max() / theirs.abs().max()) < 2e-5, number
+
+
+def test_guidance_takes_the_variance_of_the_text() -> None:
+    solver = DDPM(ddpm.schedule_of(10))
+    z, told, untold, noise = (normal(4, name, (1, size, 2, 2)) for name, size in zip("abcd", (4, 8, 8, 4)))
+    eps = untold[:, :4] + 3 * (told[:, :4] - untold[:, :4])
+    plain = solver.step(2, z, torch.cat([eps, told[:, 4:]], 1), noise=noise)
+    assert torch.equal(solver.step(2, z, told, untold, 3.0, noise), plain)
+
+
+def test_the_variance_term_trains_the_variance_alone() -> None:
+    schedule = ddpm.schedule_of()
+    data, noise = normal(5, "data", (3, 2, 4, 2, 2)).clamp(-1, 1), normal(5, "noise", (3, 2, 4, 2, 2))
+    index = ddpm.along(torch.tensor([0, 1, 700]), data)
+    noisy = ddpm.noised(schedule, data, noise, index)
+    eps, variance = (normal(5, name, data.shape).requires_grad_() for name in ("eps", "variance"))
+    bits = ddpm.variance_bits(schedule, data, noisy, eps, variance, index)
+    bits.sum().backward()
+    assert eps.grad is None and bool(variance.grad.flatten(1).any(1).all())
+    # The divergence of a prediction that is the posterior itself is nothing.
+    same = ddpm.variance_bits(schedule, data, noisy, noise, -torch.ones_like(data), index)
+    assert float(same[1:].abs().max()) < 1e-4
+
+
+# The cache and the sampler
+
+
+def model_of(seed: int = 1, **fields: Any) -> FramePromptModel:
+    """A small network with sharp weights everywhere: published starting values leave layers silent."""
+    sizes: dict[str, Any] = {"input_size": [4, 4], "hidden_size": 16, "depth": 2, "num_heads": 2, "max_tpe_len": 8}
+    sizes |= {"spatial_attn_enhance": "prev_frames_2", "chunk": 2}
+    model = FramePromptModel(FramePromptConfig(**sizes | fields)).eval()
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            value.copy_(normal(seed, name, tuple(value.shape)) * (0.3 if value.ndim > 1 else 0.1))
+    return model
+
+
+class Blend:
+    """A solver that stays near unit size whatever the network predicts: DDPM's steps blow up what is not trained."""
+
+    times = (900.0, 400.0, 50.0)
+
+    def draws(self, number: int) -> bool:
+        return number < 2
+
+    def step(
+        self, number: int, z: Tensor, predicted: Tensor, without: Any = None, scale: float = 1, noise: Any = None
+    ) -> Tensor:
+        predicted = predicted if without is None else without + scale * (predicted - without)
+        z = 0.5 * z + predicted[:, :, :4]
+        return z if noise is None else z + 0.1 * noise
+
+
+def chain(model: FramePromptModel, cached: bool, solver: Any, window: int = 6, **told: Any) -> list[Tensor]:
+    """Five chunks of 2 frames after one given."""
+    guided = "text" in told
+    memory = memory_of(model, window, cached, told.get("text"), told.get("mask"), guided)
+    settings = Chunks(2, 5, window, 2.0 if guided else 1.0)
+    given = normal(7, "given", (2, 1, 4, 4, 4))
+
+    def noise(video: int, chunk: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        return normal(video, f"{chunk} {purpose}", shape)
+
+    return list(rollout(memory, given, settings, solver, noise))
+
+
+TEXT = {"text": normal(8, "text", (2, 5, 6)), "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"caption_channels": 6, "model_max_length": 5}, TEXT),
+        ({"relative_tpe_mode": "rope"}, {}),
+        ({"is_causal": "partial", "spatial_attn_enhance": None, "temp_extra_in_channels": 0}, {}),
+    ],
+)
+def test_with_and_without_a_cache(fields: dict[str, Any], told: dict[str, Any]) -> None:
+    """Equal until the window moves: 1, 3, 5 frames of prompt, then 6 of 7.  In float64: such sharp attention makes much
+    of rounding.
+    """
+    model = model_of(**fields).double()
+    pairs = list(zip(*(chain(model, cached, Blend(), **told) for cached in (True, False))))
+    apart = [float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs]
+    assert max(apart[:3]) < 1e-6, apart
+    assert min(apart[3:]) > 1e-3, apart
+
+
+def test_the_ring_is_overwritten_and_never_shifted() -> None:
+    cache, frames = FramePromptCache(1, 4, "prev_frames_3"), normal(9, "kv", (2, 23, 3, 8))
+    written, sizes = 0, set()
+    for count in (2, 3, 6, 1, 3, 3, 5):
+        before = cache.temporal[0].clone() if cache.temporal[0] is not None else None
+        new = frames[:, written : written + count]
+        joined = cache.joined(0, new)
+        assert torch.equal(joined[:, :, cache.held :], new.transpose(1, 2))
+        cache.write(0, new)
+        cache.write_enhancing(0, new)
+        cache.advance(count)
+        written += count
+        kept = frames[:, max(0, written - 4) : written]
+        assert torch.equal(cache.in_order(0), kept)
+        wanted = [new[:, frame] for frame in rules.kept_frames("prev_frames_3", count)]
+        assert torch.equal(cache.enhancing_keys(0), torch.cat(wanted, 1))
+        if before is not None:
+            stays = [slot for slot in range(4) if all(frame % 4 != slot for frame in range(written - count, written))]
+            assert torch.equal(cache.temporal[0][:, :, stays], before[:, :, stays])
+        sizes.add(cache.bytes)
+    # It grew for the longest pass, and not since.
+    assert len(sizes) == 3 and cache.bytes == max(sizes)
+
+
+def test_prompt_noise_is_of_the_respaced_schedule() -> None:
+    schedule = ddpm.schedule_of(8)
+    assert prompt_blur(schedule, 0) is None and prompt_blur(schedule, -1) is None
+    frames, noise = normal(1, "frames", (1, 2, 4, 2, 2)), normal(1, "noise", (1, 2, 4, 2, 2))
+    blur = prompt_blur(schedule, 200)
+    assert blur is not None
+    assert torch.equal(blur(frames, noise), ddpm.noised(schedule, frames, noise, 1))
+
+
+def test_a_cached_memory_holds_its_window_alone() -> None:
+    model, held = model_of(), []
+    memory = memory_of(model, 6)
+    assert isinstance(memory, CachedMemory)
+    for start in range(0, 20, 2):
+        memory.show(normal(1, str(start), (1, 2, 4, 4, 4)), start)
+        held.append((memory.cache.held, memory.cache.bytes))
+    assert [frames for frames, _ in held] == [2, 4, 6, 6, 6, 6, 6, 6, 6, 6]
+    assert len({size for _, size in held}) == 1
+
+
+# Starting values, the folder, mistakes
+
+
+def test_starting_values() -> None:
+    """By the published names; a network with a mask channel and prefix enhancement starts as one without."""
+    width = 48
+    assert not start_value("blocks.3.attn_cf.proj.weight", (width, width)).any()
+    assert not start_value("blocks.3.attn.qkv.bias", (width,)).any()
+    merge = start_value("blocks.0.attn_temp_pre_merge.weight", (width, width + 1))
+    assert torch.equal(merge, torch.cat([torch.eye(width), torch.zeros(width, 1)], 1))
+    patches = start_value("x_embedder.proj.weight", (width, 4, 1, 2, 2))
+    bound = (6 / (width + 16)) ** 0.5
+    assert 0.95 * bound < float(patches.abs().max()) <= bound
+    for key, shape, deviation in (
+        ("t_block.1.weight", (6 * width, width), 0.02),
+        ("y_embedder.y_proj.fc1.weight", (width, 64), 0.02),
+        ("blocks.0.scale_shift_table", (6, 4 * width), (4 * width) ** -0.5),
+        ("blocks.0.mlp.fc1.weight", (4 * width, width), (2 / (5 * width)) ** 0.5),
+    ):
+        value = start_value(key, shape, seed=3)
+        assert float(value.std()) == pytest.approx(deviation, rel=0.05), key
+        assert torch.equal(value, start_value(key, shape, seed=3))
+        assert not torch.equal(value, start_value(key, shape, seed=4))
+    model = FramePromptModel(FramePromptConfig(hidden_size=16, depth=1, num_heads=2, input_size=[4, 4]))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, start_value(key, tuple(value.shape))), key
+
+
+def test_the_files_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side in one folder, as exports have them; and a video is continued by them."""
+    pytest.importorskip("diffusers")
+    home = Path(rules.__file__).parents[1]
+    for path in [*(home / "frame_prompt").glob("*_frameprompt.py"), *(home / "common").glob("*.py")]:
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8").replace("from ..common.", "from ."))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    try:
+        import pipeline_frameprompt
+        from frames_videogpt import TinyVAE
+        from tiny_codec import TinyAutoencoder, TinyShape
+
+        torch.manual_seed(0)
+        vae = TinyVAE(TinyAutoencoder(TinyShape(4, 8, 1, 8, 1, 8, 1)))
+        sizes = {"input_size": [4, 6], "hidden_size": 16, "depth": 1, "num_heads": 2, "chunk": 2, "max_tpe_len": 5}
+        config = pipeline_frameprompt.FramePromptConfig(**sizes)
+        pipeline = pipeline_frameprompt.FramePromptPipeline(pipeline_frameprompt.FramePromptModel(config), vae)
+        video = torch.rand(4, 50, 70, 3)
+
+        def continued(**more: Any) -> Any:
+            more = {"chunks": 2, "num_inference_steps": 2, "output_type": "pt"} | more
+            (found,) = pipeline(video, generator=torch.Generator().manual_seed(1), **more)
+            return found
+
+        pictures = continued()
+        assert pictures.shape == (4, 3, 32, 48) and 0 <= float(pictures.min()) and float(pictures.max()) <= 1
+        # Silent layers: with these starting values nothing depends on the cache.
+        latents = [continued(output_type="latent", cache=cached, prompt_noise=0) for cached in (True, False)]
+        assert float((latents[0] - latents[1]).abs().max()) < 1e-5
+        for more, words in (
+            ({"window": 4}, "room for 3 frames"),
+            ({"given": 4}, "given=4"),
+            ({"guidance_scale": 2.0}, "guidance"),
+            ({"prompt_embeds": torch.zeros(1, 3, 6)}, "trained without"),
+            ({"solver": "euler"}, "choose ddpm or ddim"),
+            ({"eta": 0.5}, "is of ddim"),
+            ({"output_type": "gif"}, "output_type"),
+            ({"num_inference_steps": 1001}, "1 to 1000"),
+            ({"prompt_noise": 1000}, "prompt noise"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                continued(**more)
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"relative_tpe_mode": "learned"}, "relative_tpe_mode"),
+        ({"is_causal": 1}, "is_causal"),
+        ({"pred_sigma": False}, "pred_sigma"),
+        ({"input_size": [5, 4]}, "multiples of"),
+        ({"hidden_size": 18}, "multiple of 4"),
+        ({"patch_size": [2, 2, 2]}, "patch_size"),
+        ({"caption_channels": 6}, "model_max_length"),
+        ({"spatial_attn_enhance": "prev_frames_0"}, "prev_frames_N"),
+    ],
+)
+def test_sizes_that_no_model_has(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        model_of(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_model_does_not_take() -> None:
+    model, frames, t = model_of(), torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"this model takes \[B, T, 4, 4, 4\]"):
+        model(torch.zeros(1, 3, 4, 6, 4), t, 1)
+    with pytest.raises(ValueError, match="trained without"):
+        model(frames, t, 1, text=torch.zeros(1, 5, 6))
+    with pytest.raises(ValueError, match="needs 1 to 3 prompt frames|prefix enhancement needs"):
+        model(frames, t, 0)
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        model(frames, t, 4)
+    with_text = model_of(caption_channels=6, model_max_length=5)
+    with pytest.raises(ValueError, match="needs the text encoder's features"):
+        with_text(frames, t, 1)
+    with pytest.raises(ValueError, match="N up to 5"):
+        with_text(frames, t, 1, text=torch.zeros(1, 6, 6))
+    with pytest.raises(ValueError, match="without causal attention"):
+        memory_of(model_of(is_causal=False), 6)
+    with pytest.raises(ValueError, match="max_tpe_len=8"):
+        model_of(relative_tpe_mode=None).write(torch.zeros(1, 9, 4, 4, 4), model.new_cache(9))
+    with pytest.raises(ValueError, match="needs 1 to 6"):
+        Chunks(2, 1, 6).check(7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"spatial_attn_enhance": None}, "no place for blocks.0.attn_cf"),
+        ({"caption_channels": 24, "model_max_length": 8}, "it lacks blocks.0.cross_attn"),
+        ({"hidden_size": 32}, "x_embedder|shape"),
+    ],
+)
+def test_a_checkpoint_of_another_variant(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "tiny_pe", tmp_path / "tiny_pe")
+    path = tmp_path / "tiny_pe" / "config.json"
+    path.chmod(0o644)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | fields), encoding="utf-8")
+    state = load_file(GOLDEN / "tiny_pe" / "model.safetensors")
+    model = FramePromptModel(FramePromptConfig(**settings | fields))
+    with pytest.raises(ValueError, match=words) as caught:
+        model.load_published(state)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recorded_folder_without_weights_is_one_line(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "forward.json", tmp_path)
+    shutil.copy(GOLDEN / "forward.safetensors", tmp_path)
+    with pytest.raises(UserError, match="no checkpoint that can be read") as caught:
+        compared(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_kinds_of_recorded_folders_do_not_mix() -> None:
+    """forward.json alone would make it one of next block prediction."""
+    assert parity_nbp.is_kind(GOLDEN) and parity_vidgpt.is_kind(GOLDEN)
