@@ -37,7 +37,9 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["megatron_videogpt", "megatron_videogpt.*"]),
-    package_data={"megatron_videogpt": ["codec/*.safetensors", "codec/*.json", "codec/tiny_fsq/*", "codec/ATTRIBUTION.md"]},
+    package_data={
+        "megatron_videogpt": ["codec/*.safetensors", "codec/*.json", "codec/tiny_fsq/*", "codec/ATTRIBUTION.md"]
+    },
     python_requires=">=3.10",
     install_requires=[
         # wide, because containers bring their own build (Ascend's 2.7); tested with the one in constraints-cpu.txt

@@ -14,7 +14,8 @@ from .next_block_worker import BEFORE, STEPS
 
 WORKER = "tests/parallel/factorised_run_worker.py"
 OPTIONS = """objective.name=frame_prompt_diffusion objective.network=factorised objective.prompts=[1,3]
-objective.chunk=2 objective.factorised.places=5 condition.kind=text condition.encoder=words model.norm=layer model.activation=gelu_tanh
+objective.chunk=2 objective.factorised.places=5 condition.kind=text condition.encoder=words
+model.norm=layer model.activation=gelu_tanh
 model.biases=true model.positions=none model.norm_epsilon=1e-6 model.num_layers=2 model.hidden_size=32
 model.ffn_hidden_size=48 model.num_attention_heads=4 data.frames=5 data.min_frames=3 data.clips=[1,1]
 train.platform=cpu train.precision=fp32 train.threads=1 train.global_batch_size=4 train.micro_batch_size=2
