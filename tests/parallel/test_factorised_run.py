@@ -72,8 +72,11 @@ def test_every_layout_trains_as_one_process(runs: Any) -> None:
 
 
 def test_every_layout_samples_as_one_process(runs: Any) -> None:
+    wanted = runs["one"]["sampled"]
+    # Of a model that has hardly learned: numbers of all sizes, whose rounding is that of the largest.
+    largest = max(map(abs, wanted))
     for name in runs.keys() - {"one"}:
-        assert runs[name]["sampled"] == pytest.approx(runs["one"]["sampled"], rel=2e-4, abs=2e-4), name
+        assert runs[name]["sampled"] == pytest.approx(wanted, rel=2e-4, abs=1e-6 * largest), name
 
 
 def test_it_resumes_bit_for_bit(runs: Any) -> None:

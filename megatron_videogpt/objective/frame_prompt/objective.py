@@ -17,7 +17,7 @@ from ...model.patches import grid_of
 from ...model.prefix import no_prefix
 from ...sequence.layout import Layout
 from ...sequence.row import Row
-from ..base import ONLY, Metric, Objective, Score, Turn
+from ..base import ONLY, Metric, Score, Turn
 from ..flow_loss import METRICS, flow_loss, flow_score
 from ..flow_rows import Sequence
 from ..noise import mix, normal, posterior, uniform
@@ -97,7 +97,7 @@ class FramePromptDiffusion:
         return flow_score(*flow_loss(output, row), row)
 
 
-def build(config: Config) -> Objective:
+def build(config: Config) -> FactorisedPrompt | FramePromptDiffusion:
     """See `objective.build`."""
     model, options = config.model, config.objective
     if options.network == FACTORISED:

@@ -203,7 +203,12 @@ def _watch(network: Any) -> tuple[dict[str, Tensor], Callable[[], None]]:
             for name, module in modules.items()
             if module is not None
         ]
-    return caught, lambda: [hook.remove() for hook in hooks] and None
+
+    def remove() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return caught, remove
 
 
 def check_exported(

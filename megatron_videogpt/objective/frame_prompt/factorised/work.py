@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ....data.plans import Plans
 
 
-def pairs_of(variant: Variant, frames: Number, prompt: Number, patches: Number, words: Number = 0) -> Number:
+def pairs_of(variant: Variant, frames: Number, prompt: Number, patches: Number, words: Number | int = 0) -> Number:
     """(query, key) pairs that attend in one layer: in space, in time, to the prompt and to `words` tokens of a text.
 
     With 1 < prompt < `enhance_frames` a frame counts as often as it is listed.
