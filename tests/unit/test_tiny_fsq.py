@@ -97,5 +97,6 @@ def test_a_small_tokenizer_is_trained(
     curve = json.loads((tmp_path / "made" / "curve.json").read_text(encoding="utf-8"))
     assert [point["step"] for point in curve] == [1, 2] and (tmp_path / "made" / "curve.png").stat().st_size > 1000
     assert train_fsq.main() == 2 and "exists already" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["train_fsq.py", "--output", str(tmp_path / "b"), "--videos", str(tmp_path / "c")])
-    assert train_fsq.main() == 2 and "no such folder" in capsys.readouterr().err
+    for wrong, words in ((["--videos", str(tmp_path / "c")], "no such folder"), (["--batch", "0"], "at least 1")):
+        monkeypatch.setattr(sys, "argv", ["train_fsq.py", "--output", str(tmp_path / "b"), *wrong])
+        assert train_fsq.main() == 2 and words in capsys.readouterr().err
