@@ -202,10 +202,10 @@ def prepared(args: argparse.Namespace) -> tuple[FSQTokenizer, list[Path], list[P
     for name in ("steps", "scenes", "size", "frames", "crop", "interval", "batch", "every"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    if not 0 <= args.real <= 1 or args.still < 0 or args.lr <= 0:
-        raise UserError(
-            f"--real {args.real} --still {args.still} --lr {args.lr}: must be from 0 to 1, at least 0, above 0"
-        )
+    if not 0 <= args.real <= 1:
+        raise UserError(f"--real {args.real}: must be from 0 to 1")
+    if args.still < 0 or args.lr <= 0:
+        raise UserError(f"--still {args.still} --lr {args.lr}: must be at least 0, and above 0")
     try:
         model = FSQTokenizer(FSQShape(args.width, args.groups, args.units, tuple(args.levels)))
         check_video(torch.empty(1, 3, args.frames, args.size, args.size))
