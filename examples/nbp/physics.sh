@@ -8,7 +8,7 @@ usage() {
 usage: bash examples/nbp/physics.sh [--classes] [section.option=value ...]
 
 Trains next block prediction on codes of the built-in scenes, with the small tokenizer that is shipped: examples/nbp/physics.toml continues
-scenes, with --classes physics_classes.toml makes scenes of a kind.  About six minutes on two CPU cores; options change the training, and
+scenes, with --classes physics_classes.toml makes scenes of a kind.  About ten minutes on two CPU cores; options change the training, and
 TOKENIZER=FOLDER takes a tokenizer of yours (tools/train_fsq.py).  A run that was interrupted is continued by the same command.
 TEXT
 }
