@@ -171,12 +171,13 @@ def start(make: Callable[[], nn.Module], name: str, chunks: Sequence[nn.Module],
 
 
 def start_tokenizer(config: Config) -> Callable[[Sequence[nn.Module], int], None]:
-    """The library's defaults, as published; but the decoder begins with grey, and finds colours in fewer steps."""
+    """The library's defaults, as published; with `objective.grey_start` the decoder begins with grey."""
 
     def make() -> FSQTokenizer:
         tokenizer = FSQTokenizer(shape_of(config))
-        last: Any = tokenizer.decoder_layers[-1]
-        last.conv.bias.data.fill_(0.5)
+        if config.objective.grey_start:
+            last: Any = tokenizer.decoder_layers[-1]
+            last.conv.bias.data.fill_(0.5)
         return tokenizer
 
     return partial(start, make, "tokenizer")

@@ -51,6 +51,9 @@ class TokenizerOptions:
     layers: int = option(3, "layers of a discriminator that halve its input")
     discriminator_lr: float = option(0.0, "peak learning rate of the discriminators; 0 takes optimizer.lr")
     decay: float = option(0.999, "decay per step of a moving average of the tokenizer; 0 keeps none")
+    grey_start: bool = option(
+        False, "whether the decoder begins with grey, not near black as the library's start has it: for short runs"
+    )
     crop: int = option(0, "side in pixels of the piece of each clip that is learned from; 0 takes whole frames")
     moving: float = option(0.0, "share of these pieces that are taken where something moves")
 
