@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -64,8 +65,12 @@ def test_training_ends_whenever_it_is_asked(number: int, started: list[Process],
 
 def has_fork_server(process: Process) -> bool:
     """Whether its reader processes are being started, or have been."""
-    children = psutil.Process(process.pid).children()
-    return any("multiprocessing.forkserver" in " ".join(child.cmdline()) for child in children)
+    for child in psutil.Process(process.pid).children():
+        # Short-lived ones, a tool that is asked for its version, may end in between.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+                return True
+    return False
 
 
 def test_training_ends_when_it_is_asked_while_readers_start(started: list[Process], tmp_path: Path) -> None:
