@@ -91,11 +91,11 @@ def find_lpips() -> tuple[Measure | None, str]:
         The function, and "" or why there is none, in one line.
     """
     folder = Path(torch.hub.get_dir(), "checkpoints")
-    network, path = LPIPS(ALEXNET), folder / ALEXNET.files[0]
     try:
-        for file in (path, heads_path(ALEXNET)):
+        for file in (folder / ALEXNET.files[0], heads_path(ALEXNET)):
             if not file.is_file():
                 return None, f"no LPIPS: its weights are not on this machine ({file})"
+        network = LPIPS(ALEXNET)
         network.load(folder)
     except UserError as error:
         return None, f"no LPIPS: {error}"

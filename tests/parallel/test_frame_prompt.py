@@ -4,12 +4,11 @@ layout.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from .launch import torchrun
+from .layout_runs import run_layouts
 from .next_block_worker import BEFORE, STEPS
 
 WORKER = "tests/parallel/frame_prompt_worker.py"
@@ -42,24 +41,8 @@ RESUMED = {"resumed": SAVED, "in CP2": "CP2", "in one": "one"}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Layout -> what the worker found; those of `RESUMED` have the last steps only."""
-    folder = tmp_path_factory.mktemp("frame_prompt")
-    checkpoint, found = str(folder / "saved"), dict[str, dict[str, Any]]()
-    for processes, layouts in LAYOUTS.items():
-        asked = {name: (layout, name == SAVED, False) for name, layout in layouts.items()}
-        asked |= {name: (layouts[layout], False, True) for name, layout in RESUMED.items() if layout in layouts}
-        cases = {
-            name: {
-                "options": [*OPTIONS, *(f"parallel.{option}" for option in layout.split())],
-                "save": checkpoint if save else None,
-                "load": checkpoint if load else None,
-            }
-            for name, (layout, save, load) in asked.items()
-        }
-        (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-        torchrun(processes, WORKER, str(folder / "cases.json"), str(folder / "found.json"))
-        found |= json.loads((folder / "found.json").read_text(encoding="utf-8"))
-    return found
+    """See `run_layouts`."""
+    return run_layouts(tmp_path_factory.mktemp("frame_prompt"), WORKER, OPTIONS, LAYOUTS, SAVED, RESUMED)
 
 
 def test_every_layout_trains_as_one_process(runs: Any) -> None:
