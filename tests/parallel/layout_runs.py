@@ -20,8 +20,8 @@ def run_layouts(
 ) -> dict[str, dict[str, Any]]:
     """Layout -> what the worker found; those of ``resumed`` have the last steps only.
 
-    layouts: processes -> name -> options of [parallel]; saved: the layout that leaves a checkpoint, before others need it;
-    resumed: name -> layout of what goes on from it.
+    layouts: processes -> name -> options of [parallel]; saved: the layout that leaves a checkpoint; resumed: name ->
+    layout of what goes on from it.
     """
     checkpoint, found = str(folder / "saved"), dict[str, dict[str, Any]]()
     for processes, named in layouts.items():
