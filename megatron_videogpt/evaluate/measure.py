@@ -29,7 +29,7 @@ class Score:
 
     mse: mean over scenes and frames, pixels in [0, 1]; ratio: to that of repeating the last frame; found: by kind, mean
     over its frames and scenes; mean: over kinds; worst: the least of the kinds', worst_kind: which; mse_by_frame,
-    found_by_frame: mean over scenes, and over kinds of the mean over scenes.
+    found_by_frame: mean over scenes, and over kinds of the mean over scenes; errors: of every scene, by frame.
     """
 
     mse: float
@@ -40,6 +40,7 @@ class Score:
     worst_kind: str
     mse_by_frame: list[float]
     found_by_frame: list[float]
+    errors: list[list[float]]
 
 
 def has_average(source: Path, step: int | None) -> bool:
@@ -110,4 +111,5 @@ def _score(kinds: Sequence[str], errors: np.ndarray, found: np.ndarray, base: fl
         worst_kind=worst,
         mse_by_frame=errors.mean(0).tolist(),
         found_by_frame=by_frame.tolist(),
+        errors=errors.tolist(),
     )
