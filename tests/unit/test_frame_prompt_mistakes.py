@@ -132,7 +132,7 @@ def test_what_the_factorised_sampler_cannot_do() -> None:
     for frames, more, words in (
         (4, {"clips": (6,)}, "use multiples of objective.chunk = 4"),
         (13, {}, "needs 1 to 12"),
-        (0, {}, "needs 1 to 12"),
+        (0, {}, "no frames are given, and a model of objective.network = factorised goes on from some"),
         (4, {"steps": 1001}, "1 to 1000"),
     ):
         with pytest.raises(UserError, match=words) as raised:

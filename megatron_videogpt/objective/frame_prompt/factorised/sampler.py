@@ -96,6 +96,11 @@ class FactorisedSampler:
         """See `Sampler`; videos of one size and history go through the model together."""
         patch = self.config.model.patch_size
         check_given(histories, patch, self.chunks[0].embedding.patch.in_features // patch**2)
+        if not all(map(len, histories)):
+            raise UserError(
+                "no frames are given, and a model of objective.network = factorised goes on from some; give the first "
+                "ones, of a scene, a video or a picture"
+            )
         told = conditions or [None] * len(histories)
         groups: dict[torch.Size, list[int]] = {}
         for number, history in enumerate(histories):
