@@ -77,6 +77,23 @@ def test_options(name: str, overrides: str, words: str) -> None:
     assert len(lines) == 1 and words in lines[0] and "\n" not in lines[0], lines
 
 
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("sample.history=56", "sample.history = 56: must be at most 12"),
+        ("sample.window=80", "sample.window = 80: must be at most 16"),
+        ("sample.guidance=3.0", "sample.guidance = 3.0: must be 1 without a condition to follow"),
+    ],
+)
+def test_what_a_command_is_given_counts_though_it_is_the_default(name: str, option: str, words: str) -> None:
+    """In a file it is as good as not said, and what the model has learned stands in its place."""
+    config = load_config(RECIPES / f"{name}.toml", [option])
+    assert find_problems(config, 1) == []
+    lines = find_problems(config, 1, asked=[option.partition("=")[0]])
+    assert len(lines) == 1 and lines[0].startswith(words)
+
+
 @pytest.mark.parametrize("dropped", [False, True])
 def test_a_text_in_training_for_a_model_without(dropped: bool) -> None:
     """From Python, past the options: the row is refused; a network with a text does without one by its table."""
