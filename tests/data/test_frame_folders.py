@@ -94,7 +94,8 @@ def test_frames_are_scaled_and_cropped_as_published(height: int, width: int) -> 
     assert np.abs(found[0] - wanted[top : top + 256, left : left + 256]).max() <= 0.51
 
 
-def test_the_recipe_trains_on_the_miniature(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skytimelapse(made: Path) -> None:
+    """Both recipes on the miniature: to shards, and to the samples of training."""
     to_videos(made)
     recipe, out = ROOT / "examples/datasets/skytimelapse.toml", made / "shards/sky_train"
     words = ["--recipe", recipe, made / "videos/sky_train", "--output", out, "--workers", "0"]
