@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,13 @@ def load_checked(path: str | Path, overrides: Sequence[str], world_size: int | N
     return config
 
 
-def find_problems(config: Config, world_size: int | None, broken: set[str] | None = None) -> list[str]:
-    """Every broken rule, one line each; rules that involve an option named in `broken` are left out."""
-    report = Report(config, broken or set())
+def find_problems(
+    config: Config, world_size: int | None, broken: set[str] | None = None, asked: Collection[str] = ()
+) -> list[str]:
+    """Every broken rule, one line each; rules that involve an option named in `broken` are left out.  asked: see
+    `Report`.
+    """
+    report = Report(config, broken or set(), asked)
     _check_values(report)
     _check_model(report)
     check_parallel(report, world_size)

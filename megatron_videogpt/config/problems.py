@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,15 @@ from .toml import show, to_toml
 
 
 class Report:
-    """Collects problems; rules about options that are already wrong stay silent, so that one mistake gives one line."""
+    """Collects problems; rules about options that are already wrong stay silent, so that one mistake gives one line.
 
-    def __init__(self, config: Config, broken: set[str]) -> None:
+    asked: options that a command was given, also where their value is the default.
+    """
+
+    def __init__(self, config: Config, broken: set[str], asked: Collection[str] = ()) -> None:
         self.config = config
         self.broken = set(broken)
+        self.asked = frozenset(asked)
         self.lines: list[str] = []
 
     @cached_property
@@ -27,6 +31,10 @@ class Report:
     def sound(self, *names: str) -> bool:
         """Whether none of these options has a problem of its own."""
         return not self.broken.intersection(names)
+
+    def left(self, name: str) -> bool:
+        """Whether an option is as it is without being said, as far as is known."""
+        return name not in self.asked and value_of(self.config, name) == self.known[name].default
 
     def add(self, name: str, must: str, fix: str) -> None:
         """One problem of one option."""

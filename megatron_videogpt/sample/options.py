@@ -250,7 +250,8 @@ def resolve(args: argparse.Namespace, config: Config) -> tuple[SampleConfig, int
     problems = _unused(args, config)
     if not problems:
         changed = replace(config, sample=settings)
-        problems += [line for line in find_problems(changed, None) if line.startswith("sample.")]
+        asked = [f"sample.{name}" for name in given]
+        problems += [line for line in find_problems(changed, None, asked=asked) if line.startswith("sample.")]
     if interval < 1:
         problems.append(f"--interval {interval}: must be at least 1 (1 uses every frame)")
     if args.history is not None and args.history < 1:

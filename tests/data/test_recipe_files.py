@@ -9,7 +9,7 @@ import pytest
 from megatron_videogpt.config.load import tomllib
 from tools import prepare_videos
 
-from . import test_recipes
+from . import test_frame_folders, test_recipes
 from .test_recipes import RECIPES, REPOSITORY
 
 
@@ -18,9 +18,8 @@ def test_every_recipe_is_one_of_these() -> None:
     section in docs/datasets.md.
     """
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
-    assert names == ["kinetics600", "msrvtt", "openvid1m", "panda70m", "ucf101"] and all(
-        hasattr(test_recipes, f"test_{name}") for name in names
-    )
+    assert names == ["kinetics600", "msrvtt", "openvid1m", "panda70m", "skytimelapse", "ucf101"]
+    assert all(hasattr(test_recipes, f"test_{name}") or hasattr(test_frame_folders, f"test_{name}") for name in names)
     text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
     for name in names:
         assert f"examples/datasets/{name}.toml" in text

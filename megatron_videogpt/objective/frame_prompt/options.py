@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...config.problems import Report
-from ...config.schema import Config, SampleConfig
+from ...config.schema import Config
 from ...config.sections import enter, option
 from .factorised.options import DECODER, FACTORISED, FactorisedOptions, check_factorised, check_ranges, check_unused
 
@@ -85,7 +85,7 @@ def _check_window(report: Report) -> None:
     if not report.sound("objective.prompts", window, "sample.clips"):
         return
     longest = longest_window(config)
-    if sample.window != SampleConfig().window and sample.window > longest:
+    if not report.left(window) and sample.window > longest:
         must = f"be at most {longest}, the longest prompt of objective.prompts and its chunk"
         report.add(window, must, f"use {longest}")
         return
@@ -94,7 +94,7 @@ def _check_window(report: Report) -> None:
         report.add(window, f"hold a frame of the prompt beside a chunk of {first} frames", f"use {first + 1} or more")
         return
     room = held - min(config.objective.chunk, sample.clips[0])
-    if report.sound("sample.history") and sample.history != SampleConfig().history and sample.history > room:
+    if report.sound("sample.history") and not report.left("sample.history") and sample.history > room:
         must = f"be at most {room}, the prompt that a window of {held} frames holds beside the first chunk"
         fix = f"use {room}" if held == longest else f"use {room}, or a larger {window}"
         report.add("sample.history", must, fix)
@@ -102,10 +102,10 @@ def _check_window(report: Report) -> None:
 
 def _check_guidance(report: Report) -> None:
     """The branch without a condition has the prompt too, so that only a condition can be followed more strongly."""
-    sample, default, names = report.config.sample, SampleConfig(), ("sample.guidance", "sample.guidance_schedule")
+    sample, names = report.config.sample, ("sample.guidance", "sample.guidance_schedule")
     if report.config.condition.kind != "none" or not report.sound("condition.kind", *names):
         return
-    if sample.guidance not in (1.0, default.guidance):
+    if sample.guidance != 1.0 and not report.left(names[0]):
         report.add(names[0], "be 1 without a condition to follow", "use 1, or set condition.kind")
     if sample.guidance_schedule:
         report.add(names[1], "be [] without a condition to follow", "use [], or set condition.kind")

@@ -17,6 +17,7 @@ from ..base import Sampler, Watch
 from ..flow_sampler import sampling
 from ..noise import normal
 from .factorised.options import FACTORISED
+from .given import check_given
 from .options import longest_window
 from .rollout import FrameNoise, chunks_of, pieces
 
@@ -33,11 +34,11 @@ def keyed_noise(keys: Sequence[int], seed: int) -> FrameNoise:
 
 class FrameSampler:
     """`Sampler` of what denoises chunks of frames behind their prompt.  chunk: most frames of one; window: most frames
-    that the model has learned to see at once.
+    that the model has learned to see at once; patch: `model.patch_size`.
     """
 
-    def __init__(self, denoiser: Denoiser, chunk: int, window: int) -> None:
-        self.denoiser, self.chunk, self.window = denoiser, chunk, window
+    def __init__(self, denoiser: Denoiser, chunk: int, window: int, patch: int = 1) -> None:
+        self.denoiser, self.chunk, self.window, self.patch = denoiser, chunk, window, patch
 
     def rollout(
         self,
@@ -51,6 +52,7 @@ class FrameSampler:
         """See `Sampler`: clips of more frames than a chunk are made in several, and a window has no more frames than
         the model was trained with.
         """
+        check_given(histories, self.patch)
 
         def observe(step: Step) -> None:
             if watch is not None:
@@ -82,4 +84,5 @@ def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> Sa
     # megatron-core looks for its device as it is imported.
     from .denoiser import build_denoiser
 
-    return FrameSampler(build_denoiser(chunks, config, device), config.objective.chunk, longest_window(config))
+    denoiser, patch = build_denoiser(chunks, config, device), config.model.patch_size
+    return FrameSampler(denoiser, config.objective.chunk, longest_window(config), patch)

@@ -19,6 +19,7 @@ from ....model.forward import forward_row
 from ....model.patches import grid_of, unpatchify
 from ...base import Watch
 from ...noise import normal
+from ..given import check_given
 from .options import variant_of_run
 from .rows import Text, Video, assemble
 from .variant import Variant, temporal_places
@@ -93,6 +94,13 @@ class FactorisedSampler:
         watch: Watch | None = None,
     ) -> Iterator[list[Tensor]]:
         """See `Sampler`; videos of one size and history go through the model together."""
+        patch = self.config.model.patch_size
+        check_given(histories, patch, self.chunks[0].embedding.patch.in_features // patch**2)
+        if not all(map(len, histories)):
+            raise UserError(
+                "no frames are given, and a model of objective.network = factorised goes on from some; give the first "
+                "ones, of a scene, a video or a picture"
+            )
         told = conditions or [None] * len(histories)
         groups: dict[torch.Size, list[int]] = {}
         for number, history in enumerate(histories):
