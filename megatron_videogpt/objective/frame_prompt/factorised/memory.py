@@ -28,9 +28,9 @@ class LayerBytes:
     """Tensors of one layer on one rank, for a whole packed row, in bytes.
 
     stream: one tensor as wide as the residual stream, of all tokens; tail: the same behind attention in time, of the
-    scored tokens alone in the last layer; heads, tail_heads: queries, or keys, or values, of these tokens; before,
-    behind: how many streams and tails are kept; attention: queries, keys, values, outputs and log-sum-exps of all four
-    attentions, of which `text` behind attention in time; small: of frames, of norms and of the text; inner: of the
+    scored tokens alone in the last layer; before, behind: how many streams and tails are kept; attention: queries,
+    keys, values, outputs and log-sum-exps of all four attentions, of which `text` is that of the text, behind attention
+    in time; small: vectors of frames, numbers of norms, keys and values of the text; inner: one tensor inside of the
     feed-forward, which keeps two; gathered: what sequence parallelism gathers; backward: attention's sums and copies of
     gradients; weight: the gradient of the largest weight.
     """
