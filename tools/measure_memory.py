@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,13 @@ def worker(asked: Path, answer: Path) -> None:
     objective, clips = build_objective(config), tuple(run.clips(config))
     # Zeros are latents of every codec, codes too.
     latents = torch.zeros(sum(clips), *run.latents(config))
+    words = run.text(config)
+    text = torch.zeros(words) if words else None
     context = (parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
     rows = []
     for number in range(micro_batches(config, run.processes)):
         samples = [
-            Sample(key=n, name=str(n), mean=latents, logvar=None, clips=clips)
+            Sample(key=n, name=str(n), mean=latents, logvar=None, clips=clips, condition=text)
             for n in range(number, number + config.train.micro_batch_size)
         ]
         rows.append(objective.prepare(samples, config.parallel.row_multiple).to(platform.device).shard(*context))
@@ -102,11 +105,18 @@ def resident() -> int:
 
 
 def estimate(run: Run | Recipe) -> Any:
-    """`Memory` of the fullest rank."""
+    """`Memory` of the fullest rank; activations as the objective counts them, where its layers are of its own."""
+    from megatron_videogpt.config.derived import frame_side
+    from megatron_videogpt.plan.estimate import objective_work
     from megatron_videogpt.plan.memory import rank_memory
 
     config = run.settings()
-    return rank_memory(config, run.latents(config)[0], run.processes, run.work(config))
+    memory = rank_memory(config, run.latents(config)[0], run.processes, run.work(config))
+    own = getattr(objective_work(config), "activations", None)
+    if own is None:
+        return memory
+    found = own((frame_side(config),) * 2)
+    return replace(memory, activations=found.kept, working=found.working)
 
 
 def measure(run: Run | Recipe) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_videogpt.codec.geometry import expected_geometry
+from megatron_videogpt.condition.folder import text_width
+from megatron_videogpt.condition.options import IDS
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.config.derived import frame_side
 from megatron_videogpt.config.load import config_from_dict
@@ -72,6 +74,10 @@ class Run:
         """Channels, rows and columns of a sample's latent frames."""
         return CHANNELS, *(side * config.model.patch_size for side in GRID)
 
+    def text(self, config: Config) -> tuple[int, int] | None:
+        """Tokens and width of the features of every sample's text, if it has one."""
+        return None
+
     def work(self, config: Config) -> Work[float]:
         """Of a packed row."""
         return clip_work(self.clips(config), GRID[0] * GRID[1]).times(self.samples)
@@ -79,7 +85,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """As `Run`, of a configuration: its longest rows, without conditions."""
+    """As `Run`, of a configuration: its longest rows, with the longest texts where these are features."""
 
     file: str
     overrides: list[str]
@@ -113,6 +119,12 @@ class Recipe:
         """See `Run`."""
         codec = expected_geometry(config.codec)
         return codec.channels, *[frame_side(config) // codec.spatial_stride] * 2
+
+    def text(self, config: Config) -> tuple[int, int] | None:
+        """See `Run`: the longest."""
+        condition = config.condition
+        features = condition.kind == "text" and condition.encoder != IDS
+        return (condition.text_tokens, text_width(condition)) if features else None
 
     def work(self, config: Config) -> Work[float]:
         """See `Run`."""

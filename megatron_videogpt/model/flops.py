@@ -21,9 +21,13 @@ SIZES = tuple(
 
 
 def component_parameters(table: Table, model: ModelConfig, channels: int) -> dict[str, int]:
-    """Component -> number of parameters of the whole model; the fixed position table is not one."""
+    """Component -> number of parameters of the whole model; the fixed position table is none, nor what is never trained
+    (`Rule.rate` 0), which published networks have as buffers.
+    """
     counts: dict[str, int] = {}
     for parameter in table.entries(model):
+        if not parameter.rule.rate:
+            continue
         component = component_of(parameter.name)
         counts[component] = counts.get(component, 0) + math.prod(parameter.shape(model, channels))
     return counts
@@ -37,7 +41,9 @@ def component_of(name: str) -> str:
 
 
 def sharded_parameters(table: Table, model: ModelConfig, channels: int, tensor: int) -> tuple[int, int, int]:
-    """Parameters on one of `tensor` ranks of: a layer, what comes before the layers, what comes after them."""
+    """Parameters that one of `tensor` ranks holds, trained or not, of: a layer, what comes before the layers, what
+    comes after them.
+    """
     return _counts(table, tuple(getattr(model, name) for name in SIZES), channels, tensor)
 
 

@@ -1,4 +1,4 @@
-"""Training in several layouts by a worker as `next_block_worker.py`: a checkpoint of one, from which others go on."""
+"""Training in several layouts by a worker as `next_block_worker.py`: checkpoints of some, from which others go on."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ def run_layouts(
     worker: str,
     options: Sequence[str],
     layouts: dict[int, dict[str, str]],
-    saved: str,
-    resumed: dict[str, str],
+    resumed: dict[str, tuple[str, str]],
 ) -> dict[str, dict[str, Any]]:
     """Layout -> what the worker found; those of ``resumed`` have the last steps only.
 
-    layouts: processes -> name -> options of [parallel]; saved: the layout that leaves a checkpoint; resumed: name ->
-    layout of what goes on from it.
+    layouts: processes -> name -> options of [parallel], launch by launch; resumed: name -> (layout that leaves a
+    checkpoint, layout that goes on from it, in the same launch or a later one).
     """
-    checkpoint, found = str(folder / "saved"), dict[str, dict[str, Any]]()
+    found = dict[str, dict[str, Any]]()
+    saved = {source: str(folder / source.replace(" ", "_")) for source, _ in resumed.values()}
     for processes, named in layouts.items():
-        asked = {name: (layout, name == saved, False) for name, layout in named.items()}
-        asked |= {name: (named[layout], False, True) for name, layout in resumed.items() if layout in named}
+        asked = {name: (layout, saved.get(name), None) for name, layout in named.items()}
+        asked |= {
+            name: (named[layout], None, saved[source]) for name, (source, layout) in resumed.items() if layout in named
+        }
         cases = {
             name: {
                 "options": [*options, *(f"parallel.{option}" for option in layout.split())],
-                "save": checkpoint if save else None,
-                "load": checkpoint if load else None,
+                "save": save,
+                "load": load,
             }
             for name, (layout, save, load) in asked.items()
         }

@@ -22,6 +22,7 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     """
     from megatron.core import parallel_state
 
+    from megatron_videogpt.condition.folder import text_width
     from megatron_videogpt.config.load import config_from_dict
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_objective
@@ -33,7 +34,10 @@ def saved_bytes(values: dict[str, Any], platform: Any) -> tuple[float, int]:
     world.start(platform, config.parallel)
     (model,) = build_chunks(config, CHANNELS, platform)
     objective = build_objective(config)
-    sample = Sample(key=1, name="1", mean=normal(1, "latents", (4, CHANNELS, 8, 8)), logvar=None, clips=(1, 2, 1))
+    condition = config.condition
+    words = normal(1, "words", (condition.text_tokens, text_width(condition))) if condition.kind == "text" else None
+    latents = normal(1, "latents", (4, CHANNELS, 8, 8))
+    sample = Sample(key=1, name="1", mean=latents, logvar=None, clips=(1, 2, 1), condition=words)
     row = objective.prepare([sample], config.parallel.row_multiple)
     part = row.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
     held: list[torch.Tensor] = []

@@ -34,15 +34,21 @@ LAYOUTS: dict[int, dict[str, str]] = {
     4: {"TP2 CP2": "tensor=2 context=2"},
 }
 SAVED = "TP2+SP"
-"""The layout that leaves a checkpoint."""
-RESUMED = {"resumed": SAVED, "in CP2": "CP2", "in one": "one"}
-"""What goes on from it, and where; the last in another launch."""
+"""The layout whose resumed run is compared bit for bit."""
+RESUMED = {
+    "resumed": (SAVED, SAVED),
+    "in CP2": (SAVED, "CP2"),
+    "back in TP2": ("CP2", "TP2"),
+    "in one": (SAVED, "one"),
+    "in four": ("one", "TP2 CP2"),
+}
+"""Layouts whose checkpoint goes on, and where; the last two in a later launch."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """See `run_layouts`."""
-    return run_layouts(tmp_path_factory.mktemp("frame_prompt"), WORKER, OPTIONS, LAYOUTS, SAVED, RESUMED)
+    return run_layouts(tmp_path_factory.mktemp("frame_prompt"), WORKER, OPTIONS, LAYOUTS, RESUMED)
 
 
 def test_every_layout_trains_as_one_process(runs: Any) -> None:

@@ -28,6 +28,7 @@ GOOD = {
 }
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"parallel": {"pipeline": 2}}, "parallel.pipeline", "timestep network feeds every layer"),
+    ({"parallel": {"recompute": "auto"}}, "parallel.recompute", "keep more than estimates of memory count"),
     ({"model": {"biases": False}}, "model.biases", "use model.biases=true"),
     ({"model": {"norm_epsilon": 1e-5}}, "model.norm_epsilon", "1e-06"),
     ({"model": {"num_query_groups": 2}}, "model.num_query_groups", "every head"),

@@ -95,6 +95,9 @@ def check_factorised(report: Report) -> None:
     if report.sound("parallel.pipeline") and config.parallel.pipeline > 1:
         must = f"be 1 with objective.network = {FACTORISED}, whose timestep network feeds every layer"
         report.add("parallel.pipeline", must, "use parallel.tensor, parallel.context or more replicas")
+    if report.sound("parallel.recompute") and config.parallel.recompute == "auto":
+        must = f"be named with objective.network = {FACTORISED}, whose layers keep more than estimates of memory count"
+        report.add("parallel.recompute", must, "use parallel.recompute=full where memory is short, else none")
     if report.sound("condition.kind") and (condition.kind == "class" or condition.kind == "text" and _ids(report)):
         must = f"be none, or text with an encoder that gives features, with objective.network = {FACTORISED}"
         report.add("condition.kind", must, "use condition.kind=text and condition.encoder=words or t5")

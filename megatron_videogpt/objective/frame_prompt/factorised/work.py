@@ -11,6 +11,7 @@ from ....codec.geometry import Geometry
 from ....config.schema import Config, ModelConfig
 from ....model.flops import attention_flops, linear_flops
 from ...work import Number, Work
+from .memory import Activations, activations
 from .variant import FULL, PARTIAL, Variant
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class FactorisedWork:
     """`ObjectiveWork` of the factorised network: tokens are patches, and a text adds pairs alone.
 
     cell: pixels per side of a patch; frames: latent frames of a sample; prompts, chunk: as in the objective; weights:
-    FLOPs of a token and of an attended pair.  Expectations take every text to be the longest.
+    FLOPs of a token and of an attended pair; run: the configuration, None where nothing asks for memory.  Expectations
+    take every text to be the longest.
     """
 
     variant: Variant
@@ -63,6 +65,7 @@ class FactorisedWork:
     prompts: tuple[int, ...]
     chunk: int
     weights: tuple[float, float]
+    run: Config | None = None
 
     @property
     def blank(self) -> int:
@@ -130,7 +133,23 @@ class FactorisedWork:
             ("patches per frame", str(self._patches(*expected)), str(self._patches(*largest))),
         ]
         words = str(self.variant.text_tokens)
-        return [*facts, ("text tokens", words, words)] if self.variant.text_width else facts
+        if self.variant.text_width:
+            facts.append(("text tokens", words, words))
+        if self.run is not None and self.run.parallel.recompute != "auto":
+            found = self.activations(largest)
+            facts.append(("activations of a rank, these layers", "", f"{found.kept / 1e9:.3g} GB"))
+            facts.append(("  and for moments", "", f"{found.working / 1e9:.3g} GB"))
+        return facts
+
+    def activations(self, frame: tuple[int, int]) -> Activations:
+        """Of a rank in the longest micro-batch, which the estimates of a decoder's layers do not tell; the
+        configuration's `parallel.recompute` must be resolved.
+        """
+        assert self.run is not None
+        one, run = self.largest(frame), self.run
+        samples = run.data.pack_tokens / one.tokens if run.data.pack_tokens else run.train.micro_batch_size
+        units = samples * one.tokens / self._patches(*frame), samples * self.variant.text_tokens
+        return activations(run, self.variant, one.times(samples), units)
 
 
 def work_of(config: Config, codec: Geometry) -> FactorisedWork:
@@ -147,6 +166,7 @@ def work_of(config: Config, codec: Geometry) -> FactorisedWork:
         options.prompts,
         options.chunk,
         (linear_flops(model, extra, 1), attention_flops(model, 1)),
+        config,
     )
 
 
