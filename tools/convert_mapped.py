@@ -104,11 +104,10 @@ def notes(source: Any, output: Path) -> list[str]:
     """
     found = []
     if source.start:
-        parts = {part: sum(part in key for key in source.fresh) for part in source.released.STARTS[source.start].fresh}
-        afresh = ", ".join(f"{part}* ({count})" for part, count in parts.items() if count) or "nothing"
-        kept = sum(map(len, map(source.keys, source.entries))) - len(source.fresh)
-        left = f"; left out: {len(source.dropped)} ({', '.join(source.dropped[:4])}, ...)" if source.dropped else ""
-        found.append(f"a start from {source.start}: {kept} tensors are its own; afresh: {afresh}{left}")
+        start = source.released.STARTS[source.start]
+        afresh, left = _counted(source.fresh, start.fresh), _counted(source.dropped, start.dropped)
+        own = sum(len(source.keys(entry)) for entry in source.entries) - len(source.fresh)
+        found.append(f"a start from {source.start}: {own} tensors are its own; afresh: {afresh}; left out: {left}")
     if not source.origin.path.is_dir() or source.start:
         shown = ", ".join(f"{name}={value}" for name, value in source.settings.items() if name != "model_type")
         found.append(f"taken for: {shown}; say otherwise with --published NAME=VALUE")
@@ -116,3 +115,9 @@ def notes(source: Any, output: Path) -> list[str]:
         folder = source.released.CODEC
         found.append(f"no {folder}: set codec.path in {output}/config.toml, or convert again with --vae FOLDER")
     return found
+
+
+def _counted(keys: Any, parts: tuple[str, ...]) -> str:
+    """How many keys are which, or have which part (one that ends with a dot)."""
+    counts = {part: sum(key == part or part.endswith(".") and part in key for key in keys) for part in parts}
+    return ", ".join(f"{part.rstrip('.')} ({count})" for part, count in counts.items() if count) or "nothing"

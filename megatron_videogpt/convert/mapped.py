@@ -30,7 +30,7 @@ from .settings import training_config
 from .tensor_files import Entry
 from .untrusted import read_object
 
-SHOWN = 20
+SHOWN = 8
 WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 SEED = 0
 """Of what starts afresh."""
@@ -155,9 +155,7 @@ def open_source(
     """
     if start and start not in released.STARTS:
         known = ", ".join(released.STARTS) or "none"
-        raise UserError(
-            f"--start {start}: a model of {released.MODEL_TYPE} starts from no such weights; use {known}"
-        )
+        raise UserError(f"--start {start}: a model of {released.MODEL_TYPE} starts from no such weights; use {known}")
     codec = codec_in(released, codec_folder, codec_name)
     origin: Origin = Folder(source) if source.is_dir() else PublishedFile(source)
     shapes = {key: origin.shape(key) for key in origin.keys()}
@@ -224,11 +222,13 @@ def _shortened(problems: list[str]) -> str:
     groups: dict[str, list[str]] = {}
     for problem in problems:
         groups.setdefault(re.sub(r"^(\S*\b(?:blocks|layers)\.)\d+\.", r"\1*.", problem), []).append(problem)
-    told = [
-        same[0] if len(same) == 1 else f"{same[0]}, and so in {len(same) - 1} more layers" for same in groups.values()
-    ]
+    told = [f"{same[0]}{_elsewhere(len(same) - 1)}" for same in groups.values()]
     more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     return "; ".join(told[:SHOWN]) + more
+
+
+def _elsewhere(layers: int) -> str:
+    return f" (and in {layers} more layer{'s' if layers > 1 else ''})" if layers else ""
 
 
 def _check_computed(origin: Origin, released: Released, settings: Mapping[str, Any], side: tuple[str, ...]) -> None:

@@ -70,10 +70,12 @@ class MappedExport:
 
     @cached_property
     def made(self) -> dict[str, Tensor]:
-        """What nobody trains, as the run's sizes have it; of a run that nobody trained, what it came with stays."""
-        if self.untouched and self.side is not None:
+        """What nobody trains, as the run's sizes have it; of a published network that nobody trained, what it came with
+        stays.
+        """
+        if self.untouched and self.side is not None and self.side.facts["format"] == self.released.MODEL_TYPE:
             return {}
-        made = self.released.buffers(self.released.settings_of(self.config, self.weights.channels))
+        made = self.released.buffers(self.settings())
         kept = {
             key
             for key, place in (self.side.places if self.side else {}).items()

@@ -71,6 +71,18 @@ def variant_of_run(config: Config) -> Variant:
     )
 
 
+def differences(there: Config, here: Config) -> list[str]:
+    """Which layers or tables one network has and the other has not, or has for something else.  What attention in time
+    sees, and how many positions there are, may change.
+    """
+    old, new = there.objective.factorised, here.objective.factorised
+    named = [(f"{SECTION}.{name}", getattr(old, name), getattr(new, name)) for name in ("enhance", "mask_channel")]
+    named.append(("condition.kind", there.condition.kind, here.condition.kind))
+    if there.condition.kind == here.condition.kind == "text":
+        named.append(("condition.max_tokens", there.condition.text_tokens, here.condition.text_tokens))
+    return [f"{name} is {one} there and {other} here" for name, one, other in named if one != other]
+
+
 def check_ranges(report: Report) -> None:
     """Of every option, whichever network is trained."""
     report.check_range("at least 1", lambda v: v >= 1, f"{SECTION}.enhance_frames {SECTION}.places")

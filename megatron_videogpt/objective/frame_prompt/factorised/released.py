@@ -45,8 +45,10 @@ BUFFERS = (*COMPUTED, *UNREAD)
 STARTS = {
     "open-sora": Start(started, ("attn_cf.", "attn_temp_pre_merge."), ("cross_attn.", "y_embedder.", *BUFFERS)),
 }
-GUIDANCE, STEPS = 7.5, 100
-"""Of the published sampling, the first with a text alone (reference README section 9)."""
+GUIDANCE, STEPS, INTERVALS = 7.5, 100, {False: (1, 1), True: (3, 3)}
+"""Of the published sampling, guidance by a text alone; which frames training takes without texts and with (reference
+README section 9).
+"""
 
 
 def channels_of(settings: Mapping[str, Any]) -> int:
@@ -141,11 +143,12 @@ def _condition(settings: Mapping[str, Any], condition: ConditionConfig) -> Condi
 def _as_published(settings: Mapping[str, Any], config: Config) -> Config:
     """Clips, their size, and how the published networks are sampled."""
     objective, (rows, columns) = config.objective, settings["input_size"]
-    longest, side = max(objective.prompts) + objective.chunk, max(rows, columns)
-    pixels = side * expected_geometry(config.codec).spatial_stride
+    longest, texts = max(objective.prompts) + objective.chunk, config.condition.kind == "text"
+    pixels = max(rows, columns) * expected_geometry(config.codec).spatial_stride
     data = replace(
         config.data,
         frames=longest,
+        frame_interval=INTERVALS[texts],
         clips=(1, 1),
         longest_side=pixels,
         physics=replace(config.data.physics, size=pixels),
@@ -156,7 +159,7 @@ def _as_published(settings: Mapping[str, Any], config: Config) -> Config:
         clips=(objective.chunk,),
         window=longest,
         steps=STEPS,
-        guidance=GUIDANCE if config.condition.kind == "text" else 1.0,
+        guidance=GUIDANCE if texts else 1.0,
         cache=False,
     )
     return replace(config, data=data, sample=sample)
