@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.frame_prompt_folders import hub_folder, tool
+from megatron_videogpt.config.load import load_config
+from tests.frame_prompt_folders import hub_folder, state_of, tool
+
+from .vae import small_kl
 
 pytest.importorskip("transformers", reason="exported folders need transformers (the extra hub)")
 pytest.importorskip("diffusers", reason="exported folders need diffusers (the extra hub)")
@@ -77,3 +81,25 @@ def test_a_folder_runs_without_this_project(tmp_path: Path, monkeypatch: pytest.
         check=False,
     )
     assert result.stdout.strip() == "fine", result.stdout + result.stderr[-3000:]
+
+
+def test_the_published_kind_of_vae_comes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image autoencoder of 4 channels, which a published file does not hold; one of other channels is refused."""
+    convert, vae = tool(monkeypatch), small_kl(tmp_path / "kl")
+    torch.save(state_of(), tmp_path / "given.pt")
+    told = ("from-hf", tmp_path / "given.pt", "--published", "num_heads=2", "chunk=2", "--output")
+    assert convert(*told, tmp_path / "run", "--vae", vae) == 0
+    codec = load_config(tmp_path / "run" / "config.toml").codec
+    assert codec.name == "autoencoder_kl" and Path(codec.path).is_relative_to((tmp_path / "run").resolve())
+    assert convert("to-hf", tmp_path / "run", "--output", tmp_path / "out") == 0
+    for path in vae.iterdir():
+        assert (tmp_path / "out" / "vae" / path.name).read_bytes() == path.read_bytes()
+    capsys.readouterr()
+    assert convert(*told, tmp_path / "other", "--codec", "tiny") == 2
+    assert "a model of 4 latent channels, but its codec tiny has 16" in capsys.readouterr().err
+    # Without any, the run says so, and so does its folder.
+    assert convert(*told, tmp_path / "other") == 0
+    assert convert("to-hf", tmp_path / "other", "--output", tmp_path / "none") == 0
+    assert capsys.readouterr().out.count("no vae: ") == 2 and not (tmp_path / "none" / "vae").exists()
