@@ -93,12 +93,12 @@ class MappedExport:
     def _pieces(self, entry: Parameter) -> Iterator[Entry]:
         first = 0
         for key, shape in self.released.pieces(entry, self.config.model, self.weights.channels):
-            dtype, rows = self._dtype(key, entry), slice(first, first + shape[0])
-            yield Entry(key, shape, dtype, lambda rows=rows, dtype=dtype: self._rows(entry, rows).to(dtype))
+            yield self._piece(entry, key, shape, slice(first, first + shape[0]))
             first += shape[0]
 
-    def _rows(self, entry: Parameter, rows: slice) -> Tensor:
-        return self.weights.tensor(entry)[rows]
+    def _piece(self, entry: Parameter, key: str, shape: tuple[int, ...], rows: slice) -> Entry:
+        dtype = self._dtype(key, entry)
+        return Entry(key, shape, dtype, lambda: self.weights.tensor(entry)[rows].to(dtype))
 
     def _dtype(self, key: str, entry: Parameter) -> torch.dtype:
         if self.wanted is not None:

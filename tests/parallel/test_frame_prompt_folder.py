@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.frame_prompt_folders import hub_folder, same_bytes
+from tests.frame_prompt_folders import TEXT, hub_folder, same_bytes
 
 from .launch import REPOSITORY, cli, interpreter, run
 
@@ -32,20 +32,26 @@ def converted(command: str, source: Path, output: Path, *more: object) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder, the run that two processes made of it, a step of training from that, and the folder again."""
+    """A folder, the run that two processes made of it, the folder again, and a step of training from the run; the first
+    three of a network with text, too.
+    """
     place = tmp_path_factory.mktemp("frame_prompt_folder")
     hub_folder(place / "given", vae=True, **SIZES)
     converted("from-hf", place / "given", place / "run", "--tensor", 2)
     converted("to-hf", place / "run", place / "back")
+    hub_folder(place / "given text", **TEXT)
+    converted("from-hf", place / "given text", place / "run text", "--tensor", 2)
+    converted("to-hf", place / "run text", place / "back text")
     told = (f"train.init_from={place / 'run'}", f"train.output={place / 'tuned'}")
     result = cli("train", str(REPOSITORY / "tests" / "parallel" / "tiny.toml"), *OPTIONS, *told)
     assert result.returncode == 0, result.stderr
     return place
 
 
-def test_it_comes_back_from_tp2(work: Path) -> None:
-    assert len(list((work / "run" / "checkpoints" / "step_00000000").glob("__1_*.distcp"))) > 0
-    same_bytes(*(load_file(work / name / "model.safetensors") for name in ("given", "back")))
+@pytest.mark.parametrize("kind", ["", " text"])
+def test_it_comes_back_from_tp2(work: Path, kind: str) -> None:
+    assert len(list((work / f"run{kind}" / "checkpoints" / "step_00000000").glob("__1_*.distcp"))) > 0
+    same_bytes(*(load_file(work / f"{name}{kind}" / "model.safetensors") for name in ("given", "back")))
 
 
 def test_the_run_and_its_folder_make_the_same_video(work: Path, tmp_path: Path) -> None:
