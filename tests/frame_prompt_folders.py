@@ -30,6 +30,8 @@ TEXT: dict[str, Any] = {
     "class_dropout_prob": 0.25,
 }
 """Of a model with text and nothing else, in frames that are no squares."""
+HEADS = ("--published", "num_heads=2", "chunk=2")
+"""What a file of `frame_prompt_hub.model_of` does not say."""
 CODEC = {"in_channels": 16}
 """Of one that has the tiny codec's latents."""
 
