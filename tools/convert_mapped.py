@@ -42,7 +42,10 @@ def to_hf(args: argparse.Namespace, released: Any, dtype: Any, progress: Callabl
     print(f"{len(entries)} tensors, {total / 1e9:.3f} GB in {len(files)} files, read back and equal: {args.output}")
     if codec is None:
         print(f"no {released.CODEC}: frames need one; add its folder with --vae FOLDER when you convert")
-    if export.config.condition.kind == "text" and export.text_tokenizer is None and args.output.suffix not in PUBLISHED:
+    condition = export.config.condition
+    if condition.kind == "text" and condition.encoder != "ids":
+        print(f"no text encoder in it: texts are given as features of {condition.encoder}, as the run was trained with")
+    elif condition.kind == "text" and export.text_tokenizer is None and args.output.suffix not in PUBLISHED:
         print(
             "no text tokenizer: the run knows none, or another; put its tokenizer.json into text_tokenizer/ for texts"
         )

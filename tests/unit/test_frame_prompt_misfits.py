@@ -133,9 +133,9 @@ def test_weights_of_another_network_mean_something_else() -> None:
     for there, here, parts in (
         (decoder, FACTORISED, ["objective.network is decoder there and factorised here"]),
         (FACTORISED, decoder, ["objective.network is factorised there and decoder here"]),
-        (network(enhance="none"), FACTORISED, ["objective.factorised.enhance is none there and prev_frames here"]),
-        (network(mask_channel=False), FACTORISED, ["objective.factorised.mask_channel is False there and True here"]),
-        (network(text), FACTORISED, ["condition.kind is text there and none here"]),
+        (network(enhance="none"), FACTORISED, ['objective.factorised.enhance is "none" there and "prev_frames" here']),
+        (network(mask_channel=False), FACTORISED, ["objective.factorised.mask_channel is false there and true here"]),
+        (network(text), FACTORISED, ['condition.kind is "text" there and "none" here']),
         (network(text), network(replace(text, max_tokens=8)), ["condition.max_tokens is 9 there and 8 here"]),
         (network(places=9, time="full", enhance_frames=2), FACTORISED, []),
         (decoder, decoder, []),

@@ -8,6 +8,7 @@ from ....condition.folder import text_width
 from ....config.problems import Report
 from ....config.schema import Config, SampleConfig
 from ....config.sections import option
+from ....config.toml import show
 from ....model.factorised import NORM_EPSILON
 from .variant import CAUSAL, CYCLIC, ENHANCEMENTS, FIXED, FULL, PARTIAL, Variant
 
@@ -80,7 +81,7 @@ def differences(there: Config, here: Config) -> list[str]:
     named.append(("condition.kind", there.condition.kind, here.condition.kind))
     if there.condition.kind == here.condition.kind == "text":
         named.append(("condition.max_tokens", there.condition.text_tokens, here.condition.text_tokens))
-    return [f"{name} is {one} there and {other} here" for name, one, other in named if one != other]
+    return [f"{name} is {show(one)} there and {show(other)} here" for name, one, other in named if one != other]
 
 
 def check_ranges(report: Report) -> None:
