@@ -32,24 +32,28 @@ def to_hf(args: argparse.Namespace, released: Any, dtype: Any, progress: Callabl
     export = MappedExport(args.source, released, args.step, args.weights == "average", dtype)
     if args.verify or args.tokenizer:
         raise UserError(f"--{'verify' if args.verify else 'tokenizer'}: not for a model of {released.MODEL_TYPE}")
-    codec, entries = export.codec(args.vae), export.entries()
+    file = args.output.suffix in PUBLISHED
+    alone = file and released.CODEC == "vae"
+    if alone and args.vae is not None:
+        raise UserError(f"--vae {args.vae}: a published file of {released.MODEL_TYPE} has none in it; leave it out")
+    codec, entries = None if alone else export.codec(args.vae), export.entries()
     total = sum(entry.size for entry in entries)
     with appearing(args.output) as partial, progress(f"{export.path.name} to {args.output.name}", 2 * total) as bar:
-        if args.output.suffix in PUBLISHED:
+        if file:
             files = write_published(export, partial, codec, bar)
         else:
             files = write_folder(export, partial, args.max_shard_size, codec, args.license, bar)
     print(f"{len(entries)} tensors, {total / 1e9:.3f} GB in {len(files)} files, read back and equal: {args.output}")
-    if codec is None:
+    if codec is None and not alone:
         print(f"no {released.CODEC}: frames need one; add its folder with --vae FOLDER when you convert")
     condition = export.config.condition
     if condition.kind == "text" and condition.encoder != "ids":
         print(f"no text encoder in it: texts are given as features of {condition.encoder}, as the run was trained with")
-    elif condition.kind == "text" and export.text_tokenizer is None and args.output.suffix not in PUBLISHED:
+    elif condition.kind == "text" and export.text_tokenizer is None and not file:
         print(
             "no text tokenizer: the run knows none, or another; put its tokenizer.json into text_tokenizer/ for texts"
         )
-    if args.output.suffix not in PUBLISHED:
+    if not file:
         print(f'next: AutoModel.from_pretrained("{args.output}", trust_remote_code=True), or fill in the model card')
 
 

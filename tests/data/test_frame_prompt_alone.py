@@ -96,7 +96,8 @@ def test_the_published_kind_of_vae_comes_along(
     assert convert("to-hf", tmp_path / "run", "--output", tmp_path / "out") == 0
     for path in vae.iterdir():
         assert (tmp_path / "out" / "vae" / path.name).read_bytes() == path.read_bytes()
-    capsys.readouterr()
+    assert convert("to-hf", tmp_path / "run", "--output", tmp_path / "back.pt", "--vae", vae) == 2
+    assert "a published file of frame_prompt has none in it" in capsys.readouterr().err
     assert convert(*told, tmp_path / "other", "--codec", "tiny") == 2
     assert "a model of 4 latent channels, but its codec tiny has 16" in capsys.readouterr().err
     # Without any, the run says so, and so does its folder.
