@@ -16,7 +16,6 @@ pytest.importorskip("transformers")
 from megatron_videogpt.condition.options import NONE, ConditionConfig  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.convert import mapped  # noqa: E402
-from megatron_videogpt.convert.table import check_network  # noqa: E402
 from megatron_videogpt.objective.build import differences, released_of  # noqa: E402
 from megatron_videogpt.objective.frame_prompt.factorised.options import FactorisedOptions  # noqa: E402
 from megatron_videogpt.objective.frame_prompt.options import FramePromptOptions  # noqa: E402
@@ -128,8 +127,6 @@ def test_weights_of_another_network_mean_something_else() -> None:
 
     decoder = Config(objective=FramePromptOptions())
     assert released_of(decoder) is None and released_of(FACTORISED) is not None
-    with pytest.raises(ValueError, match="objective.network = decoder, whose network no exported folder holds yet"):
-        check_network(Path("run"), decoder)
     for there, here, parts in (
         (decoder, FACTORISED, ["objective.network is decoder there and factorised here"]),
         (FACTORISED, decoder, ["objective.network is factorised there and decoder here"]),
