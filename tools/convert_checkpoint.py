@@ -128,7 +128,7 @@ def to_hf(args: argparse.Namespace) -> None:
     check_output(args.output)
     start()
     from megatron_videogpt.checkpoint.saved import find_checkpoint
-    from megatron_videogpt.convert.mapped import released_of
+    from megatron_videogpt.objective.build import released_of
 
     released = released_of(find_checkpoint(args.source, args.step).config)
     if released is not None:
@@ -180,6 +180,8 @@ def from_hf(args: argparse.Namespace) -> None:
     from megatron_videogpt.convert.folder import Folder
 
     released = mapped.released_in(args.source)
+    if args.start and released is None:
+        raise UserError(f"--start {args.start}: {args.source} holds no weights of its kind")
     if released is not None:
         return convert_mapped.from_hf(args, released, dtype_of(args.dtype), progress, appearing, launch)
     folder = Folder(args.source)

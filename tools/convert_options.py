@@ -34,6 +34,9 @@ examples:
   python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --verify
   # written by four processes:
   python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --tensor 2 --pipeline 2
+  # the SkyTimelapse network of Ca2-VDM, started from Open-Sora 1.0:
+  python tools/convert_checkpoint.py from-hf OpenSora-v1-HQ-16x512x512.pth --output runs/start --start open-sora \\
+      --published caption_channels=0 --vae sd-vae-ft-ema
   # a backbone to start training from:
   python tools/convert_checkpoint.py from-hf Phi-3-mini-4k-instruct --output runs/phi3 --vae ../sdxl-vae
 
@@ -165,7 +168,15 @@ def _of_from_hf(back: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         nargs="+",
         default=[],
-        help="what a published file does not say of itself: mode, block, num_heads (of next block prediction)",
+        help="what a published file does not say of itself: mode, block, num_heads (of next block prediction); fields "
+        "of config.json such as num_heads, max_tpe_len, chunk, input_size=32x32 (of frame as prompt)",
+    )
+    back.add_argument(
+        "--start",
+        default="",
+        choices=("open-sora",),
+        help="the weights are those of another network, from which training starts: Open-Sora 1.0's STDiT, for the "
+        "factorised network of frame as prompt",
     )
     back.add_argument(
         "--levels",

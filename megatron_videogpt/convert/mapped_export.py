@@ -8,18 +8,17 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import hub
 from ..checkpoint.checks import other_encoder
 from ..checkpoint.saved import Saved, find_checkpoint
-from ..codec.geometry import fsq_folder
+from ..codec.options import CodecConfig
 from ..condition.folder import fingerprint_of
 from ..condition.options import IDS
 from ..condition.tokenizer_file import tokenizer_path
@@ -29,10 +28,12 @@ from ..errors import UserError
 from ..hub.common import text_ids
 from ..hub.common.fsq_tokenizer import WEIGHTS
 from ..model.parameters import Parameter
+from ..objective.released import TOKENIZER, Released
 from .card import front_and_origin
 from .folder import Folder
-from .mapped import ENTRIES, TOKENIZER, Origin, PublishedFile, copy_tokenizer
-from .mapped_run import tokenizer_of
+from .hub_files import copy_code
+from .mapped_codec import codec_of_run, write_codec
+from .published import Origin, PublishedFile
 from .settings import TRAINING, without_paths
 from .sharded import Weights
 from .side import NAME, Side
@@ -45,7 +46,7 @@ class MappedExport:
     """What a checkpoint gives, opened; nothing is written yet.  See `export.Export`."""
 
     def __init__(
-        self, run: Path, released: ModuleType, step: int | None, average: bool, dtype: torch.dtype | None
+        self, run: Path, released: Released, step: int | None, average: bool, dtype: torch.dtype | None
     ) -> None:
         saved = find_checkpoint(run, step)
         self.run, self.path, self.average, self.wanted = run, saved.path, average, dtype
@@ -64,17 +65,40 @@ class MappedExport:
     def entries(self) -> list[Entry]:
         """All tensors of the folder, each read when it is written."""
         found = [item for entry in self.weights.entries for item in self._pieces(entry)]
-        return found + [self._carried(key) for key in (self.side.places if self.side else ())]
+        places = self.side.places if self.side else {}
+        return found + [self._carried(key) for key in places if key not in self.made] + self._made()
+
+    @cached_property
+    def made(self) -> dict[str, Tensor]:
+        """What nobody trains, as the run's sizes have it; of a published network that nobody trained, what it came with
+        stays.
+        """
+        if self.untouched and self.side is not None and self.side.facts["format"] == self.released.MODEL_TYPE:
+            return {}
+        made = self.released.buffers(self.settings())
+        kept = {
+            key
+            for key, place in (self.side.places if self.side else {}).items()
+            if key in made and key not in self.released.COMPUTED and place.shape == tuple(made[key].shape)
+        }
+        return {key: value for key, value in made.items() if key not in kept}
+
+    def _made(self) -> list[Entry]:
+        def entry(key: str, value: Tensor) -> Entry:
+            dtype = self.wanted or value.dtype
+            return Entry(key, tuple(value.shape), dtype, lambda: value.to(dtype))
+
+        return [entry(key, value) for key, value in self.made.items()]
 
     def _pieces(self, entry: Parameter) -> Iterator[Entry]:
         first = 0
-        for key, shape in self.released.pieces(entry, self.config.model):
-            dtype, rows = self._dtype(key, entry), slice(first, first + shape[0])
-            yield Entry(key, shape, dtype, lambda rows=rows, dtype=dtype: self._rows(entry, rows).to(dtype))
+        for key, shape in self.released.pieces(entry, self.config.model, self.weights.channels):
+            yield self._piece(entry, key, shape, slice(first, first + shape[0]))
             first += shape[0]
 
-    def _rows(self, entry: Parameter, rows: slice) -> Tensor:
-        return self.weights.tensor(entry)[rows]
+    def _piece(self, entry: Parameter, key: str, shape: tuple[int, ...], rows: slice) -> Entry:
+        dtype = self._dtype(key, entry)
+        return Entry(key, shape, dtype, lambda: self.weights.tensor(entry)[rows].to(dtype))
 
     def _dtype(self, key: str, entry: Parameter) -> torch.dtype:
         if self.wanted is not None:
@@ -88,22 +112,17 @@ class MappedExport:
         dtype = self.wanted if self.wanted is not None and place.dtype.is_floating_point else place.dtype
         return Entry(key, place.shape, dtype, lambda: side.tensor(key).to(dtype))
 
-    def tokenizer(self, given: Path | None) -> Path | None:
-        """The folder of the tokenizer: the one given, else that of the run, else the one that it came with."""
-        for folder in (given, fsq_folder(self.config.codec), tokenizer_of(self.run)):
-            if folder is not None and (folder / WEIGHTS).is_file():
-                return folder
-        return None
+    def codec(self, given: Path | None) -> CodecConfig | None:
+        """Of the folder: see `mapped_codec.codec_of_run`."""
+        return codec_of_run(self.released, self.run, self.config, self.weights.channels, given)
 
     def settings(self) -> dict[str, Any]:
         """`config.json`: what the run came with, and above it what it is now."""
         original = self.side.facts["config"] if self.side else {}
-        told = self.released.settings_of(self.config)
+        told = self.released.settings_of(self.config, self.weights.channels)
         if self.untouched:
             # The videos of a run that nobody trained are those of its defaults.
-            told = {key: value for key, value in told.items() if key in original or key != "latent"} | {
-                key: original[key] for key in ("latent",) if key in original
-            }
+            told = {key: value for key, value in told.items() if key in original or key != "latent"} | original
         kind = str(self.wanted or self.weights.dtype(self.weights.entries[0])).removeprefix("torch.")
         return original | told | self.released.AUTO | {"torch_dtype": kind, "dtype": kind}
 
@@ -124,7 +143,7 @@ def write_folder(
     export: MappedExport,
     folder: Path,
     max_bytes: int,
-    tokenizer: Path | None,
+    codec: CodecConfig | None,
     license: str | None,
     progress: Callable[[int], None],
 ) -> list[Path]:
@@ -133,12 +152,12 @@ def write_folder(
     """
     folder.mkdir(parents=True)
     _copy_files(export, folder)
-    if tokenizer is not None:
-        copy_tokenizer(tokenizer, folder / TOKENIZER)
+    if codec is not None:
+        write_codec(export.released, codec, folder)
     if export.text_tokenizer is not None:
         (folder / text_ids.FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(export.text_tokenizer, folder / text_ids.FOLDER / text_ids.FILE)
-    _copy_code(export.released.HUB, folder)
+    copy_code(export.released.HUB, folder, tiny_codec=codec is not None and codec.name == "tiny")
     write_json(folder / "config.json", export.settings())
     (folder / TRAINING).write_text(config_to_toml(without_paths(export.config)), encoding="utf-8")
     front, origin = front_and_origin(export, license)
@@ -150,16 +169,19 @@ def write_folder(
 
 
 def write_published(
-    export: MappedExport, path: Path, tokenizer: Path | None, progress: Callable[[int], None]
+    export: MappedExport, path: Path, codec: CodecConfig | None, progress: Callable[[int], None]
 ) -> list[Path]:
-    """Write a published file with the network, and the tokenizer in it, and read it back."""
+    """Write a published file with the network, and a tokenizer in it, and read it back."""
     digests: dict[str, str] = {}
     state = {}
     for entry in export.entries():
         state[entry.key] = _noted(entry, digests).read()
         progress(entry.size)
-    frozen = load_file(tokenizer / WEIGHTS) if tokenizer is not None else {}
-    torch.save({ENTRIES[0]: state | {INSIDE + key: value for key, value in frozen.items()}}, path)
+    if codec is not None and export.released.CODEC == TOKENIZER:
+        frozen = load_file(Path(codec.path) / WEIGHTS)
+        state |= {INSIDE + key: value for key, value in frozen.items()}
+    place = export.side.facts.get("entry", export.released.ENTRY) if export.side else export.released.ENTRY
+    torch.save({place: state} if place else state, path)
     _check(PublishedFile(path), digests, progress)
     return [path]
 
@@ -167,23 +189,9 @@ def write_published(
 def _copy_files(export: MappedExport, folder: Path) -> None:
     side = export.side
     for name in side.files() if side else []:
-        if side is not None and name.parts[0] != TOKENIZER:
+        if side is not None and name.parts[0] != export.released.CODEC:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(side.path / "files" / name, folder / name)
-
-
-def _copy_code(name: str, folder: Path) -> None:
-    """The stand-alone model's files side by side: in this package they lie in two folders, of which one imports from
-    the other.
-    """
-    home = Path(hub.__file__).parent
-    wanted = [path for path in sorted((home / name).glob("*.py")) if path.name != "__init__.py"]
-    wanted += [
-        home / "common" / f"{module}.py" for module in ("fsq_tokenizer", "fsq_codes", "videos_videogpt", "text_ids")
-    ]
-    for path in wanted:
-        text = path.read_text(encoding="utf-8").replace("from " + "..common.", "from .")
-        (folder / path.name).write_text(text, encoding="utf-8")
 
 
 def digest(tensor: Tensor) -> str:

@@ -7,6 +7,7 @@ memory.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,6 @@ from ..errors import UserError
 from ..model.parameters import BEFORE, Parameter, padded_words
 from ..model.tensors import to_hf
 from ..objective.build import parameter_table
-
-LINEAR = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
-"""Layers for which megatron-core asks a checkpoint for a state beside the weights (scales of 8-bit formats; empty
-here).
-"""
 
 
 def _stacked(name: str) -> tuple[str, int | None]:
@@ -49,7 +45,7 @@ class Weights:
         self.path, self.model, self.prefix = path, model, f"{PREFIX}." if average else ""
         self.held = readable(path, lambda: dist_checkpointing.load_tensors_metadata(str(path)))
         self.entries = tuple(parameter_table(config).entries(model))
-        patches = [self._described(entry) for entry in self.entries if entry.rule.form == "patch"]
+        patches = [self._described(entry) for entry in self.entries if entry.rule.form in ("patch", "frame_patch")]
         # A network of ids has no use for them.
         self.channels = patches[0].global_shape[1] // model.patch_size**2 if patches else 0
         for entry in self.entries:
@@ -94,8 +90,8 @@ class Weights:
 
 def _full_shape(entry: Parameter, model: ModelConfig, channels: int) -> tuple[int, ...]:
     shape, form = entry.shape(model, channels), entry.rule.form
-    if form == "patch":
-        return shape[0], shape[1] * shape[2] * shape[3]
+    if form in ("patch", "frame_patch"):
+        return shape[0], math.prod(shape[1:])
     if form == "vocabulary":
         return padded_words(shape[0]), *shape[1:]
     return shape[1:] if form == "one" else shape
@@ -136,10 +132,18 @@ def described(entry: Parameter, part: Tensor, config: Config, rank: int) -> list
 
 
 def empty_states(config: Config, stage: int, rank: int) -> list[ShardedObject]:
-    """The states beside the weights that loading asks for, one per linear layer of a pipeline stage."""
+    """The states beside the weights that megatron-core asks a checkpoint for (scales of 8-bit formats; empty here), one
+    per linear map of a pipeline stage's layers that tensor parallelism splits.
+    """
     first, count = sum(stage_layers(config)[:stage]), config.model.num_layers
+    start, end = "decoder.layers.{l}.", ".weight"
+    linear = [
+        rule.name.removeprefix(start).removesuffix(end)
+        for rule in parameter_table(config).of(config.model)
+        if rule.name.startswith(start) and rule.name.endswith(end) and rule.split is not None
+    ]
     return [
         ShardedObject(f"decoder.layers.{name}._extra_state", None, (count,), (layer,), (0, rank, 0))
-        for name in LINEAR
+        for name in linear
         for layer in range(first, first + stage_layers(config)[stage])
     ]

@@ -23,7 +23,9 @@ def parameters(model: ModelConfig, condition: ConditionConfig = NONE) -> Iterato
 def check_network(run: Path, config: Config) -> None:
     """UserError for a run whose objective trains another network, which these folders cannot hold."""
     if parameter_table(config) != prefixed(TABLE, config.condition):
+        network = getattr(config.objective, "network", "")
+        which = f" and objective.network = {network}" if network else ""
         raise UserError(
-            f"{run}: a run of objective.name = {config.objective.name}, whose network no exported folder holds yet; "
-            "sample from the run itself (--checkpoint)"
+            f"{run}: a run of objective.name = {config.objective.name}{which}, whose network no exported folder holds "
+            "yet; sample from the run itself (--checkpoint)"
         )

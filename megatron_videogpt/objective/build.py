@@ -7,8 +7,9 @@
     objective  build(config) -> Objective
     ends       ENDS, what stands around the decoder (`model.videogpt.Ends`), or ends(config)
     parts      parts(config) -> tuple[Part, ...]; absent where one network, of `ends`, is all there is
-    released   how published files of its networks look, for `convert.mapped`; absent where they are not exchanged, or
-               in the layout of Video-GPT
+    released   how published files of its networks look, for `convert.mapped` (`released.Released`); absent where they
+               are not exchanged, or in the layout of Video-GPT.  Of an objective with several networks
+               (`objective.network`) it lies in the package of that network's name in the objective's
     sampler    build_sampler(chunks, config, device) -> Sampler; absent where it has none
 
 Nothing else imports the package of an objective by its name.  PyTorch is imported only where an objective or its
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ..model.videogpt import VideoGPT
     from ..platforms import Platform
     from .base import Objective, Part, Sampler
+    from .released import Released
 
 
 def module_of(config: Config, name: str) -> ModuleType:
@@ -112,14 +115,24 @@ def _in_package(package: str, name: str) -> bool:
     return importlib.util.find_spec(f"{package}.{name}") is not None
 
 
-def released_modules() -> dict[str, ModuleType]:
-    """The modules `released` of all objectives that have one, by the objective's name."""
-    packages = {name: find("objective", name).package for name in names("objective")}
-    return {
-        name: importlib.import_module(f"{package}.released")
-        for name, package in packages.items()
-        if _in_package(package, "released")
-    }
+def released_modules() -> dict[tuple[str, str], Released]:
+    """The modules `released` of all objectives that have one, by the objective's name and that of the network, "" where
+    it has one alone.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for name in names("objective"):
+        package = importlib.import_module(find("objective", name).package)
+        inner = [item.name for item in pkgutil.iter_modules(package.__path__) if item.ispkg]
+        for network in ("", *sorted(inner)):
+            place = f"{package.__name__}.{network}".rstrip(".")
+            if _in_package(place, "released"):
+                found[name, network] = importlib.import_module(f"{place}.released")
+    return found
+
+
+def released_of(config: Config) -> Released | None:
+    """The module `released` of a run's network, None where there is none."""
+    return released_modules().get((config.objective.name, getattr(config.objective, "network", "")))
 
 
 def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> Sampler:

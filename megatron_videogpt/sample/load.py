@@ -91,8 +91,8 @@ def _open(source: Path) -> tuple[Config, Any]:
 
     released = mapped.released_in(source)
     if released is not None:
-        blocks = mapped.open_source(source, released, source / mapped.TOKENIZER, {}, None, allow_extra=True)
-        return blocks.config, blocks
+        network = mapped.open_source(source, released, source / released.CODEC, {}, None, allow_extra=True)
+        return network.config, network
     folder = Folder(source)
     if is_stock(folder):
         raise UserError(

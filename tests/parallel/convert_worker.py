@@ -22,7 +22,7 @@ def main() -> None:
     from safetensors.torch import save_file
 
     from megatron_videogpt.config.schema import ParallelConfig
-    from megatron_videogpt.convert import forward, ingest, mapped, mapped_run, new_run, settings
+    from megatron_videogpt.convert import forward, ingest, mapped, mapped_codec, mapped_run, new_run, settings
     from megatron_videogpt.convert.folder import Folder
     from megatron_videogpt.platforms import world
 
@@ -33,7 +33,7 @@ def main() -> None:
         folder, run = Path(task["folder"]), Path(task["run"])
         path, released = new_run.checkpoint_of(run), mapped.released_in(folder)
         if released is not None:
-            block = mapped.open_source(folder, released, mapped_run.tokenizer_of(run), {}, None, False)
+            block = mapped.open_source(folder, released, mapped_codec.place_of(run, released), {}, None, False)
             new_run.write_checkpoint(block, mapped_run.run_config(block, run, 2, 2), path, lambda count: None)
             continue
         source = ingest.open_source(Folder(folder), codec, None, None, False)

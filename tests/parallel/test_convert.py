@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("processes")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """All folders and the checkpoints that four processes made of them, in one launch."""
-    from megatron_videogpt.convert import mapped_run
+    from megatron_videogpt.convert import mapped_codec
 
     work, tasks = tmp_path_factory.mktemp("convert"), []
     for name, dtype in CASES:
@@ -64,7 +64,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
         place = work / name
         folder, run = block_folder(place / "folder", name), place / "run"
         (run / "checkpoints" / "step_00000000").mkdir(parents=True)
-        mapped.bring_tokenizer(folder, None, mapped_run.tokenizer_of(run), (), 0)
+        released = mapped.released_in(folder)
+        assert released is not None
+        mapped_codec.bring(released, folder, None, mapped_codec.place_of(run, released), (), 0)
         tasks.append({"folder": str(folder), "run": str(run), "predict": ""})
     (work / "tasks.json").write_text(json.dumps(tasks))
     torchrun(4, str(REPOSITORY / "tests" / "parallel" / "convert_worker.py"), str(work / "tasks.json"))
@@ -114,17 +116,17 @@ def test_predictions_at_tp2(written: Path, processes: None, name: str, dtype: st
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_come_back_from_tp2_pp2(written: Path, tmp_path: Path, processes: None, name: str) -> None:
     """Separate queries, keys and values, and a vocabulary that no two ranks divide."""
-    from megatron_videogpt.convert import mapped_run
+    from megatron_videogpt.convert import mapped_codec, mapped_run
     from megatron_videogpt.convert.mapped_export import MappedExport, write_folder
 
     folder, run = written / name / "folder", written / name / "run"
     released = mapped.released_in(folder)
     assert released is not None
-    source = mapped.open_source(folder, released, mapped_run.tokenizer_of(run), {}, None, False)
+    source = mapped.open_source(folder, released, mapped_codec.place_of(run, released), {}, None, False)
     mapped_run.finish(source, mapped_run.run_config(source, run, 2, 2), run, ignore)
     assert load_config(run / "config.toml").parallel.pipeline == 2
     export = MappedExport(run, released, None, False, None)
-    write_folder(export, tmp_path / "back", 10**9, export.tokenizer(None), None, ignore)
+    write_folder(export, tmp_path / "back", 10**9, export.codec(None), None, ignore)
     same(load_file(tmp_path / "back" / "model.safetensors"), load_file(folder / "model.safetensors"))
     original, back = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "back"))
     assert original.items() <= back.items()

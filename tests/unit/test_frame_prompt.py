@@ -291,7 +291,7 @@ def test_work_of_a_run_has_its_options() -> None:
 
 
 def test_no_exported_folder_holds_its_network() -> None:
-    with pytest.raises(UserError, match="run: a run of objective.name = frame_prompt_diffusion, whose network no"):
+    with pytest.raises(UserError, match="frame_prompt_diffusion and objective.network = decoder, whose network no"):
         check_network(Path("run"), config_from_dict(GOOD))
     check_network(Path("run"), Config())
     check_network(Path("run"), replace(Config(), condition=CLASSES))

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.convert import mapped
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
 from megatron_videogpt.objective.next_block import released
@@ -207,7 +208,7 @@ def test_published_files_are_recognised_and_the_stand_alone_model_has_their_tens
         words = (64_000, sizes["hidden_size"])
         shapes |= {"transformer.tok_emb.weight": words, "transformer.head.weight": words}
         shapes["transformer.uncond_embedding"] = (0, sizes["hidden_size"])
-    settings = released.guessed(shapes, 64_000, {}, name)
+    settings = released.guessed(shapes, CodecConfig(name="fsq"), {}, name)
     assert {key: settings[key] for key in settings if key in sizes} == {k: sizes[k] for k in sizes if k in settings}
     assert settings["text_ids"] == 32_000 * hybrid and settings["prefix_kind"] == ("text" if hybrid else "none")
     with torch.device("meta"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...config.problems import Report
 from ...config.schema import Config
 from ...config.sections import enter, option
+from .factorised import options as factorised
 from .factorised.options import DECODER, FACTORISED, FactorisedOptions, check_factorised, check_ranges, check_unused
 
 NAME = "frame_prompt_diffusion"
@@ -43,6 +44,14 @@ class FramePromptOptions:
 def longest_window(config: Config) -> int:
     """Most latent frames that the model is trained to see at once."""
     return int(max(config.objective.prompts) + config.objective.chunk)
+
+
+def differences(there: Config, here: Config) -> list[str]:
+    """See `objective.build`: another network."""
+    old, new = there.objective.network, here.objective.network
+    if old != new:
+        return [f"objective.network is {old} there and {new} here, which have no weights in common"]
+    return factorised.differences(there, here) if new == FACTORISED else []
 
 
 def check_options(report: Report) -> None:

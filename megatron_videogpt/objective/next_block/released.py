@@ -1,12 +1,12 @@
 """A published transformer: its settings as recorded and exported folders have them, and its tensors.
 
-Conversion (`convert/mapped.py`) asks an objective's `released` for MODEL_TYPE, AUTO, HUB, START, BUFFERS, `pieces`,
-`settings_of`, `config_of`, `guessed` and `card`.
+`objective/released.py` says what its names mean.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,20 +17,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...codec.geometry import expected_geometry, expected_levels
+from ...codec.options import CodecConfig
 from ...condition.options import IDS, NONE
 from ...config.derived import frame_side
 from ...config.schema import Config, ModelConfig
 from ...errors import UserError
 from ...model.parameters import Parameter
+from ..released import TOKENIZER as CODEC
+from ..released import Shapes, Start
 from .card import card
 from .options import NAME, NextBlockOptions
 from .parameters import APART, JOINT, START, published
 from .vocabulary import GIVEN, HYBRID, LAYOUTS, UNCONDITIONAL, Vocabulary, vocabulary_of
 
-__all__ = ["START", "card"]
+__all__ = ["CODEC", "START", "card"]
 
 MODEL_TYPE = "nbp"
-"""Of `config.json`."""
 AUTO = {
     "architectures": ["NextBlockModel"],
     "auto_map": {
@@ -38,11 +40,12 @@ AUTO = {
         "AutoModel": "modeling_nextblock.NextBlockModel",
     },
 }
-"""What `config.json` says to transformers."""
 HUB = "next_block"
-"""The folder of `hub/` with the stand-alone model."""
+ENTRY = "state_dict"
 BUFFERS = (f"{START}uncond_embedding",)
-"""Published keys that travel along where the model has no parameter of theirs: this one has no rows then."""
+"""The model has no parameter of it where it has no rows."""
+COMPUTED: tuple[str, ...] = ()
+STARTS: dict[str, Start] = {}
 SIZES = {
     "num_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -93,15 +96,25 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def pieces(entry: Parameter, model: ModelConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """(key, shape) of the published tensors whose rows, one after another, are this parameter."""
-    keys, shape = published(entry.hf), entry.shape(model, 0)
+def channels_of(settings: Mapping[str, Any]) -> int:
+    """See `Released`: a network of ids knows nothing of latents."""
+    return 0
+
+
+def buffers(settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """See `Released`."""
+    return {}
+
+
+def pieces(entry: Parameter, model: ModelConfig, channels: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """See `Released`."""
+    keys, shape = published(entry.hf), entry.shape(model, channels)
     rows = [count * model.head_dim for count in (model.num_attention_heads, model.kv_heads, model.kv_heads)]
     return ((keys[0], shape),) if len(keys) == 1 else tuple((key, (n, *shape[1:])) for key, n in zip(keys, rows))
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """Fields of `config.json` of a run: those of published checkpoints, and what else its backbone, blocks, classes and
+def settings_of(config: Config, channels: int) -> dict[str, Any]:
+    """See `Released`: those of published checkpoints, and what else its backbone, blocks, classes and
     videos need.
     """
     model, options, condition, vocabulary = config.model, config.objective, config.condition, vocabulary_of(config)
@@ -128,9 +141,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def config_of(settings: Mapping[str, Any], config: Config, where: str) -> Config:
-    """A configuration with the model, objective and condition of a `config.json`, everything else as it is, its codec
-    among it.  UserError, one line that begins with `where`, for values that no model has.
-    """
+    """See `Released`: with its model, objective and condition."""
     for name in (*SIZES, "block", "codes", "vocab_size"):
         _natural(settings, name, where)
     mode, kind, named = settings.get("mode"), settings.get("prefix_kind", "none"), settings.get("class_names")
@@ -184,12 +195,9 @@ def _natural(settings: Mapping[str, Any], name: str, where: str) -> int:
     return value
 
 
-def guessed(shapes: Mapping[str, tuple[int, ...]], codes: int, told: Mapping[str, str], where: str) -> dict[str, Any]:
-    """`config.json` of a published file, which has none, from the shapes of its tensors.
-
-    told: what the user says: mode, block (16 where not said) and num_heads (of a published width).  UserError, one
-    line, where that is not enough, or contradicts the shapes.
-    """
+def guessed(shapes: Shapes, codec: CodecConfig, told: Mapping[str, str], where: str) -> dict[str, Any]:
+    """See `Released`; told: mode, block (16 where not said) and num_heads (of a published width)."""
+    codes = math.prod(expected_levels(codec))
     try:
         words, width = shapes[f"{START}tok_emb.weight"]
         (_, positions, _), (inner, _) = shapes[f"{START}pos_emb"], shapes[f"{START}blocks.0.mlp.0.weight"]

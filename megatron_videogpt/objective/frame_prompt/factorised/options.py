@@ -8,6 +8,7 @@ from ....condition.folder import text_width
 from ....config.problems import Report
 from ....config.schema import Config, SampleConfig
 from ....config.sections import option
+from ....config.toml import show
 from ....model.factorised import NORM_EPSILON
 from .variant import CAUSAL, CYCLIC, ENHANCEMENTS, FIXED, FULL, PARTIAL, Variant
 
@@ -69,6 +70,18 @@ def variant_of_run(config: Config) -> Variant:
         text_width=text_width(config.condition) if text else 0,
         text_tokens=config.condition.text_tokens if text else 0,
     )
+
+
+def differences(there: Config, here: Config) -> list[str]:
+    """Which layers or tables one network has and the other has not, or has for something else.  What attention in time
+    sees, and how many positions there are, may change.
+    """
+    old, new = there.objective.factorised, here.objective.factorised
+    named = [(f"{SECTION}.{name}", getattr(old, name), getattr(new, name)) for name in ("enhance", "mask_channel")]
+    named.append(("condition.kind", there.condition.kind, here.condition.kind))
+    if there.condition.kind == here.condition.kind == "text":
+        named.append(("condition.max_tokens", there.condition.text_tokens, here.condition.text_tokens))
+    return [f"{name} is {show(one)} there and {show(other)} here" for name, one, other in named if one != other]
 
 
 def check_ranges(report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,7 +75,6 @@ def settings_of(
 ) -> dict[str, Any]:
     """Fields of `config.json`; size: of the latents; dropout: how often training drops a text."""
     enhance = f"prev_frames_{variant.enhance_frames}" if variant.enhance == "prev_frames" else variant.enhance
-    ratio = model.ffn_hidden_size / model.hidden_size
     return {
         "input_size": list(size),
         "in_channels": channels,
@@ -82,7 +82,7 @@ def settings_of(
         "hidden_size": model.hidden_size,
         "depth": model.num_layers,
         "num_heads": model.num_attention_heads,
-        "mlp_ratio": ratio,
+        "mlp_ratio": _ratio(model),
         "class_dropout_prob": dropout,
         "pred_sigma": True,
         "caption_channels": variant.text_width,
@@ -95,6 +95,13 @@ def settings_of(
         "spatial_attn_enhance": None if enhance == "none" else enhance,
         "is_causal": next(theirs for theirs, ours in TIMES.items() if ours == variant.time),
     }
+
+
+def _ratio(model: ModelConfig) -> float:
+    """Of which `model_of` makes the inner width again, whatever the quotient is rounded to."""
+    width, inner = model.hidden_size, model.ffn_hidden_size
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
 def open_folder(
