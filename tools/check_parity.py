@@ -87,6 +87,22 @@ def launch(processes: int) -> int:
     ).returncode
 
 
+def compared_folders(args: argparse.Namespace) -> list[Path]:
+    """Which are compared, in this layout; those that are not are named in a line each."""
+    for name in ("tensor_parallel", "context_parallel"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    folders = [args.folder] if args.folder else [GOLDEN, GOLDEN / "nbp", GOLDEN / "vidgpt"]
+    if args.context_parallel == 1:
+        return folders
+    found = [folder for folder in folders if parity_vidgpt.is_kind(folder)]
+    if not found:
+        raise UserError(f"{folders[0]}: {ALONE}; leave out --context-parallel")
+    if "RANK" not in os.environ:
+        print("".join(f"{folder}: {ALONE}\n" for folder in folders if folder not in found), end="", flush=True)
+    return found
+
+
 def check(folder: Path, parallel: ParallelConfig, attention: str) -> bool:
     """Every case of a folder; prints the worst error of each quantity.  Whether all are within their limits."""
     from megatron_videogpt.objective.recorded import Report
@@ -97,8 +113,6 @@ def check(folder: Path, parallel: ParallelConfig, attention: str) -> bool:
     unchecked: list[str] = []
     if parity_vidgpt.is_kind(folder):
         return check_frame_prompt(folder, parallel, attention)
-    if parallel.context > 1:
-        raise UserError(f"{folder}: {ALONE}; leave out --context-parallel")
     if parity_nbp.is_kind(folder):
         report = Report({**parity_nbp.LIMITS, **parity_transformer.limits()})
         unchecked = parity_nbp.check_folder(folder, report)
@@ -203,16 +217,12 @@ def main() -> int:
     """Entry point."""
     args = arguments()
     processes = args.tensor_parallel * args.context_parallel
-    if processes > 1 and "RANK" not in os.environ:
-        return launch(processes)
-    warnings.filterwarnings("ignore", module="megatron")
     try:
+        folders = compared_folders(args)
+        if processes > 1 and "RANK" not in os.environ:
+            return launch(processes)
+        warnings.filterwarnings("ignore", module="megatron")
         parallel = start(args.tensor_parallel, args.context_parallel)
-        folders = [args.folder] if args.folder else [GOLDEN, GOLDEN / "nbp", GOLDEN / "vidgpt"]
-        if not args.folder and parallel.context > 1:
-            if os.environ.get("RANK") == "0":
-                print("\n".join(f"{folder}: {ALONE}" for folder in folders[:2]))
-            folders = folders[2:]
         good = [check(folder, parallel, args.attention) for folder in folders]
     except UserError as error:
         return exit_code(error)

@@ -17,6 +17,7 @@ from megatron_videogpt.errors import UserError
 from megatron_videogpt.hub.frame_prompt.sampling_frameprompt import Chunks, rollout
 from megatron_videogpt.objective.frame_prompt.factorised.published import model_of, variant_of
 from megatron_videogpt.objective.noise import normal
+from megatron_videogpt.sequence.intervals import dense_mask
 
 pytest.importorskip("transformers")
 from megatron_videogpt.hub.frame_prompt.memory_frameprompt import memory_of  # noqa: E402
@@ -200,6 +201,37 @@ def test_a_cache_elsewhere_or_of_another_dtype(models: Any, kept: dict[str, Any]
     # Without scratch: a layer attends a copy.
     rows, channels = 2 * 4, 2 * 16 * (2 if "dtype" in kept else 4)
     assert memory.kept.bytes == 2 * rows * channels * (5 + 3)
+
+
+@pytest.mark.parametrize("shown", [(2,), (1, 2), (2, 2, 2)])
+def test_equal_places_are_computed_in_one_call(shown: tuple[int, ...]) -> None:
+    """Or two, once the ring is full: every pair of the mask, and no other."""
+    from megatron_videogpt.attention.chunks import Costs
+    from megatron_videogpt.attention.groups import calls
+    from megatron_videogpt.objective.frame_prompt.factorised.kept import Kept
+    from megatron_videogpt.objective.frame_prompt.factorised.memory import Told
+    from megatron_videogpt.objective.frame_prompt.factorised.variant import Variant
+
+    told = Told([], Variant(), 2, 5, torch.device("cpu"))
+    kept = Kept(told.variant, 2, 6, 5)
+    for count, writing in [*((count, True) for count in shown), (2, False)]:
+        row = told.row(torch.zeros(2, count, 4, 4, 6), count if writing else 0, [0] * count)
+        placed, met = kept.met(row, count, writing)
+        mask, cached = placed.masks[1], met[1]
+        found = torch.zeros(row.length, cached.rows)
+        intervals = mask.intervals[mask.queries]
+        together = calls(intervals, Costs(1e6, 1, 0), mask.groups)
+        # And a call for padding.
+        assert len(together) <= 2 + (sum(shown) > 3)
+        for call in together:
+            rows, keys = (torch.arange(size).view(1, 1, -1, 1) for size in found.shape)
+            where, which = call.rows(rows)[..., 0], call.keys(keys)[..., 0]
+            seen = torch.ones(where.shape[2], which.shape[2]) if call.box.mask is None else call.box.mask == 0
+            for group in range(call.groups):
+                found[where[group, 0][:, None], which[group, 0]] += seen.float()
+        assert torch.equal(found, dense_mask(intervals, cached.rows).float())
+        if writing:
+            kept.wrote(met, count)
 
 
 def test_what_does_not_go_is_said(models: Any) -> None:
