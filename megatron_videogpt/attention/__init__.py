@@ -8,6 +8,8 @@ import importlib
 
 from torch import Tensor
 
+from ..sequence.row import CachedGroups
+
 MODULES = {"reference": "reference", "ranged": "ranged", "flex": "flex", "triton": "triton_attention", "flash": "flash"}
 """Backend -> its module here."""
 
@@ -26,15 +28,15 @@ def attend(
     intervals: Tensor,
     scale: float,
     deterministic: bool = False,
-    groups: tuple[int, int] | None = None,
+    groups: tuple[int, int] | CachedGroups | None = None,
 ) -> Tensor:
     """Attention of every query row over the keys of its two intervals.
 
     q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]``: head i reads key-value head ``i // (H / Hkv)``.  intervals: int32 ``[Lq,
     4]``, row r attends the keys ``[a0, a1) U [b0, b1)``, which are disjoint and not both empty.  scale: factor on the
     scores.  deterministic: gradients are the same bits in every run; without it a backend may add in whatever order is
-    fastest.  groups: a hint, see `sequence.row.Mask`; the first queries are those of the first keys then.  Returns
-    ``[Lq, H, d]`` in q's dtype.
+    fastest.  groups: a hint, see `sequence.row.Mask`; the first queries are those of the first keys then, unless
+    it says where keys of a cache lie.  Returns ``[Lq, H, d]`` in q's dtype.
     """
     if backend not in MODULES:
         raise ValueError(

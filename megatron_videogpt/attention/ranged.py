@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sequence.row import CachedGroups
 from .groups import Call, calls
 from .plan import Costs
 
@@ -159,7 +160,7 @@ def attend(
     intervals: Tensor,
     scale: float,
     deterministic: bool = False,
-    groups: tuple[int, int] | None = None,
+    groups: tuple[int, int] | CachedGroups | None = None,
 ) -> Tensor:
     """Interval attention on any device; shapes as in `attention.attend`.  Calls are added in a fixed order,
     `deterministic` or not.

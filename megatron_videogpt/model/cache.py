@@ -8,7 +8,7 @@ intervals count in rows of the buffers: every attention backend takes fewer quer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,22 @@ class KeyValueCache:
         if layer not in self.layers:
             self.layers[layer] = self._buffer(keys), self._buffer(values)
         held = self.layers[layer]
-        return self._placed(held[0], keys, row), self._placed(held[1], values, row)
+        attended = self._placed(held[0], keys, row), self._placed(held[1], values, row)
+        if row.later is not None and (self.copied or row.places is None):
+            tokens, rows = row.later
+            for buffer, new in zip(held, (keys, values)):
+                buffer.index_copy_(0, rows.to(buffer.device), new.index_select(0, tokens).to(buffer))
+        return attended
+
+    def settle(self, row: CachedRow) -> None:
+        """Behind a pass: what is in scratch, and is to stay, goes where it belongs (`CachedRow.later`)."""
+        if row.later is None or row.places is None or self.copied:
+            return
+        tokens, rows = row.later
+        scratch = row.places.index_select(0, tokens)
+        for pair in self.layers.values():
+            for buffer in pair:
+                buffer.index_copy_(0, rows, buffer.index_select(0, scratch))
 
     def _buffer(self, like: Tensor) -> Tensor:
         device = torch.device("cpu") if self.offload else like.device
@@ -77,11 +92,15 @@ class KeyValueCache:
         return torch.zeros(self.rows, *like.shape[1:], dtype=self.dtype or like.dtype, device=device, pin_memory=pinned)
 
     def _placed(self, buffer: Tensor, new: Tensor, row: CachedRow) -> Tensor:
+        if row.places is None:
+            return new
         if not self.copied:
-            return buffer[: row.rows].index_copy_(0, row.places, new)
+            whole = buffer[: row.rows]
+            return whole.index_copy_(0, row.places, new) if len(row.places) else whole
         whole = new.new_empty(row.rows, *new.shape[1:])
         whole[: row.kept].copy_(buffer[: row.kept], non_blocking=True)
-        whole.index_copy_(0, row.places, new)
+        if len(row.places):
+            whole.index_copy_(0, row.places, new)
         if row.lasting:
             buffer.index_copy_(0, row.places[: row.lasting].to(buffer.device), new[: row.lasting].to(buffer))
         return whole
@@ -91,15 +110,34 @@ class CachedRow(NamedTuple):
     """How a packed row of L tokens meets the buffers of a cache.  The row's masks count in these: intervals in their
     rows, or in the order of these that a mask gives.
 
-    places: int64 ``[L]``, a row of the buffers for each token; kept: rows of the regions; rows: those and the scratch
-    that this pass fills; lasting: leading tokens of the row that belong to the history, the others are scratch.
+    places: int64 ``[L]``, a row of the buffers for each token; ``[0]`` where they add nothing to what is attended, and
+    None where they attend each other alone, under a mask that knows no cache.  kept: rows of the regions; rows: those
+    and the scratch that this pass fills; lasting: leading tokens of the row that belong to the history, the others are
+    scratch.  later: int64 (tokens, rows), what replaces rows that the pass itself still reads, once it is through
+    (`KeyValueCache.settle`).
     """
 
     cache: KeyValueCache
-    places: Tensor
+    places: Tensor | None
     kept: int
     rows: int
     lasting: int
+    later: tuple[Tensor, Tensor] | None = None
+
+    def to(self, device: torch.device) -> CachedRow:
+        """The same with its numbers on a device."""
+        places = None if self.places is None else self.places.to(device)
+        later = None if self.later is None else (self.later[0].to(device), self.later[1].to(device))
+        return self._replace(places=places, later=later)
+
+
+Cached = CachedRow | Mapping[int, CachedRow]
+"""Of all attentions of a pass, or of each by the number of its mask: one that is not there keeps nothing."""
+
+
+def cached_by(cached: Cached | None, mask: int) -> CachedRow | None:
+    """How the attention that goes by a mask meets its buffers; None for not at all."""
+    return cached.get(mask) if isinstance(cached, Mapping) else cached
 
 
 class Region(NamedTuple):

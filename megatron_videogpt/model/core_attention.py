@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -85,6 +86,10 @@ def attend_in_order(
     q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]``, all as stored -> ``[Lq, H, d]``.
     """
     order, inverse = mask.order, mask.inverse
+    if mask.queries is not None and mask.back is not None:
+        q = q.index_select(0, mask.queries)
+        placed = replace(mask, queries=None)
+        return attend_in_order(backend, q, k, v, placed, scale, deterministic).index_select(0, mask.back)
     if order is None:
         return attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups)
     if inverse is None:

@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from ..sequence.row import Row
-from .cache import CachedRow
+from .cache import Cached
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def _evaluating(chunks: list[Any]) -> Iterator[None]:
             chunk.train(mode)
 
 
-def forward_row(chunks: list[Any], row: Row, width: int, cached: CachedRow | None = None) -> Tensor:
+def forward_row(chunks: list[Any], row: Row, width: int, cached: Cached | None = None) -> Tensor:
     """Model output float32 ``[scored tokens, width]`` of one whole packed row on every rank, through all context shards
     and pipeline stages, without gradients.
 
@@ -45,7 +45,7 @@ def forward_row(chunks: list[Any], row: Row, width: int, cached: CachedRow | Non
     return _join_shards(output, row)
 
 
-def _through_stages(chunks: list[Any], row: Row, width: int, cached: CachedRow | None) -> Tensor:
+def _through_stages(chunks: list[Any], row: Row, width: int, cached: Cached | None) -> Tensor:
     stages, interleaved = parallel_state.get_pipeline_model_parallel_world_size(), len(chunks) > 1
     stored = get_forward_backward_func()(
         forward_step_func=lambda _, stage: (stage(row, cached), lambda output, non_loss_data=False: output),

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sequence.row import Context, Mask
-from .cache import CachedRow
+from ..sequence.row import CachedGroups, Context, Mask
+from .cache import Cached, CachedRow, cached_by
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,18 @@ class OrderedMask:
     intervals: int32 ``[Lq, 4]`` of the queries, in the order of their attention.  order: int64, the number of key j
     among what the layer computed, or among the rows of a cache; None for keys as they are.  inverse: int64 ``[L]``, the
     place of each token in the order; None for the rows of a cache and for a list of keys.  all_queries: whether the
-    queries are all L tokens, and so are put into the order too.  groups: see `Mask`, None without all queries.
+    queries are all L tokens, and so are put into the order too.  groups: see `Mask`, None without all queries, but
+    under a cache.  queries, back: int64 ``[L]``, the number of each query among the tokens, and the place of each token
+    among the queries, where these have an order of their own.
     """
 
     intervals: Tensor
     order: Tensor | None = None
     inverse: Tensor | None = None
     all_queries: bool = True
-    groups: tuple[int, int] | None = None
+    groups: tuple[int, int] | CachedGroups | None = None
+    queries: Tensor | None = None
+    back: Tensor | None = None
 
     def of_rows(self, intervals: Tensor) -> OrderedMask:
         """The same keys for fewer queries, with their intervals int32 ``[n, 4]``."""
@@ -41,15 +45,23 @@ class OrderedMask:
 
 def ordered(mask: Mask, cached: bool) -> OrderedMask:
     """A row's mask for a pass; cached: whether its keys are the rows of a cache."""
+    if cached and mask.queries is not None:
+        intervals = mask.intervals.index_select(0, mask.queries)
+        return OrderedMask(intervals, mask.order, None, False, mask.groups, mask.queries, _inverse(mask.queries))
     if cached:
         return OrderedMask(mask.intervals, mask.order, all_queries=False)
     if mask.order is None:
         return OrderedMask(mask.intervals, groups=mask.groups)
     if len(mask.order) != len(mask.intervals):
         return OrderedMask(mask.intervals, mask.order, all_queries=False)
-    inverse = torch.empty_like(mask.order)
-    inverse[mask.order] = torch.arange(len(inverse), device=inverse.device)
-    return OrderedMask(mask.intervals.index_select(0, mask.order), mask.order, inverse, groups=mask.groups)
+    intervals = mask.intervals.index_select(0, mask.order)
+    return OrderedMask(intervals, mask.order, _inverse(mask.order), groups=mask.groups)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return inverse
 
 
 class ScoredRows(NamedTuple):
@@ -100,12 +112,16 @@ class LayerInputs:
 
     masks: tuple[OrderedMask, ...]
     scored: ScoredRows | None = None
-    cached: CachedRow | None = None
+    cached: Cached | None = None
     fixed: dict[str, Context] = field(default_factory=dict)
     slots: dict[str, Slot] = field(default_factory=dict)
     part: int = 0
     parts: int = 1
     identity: Tensor | None = None
+
+    def cached_by(self, mask: int) -> CachedRow | None:
+        """Where the keys and values are kept of the attention that goes by this mask; None for nowhere."""
+        return cached_by(self.cached, mask)
 
     def identity_of(self, rows: Tensor | None) -> Tensor | None:
         """`identity` of these rows only, int64 ``[n]``; None for all."""

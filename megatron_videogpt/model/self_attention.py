@@ -59,7 +59,9 @@ class RotaryAttention(SelfAttention):
         # Attention must not keep the joint projection alive while it runs.
         del joint, cut
         mask = mask if chosen is None else mask.of_rows(chosen.intervals)
-        out = self.core_attention(*(x.unsqueeze(1) for x in (query, key, value)), mask, cached=inputs.cached)
+        out = self.core_attention(
+            *(x.unsqueeze(1) for x in (query, key, value)), mask, cached=inputs.cached_by(self.mask)
+        )
         site, _ = sites(self.layer_number)
         out = with_bias(self.linear_proj(out))
         return dropout(out, inputs.identity_of(rows), site, self.config.dropout), rows

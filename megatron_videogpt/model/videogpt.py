@@ -20,7 +20,7 @@ from ..config.schema import Config, ModelConfig
 from ..errors import UserError
 from ..platforms import Platform
 from ..sequence.row import Context, Row
-from .cache import CachedRow
+from .cache import Cached, cached_by
 from .dropout import EMBEDDING, dropout
 from .init import mark_shards, named
 from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows
@@ -157,7 +157,7 @@ class VideoGPT(MegatronModule):
                 )
         return described
 
-    def forward(self, row: Row, cached: CachedRow | None = None) -> Tensor:
+    def forward(self, row: Row, cached: Cached | None = None) -> Tensor:
         """This context parallel rank's shard of a packed row -> what the head gives for its scored tokens on the last
         stage, hidden states elsewhere.
 
@@ -205,16 +205,16 @@ class VideoGPT(MegatronModule):
         shared.register_hook(lambda gradient: gradient / size)
         return shared
 
-    def _inputs(
-        self, row: Row, sides: dict[str, Context], cached: CachedRow | None
-    ) -> tuple[LayerInputs, Tensor | None]:
+    def _inputs(self, row: Row, sides: dict[str, Context], cached: Cached | None) -> tuple[LayerInputs, Tensor | None]:
         """What layers find beside hidden states: their inputs, and the trained side inputs in one tensor."""
         context, slots = join_trained(sides)
         assert not slots.keys() & row.context.keys()
         chosen: ScoredRows | None = None
         if self.scored_only and torch.is_grad_enabled() and cached is None:
             chosen = scored_rows(row.scored_rows, row.masks[self.last_mask].intervals)
-        masks = tuple(ordered(mask, cached is not None) for mask in row.masks)
+        kept = [cached_by(cached, number) for number in range(len(row.masks))]
+        in_cache = [found is not None and found.places is not None for found in kept]
+        masks = tuple(ordered(mask, kept) for mask, kept in zip(row.masks, in_cache))
         group = self.pg_collection.tp
         part, parts = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
         identity = self._identity(row)

@@ -16,6 +16,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class CachedGroups:
+    """A hint of a mask under a cache: the first count * size tokens in the order of the queries form groups of size
+    tokens, all under the pattern of the first one.
+
+    blocks: (first, stride, width) for each of the two intervals: those of group g lie within the width keys from first
+    + g * stride on, of which there are count * stride; width 0 where none of them sees anything.
+    """
+
+    count: int
+    size: int
+    blocks: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Mask:
     """Which keys each token of a row of L tokens sees; a layer names its mask by number.
 
@@ -27,12 +41,16 @@ class Mask:
 
     groups: (count, size), a hint that the first count * size tokens of the order form groups of size tokens that see
     each other only, all by the same pattern, which a CPU computes in one call.  `grouped_mask` checks it; nothing does
-    later.
+    later.  Under a cache the hint is `CachedGroups`.
+
+    queries: int64 ``[L]``, under a cache the tokens in the order in which they attend, which is no one's concern but
+    the hint's; None for as stored.
     """
 
     intervals: Tensor
     order: Tensor | None = None
-    groups: tuple[int, int] | None = None
+    groups: tuple[int, int] | CachedGroups | None = None
+    queries: Tensor | None = None
 
 
 def grouped_mask(intervals: Tensor, groups: tuple[int, int], order: Tensor | None = None) -> Mask:

@@ -3,7 +3,8 @@
 
 A case is name -> (variant, attention backend, parallel options).  Rank 0 leaves name -> published key -> largest error
 of its gradient on any rank, as a fraction of the largest value; ``output`` stands for the network's output and, in the
-cases whose name is a layout alone, ``recorded`` for recorded passes and losses, as a fraction of their limits by 1e-5.
+cases whose name is a layout alone, ``recorded`` for recorded passes, losses and sampling, as a fraction of their limits
+by 1e-5.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def errors(name: str, backend: str, parallel: dict[str, Any], golden: Path | Non
     from megatron_videogpt.platforms import world
     from tests import factorised_prompt as small
     from tests.factorised_dense import error
+    from tools import parity_factorised
 
     variant = small.VARIANTS[name]
     weights, videos = small.weights_of(variant), small.rows_of(variant)
@@ -58,11 +60,13 @@ def errors(name: str, backend: str, parallel: dict[str, Any], golden: Path | Non
     split = [torch.cat(output.unflatten(1, (4, -1)).chunk(2, dim=2), 2).flatten(1) for output in joined]
     found["output"] = max(map(error, split, outputs))
     if golden is not None:
-        report = Report(parity.LIMITS)
+        report = Report(parity_factorised.limits())
         parity.check_folder(golden, config.parallel, build, report)
+        parity_factorised.check_sampling(golden, config.parallel, build, report)
+        assert "sampler chains" in report.compared
         found["recorded"] = (
             max(
-                error / parity.LIMITS[quantity] if parity.LIMITS[quantity] else error
+                error / report.limits[quantity] if report.limits[quantity] else error
                 for quantity, (error, _) in report.worst.items()
             )
             / 1e5

@@ -41,9 +41,11 @@ def sample_of(step: int, number: int, classes: int) -> Any:
 
 
 def sampled(session: worker.Session) -> dict[str, Any]:
-    """Three videos, one without a text and one of another history, over a window that moves: of each frame its norm and
-    a value.
+    """Three videos, one without a text and one of another history, over a window that moves, as published and without a
+    cache: of each frame its norm and a value.
     """
+    from dataclasses import replace
+
     import torch
 
     from megatron_videogpt.objective.build import build_sampler
@@ -54,10 +56,14 @@ def sampled(session: worker.Session) -> dict[str, Any]:
     histories = [normal(number, "history", (1 + number // 2, CHANNELS, 4, 6)) for number in range(3)]
     shown = [words_of(1), None, words_of(2)]
     bare = [chunk.module for chunk in session.chunks]
-    with whole_parameters(session.chunks):
-        sampler = build_sampler(bare, config, torch.device("cpu"))
-        clips = [torch.cat(parts) for parts in zip(*sampler.rollout(histories, config.sample, [0, 1, 2], 0, shown))]
-    return {"sampled": [float(value) for clip in clips for frame in clip for value in (frame.norm(), frame[1, 2, 3])]}
+    found = {}
+    for cache, end in ((True, "keep"), (False, "recompute")):
+        sample = replace(config.sample, cache=cache, window_end=end)
+        with whole_parameters(session.chunks):
+            sampler = build_sampler(bare, replace(config, sample=sample), torch.device("cpu"))
+            clips = [torch.cat(parts) for parts in zip(*sampler.rollout(histories, sample, [0, 1, 2], 0, shown))]
+        found[end] = [float(value) for clip in clips for frame in clip for value in (frame.norm(), frame[1, 2, 3])]
+    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_videogpt.config.load import config_from_dict
-from megatron_videogpt.objective.frame_prompt.factorised.memory import layer_bytes
+from megatron_videogpt.objective.frame_prompt.factorised.activations import layer_bytes
 from megatron_videogpt.objective.frame_prompt.factorised.options import variant_of_run
 from megatron_videogpt.objective.work import Work
 from tools.measure_memory import estimate, measure

@@ -19,7 +19,7 @@ model.biases=true model.positions=none model.norm_epsilon=1e-6 model.num_layers=
 model.ffn_hidden_size=48 model.num_attention_heads=4 data.frames=5 data.min_frames=3 data.clips=[1,1]
 train.platform=cpu train.precision=fp32 train.threads=1 train.global_batch_size=4 train.micro_batch_size=2
 attention.backend=ranged optimizer.lr=1e-2 optimizer.eps=1e-3 optimizer.warmup_steps=2 checkpoint.async_save=false
-sample.history=1 sample.clips=[2,4] sample.window=5 sample.steps=3 sample.guidance=2.0 sample.cache=false""".split()
+sample.history=1 sample.clips=[2,4] sample.window=5 sample.steps=3 sample.guidance=2.0""".split()
 LAYOUTS: dict[int, dict[str, str]] = {
     2: {
         "TP2": "tensor=2",
@@ -60,12 +60,14 @@ def test_every_layout_trains_as_one_process(runs: Any) -> None:
             assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), (name, STEPS - number)
 
 
-def test_every_layout_samples_as_one_process(runs: Any) -> None:
-    wanted = runs["one"]["sampled"]
+@pytest.mark.parametrize("end", ["keep", "recompute"])
+def test_every_layout_samples_as_one_process(runs: Any, end: str) -> None:
+    """With a cache, past the window's end, and without one."""
+    wanted = runs["one"][end]
     # Of a model that has hardly learned: numbers of all sizes, whose rounding is that of the largest.
     largest = max(map(abs, wanted))
     for name in runs.keys() - {"one"}:
-        assert runs[name]["sampled"] == pytest.approx(wanted, rel=2e-4, abs=1e-6 * largest), name
+        assert runs[name][end] == pytest.approx(wanted, rel=2e-4, abs=1e-6 * largest), name
 
 
 def test_it_resumes_bit_for_bit(runs: Any) -> None:

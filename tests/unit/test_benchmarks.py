@@ -262,3 +262,23 @@ def test_sampling_blocks_of_tokens(tmp_path: Path) -> None:
     assert [one["history"] for one in result["lengths"]] == [1, 2] and all(
         one["error"] < 1e-5 for one in result["lengths"]
     )
+
+
+def test_a_rollout_over_a_window_that_moves(tmp_path: Path) -> None:
+    done = run(interpreter("tools/benchmark_rollout.py", "--quick", "--steps", 1, "--output", tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "rollout.json").read_text())["networks"]
+    assert list(result) == ["decoder", "factorised"] and (tmp_path / "rollout.png").stat().st_size > 1000
+    for ways in result.values():
+        assert list(ways) == ["uncached", "recompute", "keep"]
+        for name, one in ways.items():
+            assert one["wall_ratio"] == ways["uncached"]["wall"] / one["wall"] and one["difference"] < 1e-4
+            # From the second chunk on the window is full.
+            assert (
+                len(one["bytes"]) == 3
+                and one["bytes"][1] == one["bytes"][2]
+                and bool(one["bytes"][0]) == (name != "uncached")
+            )
+    assert done.stdout.count("\n| ") == 7
+    wrong = run(interpreter("tools/benchmark_rollout.py", "--chunks", 1))
+    assert wrong.returncode == 2 and "--chunks 1: must be at least 2" in wrong.stderr

@@ -24,7 +24,7 @@ GOOD = {
         "num_attention_heads": 4,
     },
     "data": {"frames": 17, "clips": [1, 1]},
-    "sample": {"cache": False, "clips": [8], "history": 1, "window": 17, "guidance": 1.0},
+    "sample": {"clips": [8], "history": 1, "window": 17, "guidance": 1.0},
 }
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"parallel": {"pipeline": 2}}, "parallel.pipeline", "timestep network feeds every layer"),
@@ -41,7 +41,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"objective": {"factorised": {"solver": "euler"}}}, "objective.factorised.solver", "ddpm"),
     ({"objective": {"prompt_noise": 0.1}}, "objective.prompt_noise", "objective.factorised.prompt_step"),
     ({"condition": {"kind": "class", "classes": ["a", "b"]}}, "condition.kind", "gives features"),
-    ({"sample": {"cache": True}}, "sample.cache", "sample.cache=false"),
+    ({"objective": {"factorised": {"time": "full"}}, "sample": {"cache": True}}, "sample.cache", "sample.cache=false"),
     ({"sample": {"clips": [12]}}, "sample.clips", "multiples of objective.chunk = 8"),
     ({"sample": {"time_shift": 2.0}}, "sample.time_shift", "left out"),
     ({"objective": {"network": "decoder", "factorised": {"places": 20}}}, "objective.network", "are set"),

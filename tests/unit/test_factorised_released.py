@@ -15,7 +15,7 @@ from megatron_videogpt.config.schema import Config, TrainConfig
 from megatron_videogpt.model.flops import component_parameters
 from megatron_videogpt.model.tensors import from_hf, shard, to_hf, unshard
 from megatron_videogpt.objective.build import parameter_table
-from megatron_videogpt.objective.frame_prompt.factorised.memory import layer_bytes
+from megatron_videogpt.objective.frame_prompt.factorised.activations import layer_bytes
 from megatron_videogpt.objective.frame_prompt.factorised.options import variant_of_run
 from megatron_videogpt.objective.frame_prompt.factorised.published import model_of, variant_of
 from megatron_videogpt.plan.estimate import objective_work

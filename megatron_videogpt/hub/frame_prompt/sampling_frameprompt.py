@@ -31,7 +31,7 @@ class Memory(Protocol):
         ...
 
     def begin(self) -> None:
-        """A rollout begins, and nothing is remembered yet."""
+        """A rollout begins, or goes on from a whole window (`rollout`): nothing is remembered yet."""
         ...
 
     def show(self, frames: Tensor, start: int) -> None:
@@ -111,6 +111,7 @@ def rollout(
     noise: Noise,
     blur: Blur | None = None,
     observer: Callable[[Step], None] | None = None,
+    anew: bool = False,
 ) -> Iterator[Tensor]:
     """Continue videos; yields each chunk's latents ``[B, chunk, C, h, w]``.
 
@@ -121,6 +122,8 @@ def rollout(
         given: frames to begin with, ``[B, F, C, h, w]``, at most a window.
         solver: makes a chunk of noise in its steps.
         blur: what adds prompt noise, drawn anew for all frames that are shown before a chunk.
+        anew: once frames have left the window, a memory that remembers begins anew before each chunk, and is shown the
+            whole window: what it remembers has never seen frames that are gone.
 
     Raises:
         ValueError: settings that cannot be sampled with, see `Chunks.check`.
@@ -134,7 +137,10 @@ def rollout(
         return torch.stack([noise(video, chunk, purpose, shape) for video in range(len(like))]).to(like.device)
 
     for chunk in range(settings.chunks):
-        shown = new if memory.cached else known
+        again = anew and first > settings.window
+        if again:
+            memory.begin()
+        shown = new if memory.cached and not again else known
         fed = shown if blur is None else blur(shown, drawn(chunk, "prompt", shown))
         memory.show(fed, first - shown.shape[1])
         z = drawn(chunk, "init", given[:, :1].expand(-1, settings.chunk, -1, -1, -1))

@@ -1,139 +1,153 @@
-"""What the factorised network keeps from its forward to its backward pass, in closed form.
+"""The factorised network on megatron-core as its sampler asks it (`hub/frame_prompt/sampling_frameprompt.Memory`): with
+keys and values of finished frames kept, or with the whole window computed again in every step.
 
-Which tensors a layer keeps is written down here by hand (`model/factorised_layer.py`, `model/per_frame.py`,
-`model/core_attention.py`, `attention/ranged.py`); tests compare it with what autograd saves, and with measured peaks
-(tools/measure_memory.py).  The tables of `check` count a decoder's layers in its place.  No PyTorch here.
+Every rank of a model parallel group must use its memory alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ....config.derived import recomputed_layers, scores_rows_only
-from ....config.schema import Config
-from ...work import Work
-from .variant import Variant
+import torch
+from torch import Tensor
+
+from ....model.cache import CachedRow
+from ....model.forward import forward_row
+from ....model.patches import grid_of, patchify, unpatchify
+from ....sequence.row import Row
+from .kept import Kept
+from .rows import Text, Video, assemble
+from .variant import CYCLIC, Variant, temporal_places
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes on one rank.  kept: at the end of the forward pass; working: what the backward pass adds at its peak."""
+class Told:
+    """A network with what it is told of several videos.
 
-    kept: float
-    working: float
-
-
-@dataclass(frozen=True)
-class LayerBytes:
-    """Tensors of one layer on one rank, for a whole packed row, in bytes.
-
-    stream: one tensor as wide as the residual stream, of all tokens; tail: the same behind attention in time, of the
-    scored tokens alone in the last layer; before, behind: how many streams and tails are kept; attention: queries,
-    keys, values, outputs and log-sum-exps of all four attentions, of which `text` is that of the text, behind attention
-    in time; small: vectors of frames, numbers of norms, keys and values of the text; inner: one tensor inside of the
-    feed-forward, which keeps two; gathered: what sequence parallelism gathers; backward: attention's sums and copies of
-    gradients; weight: the gradient of the largest weight.
+    patch: `model.patch_size`; multiple: of tokens in a row; texts: one for each video, None without; guided: whether a
+    prediction without the text is wanted too: each video stands in a row a second time, with "no text".
     """
 
-    stream: float
-    tail: float
-    before: float
-    behind: float
-    attention: float
-    text: float
-    small: float
-    inner: float
-    gathered: float
-    backward: float
-    weight: float
+    chunks: list[Any]
+    variant: Variant
+    patch: int
+    multiple: int
+    device: torch.device
+    texts: list[Text] | None = None
+    guided: bool = False
 
-    def kept(self, policy: str) -> float:
-        """By the policy that the layer recomputes by; the norms of these layers are kept under all but ``full``."""
-        if policy == "full":
-            return self.stream
-        around = self.before * self.stream + self.behind * self.tail + self.attention + self.small
-        return around + self._kept_inner(policy)
+    def row(self, frames: Tensor, prompt: int, places: list[int]) -> Row:
+        """Frames ``[B, T, C, h, w]`` of which so many are given, at timestep 0, on the host."""
+        timestep, where = torch.zeros(frames.shape[1], dtype=torch.int64), torch.tensor(places)
+        videos = []
+        for dropped in (False, True) if self.guided else (False,):
+            for number, latents in enumerate(frames.cpu()):
+                text = self.texts[number] if self.texts is not None else None
+                text = replace(text, dropped=True) if text is not None and dropped else text
+                videos.append(Video(latents, prompt, timestep, where, text))
+        return assemble(videos, self.multiple, self.variant, self.patch)
 
-    def working(self, policy: str) -> float:
-        """What the backward pass of one such layer adds at most, while the layers before it still keep theirs."""
-        feed_forward = {"none": 1, "selective": 3, "mlp": 3, "full": 1}[policy] * self.inner
-        # Attention in time goes back when what stands behind it is gone.
-        gone = self.behind * self.tail + self.text + self._kept_inner("none" if policy == "full" else policy)
-        again = self.kept("none") - self.stream if policy == "full" else 0.0
-        most = max(feed_forward + 2 * self.tail, self.backward - gone + 2 * self.stream)
-        return again + most + 2 * self.gathered + self.weight
+    def at(self, row: Row, frames: Tensor, prompt: int, t: int) -> Row:
+        """The row, on the device, with these frames instead and its noisy ones at timestep t."""
+        copies, stream = 1 + self.guided, row.streams["patch"]
+        value = patchify(frames.flatten(0, 1), self.patch).to(self.device).repeat(copies, 1)
+        timestep = torch.where(torch.arange(frames.shape[1]) < prompt, 0, t).repeat(copies * len(frames))
+        streams = row.streams | {"patch": replace(stream, values=stream.values | {"value": value})}
+        return replace(row, streams=streams, units={"timestep": timestep.to(self.device)})
 
-    def _kept_inner(self, policy: str) -> float:
-        return {"none": 2, "selective": 1, "mlp": 0}[policy] * self.inner
+    def predict(
+        self, row: Row, z: Tensor, cached: Mapping[int, CachedRow] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Memory.predict`: noise and raw variance ``[B, l, 2C, h, w]`` of a row with these noisy frames."""
+        output, videos = forward_row(self.chunks, row, 0, cached).to(z.device), (1 + self.guided) * len(z)
+        grid = grid_of(z, self.patch)
+        found = torch.stack([unpatchify(part, z.shape[1], grid, self.patch) for part in output.chunk(videos)])
+        return (found[: len(z)], found[len(z) :]) if self.guided else (found, None)
 
 
-def layer_bytes(
-    config: Config,
-    variant: Variant,
-    work: Work[float],
-    units: tuple[float, float],
-    first: bool = False,
-    last: bool = False,
-) -> LayerBytes:
-    """Of a row of this work, context parallel shards not yet cut.  units: frames and text tokens of the row; first,
-    last: of the model, or neither.
+class WholeMemory:
+    """`Memory` of a network that is shown all frames anew."""
+
+    cached = False
+
+    def __init__(self, told: Told) -> None:
+        self.told = told
+        self.begin()
+
+    def begin(self) -> None:
+        """See `Memory`: nothing is kept from one rollout to the next."""
+        self.frames, self.start, self.row = torch.zeros(0), 0, dict[torch.Size, Row]()
+
+    def show(self, frames: Tensor, start: int) -> None:
+        """See `Memory`."""
+        self.frames, self.start, self.row = frames, start, {}
+
+    def predict(self, z: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
+        """See `Memory`."""
+        told, prompt, frames = self.told, self.frames.shape[1], torch.cat([self.frames, z], dim=1)
+        if z.shape not in self.row:
+            places = temporal_places(told.variant, frames.shape[1], self.start)
+            self.row[z.shape] = told.row(frames, prompt, places).to(told.device)
+        return told.predict(told.at(self.row[z.shape], frames, prompt, int(t)), z)
+
+
+class CachedMemory:
+    """`Memory` that computes every finished frame once, when its chunk is done; all steps of the next ones read what it
+    left.  With guidance each of both branches has its own.
+
+    window: frames that are kept; dtype, offload: of `model.cache.KeyValueCache`.
     """
-    model, layout = config.model, config.parallel
-    value = _value(config)
-    pieces = variant.pieces(first)
-    frames, words = units
-    share = work.scored / work.tokens if last and scores_rows_only(layout) else 1.0
-    shard = work.tokens / layout.context
-    local = shard / (layout.tensor if layout.sequence else 1)
-    stream, heads = value * local * model.hidden_size, value * shard * model.hidden_size / layout.tensor
-    sums = 4 * shard * model.num_attention_heads / layout.tensor
-    tail = share * stream
-    # Queries, keys, values and output; the output is kept on both sides of an exchange, and of a change of order.
-    plain = (4 + (layout.context > 1)) * heads + sums
-    in_time = 5 * heads + sums if share == 1.0 else (2 + 2 * share) * heads + share * sums
-    text = share * (2 * heads + sums) * pieces.text
-    exchange = 0.0 if layout.context == 1 else 6 * heads
-    # Float32 sums, a call's gradients and that of the output; of bfloat16, whose short calls go back in float32, copies
-    # of five inputs too.
-    copies = 7 * heads if value == 4 else (2 * 11 + 1) * heads
-    return LayerBytes(
-        stream=stream,
-        tail=tail,
-        # Residual, norm, modulated norm and output of attention in space; residual and output of that to the prompt;
-        # residual that attention in time gets, with the map before it once more, one channel wider.
-        before=4 + 2 * pieces.prompt + 1 + (1 + 1 / model.hidden_size) * pieces.mask_channel,
-        # Output of attention in time; residual that the text's gets; residual, norm, modulated norm, and the output.
-        behind=5 + pieces.text,
-        attention=plain * (1 + pieces.prompt) + in_time + text,
-        text=text,
-        # Six modulating vectors of each frame, of which the scales once more, plus 1; two numbers of a token's norms.
-        small=8 * value * frames * model.hidden_size
-        + 8 * (1 + share) * local
-        + 2 * value * words * model.hidden_size / layout.tensor * pieces.text,
-        inner=share * value * shard * model.ffn_hidden_size / layout.tensor,
-        gathered=value * shard * model.hidden_size if layout.sequence else 0.0,
-        backward=copies + exchange,
-        weight=value * model.ffn_hidden_size * model.hidden_size / layout.tensor,
-    )
 
+    cached = True
 
-def activations(config: Config, variant: Variant, work: Work[float], units: tuple[float, float]) -> Activations:
-    """Of a rank that trains rows of this work; `parallel.recompute` must be resolved.  units: see `layer_bytes`."""
-    count, layout = config.model.num_layers, config.parallel
-    (recomputed,) = recomputed_layers(layout, (count,))
-    rest = {"full": "none", "mlp": "selective"}.get(layout.recompute, layout.recompute)
-    # Of each scored token what the norm gets and gives, and what modulation gives.
-    scored = _value(config) * config.model.hidden_size * work.scored / layout.context
-    kept, peak = 0.0, 0.0
-    for number in range(count):
-        layer = layer_bytes(config, variant, work, units, number == 0, number == count - 1)
-        policy = layout.recompute if number < recomputed else rest
-        kept += layer.kept(policy)
-        # A layer goes back when those behind it have gone.
-        peak = max(peak, kept + layer.working(policy))
-    kept += 3 * scored
-    return Activations(kept, max(peak, kept + 3 * scored) - kept)
+    def __init__(self, told: Told, window: int, dtype: torch.dtype | None = None, offload: bool = False) -> None:
+        self.told, self.window, self.dtype, self.offload = told, window, dtype, offload
+        self.kept: Kept | None = None
+        self.begin()
 
+    def begin(self) -> None:
+        """See `Memory`; positions that are fixed count from the first frame that is shown behind this."""
+        self.first, self.row = 0, dict[torch.Size, tuple[Row, dict[int, CachedRow]]]()
+        if self.kept is not None:
+            self.kept.begin()
 
-def _value(config: Config) -> int:
-    return 4 if config.train.precision == "fp32" else 2
+    def show(self, frames: Tensor, start: int) -> None:
+        """See `Memory`.
+
+        Raises:
+            ValueError: frames that do not follow those that were shown before.
+        """
+        kept = self._kept(frames)
+        if not kept.written:
+            self.first = start
+        if start != self.first + kept.written:
+            raise ValueError(f"frames from {start} on: the cache has {self.first} to {self.first + kept.written}")
+        row, met = self._row(frames, True)
+        forward_row(self.told.chunks, row, 0, met)
+        kept.wrote(met, frames.shape[1])
+        self.row = {}
+
+    def predict(self, z: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
+        """See `Memory`."""
+        if z.shape not in self.row:
+            self.row[z.shape] = self._row(z, False)
+        row, met = self.row[z.shape]
+        return self.told.predict(self.told.at(row, z, 0, int(t)), z, met)
+
+    def _kept(self, frames: Tensor) -> Kept:
+        """For as many videos, of the same size, as the frames are of."""
+        (rows, columns), told = grid_of(frames, self.told.patch), self.told
+        videos, patches = (1 + told.guided) * len(frames), rows * columns
+        if self.kept is None or (self.kept.videos, self.kept.patches) != (videos, patches):
+            self.kept = Kept(told.variant, videos, patches, self.window, self.dtype, self.offload)
+        return self.kept
+
+    def _row(self, frames: Tensor, writing: bool) -> tuple[Row, dict[int, CachedRow]]:
+        """A pass of frames alone, behind what is kept, on the device."""
+        told, kept, count = self.told, self._kept(frames), frames.shape[1]
+        number = kept.written + (self.first if told.variant.positions == CYCLIC else 0)
+        places = temporal_places(told.variant, count, number, cached=True)
+        row, met = kept.met(told.row(frames, count if writing else 0, places), count, writing)
+        return row.to(told.device), {mask: cached.to(told.device) for mask, cached in met.items()}

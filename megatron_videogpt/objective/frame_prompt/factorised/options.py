@@ -166,14 +166,15 @@ def _check_prompts(report: Report) -> None:
 
 def _check_sampling(report: Report) -> None:
     """What its sampler does not go by, and chunks that are all of one length."""
-    sample, default, chunk = report.config.sample, SampleConfig(), report.config.objective.chunk
-    for name in ("guidance_schedule", "history_noise", "time_shift", "window_end"):
+    config, default = report.config, SampleConfig()
+    sample, chunk, time = config.sample, config.objective.chunk, config.objective.factorised.time
+    for name in ("guidance_schedule", "history_noise", "time_shift"):
         if report.sound(f"sample.{name}") and getattr(sample, name) != getattr(default, name):
             must = f"be left out with objective.network = {FACTORISED}"
             report.add(f"sample.{name}", must, f"noise of the prompt is {SECTION}.sample_prompt_step")
-    if report.sound("sample.cache") and sample.cache:
-        must = f"be false with objective.network = {FACTORISED}, which keeps no keys between passes here"
-        report.add("sample.cache", must, "use sample.cache=false; exported folders sample with a cache")
+    if report.sound("sample.cache", f"{SECTION}.time") and sample.cache and time == FULL:
+        must = f"be false with {SECTION}.time = {FULL}, where a frame's keys change with the frames behind it"
+        report.add("sample.cache", must, "use sample.cache=false")
     if report.sound("sample.clips", "objective.chunk") and any(frames % chunk for frames in sample.clips):
         must = f"be multiples of objective.chunk = {chunk} with objective.network = {FACTORISED}"
         report.add("sample.clips", must, f"use [{chunk}]")

@@ -26,7 +26,7 @@ from .options import FACTORISED, FactorisedOptions, variant_of_run
 from .published import COMPUTED, UNREAD, computed_tables, model_of, variant_of
 from .published import settings_of as network_settings
 from .settings import checked
-from .variant import Variant, prompt_lengths
+from .variant import CYCLIC, FULL, Variant, prompt_lengths
 
 __all__ = ["CODEC", "COMPUTED", "card", "guessed"]
 
@@ -144,6 +144,8 @@ def _as_published(settings: Mapping[str, Any], config: Config) -> Config:
     """Clips, their size, and how the published networks are sampled."""
     objective, (rows, columns) = config.objective, settings["input_size"]
     longest, texts = max(objective.prompts) + objective.chunk, config.condition.kind == "text"
+    options = objective.factorised
+    cached = options.time != FULL
     pixels = max(rows, columns) * expected_geometry(config.codec).spatial_stride
     data = replace(
         config.data,
@@ -160,7 +162,9 @@ def _as_published(settings: Mapping[str, Any], config: Config) -> Config:
         window=longest,
         steps=STEPS,
         guidance=GUIDANCE if texts else 1.0,
-        cache=False,
+        cache=cached,
+        # Exported folders know no other; fixed positions come to an end.
+        window_end="keep" if cached and options.positions == CYCLIC else "recompute",
     )
     return replace(config, data=data, sample=sample)
 

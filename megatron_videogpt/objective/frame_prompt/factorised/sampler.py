@@ -1,5 +1,5 @@
 """Videos that go on chunk by chunk with the factorised network: the sampler of exported folders
-(`hub/frame_prompt/sampling_frameprompt.py`) on the megatron-core model, which is shown the whole window at every step.
+(`hub/frame_prompt/sampling_frameprompt.py`) on the megatron-core model.
 """
 
 from __future__ import annotations
@@ -14,68 +14,15 @@ from ....config.schema import Config, SampleConfig
 from ....errors import UserError
 from ....hub.common.ddpm import schedule_of
 from ....hub.common.ddpm_solvers import solver_of
-from ....hub.frame_prompt.sampling_frameprompt import Chunks, Step, prompt_blur, rollout
-from ....model.forward import forward_row
-from ....model.patches import grid_of, unpatchify
+from ....hub.frame_prompt.sampling_frameprompt import Chunks, Memory, Step, prompt_blur, rollout
+from ....model.cache import DTYPES
 from ...base import Watch
 from ...noise import normal
 from ..given import check_given
+from .memory import CachedMemory, Told, WholeMemory
 from .options import variant_of_run
-from .rows import Text, Video, assemble
-from .variant import Variant, temporal_places
-
-
-class WholeMemory:
-    """`Memory` of a network that is shown all frames anew; every rank of a model parallel group must use it alike.
-
-    patch: `model.patch_size`; multiple: of tokens in a row; texts: one for each video, None without; guided: whether a
-    prediction without the text is wanted too.
-    """
-
-    cached = False
-
-    def __init__(
-        self,
-        chunks: list[Any],
-        variant: Variant,
-        patch: int,
-        multiple: int,
-        device: torch.device,
-        texts: list[Text] | None = None,
-        guided: bool = False,
-    ) -> None:
-        self.chunks, self.variant, self.patch, self.multiple, self.device = chunks, variant, patch, multiple, device
-        self.texts, self.guided = texts, guided
-        self.frames, self.start = torch.zeros(0), 0
-
-    def begin(self) -> None:
-        """See `Memory`: nothing is kept from one rollout to the next."""
-
-    def show(self, frames: Tensor, start: int) -> None:
-        """See `Memory`."""
-        self.frames, self.start = frames, start
-
-    def predict(self, z: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
-        """See `Memory`: noise and raw variance ``[B, l, 2C, h, w]``."""
-        videos = [self._video(number, z[number], int(t), False) for number in range(len(z))]
-        if self.guided:
-            videos += [self._video(number, z[number], int(t), True) for number in range(len(z))]
-        row = assemble(videos, self.multiple, self.variant, self.patch)
-        output = forward_row(self.chunks, row.to(self.device), 0).to(z.device)
-        grid = grid_of(z, self.patch)
-        parts = [unpatchify(part, z.shape[1], grid, self.patch) for part in output.chunk(len(videos))]
-        found = torch.stack(parts)
-        return (found[: len(z)], found[len(z) :]) if self.guided else (found, None)
-
-    def _video(self, number: int, z: Tensor, t: int, dropped: bool) -> Video:
-        given = self.frames[number]
-        frames = len(given) + len(z)
-        timestep = torch.where(torch.arange(frames) < len(given), 0, t)
-        text = self.texts[number] if self.texts is not None else None
-        if text is not None and dropped:
-            text = Text(text.tokens, text.mask, dropped=True)
-        places = torch.tensor(temporal_places(self.variant, frames, self.start))
-        return Video(torch.cat([given, z]), len(given), timestep, places, text)
+from .rows import Text
+from .variant import FIXED
 
 
 class FactorisedSampler:
@@ -148,8 +95,9 @@ class FactorisedSampler:
             raise UserError(str(error)) from error
         texts = self._texts(conditions)
         guided = texts is not None and settings.guidance != 1.0
-        patch, multiple = config.model.patch_size, config.parallel.row_multiple
-        memory = WholeMemory(self.chunks, variant_of_run(config), patch, multiple, self.device, texts, guided)
+        keep = settings.window_end == "keep"
+        self._check_end(keep, given.shape[1] + sum(settings.clips))
+        memory = self._memory(texts, guided, window)
 
         def noise(video: int, number: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
             return normal(keys[video], f"sample/{seed}/{purpose}/{number}", shape)
@@ -158,7 +106,28 @@ class FactorisedSampler:
             if watch is not None:
                 watch(step.z.shape[0] * step.z.shape[1] / settings.steps, 0)
 
-        return rollout(memory, given.float(), wanted, solver, noise, blur, observe)
+        return rollout(memory, given.float(), wanted, solver, noise, blur, observe, anew=not keep)
+
+    def _memory(self, texts: list[Text] | None, guided: bool, window: int) -> Memory:
+        config, sample = self.config, self.config.sample
+        patch, multiple = config.model.patch_size, config.parallel.row_multiple
+        told = Told(self.chunks, variant_of_run(config), patch, multiple, self.device, texts, guided)
+        if not sample.cache:
+            return WholeMemory(told)
+        dtype = DTYPES.get(sample.cache_dtype)
+        # A dtype that the keys have anyway needs no conversion.
+        dtype = None if dtype is self.chunks[0].config.params_dtype else dtype
+        return CachedMemory(told, window, dtype, sample.cache_offload)
+
+    def _check_end(self, keep: bool, frames: int) -> None:
+        """UserError for a window's end that cannot be had; frames: of the whole video."""
+        options, cache = self.config.objective.factorised, self.config.sample.cache
+        if keep and not cache:
+            must = "be recompute with sample.cache = false, which keeps nothing"
+            raise UserError(f'sample.window_end = "keep": must {must}; use sample.cache=true')
+        if keep and options.positions == FIXED and frames > options.places:
+            must = f"be recompute for {frames} frames, given ones among them, of a model with {options.places} fixed"
+            raise UserError(f'sample.window_end = "keep": must {must} positions; use recompute, or fewer frames')
 
     def _texts(self, conditions: list[Tensor | None]) -> list[Text] | None:
         variant = variant_of_run(self.config)

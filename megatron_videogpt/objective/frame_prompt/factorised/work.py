@@ -11,7 +11,7 @@ from ....codec.geometry import Geometry
 from ....config.schema import Config, ModelConfig
 from ....model.flops import attention_flops, linear_flops
 from ...work import Number, Work
-from .memory import Activations, activations
+from .activations import Activations, activations
 from .variant import FULL, PARTIAL, Variant
 
 if TYPE_CHECKING:
