@@ -73,11 +73,12 @@ class _SwiGLU(torch.autograd.Function):
 class _SplitRotary(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None, kernels: str
+        ctx: Any, joint: Tensor, angles: Tensor | None, rows: Tensor | None, place: Tensor | None, kernels: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(angles, rows, place)
-        ctx.kernels = kernels
-        return _module(kernels).split_rotary(joint, angles, rows, place)
+        # A cut without a turn is copies, at which torch is as good as any kernel.
+        ctx.kernels = kernels if angles is not None else "torch"
+        return _module(ctx.kernels).split_rotary(joint, angles, rows, place)
 
     @staticmethod
     @once_differentiable
@@ -114,14 +115,15 @@ def activation(x: Tensor, name: str, kernels: str) -> Tensor:
 
 
 def split_rotary(
-    joint: Tensor, angles: Tensor, kernels: str, rows: Tensor | None = None, place: Tensor | None = None
+    joint: Tensor, angles: Tensor | None, kernels: str, rows: Tensor | None = None, place: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of a joint projection, queries and keys turned by their rotary angles (half-split form).
 
     joint ``[L, G, H/G + 2, d]``, contiguous but for the rows: in each group the queries, the key and the value; angles:
-    float32 ``[L, d]``, both halves alike.  Returns contiguous q ``[L, H, d]``, k and v ``[L, G, d]`` and keeps the
+    float32 ``[L, d]``, both halves alike, or None, which turns nothing.  Returns contiguous q ``[L, H, d]``, k and v ``[L, G, d]`` and keeps the
     angles alone, so that the joint projection can go.  rows: int64 ``[n]``, if only their queries are wanted (q is
     ``[n, H, d]``); place: int32 ``[L]``, the inverse of rows, -1 for the others.
     """
-    assert joint[0].is_contiguous() and angles.stride(-1) == 1 and (rows is None) == (place is None)
+    assert joint[0].is_contiguous() and (rows is None) == (place is None)
+    assert angles is None or angles.stride(-1) == 1
     return _SplitRotary.apply(joint, angles, rows, place, kernels)

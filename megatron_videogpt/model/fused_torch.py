@@ -51,10 +51,13 @@ def swiglu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad_x
 
 
-def _turn(x: Tensor, angles: Tensor, sign: int, out: Tensor) -> None:
+def _turn(x: Tensor, angles: Tensor | None, sign: int, out: Tensor) -> None:
     """x ``[rows, ..., d]`` rotated by sign * angles ``[rows, d]`` in half-split form, channel i and i + d/2 being a
-    pair, into `out` of x's shape and dtype.
+    pair, into `out` of x's shape and dtype; as it is without angles.
     """
+    if angles is None:
+        out.copy_(x)
+        return
     exact = x.to(_exact(x.dtype))
     half = x.shape[-1] // 2
     angle = angles[:, :half].to(exact.dtype).reshape(len(x), *[1] * (x.dim() - 2), half)
@@ -64,11 +67,15 @@ def _turn(x: Tensor, angles: Tensor, sign: int, out: Tensor) -> None:
     out.copy_(turned.addcmul_(exact, torch.cat([cos, cos], dim=-1)))
 
 
+def _of(angles: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    return angles if angles is None or rows is None else angles.index_select(0, rows)
+
+
 def split_rotary(
-    joint: Tensor, angles: Tensor, rows: Tensor | None, place: Tensor | None
+    joint: Tensor, angles: Tensor | None, rows: Tensor | None, place: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Joint projection ``[L, G, H/G + 2, d]``, in each group the queries, the key and the value, and angles ``[L, d]``
-    -> rotated q ``[L, H, d]``, rotated k and v ``[L, G, d]``, all contiguous.
+    (None for none) -> rotated q ``[L, H, d]``, rotated k and v ``[L, G, d]``, all contiguous.
 
     rows: int64 ``[n]``, the only rows whose queries are wanted, q is then ``[n, H, d]``; place: int32 ``[L]``, where in
     it each row is, or -1.
@@ -77,13 +84,13 @@ def split_rotary(
     wanted = joint if rows is None else joint.index_select(0, rows)
     q = joint.new_empty(len(wanted), groups, each - 2, width)
     k = joint.new_empty(tokens, groups, width)
-    _turn(wanted[:, :, :-2], angles if rows is None else angles.index_select(0, rows), 1, q)
+    _turn(wanted[:, :, :-2], _of(angles, rows), 1, q)
     _turn(joint[:, :, -2], angles, 1, k)
     return q.flatten(1, 2), k, joint[:, :, -1].clone(memory_format=torch.contiguous_format)
 
 
 def split_rotary_backward(
-    grads: tuple[Tensor, Tensor, Tensor], angles: Tensor, rows: Tensor | None, place: Tensor | None
+    grads: tuple[Tensor, Tensor, Tensor], angles: Tensor | None, rows: Tensor | None, place: Tensor | None
 ) -> Tensor:
     """Gradient of the joint projection from those of q, k and v; queries that were not wanted get zeros."""
     grad_q, grad_k, grad_v = grads
@@ -94,7 +101,7 @@ def split_rotary_backward(
         _turn(by_group, angles, -1, joint[:, :, :-2])
     else:
         turned = torch.empty_like(by_group)
-        _turn(by_group, angles.index_select(0, rows), -1, turned)
+        _turn(by_group, _of(angles, rows), -1, turned)
         joint[:, :, :-2] = 0
         joint[:, :, :-2].index_copy_(0, rows, turned)
     _turn(grad_k, angles, -1, joint[:, :, -2])

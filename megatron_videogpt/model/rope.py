@@ -17,11 +17,9 @@ it.
 
 def inverse_frequencies(model: ModelConfig) -> Tensor:
     """``[d/2]`` float32 frequencies; with long RoPE one set of factors holds for every length, as in the released
-    model.  Zeros, which turn nothing, where positions are not rotary.
+    model.
     """
     dim = model.head_dim
-    if model.positions != "rope":
-        return torch.zeros(dim // 2)
     plain = 1.0 / model.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)
     if not model.rope_scaling:
         return plain

@@ -38,11 +38,11 @@ class RotaryAttention(SelfAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        rotary_pos_emb: Tensor,
+        rotary_pos_emb: Tensor | None,
         packed_seq_params: LayerInputs,
         **unused: Any,
     ) -> Output:
-        """hidden ``[l, 1, D]``, angles float32 ``[l, 1, 1, d]`` -> (``[l, 1, D]``, no bias: it is in there, and dropout
+        """hidden ``[l, 1, D]``, angles float32 ``[l, 1, 1, d]``, None where positions are not rotary -> (``[l, 1, D]``, no bias: it is in there, and dropout
         is done).
 
         The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`),
@@ -53,7 +53,8 @@ class RotaryAttention(SelfAttention):
         rows, place = (None, None) if chosen is None else (chosen.rows, chosen.place)
         joint, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
         cut = joint[:, 0].unflatten(-1, (-1, self.hidden_size_per_attention_head))
-        query, key, value = split_rotary(cut, rotary_pos_emb[:, 0, 0], self.config.kernels, rows, place)
+        turns = None if rotary_pos_emb is None else rotary_pos_emb[:, 0, 0]
+        query, key, value = split_rotary(cut, turns, self.config.kernels, rows, place)
         if self.own_queries < query.shape[1]:
             query = query[:, self.first_query : self.first_query + self.own_queries].contiguous()
         # Attention must not keep the joint projection alive while it runs.

@@ -104,7 +104,9 @@ class VideoGPT(MegatronModule):
         # megatron-core asks every model.
         self.share_embeddings_and_output_weights = False
         self.pg_collection = ProcessGroupCollection.use_mpu_process_groups()
-        self.register_buffer("frequencies", inverse_frequencies(config.model).to(platform.device), persistent=False)
+        rotary = config.model.positions == "rope"
+        frequencies = inverse_frequencies(config.model).to(platform.device) if rotary else None
+        self.register_buffer("frequencies", frequencies, persistent=False)
         dtype = decoder_config.params_dtype
         self.prefix = None
         if pre_process:
@@ -182,7 +184,7 @@ class VideoGPT(MegatronModule):
             # megatron-core's recomputation asks for a tensor; layers find their mask in their inputs.
             attention_mask=row.intervals,
             context=context,
-            rotary_pos_emb=angles(row.positions, self.frequencies),
+            rotary_pos_emb=None if self.frequencies is None else angles(row.positions, self.frequencies),
             packed_seq_params=inputs,
         )
         if not self.post_process:

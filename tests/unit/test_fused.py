@@ -135,6 +135,7 @@ def reference_split(joint: Tensor, angle: Tensor, rows: Tensor) -> tuple[Tensor,
     half=st.integers(1, 50),
     strided=st.booleans(),
     chosen=st.booleans(),
+    turned=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_split_rotary(
@@ -146,18 +147,19 @@ def test_split_rotary(
     half: int,
     strided: bool,
     chosen: bool,
+    turned: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     slots = queries + 2
     joint = spread((tokens, groups * slots * 2 * half), dtype, strided).unflatten(-1, (groups, slots, 2 * half))
-    angle = 40 * torch.randn(tokens, half)
+    angle = 40 * torch.randn(tokens, half) if turned else torch.zeros(tokens, half)
     rows = torch.randperm(tokens)[: 1 + tokens // 2].sort().values if chosen else torch.arange(tokens)
     place = torch.full((tokens,), -1, dtype=torch.int32)
     place[rows] = torch.arange(len(rows), dtype=torch.int32)
     extra = (rows, place) if chosen else ()
     agree(
-        lambda x: fused.split_rotary(x, torch.cat([angle, angle], -1), kernels, *extra),
+        lambda x: fused.split_rotary(x, torch.cat([angle, angle], -1) if turned else None, kernels, *extra),
         lambda x: reference_split(x, angle, rows),
         [joint],
         LIMITS[dtype],
