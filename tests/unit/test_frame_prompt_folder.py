@@ -92,7 +92,7 @@ def test_the_run_and_the_folder_are_one_network(
 ) -> None:
     from megatron_videogpt.objective.frame_prompt.factorised.options import variant_of_run
     from megatron_videogpt.objective.frame_prompt.factorised.rows import Text
-    from megatron_videogpt.objective.frame_prompt.factorised.sampler import WholeMemory
+    from megatron_videogpt.objective.frame_prompt.factorised.memory import Told, WholeMemory
     from megatron_videogpt.sample.load import load_model
 
     given, size = hub_folder(tmp_path / "given", vae=True, **fields), fields.get("input_size", [4, 4])
@@ -111,7 +111,7 @@ def test_the_run_and_the_folder_are_one_network(
     for source in (tmp_path / "run", tmp_path / "back"):
         model, config, _ = load_model(source, platform="cpu")
         texts = None if words is None else [Text(text) for text in words]
-        memory = WholeMemory([model], variant_of_run(config), 2, 1, torch.device("cpu"), texts)
+        memory = WholeMemory(Told([model], variant_of_run(config), 2, 1, torch.device("cpu"), texts))
         memory.show(prompt, 7)
         with torch.no_grad():
             found, _ = memory.predict(z, 501)
