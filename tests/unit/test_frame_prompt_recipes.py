@@ -53,8 +53,7 @@ def test_a_recipe_is_the_published_one(name: str) -> None:
     sizes = released()[variant]
     assert settings_of(config.model, variant_of_run(config), 4, (32, 32)) == sizes["config"]
     counted = sum(component_parameters(parameter_table(config), config.model, 4).values())
-    # The table that stands for "no text" is a buffer there.
-    assert counted - config.condition.width * config.condition.max_tokens * (guidance > 1) == sizes["num_parameters"]
+    assert counted == sizes["num_parameters"]
 
 
 def test_texts_are_those_of_the_paper() -> None:
