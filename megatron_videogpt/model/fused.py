@@ -120,9 +120,9 @@ def split_rotary(
     """Queries, keys and values of a joint projection, queries and keys turned by their rotary angles (half-split form).
 
     joint ``[L, G, H/G + 2, d]``, contiguous but for the rows: in each group the queries, the key and the value; angles:
-    float32 ``[L, d]``, both halves alike, or None, which turns nothing.  Returns contiguous q ``[L, H, d]``, k and v ``[L, G, d]`` and keeps the
-    angles alone, so that the joint projection can go.  rows: int64 ``[n]``, if only their queries are wanted (q is
-    ``[n, H, d]``); place: int32 ``[L]``, the inverse of rows, -1 for the others.
+    float32 ``[L, d]``, both halves alike, or None, which turns nothing.  Returns contiguous q ``[L, H, d]``, k and v
+    ``[L, G, d]`` and keeps the angles alone, so that the joint projection can go.  rows: int64 ``[n]``, if only their
+    queries are wanted (q is ``[n, H, d]``); place: int32 ``[L]``, the inverse of rows, -1 for the others.
     """
     assert joint[0].is_contiguous() and (rows is None) == (place is None)
     assert angles is None or angles.stride(-1) == 1

@@ -42,8 +42,8 @@ class RotaryAttention(SelfAttention):
         packed_seq_params: LayerInputs,
         **unused: Any,
     ) -> Output:
-        """hidden ``[l, 1, D]``, angles float32 ``[l, 1, 1, d]``, None where positions are not rotary -> (``[l, 1, D]``, no bias: it is in there, and dropout
-        is done).
+        """hidden ``[l, 1, D]``, angles float32 ``[l, 1, 1, d]``, None where positions are not rotary -> (``[l, 1, D]``,
+        no bias: it is in there, and dropout is done).
 
         The last layer: (``[n, 1, D]`` of the n scored rows, their numbers in place of the bias, for `add_to_scored`),
         where the pass says which.

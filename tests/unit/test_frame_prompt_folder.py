@@ -90,9 +90,9 @@ def launched() -> Iterator[None]:
 def test_the_run_and_the_folder_are_one_network(
     fields: dict[str, Any], tool: Callable[..., int], tmp_path: Path
 ) -> None:
+    from megatron_videogpt.objective.frame_prompt.factorised.memory import Told, WholeMemory
     from megatron_videogpt.objective.frame_prompt.factorised.options import variant_of_run
     from megatron_videogpt.objective.frame_prompt.factorised.rows import Text
-    from megatron_videogpt.objective.frame_prompt.factorised.memory import Told, WholeMemory
     from megatron_videogpt.sample.load import load_model
 
     given, size = hub_folder(tmp_path / "given", vae=True, **fields), fields.get("input_size", [4, 4])
