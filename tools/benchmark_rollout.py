@@ -140,6 +140,7 @@ def draw(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     left.set_xticks([4 * place + 1 for place in range(len(results))], list(results))
     left.set(ylabel="seconds of the rollout")
     left.margins(y=0.15)
+    right.margins(y=0.15)
     right.set(xlabel="chunks", ylabel="MiB of the cache", ylim=(0, None))
     for axes in (left, right):
         axes.legend(fontsize="small")
