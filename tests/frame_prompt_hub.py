@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import FramePromptConfig
 from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import FramePromptModel
@@ -29,3 +30,22 @@ def model_of(seed: int = 1, **fields: Any) -> FramePromptModel:
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             value.copy_(normal(seed, name, tuple(value.shape)) * (0.3 if value.ndim > 1 else 0.1))
     return model
+
+
+class Blend:
+    """A solver that stays near unit size whatever the network predicts: DDPM's steps blow up what is not trained.  It
+    draws in all steps but the last.
+    """
+
+    def __init__(self, *times: float) -> None:
+        self.times = times
+
+    def draws(self, number: int) -> bool:
+        return number < len(self.times) - 1
+
+    def step(
+        self, number: int, z: Tensor, predicted: Tensor, without: Any = None, scale: float = 1, noise: Any = None
+    ) -> Tensor:
+        predicted = predicted if without is None else without + scale * (predicted - without)
+        z = 0.5 * z + predicted[:, :, :4]
+        return z if noise is None else z + 0.1 * noise

@@ -9,6 +9,17 @@ from typing import Any
 
 from .launch import torchrun
 
+SAVED = "TP2+SP"
+"""The layout whose resumed run is compared bit for bit."""
+RESUMED = {
+    "resumed": (SAVED, SAVED),
+    "in CP2": (SAVED, "CP2"),
+    "back in TP2": ("CP2", "TP2"),
+    "in one": (SAVED, "one"),
+    "in four": ("one", "TP2 CP2"),
+}
+"""Layouts whose checkpoint goes on, and where; the last two in a later launch."""
+
 
 def run_layouts(
     folder: Path,

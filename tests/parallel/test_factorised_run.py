@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .layout_runs import run_layouts
+from .layout_runs import RESUMED, SAVED, run_layouts
 from .next_block_worker import BEFORE, STEPS
 
 WORKER = "tests/parallel/factorised_run_worker.py"
@@ -31,16 +31,6 @@ LAYOUTS: dict[int, dict[str, str]] = {
     1: {"one": "", "selective": "recompute=selective"},
     4: {"TP2 CP2": "tensor=2 context=2 recompute=mlp"},
 }
-SAVED = "TP2+SP"
-"""The layout whose resumed run is compared bit for bit."""
-RESUMED = {
-    "resumed": (SAVED, SAVED),
-    "in CP2": (SAVED, "CP2"),
-    "back in TP2": ("CP2", "TP2"),
-    "in one": (SAVED, "one"),
-    "in four": ("one", "TP2 CP2"),
-}
-"""Layouts whose checkpoint goes on, and where; the last two in a later launch."""
 
 
 @pytest.fixture(scope="module")

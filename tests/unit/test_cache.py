@@ -219,11 +219,10 @@ def test_a_denoiser_is_used_again() -> None:
 
 
 def test_the_cache_is_an_option() -> None:
-    from megatron_videogpt.objective.flow_cache import CachedDenoiser
     from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
 
     model, config, _ = model_of("multi-head", "ranged")
-    assert type(build_denoiser([model], config, torch.device("cpu"))) is CachedDenoiser
+    assert type(build_denoiser([model], config, torch.device("cpu"))) is type(cached("multi-head"))
     plain = build_denoiser([model], replace(config, sample=SampleConfig(cache=False)), torch.device("cpu"))
     assert type(plain) is Recompute and difference(chain(plain), chain(cached("multi-head"))) < 1e-5
 

@@ -39,22 +39,6 @@ FRAMES = (1, 2, 2, 2, 2, 2)
 """Given, then chunks: a window of 5 moves for the last three of them."""
 
 
-class Blend:
-    """A solver that stays near unit size, whatever is predicted."""
-
-    times = (900.0, 50.0)
-
-    def draws(self, number: int) -> bool:
-        return number == 0
-
-    def step(
-        self, number: int, z: Tensor, predicted: Tensor, without: Any = None, scale: float = 1, noise: Any = None
-    ) -> Tensor:
-        predicted = predicted if without is None else without + scale * (predicted - without)
-        z = 0.5 * z + predicted[:, :, :4]
-        return z if noise is None else z + 0.1 * noise
-
-
 def chain(
     memory: Any, frames: tuple[int, ...] = FRAMES, window: int = 5, anew: bool = False, scale: float = 1.0
 ) -> list[Tensor]:
@@ -66,7 +50,7 @@ def chain(
         return normal(video, f"{chunk} {purpose}", shape)
 
     wanted = Chunks(frames[1], len(frames) - 1, window, scale)
-    return list(rollout(memory, given, wanted, Blend(), noise, anew=anew))
+    return list(rollout(memory, given, wanted, hub.Blend(900.0, 50.0), noise, anew=anew))
 
 
 def built(model: Any, backend: str = "ranged") -> tuple[Any, Any, ModelConfig]:

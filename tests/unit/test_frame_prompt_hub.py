@@ -27,7 +27,7 @@ from tools import parity_vidgpt
 pytest.importorskip("transformers")
 from megatron_videogpt.hub.frame_prompt.memory_frameprompt import CachedMemory, memory_of  # noqa: E402
 from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import FramePromptModel  # noqa: E402
-from tests.frame_prompt_hub import compared, model_of  # noqa: E402
+from tests.frame_prompt_hub import Blend, compared, model_of  # noqa: E402
 from tools import parity_vidgpt_plain  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "vidgpt"
@@ -145,22 +145,6 @@ def test_the_variance_term_trains_the_variance_alone() -> None:
 # The cache and the sampler
 
 
-class Blend:
-    """A solver that stays near unit size whatever the network predicts: DDPM's steps blow up what is not trained."""
-
-    times = (900.0, 400.0, 50.0)
-
-    def draws(self, number: int) -> bool:
-        return number < 2
-
-    def step(
-        self, number: int, z: Tensor, predicted: Tensor, without: Any = None, scale: float = 1, noise: Any = None
-    ) -> Tensor:
-        predicted = predicted if without is None else without + scale * (predicted - without)
-        z = 0.5 * z + predicted[:, :, :4]
-        return z if noise is None else z + 0.1 * noise
-
-
 def chain(model: FramePromptModel, cached: bool, solver: Any, window: int = 6, **told: Any) -> list[Tensor]:
     """Five chunks of 2 frames after one given."""
     guided = "text" in told
@@ -190,7 +174,7 @@ def test_with_and_without_a_cache(fields: dict[str, Any], told: dict[str, Any]) 
     of rounding.
     """
     model = model_of(**fields).double()
-    pairs = list(zip(*(chain(model, cached, Blend(), **told) for cached in (True, False))))
+    pairs = list(zip(*(chain(model, cached, Blend(900.0, 400.0, 50.0), **told) for cached in (True, False))))
     apart = [float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs]
     assert max(apart[:3]) < 1e-6, apart
     assert min(apart[3:]) > 1e-3, apart

@@ -11,6 +11,8 @@ from .factorised import options as factorised
 from .factorised.options import DECODER, FACTORISED, FactorisedOptions, check_factorised, check_ranges, check_unused
 
 NAME = "frame_prompt_diffusion"
+UNCACHED = "be recompute with sample.cache = false, which keeps nothing"
+"""What `sample.window_end` must, said by the check and by both samplers."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _check_end(report: Report) -> None:
     if not report.sound(name) or sample.window_end != "keep":
         return
     if not sample.cache:
-        report.add(name, "be recompute with sample.cache = false, which keeps nothing", "use sample.cache=true")
+        report.add(name, UNCACHED, "use sample.cache=true")
     if report.sound("model.positions") and report.config.model.positions == "learned":
         must = "be recompute with model.positions = learned, whose table ends with the window"
         report.add(name, must, "use recompute, or model.positions=rope")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...hub.common.sampling_videogpt import Denoiser, Observer, Settings, denoise_clips
 from ..noise import mix
+from .options import UNCACHED
 
 FrameNoise = Callable[[int, str, int, "tuple[int, ...]"], Tensor]
 """`noise(video, purpose, first, shape)` -> standard normal float32 ``[n, C, h, w]`` of the frames from number `first`
@@ -30,8 +31,7 @@ class Forgetful(Denoiser, Protocol):
 def _forgetful(denoiser: Denoiser) -> Forgetful:
     """UserError for a denoiser that cannot do it."""
     if not hasattr(denoiser, "forget"):
-        must = "be recompute with sample.cache = false, which keeps nothing"
-        raise UserError(f'sample.window_end = "keep": must {must}; use sample.cache=true')
+        raise UserError(f'sample.window_end = "keep": must {UNCACHED}; use sample.cache=true')
     return denoiser  # type: ignore[return-value]
 
 

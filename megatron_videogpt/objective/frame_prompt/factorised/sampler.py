@@ -19,6 +19,7 @@ from ....model.cache import DTYPES
 from ...base import Watch
 from ...noise import normal
 from ..given import check_given
+from ..options import UNCACHED
 from .memory import CachedMemory, Told, WholeMemory
 from .options import variant_of_run
 from .rows import Text
@@ -123,8 +124,7 @@ class FactorisedSampler:
         """UserError for a window's end that cannot be had; frames: of the whole video."""
         options, cache = self.config.objective.factorised, self.config.sample.cache
         if keep and not cache:
-            must = "be recompute with sample.cache = false, which keeps nothing"
-            raise UserError(f'sample.window_end = "keep": must {must}; use sample.cache=true')
+            raise UserError(f'sample.window_end = "keep": must {UNCACHED}; use sample.cache=true')
         if keep and options.positions == FIXED and frames > options.places:
             must = f"be recompute for {frames} frames, given ones among them, of a model with {options.places} fixed"
             raise UserError(f'sample.window_end = "keep": must {must} positions; use recompute, or fewer frames')
