@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_videogpt.config.schema_data import SCENES, PhysicsConfig
-from megatron_videogpt.data.decode import probe, read_frames
-from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.pictures import resize_frames
+from ...config.schema_data import SCENES, PhysicsConfig
+from ...data.decode import probe, read_frames
+from ...data.sources.physics import render_scene
+from ...data.video.pictures import resize_frames
 
 MOVING = 0.75  # of the pieces are taken where something moves
 HARDER = (0.7, 0.15, 0.15)  # of scenes: difficulty 0, 1, 2
