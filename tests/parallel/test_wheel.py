@@ -32,10 +32,19 @@ CLIPS = REPOSITORY / "tests" / "videos"
 RUN = """
 train = {steps = 2, global_batch_size = 2, precision = "fp32", platform = "cpu", threads = 1, output = "run"}
 codec = {name = "tiny"}
-data = {source = "shards", path = "latents", frames = 4, frame_interval = [1, 2], clips = [1, 4], workers = 0}
 eval = {every = 0}
 sample = {history = 2, clips = [2], window = 4, steps = 2, guidance = 1.0}
 logging = {every = 1, tensorboard = false}
+[data]
+source = "shards"
+path = "latents"
+frames = 4
+frame_interval = [1, 2]
+clips = [1, 4]
+longest_side = 64
+min_side = 16
+validation_fraction = 0.3
+workers = 0
 [model]
 num_layers = 2
 hidden_size = 32
@@ -145,7 +154,7 @@ def test_it_works_away_from_the_checkout(place: Place) -> None:
     assert "3 videos" in place.cli(*words)
     assert load_index(folder / "latents").kind == "latents"
 
-    place.cli("train", "run.toml", "data.validation_fraction=0.3")
+    place.cli("train", "run.toml")
     assert place.run("megatron-videogpt", "state", "run.toml").strip() == "finished at step 2"
     losses = [json.loads(line).get("loss") for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len([loss for loss in losses if loss is not None and 0 < loss < 10]) == 2

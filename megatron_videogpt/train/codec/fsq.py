@@ -175,7 +175,8 @@ def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True)
     settings = {**settings_of(args), "videos": [path.name for path in videos]}
     (args.output / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    model.decoder_layers[-1].conv.bias.data.copy_(pool.batch(64, args.frames, args.crop).mean((0, 2, 3, 4)))
+    last: Any = model.decoder_layers[-1]
+    last.conv.bias.data.copy_(pool.batch(64, args.frames, args.crop).mean((0, 2, 3, 4)))
     test = as_video(scenes(args.size, 24, UNSEEN, args.frames, args.interval))
     train(model, pool, test, args, console)
     draw(args.output)

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = timing.resolved(timing.with_layers(single, layers), platform, frame, args.fit)
     works = fits.work_of_rows(config, rows, frame)
     seconds = timing.measure(chosen, platform, frame, rows, args.repeats)
-    fit = fits.fit_cost(*zip(*works), seconds)
+    fit = fits.fit_cost([tokens for tokens, _ in works], [pairs for _, pairs in works], seconds)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"`python -m megatron_videogpt cost {' '.join(args.words)}`\n")
         print(fits.describe(config, chosen, rows, works, seconds, fit, platform.device_name), flush=True)
