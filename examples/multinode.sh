@@ -81,7 +81,7 @@ python=$root/.venv/bin/python
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 # The layout is checked here too, so that a mistake need not wait for the other nodes.
-state=$("$python" "$root/tools/run_state.py" --processes "$((NNODES * NPROC_PER_NODE))" "$@") || exit 2
+state=$("$python" -m megatron_videogpt state --processes "$((NNODES * NPROC_PER_NODE))" "$@") || exit 2
 if [ -n "$only_ask" ]; then
   [[ $state == finished* ]] && exit 0 || exit 1
 fi

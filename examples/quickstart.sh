@@ -96,13 +96,13 @@ fi
 if [ -n "${videos:-}" ]; then
   echo
   echo "== what the codec keeps of your videos (PSNR; a model cannot look better than this)"
-  "$PYTHON" tools/codec_psnr.py "$videos"
+  "$PYTHON" -m megatron_videogpt codec psnr "$videos"
 fi
 
 settings=$(printf '%s\n' "${overrides[@]}" ${videos:+"$videos"} | cat "$CONFIG" - | sha256sum)
 if [ -d "$OUT" ]; then
   # A run that is going on there must not lose its folder.
-  "$PYTHON" tools/run_state.py --free "$CONFIG" "${overrides[@]}"
+  "$PYTHON" -m megatron_videogpt state --free "$CONFIG" "${overrides[@]}"
   if [ "$(cat "$OUT/.quickstart" 2>/dev/null)" = "$settings" ]; then
     echo "== continuing the interrupted run in $OUT"
   else

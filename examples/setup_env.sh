@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository and installs the project into it.  Does nothing when that was done already for these requirements.
-#   bash examples/setup_env.sh [EXTRAS]        EXTRAS: of setup.py, "dev" unless given
+#   bash examples/setup_env.sh [EXTRAS]        EXTRAS: of pyproject.toml, "dev" unless given
 # Without a GPU the CPU build of PyTorch is installed, with one the CUDA build.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -52,7 +52,7 @@ if [ ! -x "$VENV/bin/python" ]; then
   python=$(find_python)
   "$python" -m venv "$VENV"
 fi
-stamp=$(cat setup.py constraints-cpu.txt examples/setup_env.sh <(echo "$PWD") <("$VENV/bin/python" --version) | sha256sum)
+stamp=$(cat pyproject.toml constraints-cpu.txt examples/setup_env.sh <(echo "$PWD") <("$VENV/bin/python" --version) | sha256sum)
 if [ "$(cat "$VENV/set-up-of-$EXTRAS" 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi

@@ -1,17 +1,22 @@
 """Megatron-core trainer for Video-GPT (next clip diffusion) and its siblings."""
 
+import os
 import sys
 
 from . import signals
 
-if sys.argv[:1] == ["-m"]:
-    # So Python calls a command of which it has not yet found the main module, and that comes later than all below.
+# Of this process, not one that it starts: those have its arguments, but another main module when they come here.
+_SCRIPT = os.path.basename(getattr(sys.modules.get("__main__"), "__file__", None) or "")
+
+if sys.argv[:1] == ["-m"] or _SCRIPT == "megatron-videogpt":
+    # So Python calls a command of which it has not yet found the main module, or it is the console script: either way
+    # that module comes later than all below.
     signals.remember()
 
-from .codec import rules as codec_rules
-from .condition import rules as condition_rules
-from .objective.found import enter_objectives
-from .version import __version__
+from .codec import rules as codec_rules  # noqa: E402
+from .condition import rules as condition_rules  # noqa: E402
+from .objective.found import enter_objectives  # noqa: E402
+from .version import __version__  # noqa: E402
 
 __all__ = ["__version__", "codec_rules", "condition_rules"]
 

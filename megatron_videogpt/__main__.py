@@ -1,4 +1,5 @@
-"""`python -m megatron_videogpt train | sample | demo | check | options`.
+"""`python -m megatron_videogpt train | sample | demo | check | options`, and what `commands` names; the console script
+`megatron-videogpt` is the same.
 
 Mistakes of the user end in one line per problem on stderr and exit code 2; anything else is a bug and keeps its
 traceback.
@@ -20,12 +21,12 @@ from . import signals
 if __name__ == "__main__":
     signals.remember()
 
-from . import launch  # noqa: E402
+from . import commands, launch  # noqa: E402
 from .config.paths import path  # noqa: E402
 from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line  # noqa: E402
 
 DESCRIPTION = """\
-Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core.
+Train, sample and inspect Video-GPT models (next clip diffusion) on megatron-core; prepare their data, convert them.
 
 A run is described by a TOML file; examples are in examples/videogpt/.  A first one:
 
@@ -39,6 +40,11 @@ examples:
   torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.steps=50
   python -m megatron_videogpt sample --checkpoint runs/quickstart in.mp4 --output out.mp4
   python -m megatron_videogpt demo --checkpoint runs/quickstart
+  python -m megatron_videogpt data prepare videos/ --output shards/
+  python -m megatron_videogpt convert to-hf runs/quickstart --output quickstart-hf
+
+COMMAND --help has the options and examples of each.  `megatron-videogpt` is the same program.  train, sample,
+data encode, data encode-text and cost run in several processes under torchrun (torchrun ... -m megatron_videogpt).
 """
 
 TRAIN = """\
@@ -69,53 +75,45 @@ SAMPLE = "Continue a video with a trained model, clip by clip, and write the res
 SILENT_RANK_SECONDS = 10.0
 
 
-def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
-    """The command line; `with_sample` adds the sample command's own arguments, which need its package."""
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line; arguments that need a command's own package are there where `argv` asks for it."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "python -m megatron_videogpt", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="on an error show where it came from")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
+    train = parts.add_parser(
         "train", help="train a model", parents=[common], description=TRAIN, epilog=TRAIN_EXAMPLES, formatter_class=raw
     )
     about = "validate a configuration and estimate its cost"
-    check = commands.add_parser("check", help=about, parents=[common], formatter_class=raw)
+    check = parts.add_parser("check", help=about, parents=[common], formatter_class=raw)
     for command in (train, check):
         command.add_argument("file", type=path, metavar="FILE.toml", help="the configuration")
         command.add_argument(
             "overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file"
         )
-    _add_check(check)
+    from .demo import cli as demo_cli
+    from .plan import cli as plan_cli
 
-    sample = commands.add_parser(
+    plan_cli.add_arguments(check)
+    sample = parts.add_parser(
         "sample", help="continue a video with a trained model", parents=[common], description=SAMPLE
     )
-    if with_sample:
+    if argv[:1] == ["sample"]:
         from .sample.options import add_arguments
 
         add_arguments(sample)
-    _add_demo(commands.add_parser("demo", help="a web page on this machine that continues clips", parents=[common]))
-    listed = commands.add_parser(
+    demo = parts.add_parser("demo", help="a web page on this machine that continues clips", parents=[common])
+    demo_cli.add_arguments(demo)
+    listed = parts.add_parser(
         "options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS
     )
     listed.add_argument("overrides", metavar="section.option=value", nargs="*", help="values in place of defaults")
+    commands.add(parts, common, argv)
     return parser
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    from .demo.cli import add_arguments
-
-    add_arguments(parser)
-
-
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    from .plan.cli import add_arguments
-
-    add_arguments(parser)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -201,6 +199,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "sample": run_sample,
     "demo": run_demo,
     "options": run_options,
+    **dict.fromkeys(commands.names(), commands.run),
 }
 
 
@@ -250,7 +249,7 @@ def fail(error: Exception) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line; argparse itself takes no overrides after `--gpus 8`, nor inputs after another option."""
-    parser = build_parser(with_sample=argv[:1] == ["sample"])
+    parser = build_parser(argv)
     args, rest = parser.parse_known_args(argv)
     if "overrides" in args:
         args.overrides += [text for text in rest if "=" in text and not text.startswith("-")]
@@ -263,7 +262,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(str(error))
         rest = [text for text in rest if text.startswith("-")]
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     return args
 
 
@@ -280,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(stopped, flush=True)
         return 0
     except signals.Interrupted as stopped:
-        return signals.exit_code(stopped, "what is finished stays; give the same command again")
+        return signals.exit_code(stopped, commands.AFTER)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -12,6 +12,7 @@ import locale
 import multiprocessing.util
 import os
 import resource
+import site
 import stat
 import sys
 import tempfile
@@ -126,6 +127,16 @@ def _number(name: str) -> int | None:
             "start with torchrun"
         )
     return int(text)
+
+
+def package_environment() -> dict[str, str]:
+    """The environment in which `python -m megatron_videogpt` is this package in a process of its own, also where it
+    runs from a checkout that is not installed.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    if root in map(os.path.realpath, site.getsitepackages()):
+        return dict(os.environ)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def check_open_files(readers: int) -> None:

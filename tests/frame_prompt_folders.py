@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.convert.standalone import write_vae
 from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import SIZES
 from megatron_videogpt.objective.noise import normal
 from tests.frame_prompt_hub import model_of
-from tools import convert_checkpoint
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "vidgpt"
 TEXT: dict[str, Any] = {
@@ -36,14 +33,9 @@ CODEC = {"in_channels": 16}
 """Of one that has the tiny codec's latents."""
 
 
-def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """tools/convert_checkpoint.py in this process -> its exit code."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
-        return convert_checkpoint.main()
-
-    return run
+def tool(*arguments: object) -> int:
+    """`convert` in this process -> its exit code."""
+    return main(["convert", *map(str, arguments)])
 
 
 def state_of(**fields: Any) -> dict[str, Tensor]:

@@ -1,87 +1,15 @@
 #!/usr/bin/env python
-"""How well a codec keeps your own videos: PSNR of frames encoded to latents and decoded again, per video and over all.
+"""`python -m megatron_videogpt codec psnr` under the name that it had first."""
 
-A trained model cannot look better than its codec, so look at this first.  26 dB and more is fair, 30 dB is good.
-
-  python tools/codec_psnr.py VIDEO_DIR
-  python tools/codec_psnr.py VIDEO_DIR --codec autoencoder_kl --path checkpoints/sdxl-vae --longest-side 320
-"""
-
-from __future__ import annotations
-
-import argparse
-import math
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from megatron_videogpt.codec.base import Codec
-from megatron_videogpt.codec.build import build_codec
-from megatron_videogpt.codec.options import CodecConfig
-from megatron_videogpt.config import paths
-from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.decode import probe, read_frames
-from megatron_videogpt.data.sources.files import list_videos
-from megatron_videogpt.data.video.pictures import resize_frames, to_model_range, to_pixels
-from megatron_videogpt.errors import UserError, exit_code
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=paths.path, help="folder of videos, searched recursively")
-    parser.add_argument("--codec", default="tiny", help="as codec.name in a configuration (default: %(default)s)")
-    parser.add_argument("--path", type=paths.place, default="", help="as codec.path")
-    parser.add_argument("--longest-side", type=int, default=128, help="as data.longest_side (default: %(default)s)")
-    parser.add_argument("--size-multiple", type=int, default=16, help="as data.size_multiple (default: %(default)s)")
-    parser.add_argument(
-        "--frames", type=int, default=9, help="evenly spaced frames of each video (default: %(default)s)"
-    )
-    return parser.parse_args()
-
-
-@torch.no_grad()
-def squared_error(codec: Codec, path: Path, count: int, longest_side: int, multiple: int) -> float:
-    """Mean squared error of 8-bit values over evenly spaced frames of one video; raises BadVideo."""
-    indices = sorted({int(index) for index in np.linspace(0, probe(path).frames - 1, count)})
-    # A codec with a temporal stride joins groups of frames after the first one.
-    indices = indices[: (len(indices) - 1) // codec.temporal_stride * codec.temporal_stride + 1]
-    frames = resize_frames(read_frames(path, indices), longest_side, multiple)
-    mean, _ = codec.encode(to_model_range(frames))
-    return float(np.square(to_pixels(codec.decode(mean)).astype(np.float64) - frames).mean())
-
-
-def psnr(error: float) -> float:
-    """Mean squared error of 8-bit values -> PSNR in dB."""
-    return 10 * math.log10(255**2 / max(error, 1e-12))
-
-
-def main() -> int:
-    """Print one line per video and the mean; 2 when no video could be read."""
-    args = arguments()
-    try:
-        codec, videos = build_codec(CodecConfig(name=args.codec, path=args.path)), list_videos(args.folder)
-    except UserError as error:
-        return exit_code(error)
-    values = []
-    for path in videos:
-        try:
-            values.append(psnr(squared_error(codec, path, args.frames, args.longest_side, args.size_multiple)))
-        except (BadVideo, UserError) as error:
-            print(f"   skipped  {' '.join(str(error).split())}")
-            continue
-        print(f"{values[-1]:7.1f} dB  {path}")
-    if not values:
-        print(f"error: {args.folder}: no video there can be read; give a folder with video files", file=sys.stderr)
-        return 2
-    print(
-        f"{sum(values) / len(values):7.1f} dB  mean of {len(values)} videos, codec {codec.name}, longest side "
-        f"{args.longest_side}"
-    )
-    return 0
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from megatron_videogpt import signals  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # What is imported now takes a while.
+    signals.remember()
+    from megatron_videogpt.__main__ import main
+
+    sys.exit(main(["codec", "psnr", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ usage: bash examples/nbp/physics.sh [--classes] [section.option=value ...]
 
 Trains next block prediction on codes of the built-in scenes, with the small tokenizer that is shipped: examples/nbp/physics.toml continues
 scenes, with --classes physics_classes.toml makes scenes of a kind.  About ten minutes on two CPU cores; options change the training, and
-TOKENIZER=FOLDER takes a tokenizer of yours (tools/train_fsq.py).  A run that was interrupted is continued by the same command.
+TOKENIZER=FOLDER takes a tokenizer of yours (codec train fsq).  A run that was interrupted is continued by the same command.
 TEXT
 }
 

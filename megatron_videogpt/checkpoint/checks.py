@@ -149,7 +149,7 @@ def _other_codec(saved: Saved, codec: Codec) -> str:
 
 
 def check_resumable(saved: Saved) -> None:
-    """Raise RunError for a checkpoint of weights alone, which `tools/convert_checkpoint.py` makes: there is no
+    """Raise RunError for a checkpoint of weights alone, which `convert` makes: there is no
     optimizer to go on with.
     """
     if saved.state.get("weights_only"):

@@ -118,7 +118,8 @@ def _find(options: ConditionConfig) -> tuple[tuple[Path, Path], dict[str, Any]]:
     if not options.encoder_path:
         raise UserError(
             f"condition.encoder_path is empty: {name} needs a local folder with config.json, safetensors and tokenizer "
-            f"of a {wanted}, or text features computed in advance (tools/encode_text.py) and condition.width"
+            f"of a {wanted}, or text features computed in advance (megatron-videogpt data encode-text) "
+            "and condition.width"
         )
     if not root.is_dir():
         raise UserError(

@@ -41,7 +41,7 @@ class ConditionConfig:
     width: int = option(
         0,
         "width of the text features, of ids how many there are; 0 asks the encoder's folder, which need not be there "
-        "when features were computed in advance (tools/encode_text.py)",
+        "when features were computed in advance (megatron-videogpt data encode-text)",
     )
     max_tokens: int = option(77, "most tokens of a text; longer ones are cut")
     dropout: float = option(

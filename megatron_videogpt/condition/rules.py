@@ -77,8 +77,8 @@ def _check_encoder(report: Report) -> None:
         report.add(
             "condition.encoder_path",
             f"name a local folder when condition.encoder is {condition.encoder}",
-            f"give that of {what}; with text features computed in advance (tools/encode_text.py) condition.width will "
-            "do",
+            f"give that of {what}; with text features computed in advance (megatron-videogpt data encode-text) "
+            "condition.width will do",
         )
     # One that is not there is told by `missing_paths`, and by whoever must know the width.
     if not condition.encoder_path or not Path(condition.encoder_path).is_dir():

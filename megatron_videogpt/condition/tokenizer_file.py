@@ -25,7 +25,7 @@ def tokenizer_path(options: ConditionConfig) -> Path:
     if not options.encoder_path:
         raise UserError(
             f"condition.encoder_path is empty: condition.encoder={options.encoder} needs a local folder with {FAST}, "
-            "or ids computed in advance (tools/encode_text.py) and their number as condition.width"
+            "or ids computed in advance (megatron-videogpt data encode-text) and their number as condition.width"
         )
     path = Path(options.encoder_path) / FAST
     if not path.is_file():

@@ -153,7 +153,7 @@ def _import(options: ConditionConfig) -> Any:
     except ImportError as error:
         raise UserError(
             f"condition.encoder={options.encoder} needs the transformers package: pip install transformers (or use "
-            "text features computed in advance, tools/encode_text.py)"
+            "text features computed in advance, megatron-videogpt data encode-text)"
         ) from error
     return transformers
 

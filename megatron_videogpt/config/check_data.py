@@ -24,7 +24,7 @@ def missing_paths(config: Config) -> list[str]:
         what = (
             "a folder with video files"
             if config.data.source == "videos"
-            else "a folder with shards (tools/prepare_videos.py makes them)"
+            else "a folder with shards (megatron-videogpt data prepare makes them)"
         )
         wanted.append(("data.path", config.data.path, what))
         wanted += [("data.mixture", path, what) for path in config.data.mixture]
@@ -143,7 +143,7 @@ def _check_rows(report: Report, world_size: int | None) -> None:
     """
     config, data = report.config, report.config.data
     if report.sound("data.cost") and data.cost[1] and not data.cost[0]:
-        report.add("data.cost", "have a first number above 0, or be [0, 0]", "use what tools/fit_cost.py prints")
+        report.add("data.cost", "have a first number above 0, or be [0, 0]", "use what megatron-videogpt cost prints")
     if (
         not report.sound("data.pack_tokens", "train.micro_batch_size", "train.global_batch_size")
         or not data.pack_tokens

@@ -85,7 +85,8 @@ class DataConfig:
     )
     cost: tuple[float, float] = option(
         (0.0, 0.0),
-        "seconds per token and per attended pair, by which rows are dealt (tools/fit_cost.py); [0, 0] counts FLOPs",
+        "seconds per token and per attended pair, by which rows are dealt (`megatron-videogpt cost` measures them); "
+        "[0, 0] counts FLOPs",
     )
     cost_buckets: int = option(
         0,

@@ -14,7 +14,7 @@ SECTIONS = ("model", "codec", "data", "condition", "objective", "optimizer", "tr
 """Whose options the table shows where they differ from their defaults; all of them are in videogpt_config.toml."""
 
 RUNS_WITH = {"transformers": ">=4.57,<6", "diffusers": ">=0.36"}
-"""What the folder's files need beside torch, as in setup.py's extra `hub`."""
+"""What the folder's files need beside torch, as in pyproject.toml's extra `hub`."""
 TRIED = (("4.57.1", "0.36.0"), ("5.0.0", "0.37.1"), ("5.23.0", "0.42.1"))
 """Versions of them that tests/data/test_hub_environment.py runs exported folders with."""
 
@@ -107,7 +107,7 @@ The model {came}.  Options that differ from the defaults of megatron_videogpt; `
 
 ## How this folder was made
 
-`tools/convert_checkpoint.py to-hf` of megatron_videogpt wrote {kind} of
+`convert to-hf` of megatron_videogpt wrote {kind} of
 `{export.path.parent.parent.name}/{export.path.name}`, and compared what it wrote with the checkpoint.
 """
 
@@ -138,7 +138,7 @@ The model {came}.  Options that differ from the defaults of megatron_videogpt; `
 
 ## How this folder was made
 
-`tools/convert_checkpoint.py to-hf` of megatron_videogpt wrote {kind} of
+`convert to-hf` of megatron_videogpt wrote {kind} of
 `{export.path.parent.parent.name}/{export.path.name}`, and compared what it wrote with the checkpoint.
 """,
     )

@@ -119,7 +119,7 @@ def write_vae(folder: Path, codec: CodecConfig) -> None:
         raise UserError(
             f"codec.name={codec.name}: the pipeline of an exported folder runs tiny, "
             f"{' and '.join(geometry.DIFFUSERS_CLASSES)}, and the model knows no other latents; the tokenizer's folder "
-            "stands alone (tools/convert_tokenizer.py)"
+            "stands alone (megatron-videogpt convert tokenizer)"
         )
     target = folder / "vae"
     if codec.name == "tiny":

@@ -86,7 +86,8 @@ class Conditioning:
                 raise UserError("has no caption, and condition.kind is text")
             if self.encoder is None:
                 raise UserError(
-                    "has no text features; make them with tools/encode_text.py, or give condition.encoder_path"
+                    "has no text features; make them with megatron-videogpt data encode-text, or give "
+                    "condition.encoder_path"
                 )
             return self._ready(self.encoder.encode([text])[0].cpu().numpy())
         return None

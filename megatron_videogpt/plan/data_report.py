@@ -157,7 +157,7 @@ def _rows_table(config: Config, configured: DealingStatistics, naive: DealingSta
     a_b = (
         f"data.cost=[{config.data.cost[0]:g}, {config.data.cost[1]:g}]"
         if any(config.data.cost)
-        else "FLOPs (data.cost: tools/fit_cost.py)"
+        else "FLOPs (data.cost: megatron-videogpt cost)"
     )
     table.caption = f"cost: {a_b}, padding included"
     return table

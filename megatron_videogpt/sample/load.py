@@ -97,7 +97,7 @@ def _open(source: Path) -> tuple[Config, Any]:
     if is_stock(folder):
         raise UserError(
             f"{source}: a stock Phi-3 model, which knows nothing of video; convert it "
-            "(tools/convert_checkpoint.py from-hf) and train it first"
+            "(megatron-videogpt convert from-hf) and train it first"
         )
     config = folder_config(source)
     return config, open_source(folder, config.codec, None, None, allow_extra=True)

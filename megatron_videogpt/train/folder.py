@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.locks import Held, holder, locked
+from ..checkpoint.in_use import LOCK, taken
+from ..data.locks import Held, locked
 from ..errors import UserError
 from .logs import open_log
 
 log = logging.getLogger(__name__)
-
-LOCK = ".train.lock"
 
 PATIENCE = 1.0
 """Seconds to wait for the lock: whoever only looks (`check_free`) has it for a moment, and so has a child that is
@@ -53,26 +51,9 @@ def _enter(stack: contextlib.ExitStack, output: Path) -> str:
         seconds = RESTART_PATIENCE if restarted else PATIENCE
         return stack.enter_context(locked(output / LOCK, seconds, "training there", forks=True))
     except Held as error:
-        raise _taken(output, error.holder) from error
+        raise taken(output, error.holder) from error
     except OSError as error:
         why = "this is a file" if isinstance(error, FileExistsError) else error.strerror or error
         raise UserError(f"train.output = {output}: {why}; expected a folder, or a place for a new one") from error
     except UserError as error:
         raise UserError(f"train.output = {output}: cannot be locked ({error}); use another train.output") from error
-
-
-def check_free(output: Path) -> None:
-    """Raise UserError where a run is in a folder, which must not be moved or replaced then."""
-    who = holder(output / LOCK)
-    if who:
-        raise _taken(output, who)
-
-
-def _taken(output: Path, who: str) -> UserError:
-    elsewhere = " on " in who and f" on {socket.gethostname()} " not in who
-    # A file system across machines may keep the lock of one that is down.
-    down = f" (if that machine is down: remove {output / LOCK})" if elsewhere else ""
-    return UserError(
-        f"train.output = {output}: a run is going on there ({who}); wait until it has ended{down}, or use another "
-        "train.output"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import sys
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.base import Codec
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.options import CodecConfig
@@ -227,26 +227,19 @@ def test_training_refuses_latents_of_another_vae(made: Path, kl: Path, tmp_path:
     assert "\n" not in text and codec.fingerprint[:12] in text and other.fingerprint[:12] in text
 
 
-def test_a_vae_that_joins_frames_is_refused(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_vae_that_joins_frames_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
     AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).save_pretrained(tmp_path)
-    spec = importlib.util.spec_from_file_location("encode_latents", TOOL)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     for arguments, reason in (
         (["--codec", "autoencoder_kl_wan", "--codec-path", str(tmp_path)], "joins 4 frames"),
         (["--codec", "tiny", "--size-multiple", "12"], "--size-multiple=12"),
         (["--codec", "autoencoder_kl"], "codec.path is empty"),
     ):
-        monkeypatch.setattr(sys, "argv", [TOOL, str(made), "--output", str(tmp_path / "out"), *SIZES, *arguments])
-        assert tool.main() == 2
+        assert main(["data", "encode", str(made), "--output", str(tmp_path / "out"), *SIZES, *arguments]) == 2
         error = capsys.readouterr().err
         assert reason in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()

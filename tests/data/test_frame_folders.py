@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.data.decode import probe, read_clip
+from megatron_videogpt.data.prepare.frames import scaled
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
-from tools import frames_to_videos, prepare_videos
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = {"a/a_1": 40, "a/a_2": 34, "b-c/b-c_1": 36, "b-c/b-c_2": 3}
@@ -53,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def to_videos(home: Path, *more: str) -> int:
     words = [home / "sky_train", "--size", "256", "--output", home / "videos/sky_train", "--workers", "0", *more]
-    return frames_to_videos.main([str(word) for word in words])
+    return main(["data", "frames", *map(str, words)])
 
 
 def test_folders_become_videos_in_order(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +79,7 @@ def test_folders_become_videos_in_order(made: Path, capsys: pytest.CaptureFixtur
 def test_frames_are_scaled_and_cropped_as_published(height: int, width: int) -> None:
     """Bilinear by the two neighbours of each place, without antialiasing, and the square in the middle."""
     picture = np.random.RandomState(0).randint(0, 256, (1, height, width, 3), np.uint8)
-    found = frames_to_videos.scaled(picture, 256)
+    found = scaled(picture, 256)
     factor = max(256 / height, 256 / width)
     sides = [256 if side * factor < 256.5 else math.ceil(side * factor) for side in (height, width)]
 
@@ -99,7 +100,7 @@ def test_skytimelapse(made: Path) -> None:
     to_videos(made)
     recipe, out = ROOT / "examples/datasets/skytimelapse.toml", made / "shards/sky_train"
     words = ["--recipe", recipe, made / "videos/sky_train", "--output", out, "--workers", "0"]
-    assert prepare_videos.main([str(word) for word in words]) == 0
+    assert main(["data", "prepare", *map(str, words)]) == 0
     index = load_index(out)
     assert {index.key(i): index.meta(i)["frames"] for i in range(len(index))} == {
         name.replace("/", "_"): count for name, count in CLIPS.items()
@@ -134,6 +135,6 @@ def test_refusals_in_one_line(made: Path, more: list[str], words: str, capsys: p
 
 def test_a_folder_without_pictures_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source, words in ((tmp_path, "no pictures (looked for .jpeg, .jpg, .png)"), (tmp_path / "x", "no such folder")):
-        assert frames_to_videos.main([str(source), "--output", str(tmp_path / "out")]) == 2
+        assert main(["data", "frames", str(source), "--output", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert words in error and len(error.splitlines()) == 1

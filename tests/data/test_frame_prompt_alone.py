@@ -62,9 +62,9 @@ print("fine")
 """
 
 
-def test_a_folder_runs_without_this_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_runs_without_this_project(tmp_path: Path) -> None:
     """The network by transformers and by itself, and videos with a cache and without, in an empty directory."""
-    convert = tool(monkeypatch)
+    convert = tool
     hub_folder(tmp_path / "given", vae=True)
     assert convert("from-hf", tmp_path / "given", "--output", tmp_path / "run") == 0
     assert convert("to-hf", tmp_path / "run", "--output", tmp_path / "out", "--license", "mit") == 0
@@ -83,11 +83,9 @@ def test_a_folder_runs_without_this_project(tmp_path: Path, monkeypatch: pytest.
     assert result.stdout.strip() == "fine", result.stdout + result.stderr[-3000:]
 
 
-def test_the_published_kind_of_vae_comes_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_published_kind_of_vae_comes_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An image autoencoder of 4 channels, which a published file does not hold; one of other channels is refused."""
-    convert, vae = tool(monkeypatch), small_kl(tmp_path / "kl")
+    convert, vae = tool, small_kl(tmp_path / "kl")
     torch.save(state_of(), tmp_path / "given.pt")
     told = ("from-hf", tmp_path / "given.pt", "--published", "num_heads=2", "chunk=2", "--output")
     assert convert(*told, tmp_path / "run", "--vae", vae) == 0

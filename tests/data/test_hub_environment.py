@@ -92,14 +92,14 @@ def test_the_pipeline_s_parts_move_to_the_device_and_back_with_accelerate(
     run_script("accelerate", OFFLOAD, exported, tmp_path)
 
 
-def test_versions_that_were_tried_are_those_that_the_card_and_setup_name() -> None:
-    setup = (REPOSITORY / "setup.py").read_text()
+def test_versions_that_were_tried_are_those_that_the_card_and_the_requirements_name() -> None:
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     pairs = {
         tuple(pins.get(package, CONSTRAINTS[package]) for package in card.RUNS_WITH) for pins in hub_env.PINS.values()
     }
     assert pairs == set(card.TRIED)
     for package, versions in zip(card.RUNS_WITH, zip(*card.TRIED)):
-        assert f'"{package}{card.RUNS_WITH[package]}"' in setup
+        assert f'"{package}{card.RUNS_WITH[package]}"' in project
         assert all(version in SpecifierSet(card.RUNS_WITH[package]) for version in versions), package
 
 

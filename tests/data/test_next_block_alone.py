@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt.__main__ import main
 from tests.next_block_folders import block_folder
 from tests.texts import text_ids
-from tools import convert_checkpoint
 
 pytest.importorskip("transformers", reason="exported folders need transformers (the extra hub)")
 
@@ -57,12 +57,11 @@ print("fine")
 """
 
 
-def test_a_folder_runs_without_this_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_runs_without_this_project(tmp_path: Path) -> None:
     """A trained run's own names, codes and blocks, in a process where this project cannot be imported."""
 
     def tool(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
-        return convert_checkpoint.main()
+        return main(["convert", *map(str, arguments)])
 
     folder = block_folder(tmp_path / "given", "tiny_given")
     settings = json.loads((folder / "config.json").read_text())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.data.bad import BadVideo
 from megatron_videogpt.data.decode import probe
 from megatron_videogpt.data.locks import locked
@@ -26,7 +27,6 @@ from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.errors import UserError
 from tests.clips import BIRD, CINEPAK, ODD, SCENES, SMALL, SOUND, TRAILER
 from tests.parallel.launch import interpreter, run, start
-from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = (CINEPAK, BIRD, ODD, SOUND, SMALL, SCENES)
@@ -36,7 +36,7 @@ def tool(*words: object) -> tuple[int, str, str]:
     """Exit code, output and errors of the command line tool, run in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = prepare_videos.main([str(word) for word in words])
+        code = main(["data", "prepare", *map(str, words)])
     return code, out.getvalue(), err.getvalue()
 
 

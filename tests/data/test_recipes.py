@@ -14,13 +14,13 @@ import av
 import numpy as np
 import pytest
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.geometry import codec_geometry
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.decode import read_clip
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
-from tools import prepare_videos
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "examples" / "datasets"
@@ -51,12 +51,8 @@ def table(path: Path, header: str, rows: list[list[Any]]) -> Path:
 
 def sharded(recipe: str, out: Path, *words: object) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """(metadata by key, kinds of rejection by name) of what the recipe makes of the sources."""
-    assert (
-        prepare_videos.main(
-            ["--recipe", str(RECIPES / f"{recipe}.toml"), "--output", str(out), "--workers", "0", *map(str, words)]
-        )
-        == 0
-    )
+    options = ["--recipe", RECIPES / f"{recipe}.toml", "--output", out, "--workers", 0]
+    assert main(["data", "prepare", *map(str, (*options, *words))]) == 0
     index = load_index(out)
     lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     return {index.key(i): index.meta(i) for i in range(len(index))}, {line["name"]: line["kind"] for line in lines}

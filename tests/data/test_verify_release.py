@@ -1,4 +1,4 @@
-"""tools/verify_release.py on a small release made here: everything passes, and each thing that could be wrong fails
+"""`convert verify` on a small release made here: everything passes, and each thing that could be wrong fails
 with a line that says so.
 """
 
@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.convert.folder import INDEX, WEIGHTS
 from megatron_videogpt.data.decode import probe
-from tests.parallel.launch import interpreter, run
+from tests.parallel.launch import cli
 
 from ..release import CONFIG, MODEL, shard, sound_folder, tensors
 from .vae import small_kl
@@ -68,10 +69,8 @@ def release(tmp_path: Path) -> Path:
 def check(release: Path, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """Exit status, and check -> (PASS, FAIL or SKIP, what is said) from the report."""
     output = release.parent / "out"
-    command = interpreter(
-        ROOT / "tools" / "verify_release.py", release, "--stages", release.parent / "stages", "--output", output
-    )
-    done = run([*command, *options])
+    stages = release.parent / "stages"
+    done = cli("convert", "verify", *map(str, (release, "--stages", stages, "--output", output)), *options)
     assert "Traceback" not in done.stderr, done.stderr
     rows = [
         re.split(r"(?<!\\)\|", line)[1:-1]
@@ -161,8 +160,6 @@ def only_pickles(release: Path) -> None:
 def test_what_is_wrong_fails(
     release: Path, damage: Any, name: str, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tools import verify_release
-
     damage(release)
     output = release.parent / "out"
     options = [
@@ -174,7 +171,7 @@ def test_what_is_wrong_fails(
         "round trip",
         "predictions",
     ]
-    assert verify_release.main([str(release), *options]) == 1
+    assert main(["convert", "verify", str(release), *options]) == 1
     printed = capsys.readouterr().out.splitlines()
     failed = [line for line in printed if line.startswith("FAIL")]
     assert len(failed) == 1 and failed[0].startswith(f"FAIL  {name}: ") and part in failed[0], printed
@@ -183,7 +180,7 @@ def test_what_is_wrong_fails(
 def test_a_tensor_that_comes_back_different_fails(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import argparse
 
-    from tools import release_checks
+    from megatron_videogpt.evaluate.release import checks
 
     def lossy(direction: str, source: Path, option: str, target: Path, *_: str) -> None:
         target.mkdir()
@@ -196,11 +193,11 @@ def test_a_tensor_that_comes_back_different_fails(release: Path, monkeypatch: py
             held[key].view(-1).view(torch.int32)[-1] ^= 1
             save_file(held, path)
 
-    monkeypatch.setattr(release_checks, "convert", lossy)
+    monkeypatch.setattr(checks, "convert", lossy)
     work = release.parent / "work"
     work.mkdir()
     with pytest.raises(ValueError, match="1 tensors came back different: "):
-        release_checks.check_round_trip(release_checks.Task(argparse.Namespace(folder=release, vae=None), work))
+        checks.check_round_trip(checks.Task(argparse.Namespace(folder=release, vae=None), work))
 
 
 def test_memory_of_a_conversion_counts_children_and_not_mapped_files(tmp_path: Path) -> None:
@@ -222,14 +219,12 @@ def test_memory_of_a_conversion_counts_children_and_not_mapped_files(tmp_path: P
 
 
 def test_command_line(release: Path) -> None:
-    from tools import verify_release
-
     for options in (
         ["nowhere"],
         [str(release), "--vae", str(release), "--skip", "round trip"],
         [str(release), "--steps", "0"],
     ):
         with pytest.raises(SystemExit) as caught:
-            verify_release.main(options)
+            main(["convert", "verify", *options])
         assert caught.value.code == 2
     assert WEIGHTS not in [path.name for path in release.iterdir()]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_videogpt import commands
 from megatron_videogpt.config.load import read_config
 from tests.parallel.launch import REPOSITORY, interpreter, run
 
@@ -41,7 +42,8 @@ def flags_of(words: list[str]) -> list[str]:
 
 def check_python(words: list[str]) -> None:
     if words[:2] == ["-m", "megatron_videogpt"]:
-        command, rest = ["-m", "megatron_videogpt", words[2]], words[3:]
+        path = commands.asked(words[2:]) or (words[2],)
+        command, rest = ["-m", "megatron_videogpt", *path], words[2 + len(path) :]
     elif words[0] == "-m":
         return  # somebody else's: pip, compileall, pytest
     else:
@@ -93,8 +95,8 @@ def test_the_short_ones_run() -> None:
 
 def test_commands_are_found() -> None:
     """The pattern sees fenced and indented blocks, launchers and continued lines."""
-    commands = documented()
-    assert len(commands) > 40
-    assert any(command.startswith("python tools/encode_latents.py /data/shards") for command in commands)
-    assert any("--nproc-per-node 8 examples/videogpt/stage1.toml" in command for command in commands)
+    found = documented()
+    assert len(found) > 40
+    assert any(command.startswith("python -m megatron_videogpt data encode /data/shards") for command in found)
+    assert any("--nproc-per-node 8 examples/videogpt/stage1.toml" in command for command in found)
     assert Path(REPOSITORY / "examples" / "quickstart.sh").is_file()

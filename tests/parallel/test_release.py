@@ -36,7 +36,7 @@ def test_documents_and_requirements_name_the_newest_release() -> None:
     )
     for name in (
         "docs/installing.md",
-        "setup.py",
+        "pyproject.toml",
         "megatron_videogpt/platforms/compat.py",
         "megatron_videogpt/platforms/compat_saving.py",
     ):

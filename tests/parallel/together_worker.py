@@ -45,10 +45,10 @@ def reading() -> None:
 
 def encoding() -> None:
     """Latents, where one process does not see the videos."""
-    from tools import encode_latents
+    from megatron_videogpt.data.prepare import encode_cli
 
-    encode_latents.prepare = fail(None, UserError("/videos: no such folder"))  # type: ignore[assignment]
-    encode_latents.encode(argparse.Namespace(), RANK, 2)
+    encode_cli.prepare = fail(None, UserError("/videos: no such folder"))  # type: ignore[assignment]
+    encode_cli.encode(argparse.Namespace(), RANK, 2)
 
 
 def attention() -> None:

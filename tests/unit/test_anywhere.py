@@ -29,9 +29,9 @@ from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.check_data import unusable_output
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.config.schema_data import DataConfig
+from megatron_videogpt.data.prepare import sharing
 from megatron_videogpt.data.sources.datasets import cache_of
 from megatron_videogpt.errors import UserError
-from tools import prepare_videos, sharing
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "examples" / "videogpt" / "quickstart.toml")
@@ -83,7 +83,7 @@ def test_outputs_of_other_commands_too(
     for code in (
         cli.main(["sample", "--checkpoint", "run", "--scene", "fall/1", "--output", output]),
         cli.main(["sample", "--checkpoint", "run", "--scene", "fall/1", "--output", f"{output}/out.mp4"]),
-        prepare_videos.main([".", "--output", output]),
+        cli.main(["data", "prepare", ".", "--output", output]),
     ):
         assert code == 2
     with pytest.raises(UserError, match=said):

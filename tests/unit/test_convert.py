@@ -18,11 +18,10 @@ from safetensors.torch import load_file
 from megatron_videogpt.checkpoint.folders import newest_folder
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import TrainConfig
-from megatron_videogpt.convert import ingest
+from megatron_videogpt.convert import command, ingest, options
 from megatron_videogpt.convert.folder import Folder
 from tests.conversion import MODELS, TINY, folder_of, same, tensors_of, to_folder, to_run
 from tests.hub_folder import HINTS
-from tools import convert_checkpoint, convert_options
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -189,22 +188,22 @@ def test_what_was_written_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_command_line_says_what_it_expects(tmp_path: Path) -> None:
-    assert [convert_options.size(text) for text in ("5GB", "500mb", "1.5K", "7")] == [5 * 10**9, 5 * 10**8, 1500, 7]
+    assert [options.size(text) for text in ("5GB", "500mb", "1.5K", "7")] == [5 * 10**9, 5 * 10**8, 1500, 7]
     for text in ("", "GB", "-1", "0", "5XB"):
         with pytest.raises(argparse.ArgumentTypeError, match="such as 5GB"):
-            convert_options.size(text)
-    assert convert_options.ids("1,2,3") == (1, 2, 3)
+            options.size(text)
+    assert options.ids("1,2,3") == (1, 2, 3)
     with pytest.raises(argparse.ArgumentTypeError, match="32011,32012,32013"):
-        convert_options.ids("1,2")
+        options.ids("1,2")
     with pytest.raises(ValueError, match="exists already"):
-        convert_checkpoint.check_output(tmp_path)
+        command.check_output(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
-        convert_checkpoint.check_output(tmp_path / "a" / "b")
-    with pytest.raises(KeyboardInterrupt), convert_checkpoint.appearing(tmp_path / "new") as partial:
+        command.check_output(tmp_path / "a" / "b")
+    with pytest.raises(KeyboardInterrupt), command.appearing(tmp_path / "new") as partial:
         partial.mkdir()
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    with convert_checkpoint.appearing(tmp_path / "new") as partial:
+    with command.appearing(tmp_path / "new") as partial:
         partial.mkdir()
         assert not (tmp_path / "new").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]

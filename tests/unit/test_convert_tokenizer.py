@@ -4,7 +4,6 @@ none.
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQTokenizer
 from tests.tokenizer import random_tokenizer
-from tools import convert_tokenizer
 
 SIZES = ("--groups", "2", "--levels", "8", "5", "5")
 
@@ -32,9 +31,8 @@ def inside(state: dict[str, Tensor]) -> dict[str, Any]:
     return content | {"epoch": 7, "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}}], "loops": {}}
 
 
-def convert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["convert_tokenizer.py", *map(str, arguments)])
-    return convert_tokenizer.main()
+def convert(*arguments: object) -> int:
+    return main(["convert", "tokenizer", *map(str, arguments)])
 
 
 def state() -> dict[str, Tensor]:
@@ -49,15 +47,13 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, 
 
 
 @pytest.mark.parametrize("form", [published, inside])
-def test_there_and_back(
-    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_there_and_back(form: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     original = state()
     torch.save(form(original), tmp_path / "source.pt")
-    assert convert(monkeypatch, tmp_path / "source.pt", "--output", tmp_path / "folder", *SIZES) == 0
+    assert convert(tmp_path / "source.pt", "--output", tmp_path / "folder", *SIZES) == 0
     assert "width 4, 1 units, levels 8 5 5 (200 codes), read back and equal" in capsys.readouterr().out
     assert bits(FSQTokenizer.from_pretrained(tmp_path / "folder").state_dict()) == bits(original)
-    assert convert(monkeypatch, tmp_path / "folder", "--output", tmp_path / "back.pt") == 0
+    assert convert(tmp_path / "folder", "--output", tmp_path / "back.pt") == 0
     held = torch.load(tmp_path / "back.pt", weights_only=True)["model_state_dict"]
     assert bits(held) == bits({f"module.{key}": value for key, value in original.items()})
     assert list(held) == [f"module.{key}" for key in original]
@@ -74,9 +70,7 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_files_that_are_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, key = state(), "decoder_layers.2.fn.0.weight"
     contents: dict[str, tuple[Any, str]] = {
         "more.pt": (published(good) | {"args": Harmful(tmp_path / "harm")}, "a pickle with more than tensors in it"),
@@ -89,7 +83,7 @@ def test_files_that_are_none(
     }
     for name, (content, said) in contents.items():
         torch.save(content, tmp_path / name)
-        assert convert(monkeypatch, tmp_path / name, "--output", tmp_path / "out", *SIZES) == 2
+        assert convert(tmp_path / name, "--output", tmp_path / "out", *SIZES) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and said in error, error
     (tmp_path / "text.pt").write_text("not a file of tensors")
@@ -102,9 +96,9 @@ def test_files_that_are_none(
         ("good.pt", ("--levels", "8", "5", "5"), "width=4: expected a multiple of groups=32"),
         ("bare", (), "bare/config.json: not found"),
     ):
-        assert convert(monkeypatch, tmp_path / source, "--output", tmp_path / "out", *options) == 2
+        assert convert(tmp_path / source, "--output", tmp_path / "out", *options) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and said in error, error
-    assert convert(monkeypatch, tmp_path / "good.pt", "--output", tmp_path / "bare", *SIZES) == 2
+    assert convert(tmp_path / "good.pt", "--output", tmp_path / "bare", *SIZES) == 2
     assert "exists already" in capsys.readouterr().err
     assert not (tmp_path / "harm").exists() and not list(tmp_path.glob("out*"))

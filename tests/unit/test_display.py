@@ -242,6 +242,6 @@ def test_a_pyav_with_wrong_colours_or_matrices_is_refused(monkeypatch: pytest.Mo
         release.check_pyav.cache_clear()
 
 
-def test_setup_asks_for_the_oldest_release_that_is_taken() -> None:
-    text = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+def test_the_requirements_ask_for_the_oldest_release_that_is_taken() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'"av>={release.OLDEST[0]}"' in text and release.OLDEST[1] == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from megatron_videogpt.config.load import tomllib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "megatron_videogpt"
@@ -80,13 +81,8 @@ def anchors(path: Path) -> set[str]:
 
 def test_all_data_files_of_the_package_are_in_the_wheel() -> None:
     """Weights, their shape, and the attribution that the licences of their clips ask for."""
-    (patterns,) = [
-        ast.literal_eval(keyword.value)["megatron_videogpt"]
-        for node in ast.walk(ast.parse((REPOSITORY / "setup.py").read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        for keyword in node.keywords
-        if keyword.arg == "package_data"
-    ]
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["megatron_videogpt"]
     inside = (path for path in tracked() if path.is_relative_to(PACKAGE) and path.suffix != ".py")
     files = {path.relative_to(PACKAGE).as_posix() for path in inside}
     assert "codec/ATTRIBUTION.md" in files

@@ -1,4 +1,4 @@
-"""tools/fit_cost.py: the fit on timings whose coefficients are known, and rows that can tell tokens from pairs."""
+"""`cost`: the fit on timings whose coefficients are known, and rows that can tell tokens from pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.objective.next_clip.work import clip_work
-from tools.fit_cost import describe, fit_cost, plot, rows_to_time
+from megatron_videogpt.train.cost.fit import describe, fit_cost, plot, rows_to_time, work_of_rows
 
 PATCHES = 240
 
@@ -43,6 +43,12 @@ def test_the_fit_finds_what_made_the_times(a: float, pairs_per_token: float, c: 
     known, found = a * tokens + b * pairs, noisy.a * tokens + noisy.b * pairs
     if c < 0.01 * seconds.min():
         assert np.abs(found / found.sum() * known.sum() / known - 1).max() < 0.25
+
+
+def test_rows_are_worth_what_the_objective_says() -> None:
+    """Of plans of such samples, in closed form; 240 patches of 16 pixels."""
+    config = Config()
+    assert work_of_rows(config, rows_to_time(16), (16 * 12, 16 * 20)) == works(16)
 
 
 def test_no_coefficient_is_below_zero() -> None:

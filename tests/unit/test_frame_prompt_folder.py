@@ -28,8 +28,8 @@ from tests.frame_prompt_folders import GOLDEN, HEADS, TEXT, hub_folder, recorded
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    return folders.tool(monkeypatch)
+def tool() -> Callable[..., int]:
+    return folders.tool
 
 
 def mixed() -> dict[str, Tensor]:

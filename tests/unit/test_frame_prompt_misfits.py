@@ -26,8 +26,8 @@ FACTORISED = Config(objective=FramePromptOptions(network="factorised"))
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    return folders.tool(monkeypatch)
+def tool() -> Callable[..., int]:
+    return folders.tool
 
 
 def without(state: dict[str, Tensor], *parts: str) -> dict[str, Tensor]:

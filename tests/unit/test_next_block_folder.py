@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.convert import mapped
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
@@ -24,14 +24,12 @@ from megatron_videogpt.objective.recorded import Cases
 from tests.conversion import same
 from tests.next_block_folders import GOLDEN, block_folder
 from tests.tokenizer import random_tokenizer, saved
-from tools import convert_checkpoint
 
 TOLD = ("--published", "block=4", "num_heads=4", "--levels", "8", "5", "5", "--groups", "2")
 
 
-def tool(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
-    return convert_checkpoint.main()
+def tool(*arguments: object) -> int:
+    return main(["convert", *map(str, arguments)])
 
 
 def tokenizer(folder: Path, levels: tuple[int, ...] = (8, 5, 5)) -> Path:
@@ -50,15 +48,15 @@ def published(path: Path, **more: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["tiny_k600", "tiny_given", "tiny_ucf"])
-def test_a_recorded_folder_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_folder_comes_back(name: str, tmp_path: Path) -> None:
     given = block_folder(tmp_path / "given", name)
     # What fills a run is what gives the recorded logits.
     opened = mapped.open_source(given, released, given / "tokenizer", {}, None, False)
     _, _, tensor_of = released.open_folder(given)
     assert all(torch.equal(opened.tensor(entry), tensor_of(entry)) for entry in opened.entries)
     for source, run, back in (("given", "run", "back"), ("back", "again", "last")):
-        assert tool(monkeypatch, "from-hf", tmp_path / source, "--output", tmp_path / run) == 0
-        assert tool(monkeypatch, "to-hf", tmp_path / run, "--output", tmp_path / back) == 0
+        assert tool("from-hf", tmp_path / source, "--output", tmp_path / run) == 0
+        assert tool("to-hf", tmp_path / run, "--output", tmp_path / back) == 0
     original = load_file(given / "model.safetensors")
     for folder in ("back", "last"):
         same(load_file(tmp_path / folder / "model.safetensors"), original)
@@ -68,10 +66,10 @@ def test_a_recorded_folder_comes_back(name: str, tmp_path: Path, monkeypatch: py
     assert back == json.loads((tmp_path / "last" / "config.json").read_text())
 
 
-def test_a_published_file_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_file_comes_back(tmp_path: Path) -> None:
     state = published(tmp_path / "given.ckpt")
-    assert tool(monkeypatch, "from-hf", tmp_path / "given.ckpt", "--output", tmp_path / "run", *TOLD) == 0
-    assert tool(monkeypatch, "to-hf", tmp_path / "run", "--output", tmp_path / "back.ckpt") == 0
+    assert tool("from-hf", tmp_path / "given.ckpt", "--output", tmp_path / "run", *TOLD) == 0
+    assert tool("to-hf", tmp_path / "run", "--output", tmp_path / "back.ckpt") == 0
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"]
     assert back.keys() == state.keys()
     assert all(back[key].numpy().tobytes() == value.numpy().tobytes() for key, value in state.items())
@@ -120,10 +118,9 @@ def test_what_does_not_fit_is_one_line(
     given: Any,
     parts: tuple[str, ...],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert tool(monkeypatch, "from-hf", *given(tmp_path), "--output", tmp_path / "run") == 2
+    assert tool("from-hf", *given(tmp_path), "--output", tmp_path / "run") == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and all(part in told[0] for part in parts), told
     assert not (tmp_path / "run").exists() and not (tmp_path / "run.partial").exists()

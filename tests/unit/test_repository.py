@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_videogpt.config.load import tomllib
 from tools.compare_runs import difference, read_run, table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,11 +25,9 @@ def text(name: str) -> str:
     return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
-def setup_argument(name: str) -> Any:
-    """A literal argument of setup.py's call."""
-    tree = ast.parse(text("setup.py"))
-    (value,) = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == name]
-    return ast.literal_eval(value)
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the project."""
+    return tomllib.loads(text("pyproject.toml"))["project"]
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -70,18 +68,17 @@ def test_citation() -> None:
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["cff-version"] == "1.2.0"
     assert f'__version__ = "{citation["version"]}"' in text("megatron_videogpt/version.py")
-    assert citation["license"] == setup_argument("license") == "MIT"
+    assert citation["license"] == project()["license"] == "MIT"
     assert [author["name"] for author in citation["authors"]] == ["The megatron_videogpt authors"]
     for reference in citation["references"]:
         assert {"type", "title", "authors"} <= set(reference)
 
 
 def test_versions_of_python_agree() -> None:
-    classifiers = setup_argument("classifiers")
-    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(classifiers))
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project()["classifiers"]))
     rows = dict(re.findall(r"^\| (3\.\d+) \| (.+?) \|", text("docs/installing.md"), re.MULTILINE))
     assert list(rows) == declared
-    assert setup_argument("python_requires") == f">={declared[0]}"
+    assert project()["requires-python"] == f">={declared[0]}"
     tested = [version for version, answer in rows.items() if "yes" in answer]
     (job,) = yaml.safe_load(text(".github/workflows/ci.yml"))["jobs"].values()
     (asked,) = [step["with"]["python-version"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
@@ -89,17 +86,17 @@ def test_versions_of_python_agree() -> None:
 
 
 def test_uv_takes_the_cpu_index_for_torch_alone() -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11")
-    import tomllib
-
-    project = tomllib.loads(text("pyproject.toml"))
-    (index,) = project["tool"]["uv"]["index"]
+    uv = tomllib.loads(text("pyproject.toml"))["tool"]["uv"]
+    (index,) = uv["index"]
     assert index["explicit"] and index["url"] == "https://download.pytorch.org/whl/cpu"
-    assert project["tool"]["uv"]["sources"] == {"torch": [{"index": index["name"], "extra": "cpu"}]}
-    # Everything that setup.py says must be named as dynamic, or setuptools leaves it out.
-    dynamic = set(project["project"]["dynamic"])
-    assert {"version", "classifiers", "requires-python", "dependencies", "optional-dependencies"} <= dynamic
+    assert uv["sources"] == {"torch": [{"index": index["name"], "extra": "cpu"}]}
+    assert "cpu" in project()["optional-dependencies"]
+
+
+def test_who_develops_has_what_the_extras_bring() -> None:
+    """Of scenes, hub and demo, word by word; a platform's own extras are not everybody's."""
+    extras = project()["optional-dependencies"]
+    assert set(extras["dev"]) >= {*extras["scenes"], *extras["hub"], *extras["demo"], *extras["tables"]}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

@@ -108,7 +108,7 @@ BROKEN = [
     ({"data": {"source": "shards", "mixture": {"y": 0}}}, 1, "data.mixture", "'y' has 0"),
     ({"data": {"mixture": {"y": 1}}}, 1, "data.mixture", "use data.source=videos or shards"),
     ({"data": {"min_frames": 17}}, 1, "data.min_frames", "use 0"),
-    ({"data": {"cost": [0, 1e-9]}}, 1, "data.cost", "tools/fit_cost.py"),
+    ({"data": {"cost": [0, 1e-9]}}, 1, "data.cost", "megatron-videogpt cost"),
     (
         {"data": {"pack_tokens": 4096}, "train": {"micro_batch_size": 2}},
         1,

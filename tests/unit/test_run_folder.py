@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from megatron_videogpt.checkpoint.in_use import check_free
 from megatron_videogpt.errors import PeerFailed, UserError
 from megatron_videogpt.train import folder, logs
-from megatron_videogpt.train.folder import check_free, run_folder
+from megatron_videogpt.train.folder import run_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.fsq import FSQCodec
 from megatron_videogpt.codec.geometry import TINY_FSQ_FOLDER, expected_geometry, expected_levels
@@ -17,8 +17,8 @@ from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.data.video.pictures import to_model_range
 from megatron_videogpt.evaluate.tokenizer import plain_features
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQTokenizer
-from tools import train_fsq
-from tools.fsq_frames import Pool, clip_parts, scenes
+from megatron_videogpt.train.codec import fsq
+from megatron_videogpt.train.codec.fsq_frames import Pool, clip_parts, scenes
 
 VIDEOS = Path(__file__).resolve().parents[1] / "videos"
 
@@ -62,7 +62,7 @@ def test_flicker_counts_still_places_alone() -> None:
                     wanted += float((inside[b, :, step + 1, row] - inside[b, :, step, row]).abs().sum())
                     places += 1
     assert places == 5
-    assert float(train_fsq.flicker(inside, video)) == pytest.approx(wanted / places, rel=1e-5)
+    assert float(fsq.flicker(inside, video)) == pytest.approx(wanted / places, rel=1e-5)
 
 
 def test_pieces_are_those_of_the_seed_and_lie_where_something_moves() -> None:
@@ -86,17 +86,15 @@ def test_plain_features_are_means_of_cells() -> None:
     np.testing.assert_allclose(plain_features(video).numpy(), np.concatenate(wanted), atol=1e-6)
 
 
-def test_a_small_tokenizer_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_small_tokenizer_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--steps 2 --scenes 6 --size 16 --crop 8 --width 4 --groups 2 --batch 4 --levels 4 3 --threads 1".split()
-    monkeypatch.setattr(sys, "argv", ["train_fsq.py", "--output", str(tmp_path / "made"), "--every", "1", *sizes])
-    assert train_fsq.main() == 0
+    command = ["codec", "train", "fsq", "--output", str(tmp_path / "made"), "--every", "1", *sizes]
+    assert main(command) == 0
     assert "of 12 codes used" in capsys.readouterr().out
     assert FSQTokenizer.from_pretrained(tmp_path / "made").shape.levels == (4, 3)
     curve = json.loads((tmp_path / "made" / "curve.json").read_text(encoding="utf-8"))
     assert [point["step"] for point in curve] == [1, 2] and (tmp_path / "made" / "curve.png").stat().st_size > 1000
-    assert train_fsq.main() == 2 and "exists already" in capsys.readouterr().err
+    assert main(command) == 2 and "exists already" in capsys.readouterr().err
     for wrong, words in ((["--videos", str(tmp_path / "c")], "no such folder"), (["--batch", "0"], "at least 1")):
-        monkeypatch.setattr(sys, "argv", ["train_fsq.py", "--output", str(tmp_path / "b"), *wrong])
-        assert train_fsq.main() == 2 and words in capsys.readouterr().err
+        assert main(["codec", "train", "fsq", "--output", str(tmp_path / "b"), *wrong]) == 2
+        assert words in capsys.readouterr().err

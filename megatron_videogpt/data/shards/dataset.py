@@ -111,7 +111,8 @@ def find_shards(url: str) -> tuple[str, list[tuple[str, int]], bool]:
         raise UserError(f"data.path={url}: {len(missing)} of {len(names)} shards are not there, e.g. {missing[0]}")
     if not names:
         raise UserError(
-            f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (tools/prepare_videos.py makes them)"
+            f"data.path={url}: no *.tar in it; give a folder of WebDataset shards (megatron-videogpt data prepare "
+            "makes them)"
         )
     return folder, [(name, sizes[name]) for name in sorted(set(names))], bool(wanted)
 

@@ -82,7 +82,7 @@ def check_facts(path: str, facts: dict[str, Any], config: DataConfig, codec: Geo
 
     A `CodecGeometry` has no identity; then only the geometry is compared.
     """
-    again = "or encode the videos again (tools/encode_latents.py)"
+    again = "or encode the videos again (megatron-videogpt data encode)"
     if not facts:
         raise UserError(
             f"data.path={path}: latents that do not say which VAE made them: put index.json or the shards' "

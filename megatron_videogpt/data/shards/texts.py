@@ -1,4 +1,4 @@
-"""Text features of shards, computed once (`tools/encode_text.py`): training reads them instead of running an encoder.
+"""Text features of shards, computed once (`data encode-text`): training reads them instead of running an encoder.
 
 They lie in a folder ``text`` beside the shards.  For ``NAME.tar`` there is ``NAME.safetensors`` with ``counts`` int32
 [samples], tokens T of each sample in the order of the index, and ``features`` [sum T, E], one sample after another;
@@ -32,7 +32,7 @@ VERSION, FOLDER, RECORD, COUNTS = 1, "text", "text.json", "counts.npy"
 HEADER = 256
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 BLOCK = 1 << 20
-AGAIN = "run tools/encode_text.py"
+AGAIN = "run megatron-videogpt data encode-text"
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,9 +38,9 @@ def with_conditions(
         without = [path for path, found in zip(list(config.mixture) or [config.path], features) if found is None]
         if options.encoder != "words" and not options.encoder_path:
             raise UserError(
-                f"{without[0] if without else 'physics scenes'}: no text features there (tools/encode_text.py makes "
-                f"those of shards), and condition.encoder_path is empty: give the folder of the encoder "
-                f"{options.encoder}"
+                f"{without[0] if without else 'physics scenes'}: no text features there (megatron-videogpt "
+                "data encode-text makes those of shards), and condition.encoder_path is empty: give the folder of the "
+                f"encoder {options.encoder}"
             )
         conditioning = replace(conditioning, encoder=build_encoder(options))
     return conditioning, [replace(collection, described=True) for collection in collections]

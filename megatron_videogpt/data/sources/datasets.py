@@ -78,7 +78,7 @@ class Folder:
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Members of tar files: videos, or latents that `tools/encode_latents.py` made of them.
+    """Members of tar files: videos, or latents that `data encode` made of them.
 
     described: whether jobs bring labels and captions; features: of the captions, which jobs then bring instead.
     """

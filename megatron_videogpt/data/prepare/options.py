@@ -1,24 +1,21 @@
-"""Arguments of prepare_videos.py."""
+"""Options of `data prepare`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from megatron_videogpt.config import paths
-from megatron_videogpt.data.prepare.listings import Listing
-from megatron_videogpt.data.prepare.run import Options
-from megatron_videogpt.data.prepare.tables import FORMATS
+from ...config import paths
+from .listings import Listing
+from .run import Options
+from .tables import FORMATS
 
 TIMEOUT = 600.0  # seconds
-
-
 SCENES_TIMEOUT = 7200.0  # seconds; to find scenes, every frame is decoded
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The command line; defaults are those of `Listing` and `Options`."""
-    root = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(root: argparse.ArgumentParser) -> None:
+    """All of them; defaults are those of `Listing` and `Options`."""
     root.add_argument(
         "sources", nargs="+", type=paths.place, metavar="SRC", help="folders, videos, .tar shards, lists, tables"
     )
@@ -37,7 +34,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     for add in (_what_to_read, _what_to_keep, _how_to_write):
         add(root)
-    return root
 
 
 def _what_to_read(root: argparse.ArgumentParser) -> None:

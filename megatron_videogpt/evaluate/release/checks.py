@@ -1,6 +1,4 @@
-"""The single checks of tools/verify_release.py: what this package assumes about released weights, held against a
-folder.
-"""
+"""The single checks of `convert verify`: what this package assumes about released weights, held against a folder."""
 
 from __future__ import annotations
 
@@ -14,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_videogpt.errors import UserError
+from ...errors import UserError
+from ...launch import package_environment
 
 if TYPE_CHECKING:
-    from megatron_videogpt.config.schema import ModelConfig
-    from megatron_videogpt.convert.folder import Folder
+    from ...config.schema import ModelConfig
+    from ...convert.folder import Folder
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED_PARAMETERS = 3_762_072_592
-"""At the sizes of examples/videogpt/base.toml with a text table of 32064 rows; the position table is not counted
+"""At the sizes that are the defaults of [model] with a text table of 32064 rows; the position table is not counted
 (reference README section 7).
 """
 RELEASED_VOCABULARY = 32064
@@ -44,7 +42,7 @@ class Task:
 
 def opened(task: Task) -> Folder:
     """The folder, anew."""
-    from megatron_videogpt.convert.folder import Folder
+    from ...convert.folder import Folder
 
     return Folder(task.args.folder)
 
@@ -63,10 +61,10 @@ def check_folder(task: Task) -> list[str]:
 
 def check_tensors(task: Task) -> list[str]:
     """Keys, shapes, count."""
-    from megatron_videogpt.config.load import load_config
-    from megatron_videogpt.convert.ingest import check_keys
-    from megatron_videogpt.convert.released import sizes_of
-    from megatron_videogpt.convert.table import EMBED_TOKENS, POSITION_TABLE
+    from ...config.schema import ModelConfig
+    from ...convert.ingest import check_keys
+    from ...convert.released import sizes_of
+    from ...convert.table import EMBED_TOKENS, POSITION_TABLE
 
     folder = opened(task)
     model, channels = sizes_of(folder)
@@ -74,9 +72,7 @@ def check_tensors(task: Task) -> list[str]:
     unknown = [key for key in beside if key not in (EMBED_TOKENS, POSITION_TABLE)]
     count = sum(math.prod(folder.shape(key)) for key in folder.keys() if key != POSITION_TABLE)
     rows = folder.shape(EMBED_TOKENS)[0]
-    released = not differences(
-        model, load_config(REPOSITORY / "examples" / "videogpt" / "base.toml").model, sizes_only=True
-    )
+    released = not differences(model, ModelConfig(), sizes_only=True)
     released = released and (rows, channels) == (RELEASED_VOCABULARY, 4)
     if released and count != RELEASED_PARAMETERS:
         raise Failure(
@@ -90,8 +86,8 @@ def check_tensors(task: Task) -> list[str]:
 
 def check_hints(task: Task) -> list[str]:
     """Ids, and that their rows hold something."""
-    from megatron_videogpt.convert.hints import TOKENIZER_FILES, TOKENS
-    from megatron_videogpt.convert.table import EMBED_TOKENS
+    from ...convert.hints import TOKENIZER_FILES, TOKENS
+    from ...convert.table import EMBED_TOKENS
 
     folder = opened(task)
     ids = folder.hint_ids()
@@ -152,8 +148,8 @@ def stage_files(task: Task) -> list[Path]:
 
 def check_stages(task: Task) -> list[str]:
     """config.json against the stages' models."""
-    from megatron_videogpt.config.load import load_config
-    from megatron_videogpt.convert.released import sizes_of
+    from ...config.load import load_config
+    from ...convert.released import sizes_of
 
     model, _ = sizes_of(opened(task))
     problems, lines = [], []
@@ -179,23 +175,24 @@ def check_stages(task: Task) -> list[str]:
 
 
 def convert(*arguments: str | Path) -> None:
-    """tools/convert_checkpoint.py in a process of its own, with its progress; Failure when it fails."""
-    command = [sys.executable, str(REPOSITORY / "tools" / "convert_checkpoint.py"), *map(str, arguments)]
+    """`convert` in a process of its own, with its progress; Failure when it fails."""
+    command = [sys.executable, "-m", "megatron_videogpt", "convert", *map(str, arguments)]
     done = subprocess.run(
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE if not sys.stderr.isatty() else None,
         encoding="utf-8",
+        env=package_environment(),
         check=False,
     )
     if done.returncode:
         said = [line for line in (done.stderr or "").splitlines() if line.startswith("error:")]
-        raise Failure(f"convert_checkpoint.py {arguments[0]}: {said[-1] if said else f'exit code {done.returncode}'}")
+        raise Failure(f"convert {arguments[0]}: {said[-1] if said else f'exit code {done.returncode}'}")
 
 
 def check_round_trip(task: Task) -> list[str]:
     """Tensors, fields and files after HF -> Megatron -> HF."""
-    from tools.benchmark_conversion import different
+    from ...convert.compare import different
 
     folder, args = opened(task), task.args
     size = sum(math.prod(folder.shape(key)) * folder.dtype(key).itemsize for key in folder.keys())

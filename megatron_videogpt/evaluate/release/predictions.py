@@ -1,4 +1,4 @@
-"""Predictions of a released model, checked by verify_release.py."""
+"""Predictions of a released model, checked by `convert verify`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.release_checks import SCENES, Failure, Task, stage_files
+from .checks import SCENES, Failure, Task, stage_files
 
 if TYPE_CHECKING:
-    from megatron_videogpt.config.schema import Config
-    from megatron_videogpt.sample.generate import Continuation
+    from ...config.schema import Config
+    from ...sample.generate import Continuation
 
 
 def check_predictions(task: Task) -> list[str]:
     """Three continuations, written and read back."""
     from rich.progress import Progress
 
-    from megatron_videogpt.config.load import load_config
-    from megatron_videogpt.platforms import world
-    from megatron_videogpt.sample.generate import generate, load
-    from megatron_videogpt.sample.prompts import find_sources, read_prompt
+    from ...config.load import load_config
+    from ...platforms import world
+    from ...sample.generate import generate, load
+    from ...sample.prompts import find_sources, read_prompt
 
     args, stage = task.args, load_config(stage_files(task)[-1])
     if not args.vae and not (args.folder / "vae" / "config.json").is_file():
@@ -56,9 +56,9 @@ def _written(base: Path, made: Continuation, settings: dict[str, Any]) -> str:
     """Write one prediction and read it back; the line that tells of it."""
     import torch
 
-    from megatron_videogpt.data.decode import probe
-    from megatron_videogpt.sample.generate import Clip
-    from megatron_videogpt.sample.output import Output
+    from ...data.decode import probe
+    from ...sample.generate import Clip
+    from ...sample.output import Output
 
     name, given = made.prompt.name, len(made.prompt.condition)
     if not torch.isfinite(made.latents).all():
@@ -84,7 +84,7 @@ def _decibel(value: float | None) -> str:
 
 def sampled_like(config: Config, stage: Config, args: argparse.Namespace) -> Config:
     """A model's configuration with frames and sampling as in a stage, and what the command says on top."""
-    from megatron_videogpt.config.derived import frame_side
+    from ...config.derived import frame_side
 
     asked: dict[str, Any] = {
         name: getattr(args, name) for name in ("history", "steps", "clips") if getattr(args, name) is not None

@@ -1,4 +1,4 @@
-"""The two commands of convert_checkpoint.py for objectives whose package says which published tensors are which
+"""`convert to-hf` and `convert from-hf` for objectives whose package says which published tensors are which
 parameter.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_videogpt.errors import UserError
+from ..errors import UserError
 
 PUBLISHED = (".ckpt", ".pt", ".pth")
 """Endings of a published file of PyTorch, which `to-hf` writes instead of a folder."""
@@ -27,7 +27,7 @@ def told(values: list[str]) -> dict[str, str]:
 
 def to_hf(args: argparse.Namespace, released: Any, dtype: Any, progress: Callable[..., Any], appearing: Any) -> None:
     """A run's checkpoint as a folder, or a published file."""
-    from megatron_videogpt.convert.mapped_export import MappedExport, write_folder, write_published
+    from .mapped_export import MappedExport, write_folder, write_published
 
     export = MappedExport(args.source, released, args.step, args.weights == "average", dtype)
     if args.verify or args.tokenizer:
@@ -63,10 +63,10 @@ def from_hf(
     dtype: Any,
     progress: Callable[..., Any],
     appearing: Any,
-    launch: Callable[[int], None],
+    launch: Callable[[int, list[str]], None],
 ) -> None:
     """A folder or a published file as a run; under torchrun one process's share of the checkpoint."""
-    from megatron_videogpt.convert import mapped, mapped_codec, mapped_run, new_run
+    from . import mapped, mapped_codec, mapped_run, new_run
 
     unused = {"verify": args.verify, "hint-ids": args.hint_ids, "codec": args.codec and released.CODEC != "vae"}
     for name in (name for name, value in unused.items() if value):
@@ -91,7 +91,7 @@ def from_hf(
         source, config = opened()
         weights, side = source.bytes()
         if not alone:
-            launch(args.tensor * args.pipeline)
+            launch(args.tensor * args.pipeline, args.words)
         with progress(f"{args.source.name} to {args.output.name}", weights * (1 + alone) + 2 * side) as bar:
             if alone:
                 new_run.write_checkpoint(source, config, new_run.checkpoint_of(partial), bar)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_videogpt.config.schema_data import SCENES, PhysicsConfig
-from megatron_videogpt.data.decode import probe, read_frames
-from megatron_videogpt.data.sources.physics import render_scene
-from megatron_videogpt.data.video.pictures import resize_frames
+from ...config.schema_data import SCENES, PhysicsConfig
+from ...data.decode import probe, read_frames
+from ...data.sources.physics import render_scene
+from ...data.video.pictures import resize_frames
 
 MOVING = 0.75  # of the pieces are taken where something moves
 HARDER = (0.7, 0.15, 0.15)  # of scenes: difficulty 0, 1, 2
@@ -64,9 +64,9 @@ class Pool:
     ) -> None:
         self.rng = np.random.default_rng(seed)
         shares = HARDER if videos else (1.0,)
-        self.kinds: list[Sequence[np.ndarray]] = []
+        self.kinds: list[list[np.ndarray]] = []
         for difficulty, share in enumerate(shares):
-            self.kinds.append(scenes(size, max(1, round(share * count)), 0, frames, interval, difficulty))
+            self.kinds.append(list(scenes(size, max(1, round(share * count)), 0, frames, interval, difficulty)))
             watch()
         self.shares = [share * (1 - real) for share in shares]
         if videos:
@@ -82,7 +82,7 @@ class Pool:
     def _piece(self, kind: int, frames: int, side: int) -> np.ndarray:
         """uint8 [frames, side, side, 3]: mostly one with a pixel in it that changes."""
         clips = self.kinds[kind]
-        clip = clips[self.rng.integers(len(clips))]
+        clip = clips[int(self.rng.integers(len(clips)))]
         start = int(self.rng.integers(len(clip) - frames + 1))
         clip = clip[start : start + frames]
         room = np.array(clip.shape[1:3]) - side
