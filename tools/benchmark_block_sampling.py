@@ -81,7 +81,7 @@ class Bench:
         from megatron_videogpt.objective.next_block.ends import ends_of
         from megatron_videogpt.objective.next_block.vocabulary import UNCONDITIONAL, Vocabulary
         from megatron_videogpt.platforms import world
-        from tools.layouts_worker import spread
+        from tools.measuring.networks import spread
 
         cells = options.side**2
         model = ModelConfig(

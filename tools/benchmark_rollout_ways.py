@@ -64,7 +64,7 @@ def _network(network: str, shape: Shape) -> tuple[Any, Any]:
     from megatron_videogpt.objective.frame_prompt.factorised.options import FactorisedOptions
     from megatron_videogpt.objective.frame_prompt.options import FramePromptOptions
     from megatron_videogpt.platforms import world
-    from tools.layouts_worker import spread
+    from tools.measuring.networks import spread
 
     layers: dict[str, Any] = {}
     if network == "factorised":

@@ -117,7 +117,7 @@ def denoisers(shape: Shape) -> dict[str, Callable[[], Any]]:
     from megatron_videogpt.objective.build import build_network
     from megatron_videogpt.objective.next_clip.denoiser import build_denoiser
     from megatron_videogpt.platforms import world
-    from tools.layouts_worker import spread
+    from tools.measuring.networks import spread
 
     model = ModelConfig(
         num_layers=shape.layers,

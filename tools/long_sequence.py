@@ -71,7 +71,7 @@ def resident(field: str) -> int:
 
 def work(args: argparse.Namespace) -> None:
     """One process of the run: a step, watched; leaves ``<rank>.json`` in ``args.worker``."""
-    from tools import layouts_worker as worker
+    from tests.layouts import worker
 
     worker.platform()
     import torch
