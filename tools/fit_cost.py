@@ -121,8 +121,7 @@ def measure(config: Config, platform: Any, frame: tuple[int, int], rows: list[Ro
 
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
-    from tools.benchmark_step import use_backend
-    from tools.benchmark_step_timing import Marks, Session, Timed, backends
+    from tools.measuring.steps import Marks, Session, Timed, backends, use_backend
 
     codec = expected_geometry(config.codec)
     sides = frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride
