@@ -12,12 +12,12 @@ from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import FramePr
 from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import FramePromptModel
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.objective.recorded import Report
-from tools import parity_vidgpt
+from tools.parity import vidgpt
 
 
 def compared(folder: Path) -> Report:
-    report = Report(parity_vidgpt.LIMITS)
-    assert parity_vidgpt.check_folder(folder, report) == []
+    report = Report(vidgpt.LIMITS)
+    assert vidgpt.check_folder(folder, report) == []
     return report
 
 

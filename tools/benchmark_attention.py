@@ -1,14 +1,15 @@
 """Attention backends side by side in one run: forward, backward, TFLOP/s on attended pairs, peak extra memory, time of
 building tile lists.
 
-    python tools/benchmark_attention.py                                         # stage 4's mask cut to 8K tokens, on 2
-    CPU threads python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage4-long
-    --lengths 0 \
+    # stage 4's mask cut to 8K tokens, on 2 CPU threads
+    python tools/benchmark_attention.py
+    python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage4-long --lengths 0 \\
         --backends sdpa,sdpa-full,flex,triton,flash --rows 384
-    python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage1,stage4,nbp,causal,full
-    \
-        --lengths 8192,16384,32768,65536 --head-dims 64,96,128 --plot sweep.png     # several of anything: a sweep, with
-        a summary
+    # several of anything: a sweep, with a summary
+    python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage1,stage4,nbp,causal \\
+        --lengths 8192,16384,32768,65536 --head-dims 64,96,128 --plot sweep.png
+    # the factorised network's three attentions instead: options and a table of their own (--help after it)
+    python tools/benchmark_attention.py factorised
 
 Backends: those of the package, NAME/fixed for one whose gradients are the same bits in every run, and two of torch:
 `sdpa` is scaled_dot_product_attention with the mask as a dense boolean matrix, `sdpa-full` attends everything (its
@@ -40,9 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS  # noqa: E402
 from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
-from tools import benchmark_masks as masks  # noqa: E402
-from tools.benchmark_report import Case, Result, case_table, machine, plot, summary_tables  # noqa: E402
-from tools.benchmark_timing import (
+from tools.measuring import factorised, masks  # noqa: E402
+from tools.measuring.clock import attempt, peak_memory  # noqa: E402
+from tools.measuring.kernels import (  # noqa: E402
     BASELINES,
     Kernel,
     building_clock,
@@ -50,18 +51,18 @@ from tools.benchmark_timing import (
     forward_backward,
     kernel,
     obstacle_of,
-    peak_memory,
-)  # noqa: E402
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """ "8192,16384" -> (8192, 16384)."""
-    return tuple(int(part) for part in text.split(","))
-
-
-def names(text: str) -> tuple[str, ...]:
-    """ "stage1,causal" -> ("stage1", "causal")."""
-    return tuple(text.split(","))
+)
+from tools.measuring.report import (  # noqa: E402
+    Case,
+    Result,
+    case_table,
+    heading,
+    machine,
+    names,
+    numbers,
+    plot,
+    summary_tables,
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -125,26 +126,6 @@ def tensors(rows: int, heads: int, kv_heads: int, head_dim: int, options: argpar
     return [x.to(getattr(torch, options.dtype)).requires_grad_(number < 3) for number, x in enumerate(values)]
 
 
-def one_line(error: Exception) -> str:
-    """What went wrong, short enough for a table."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120] if lines else 'no message'}"
-
-
-def attempt(work: Callable[[], None]) -> str:
-    """Run it; returns what went wrong, or an empty string.  A backend that cannot run here is a row of the table, not
-    the end of it.
-    """
-    try:
-        work()
-    # Compilers and kernel packages raise whatever they like.
-    except Exception as error:  # noqa: BLE001
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return one_line(error)
-    return ""
-
-
 def prepare(
     name: str, mask: masks.Mask, inputs: list[Tensor], result: Result, options: argparse.Namespace
 ) -> tuple[Kernel, int] | None:
@@ -201,13 +182,12 @@ def measure(mask: masks.Mask, head_dim: int, options: argparse.Namespace, save: 
 
 def main() -> None:
     """Measure and print Markdown tables."""
+    if sys.argv[1:2] == ["factorised"]:
+        factorised.run(sys.argv[2:])
+        return
     options = arguments()
     torch.set_num_threads(options.threads)
-    print(
-        "`python tools/benchmark_attention.py "
-        f"{' '.join(sys.argv[1:])}`\n\n{machine(options.device, options.threads)}, {options.dtype}\n",
-        flush=True,
-    )
+    print(f"{heading(options.device, options.threads)}, {options.dtype}\n", flush=True)
     split, cases = masks.Split(options.frames, options.clips), []
 
     def save(case: Case) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError, exit_code
+from tools.measuring.report import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -207,10 +208,8 @@ def benchmark(args: argparse.Namespace, work: Path) -> int:
         peak, seconds = measured(command)
         largest = max(largest, peak.own)
         sizes = (peak.own, peak.with_files, sum(peak.highest.values()))
-        rows.append(
-            f"| {name} | {len(peak.highest)} | {seconds:.0f} s | "
-            f"{' | '.join(f'{value / GB:.2f} GB' for value in sizes)} | {peak.samples} |"
-        )
+        memory = [f"{value / GB:.2f} GB" for value in sizes]
+        rows.append([name, f"{len(peak.highest)}", f"{seconds:.0f} s", *memory, f"{peak.samples}"])
     print("comparing", file=sys.stderr, flush=True)
     wrong = different(source, back)
     print(
@@ -218,8 +217,7 @@ def benchmark(args: argparse.Namespace, work: Path) -> int:
         f"{args.layers} layers; to a run of"
     )
     print(f"TP{args.tensor} x PP{args.pipeline} and back\n")
-    print("| step | processes | time | own memory | with files | VmHWM | samples |\n|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    print(markdown(("step", "processes", "time", "own memory", "with files", "VmHWM", "samples"), rows))
     differing = f"{len(wrong)} tensors DIFFER, such as {', '.join(wrong[:5])}"
     print(f"\n{differing if wrong else 'every tensor is bit-equal'}")
     fits = largest <= args.limit_gb * GB

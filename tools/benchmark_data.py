@@ -54,7 +54,8 @@ from megatron_videogpt.data.video import access
 from megatron_videogpt.data.video.container import DEFAULTS
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.objective.build import work_of  # noqa: E402
-from tools.bare_decoding import Bare, Clip, NoEncoder, reader_by_bare  # noqa: E402
+from tools.measuring.bare import Bare, Clip, NoEncoder, reader_by_bare  # noqa: E402
+from tools.measuring.report import markdown  # noqa: E402
 
 TOOLS = Path(__file__).resolve().parent
 CLIPS = TOOLS.parent / "tests" / "videos"
@@ -219,24 +220,27 @@ def index_times(source: Path, work: Path, workers: int) -> str:
 
 def report(rates: dict[str, list[float]], alone: list[float], workers: int) -> tuple[str, dict[str, float]]:
     """The table in Markdown, and the median ratios of the rounds."""
-    lines = [f"| {workers} processes | frames/s (median) | lowest | highest |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |"
+    speeds = [
+        [name, *(f"{number:,.0f}" for number in (statistics.median(values), min(values), max(values)))]
         for name, values in rates.items()
     ]
-    lines += ["", "| ratio of a round | median | lowest | highest | bar |", "|---|---|---|---|---|"]
-    ratios = {}
+    rows, ratios = [], {}
+
+    def add(name: str, each: list[float], bar: str) -> None:
+        rows.append([name, *(f"{number:.2f}" for number in (statistics.median(each), min(each), max(each))), bar])
+
     for name, bar in BARS.items():
         above, below = name.split(" / ")
         if above in rates:
             each = [a / b for a, b in zip(rates[above], rates[below])]
             ratios[name] = statistics.median(each)
-            lines.append(f"| {name} | {ratios[name]:.2f} | {min(each):.2f} | {max(each):.2f} | {bar:g} |")
-    median = statistics.median(alone)
-    lines.append(
-        f"| reader / bare, one process, no handing over | {median:.2f} | {min(alone):.2f} | {max(alone):.2f} | |"
+            add(name, each, f"{bar:g}")
+    add("reader / bare, one process, no handing over", alone, "")
+    both = (
+        markdown((f"{workers} processes", "frames/s (median)", "lowest", "highest"), speeds),
+        markdown(("ratio of a round", "median", "lowest", "highest", "bar"), rows),
     )
-    return "\n".join(lines), ratios
+    return "\n\n".join(both), ratios
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.objective.next_block.loss import Part, chunk_rows, cross_entropy
-from tools.benchmark_report import machine
+from tools.measuring.clock import in_turns, seconds
+from tools.measuring.report import heading, markdown
 
 
 def arguments() -> argparse.Namespace:
@@ -36,13 +37,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds(loss: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> tuple[float, list[Tensor]]:
-    """(of a forward and backward pass, the gradients)."""
+def timed(loss: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> tuple[float, list[Tensor]]:
+    """(seconds of a forward and backward pass, the gradients)."""
     for leaf in leaves:
         leaf.grad = None
-    began = time.perf_counter()
-    loss().backward()
-    took = time.perf_counter() - began
+    took = seconds(lambda: loss().backward(), "cpu")
     return took, [leaf.grad for leaf in leaves if leaf.grad is not None]
 
 
@@ -61,18 +60,19 @@ def main() -> None:
     }
     best: dict[str, float] = {}
     found: dict[str, list[Tensor]] = {}
-    for _ in range(args.repeat):
-        for name, loss in ways.items():
-            took, found[name] = seconds(loss, (rows, words))
-            best[name] = min(best.get(name, took), took)
+    runs = {name: partial(timed, loss, (rows, words)) for name, loss in ways.items()}
+    for name, (took, found[name]) in in_turns(runs, args.repeat):
+        best[name] = min(best.get(name, took), took)
     (mine, all_rows), (chunked, whole) = found.values(), best.values()
     error = max(float((a - b).norm() / b.norm()) for a, b in zip(mine, all_rows))
     size = chunk_rows(args.rows, args.words)
-    print(f"{machine('cpu', args.threads)}\n")
+    print(f"{heading('cpu', args.threads)}\n")
     print(f"{args.rows} rows of {args.width}, {args.words} words; chunks of {size} rows; gradients to {error:.0e}\n")
-    print("| logits | largest, MB | seconds | times |\n|---|---|---|---|")
-    for name, count, took in zip(best, (size, args.rows), (chunked, whole)):
-        print(f"| {name} | {4e-6 * count * args.words:.0f} | {took:.2f} | **{took / whole:.2f}** |")
+    lines = [
+        [name, f"{4e-6 * count * args.words:.0f}", f"{took:.2f}", f"**{took / whole:.2f}**"]
+        for name, count, took in zip(best, (size, args.rows), (chunked, whole))
+    ]
+    print(markdown(("logits", "largest, MB", "seconds", "times"), lines))
 
 
 if __name__ == "__main__":

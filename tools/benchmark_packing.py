@@ -36,8 +36,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config.load import load_config  # noqa: E402
@@ -48,6 +46,7 @@ from megatron_videogpt.data.splits import VideoSplit  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.objective.build import work_of  # noqa: E402
 from megatron_videogpt.plan.balance import DealingStatistics, measure  # noqa: E402
+from tools.measuring.report import command, markdown, progress  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
 MEAN_SECONDS = 8.5
@@ -157,17 +156,13 @@ def cases(options: argparse.Namespace) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def row(stage: int, ranks: int, samples: int, name: str, dealt: DealingStatistics, timed: bool) -> str:
+def row(stage: int, ranks: int, samples: int, name: str, dealt: DealingStatistics, timed: bool) -> list[str]:
     """A line of the table."""
     rows = f"{min(dealt.rows)}" if min(dealt.rows) == max(dealt.rows) else f"{min(dealt.rows)} to {max(dealt.rows)}"
     milliseconds = f"{1e3 * statistics.mean(dealt.seconds):.1f}" if timed else ""
-    numbers = (
-        f"{statistics.mean(dealt.imbalance):.3f} | {max(dealt.imbalance):.3f} | {statistics.mean(dealt.bound):.3f}"
-    )
-    return (
-        f"| {stage} | {ranks} | {samples} | {name} | {dealt.padding:.2%} | {len(dealt.lengths)} | {rows} | "
-        f"{numbers} | {milliseconds} |"
-    )
+    balance = statistics.mean(dealt.imbalance), max(dealt.imbalance), statistics.mean(dealt.bound)
+    case = [f"{stage}", f"{ranks}", f"{samples}", name, f"{dealt.padding:.2%}", f"{len(dealt.lengths)}", rows]
+    return [*case, *(f"{number:.3f}" for number in balance), milliseconds]
 
 
 def main() -> None:
@@ -175,10 +170,9 @@ def main() -> None:
     options = arguments()
     videos = SyntheticVideos(options.entries)
     seconds = videos.entries["frames"] / videos.entries["fps"]
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    lines = []
     means: dict[int, float] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress(transient=True) as bar:
         for stage, ranks, samples, buckets in cases(options):
             planner = planner_of(options, videos, stage, ranks, samples, buckets)
             planner.step(0)
@@ -196,7 +190,7 @@ def main() -> None:
                 row(stage, ranks, samples, f"cost_buckets={buckets}" if buckets else "by cost", configured, timed=True)
             )
             means.setdefault(stage, sum(configured.tokens) / steps / ranks / samples)
-    print(f"`{' '.join(['python tools/benchmark_packing.py', *sys.argv[1:]])}`\n")
+    print(f"{command()}\n")
     spread = f"{seconds.mean():.1f} s (median {np.median(seconds):.1f}, 95 % below {np.quantile(seconds, 0.95):.1f})"
     print(
         f"{options.entries:,} videos of {spread}; mean tokens of a sample: "
@@ -206,7 +200,7 @@ def main() -> None:
         f"rows of at most {options.pack_tokens:,} tokens; {options.steps} steps; numpy {np.__version__}, "
         f"{platform.machine()}, one core\n"
     )
-    print("\n".join(lines))
+    print(markdown(COLUMNS, lines))
 
 
 if __name__ == "__main__":

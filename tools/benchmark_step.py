@@ -22,13 +22,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
-import random
+import statistics
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -39,9 +38,23 @@ from megatron_videogpt.config.check import load_checked  # noqa: E402
 from megatron_videogpt.config.derived import in_precision, typical_frame  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.model.flops import component_parameters  # noqa: E402
+from megatron_videogpt.objective.build import parameter_table  # noqa: E402
 from megatron_videogpt.plan.estimate import longest_row  # noqa: E402
 from megatron_videogpt.plan.recompute import resolve_recompute  # noqa: E402
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
+from megatron_videogpt.train.metrics import peak_tflops  # noqa: E402
+from tools.measuring.against import compare  # noqa: E402
+from tools.measuring.report import command, markdown  # noqa: E402
+
+if TYPE_CHECKING:
+    from tools.measuring.steps import Timed
+
+
+COLUMNS = (
+    *("attention", "step ms", "tokens/s", "TFLOP/s a device", "MFU", "HFU"),
+    *("prepare ms", "forward ms", "backward ms", "optimizer ms", "tile lists ms", "share", "peak GiB"),
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -131,102 +144,93 @@ def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bo
     )
 
 
-def draw_clips(config: Config, lengths: str, step: int) -> tuple[int, ...]:
-    """Frames of the clips of a sample."""
-    from tools.benchmark_masks import Split
-
-    split = Split(config.data.frames, config.data.clips, last=int(lengths == "fixed" and config.data.clips[1] > 1))
-    return split.draw(random.Random(0 if lengths == "fixed" else step))
+def peak_of(config: Config, platform: Platform, options: argparse.Namespace) -> float | None:
+    """Peak FLOP/s of a device."""
+    peak = options.peak or config.logging.peak_tflops or peak_tflops(platform.device_name)
+    return peak * 1e12 if peak else None
 
 
-def synthetic(config: Config, frame: tuple[int, int], options: argparse.Namespace, step: int) -> list[list[Any]]:
-    """Samples of each micro-batch of a step: latents of noise."""
-    from megatron_videogpt.data.plans import Sample
-    from megatron_videogpt.objective.noise import normal
+def median_rate(flops: list[float], result: Timed, peak: float | None = 1.0) -> float | None:
+    """Median over steps of FLOP/s on each device, as a share of the peak."""
+    import torch
+    from megatron.core import parallel_state
 
-    codec = expected_geometry(config.codec)
-    shape = (config.data.frames, codec.channels, frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride)
-    keys = [step * 1000 + number for number in range(options.micro_batches * config.train.micro_batch_size)]
-    samples = [
-        Sample(
-            key=key,
-            name=str(key),
-            mean=normal(key, "latents", shape),
-            logvar=None,
-            clips=draw_clips(config, options.lengths, key),
+    if result.note or not peak:
+        return None
+    share = parallel_state.get_data_parallel_world_size() / torch.distributed.get_world_size()
+    return statistics.median(work * share / seconds / peak for work, seconds in zip(flops, result.step))
+
+
+def save(config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace) -> None:
+    """Write what there is so far into the file that was asked for."""
+    if not options.json or int(os.environ.get("RANK", "0")):
+        return
+    peak = peak_of(config, platform, options)
+    rows = {
+        name: {**dataclasses.asdict(result), "mfu": median_rate(result.model, result, peak)}
+        for name, result in results.items()
+    }
+    facts = {
+        "layers": config.model.num_layers,
+        "recompute": config.parallel.recompute,
+        "recompute_layers": config.parallel.recompute_layers,
+    }
+    options.json.write_text(json.dumps({**facts, "backends": rows}), encoding="utf-8")
+
+
+def table(
+    config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace, left_out: int
+) -> str:
+    """Markdown."""
+    import torch
+    from megatron.core import parallel_state
+
+    model, layout, peak = config.model, config.parallel, peak_of(config, platform, options)
+    channels = expected_geometry(config.codec).channels
+    parameters = sum(component_parameters(parameter_table(config), model, channels).values())
+    recompute = layout.recompute + (f" of {layout.recompute_layers} layers" if layout.recompute_layers else "")
+    fewer = f" ({left_out} layers left out to fit the memory)" if left_out else ""
+    tokens = next((result.tokens for result in results.values() if not result.note), [0])
+    span = f"{min(tokens):,}" if min(tokens) == max(tokens) else f"{min(tokens):,} to {max(tokens):,}"
+    lines = [
+        f"{platform.device_name}, torch {torch.__version__}; {torch.distributed.get_world_size()} "
+        f"process(es): TP {layout.tensor}{'+SP' * layout.sequence}, "
+        f"CP {layout.context}, PP {layout.pipeline}; {parameters / 1e9:.3g} G parameters, {model.num_layers} "
+        f"layers{fewer}, {config.train.precision}, "
+        f"recompute {recompute}; {span} tokens a step and replica; {options.steps} steps, medians"
+        + (f"; peak {peak / 1e12:g} TFLOP/s" if peak else "; peak unknown (--peak, tools/measure_peak.py)"),
+        "",
+        markdown(COLUMNS, []),
+    ]
+    for name, result in results.items():
+        if result.note:
+            lines.append(f"| {name} | not run: {result.note} {'| ' * 12}|")
+            continue
+        step, *parts = (
+            statistics.median(x)
+            for x in (result.step, result.prepare, result.forward, result.backward, result.optimizer)
         )
-        for key in keys
-    ]
-    return [
-        samples[start : start + config.train.micro_batch_size]
-        for start in range(0, len(samples), config.train.micro_batch_size)
-    ]
-
-
-def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
-    """(wrapped chunks, optimizer, objective), weights filled with noise on the device: start values from names take
-    minutes for large models.
-    """
-    import torch
-
-    from megatron_videogpt.objective.build import build_network, build_objective
-    from megatron_videogpt.platforms import world
-    from megatron_videogpt.train.optimizer import build_optimizer, wrap
-
-    world.start(platform, config.parallel)
-    chunks = [
-        build_network(config, expected_geometry(config.codec).channels, platform, "ranged", number)
-        for number in range(config.parallel.virtual_pipeline)
-    ]
-    with torch.no_grad():
-        for chunk in chunks:
-            for name, parameter in chunk.named_parameters():
-                parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=config.model.init_std)
-    wrapped = wrap(config, chunks)
-    return wrapped, build_optimizer(config, wrapped), build_objective(config)
-
-
-def use_backend(chunks: list[Any], name: str) -> None:
-    """Let all layers attend with a backend, or with the dense mask."""
-    from megatron_videogpt import attention
-    from megatron_videogpt.model import core_attention
-    from tools.benchmark_timing import dense_attend
-
-    def attend(backend: str, *args: Any, **hints: Any) -> Any:
-        return dense_attend(*args) if backend == "dense" else attention.attend(backend, *args, **hints)
-
-    core_attention.attend = attend
-    for chunk in chunks:
-        for module in chunk.modules():
-            if isinstance(module, core_attention.IntervalAttention):
-                module.backend = name
-
-
-def waits(call: Callable[[], Any]) -> list[str]:
-    """Places, with how often, at which the host waited for the GPU while `call` ran (CUDA's own warnings)."""
-    import torch
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            call()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    places = [f"{Path(item.filename).name}:{item.lineno}" for item in caught if "synchroniz" in str(item.message)]
-    return [f"{place} ({places.count(place)}x)" for place in sorted(set(places))]
+        rate = (
+            statistics.median(count / seconds for count, seconds in zip(result.tokens, result.step))
+            * parallel_state.get_data_parallel_world_size()
+        )
+        used = [f"{median_rate(flops, result, peak):.1%}" if peak else "" for flops in (result.model, result.hardware)]
+        times = " | ".join(f"{1e3 * part:.1f}" for part in parts)
+        lines.append(
+            f"| {name} | {1e3 * step:.1f} | {rate:,.0f} | {median_rate(result.model, result) / 1e12:.3g} | "
+            f"{' | '.join(used)} | {times} | "
+            f"{1e3 * result.building:.2f} | {result.building / step:.2%} | {result.memory:.2f} |"
+        )
+        if result.waits is not None:
+            lines.append(f"| | host waits in a step: {', '.join(result.waits) or 'none'} {'| ' * 12}|")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure every backend and print a Markdown table."""
     options = arguments()
     if options.against:
-        from tools.benchmark_against import compare
-
-        print(
-            "`python tools/benchmark_step.py "
-            f"{' '.join(sys.argv[1:])}`\n\n{compare(options.against, sys.argv[1:], options.rounds, options.processes)}"
-        )
+        print(f"{command()}\n\n{compare(options.against, sys.argv[1:], options.rounds, options.processes)}")
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = load_checked(options.config, options.overrides, world)
@@ -235,17 +239,17 @@ def main() -> None:
         config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch
 
-    from tools.benchmark_step_timing import measure_all, table
+    from tools.measuring.steps import measure_all
 
     torch.set_num_threads(
         config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     )
     frame = frame_of(options, config)
     fitting = resolved(config, platform, frame, options.fit)
-    results = measure_all(fitting, platform, frame, options)
+    results = measure_all(fitting, platform, frame, options, lambda found: save(fitting, platform, found, options))
     if int(os.environ.get("RANK", "0")) == 0:
         left_out = config.model.num_layers - fitting.model.num_layers
-        print(f"`python tools/benchmark_step.py {' '.join(sys.argv[1:])}`\n")
+        print(f"{command()}\n")
         print(table(fitting, platform, results, options, left_out), flush=True)
     torch.distributed.destroy_process_group()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.config import paths
 from megatron_videogpt.errors import UserError, exit_code
-from tools import parity_factorised, parity_nbp, parity_transformer, parity_vidgpt  # noqa: E402
+from tools.parity import nbp, nbp_transformer, vidgpt, vidgpt_factorised  # noqa: E402
 
 if TYPE_CHECKING:
     from megatron_videogpt.config.schema import ParallelConfig
@@ -95,7 +95,7 @@ def compared_folders(args: argparse.Namespace) -> list[Path]:
     folders = [args.folder] if args.folder else [GOLDEN, GOLDEN / "nbp", GOLDEN / "vidgpt"]
     if args.context_parallel == 1:
         return folders
-    found = [folder for folder in folders if parity_vidgpt.is_kind(folder)]
+    found = [folder for folder in folders if vidgpt.is_kind(folder)]
     if not found:
         raise UserError(f"{folders[0]}: {ALONE}; leave out --context-parallel")
     if "RANK" not in os.environ:
@@ -111,12 +111,12 @@ def check(folder: Path, parallel: ParallelConfig, attention: str) -> bool:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     unchecked: list[str] = []
-    if parity_vidgpt.is_kind(folder):
+    if vidgpt.is_kind(folder):
         return check_frame_prompt(folder, parallel, attention)
-    if parity_nbp.is_kind(folder):
-        report = Report({**parity_nbp.LIMITS, **parity_transformer.limits()})
-        unchecked = parity_nbp.check_folder(folder, report)
-        parity_transformer.check_transformer(folder, parallel.tensor, attention, report)
+    if nbp.is_kind(folder):
+        report = Report({**nbp.LIMITS, **nbp_transformer.limits()})
+        unchecked = nbp.check_folder(folder, report)
+        nbp_transformer.check_transformer(folder, parallel.tensor, attention, report)
     else:
         report = check_next_clip(folder, parallel.tensor, attention)
     if not report.compared and not unchecked:
@@ -136,13 +136,13 @@ def check_frame_prompt(folder: Path, parallel: ParallelConfig, attention: str) -
 
     reports, split = [], parallel.tensor * parallel.context > 1
     if not split:
-        reports.append(Report(parity_vidgpt.LIMITS))
-        unchecked = parity_vidgpt.check_folder(folder, reports[0])
+        reports.append(Report(vidgpt.LIMITS))
+        unchecked = vidgpt.check_folder(folder, reports[0])
         print_report(f"{folder}, the stand-alone network", reports[0], ", ".join(unchecked))
     elif world.is_rank_zero():
         print(f"{folder}: the stand-alone network does not split, and is compared in one process alone")
-    reports.append(Report(parity_factorised.limits()))
-    skipped = parity_factorised.check_network(folder, parallel, attention, reports[-1])
+    reports.append(Report(vidgpt_factorised.limits()))
+    skipped = vidgpt_factorised.check_network(folder, parallel, attention, reports[-1])
     if world.is_rank_zero():
         names = ", ".join(dict.fromkeys(skipped))
         why = "rotary positions, which only the stand-alone network has"

@@ -71,7 +71,7 @@ class Session:
         from megatron_videogpt.platforms import world
         from megatron_videogpt.train.networks import build_chunks
         from megatron_videogpt.train.optimizer import build_optimizer, wrap
-        from tools.layouts_worker import spread as spread_value
+        from tools.measuring.networks import spread as spread_value
 
         world.start(platform, config.parallel)
         self.config, self.channels, self.grid, self.platform, self.number = config, channels, grid, platform, 0

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tools.benchmark_report import BACKWARD, FORWARD
+from tools.measuring.report import BACKWARD, FORWARD
 
 Verdict = tuple[str, str, str]
 """PASS, MISS or NOT MEASURED; the bar; what was found."""

@@ -22,7 +22,7 @@ from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.config import paths
 from megatron_videogpt.model import fused
 from tests.random_layouts import random_case
-from tools.benchmark_attention import attempt
+from tools.measuring.clock import attempt
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

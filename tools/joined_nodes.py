@@ -6,6 +6,7 @@ python tools/joined_nodes.py MASTER_ADDR:MASTER_PORT JOB_ID
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import io
 import pickle
@@ -38,10 +39,16 @@ class RendezvousState(pickle.Unpickler):
 
 def main() -> int:
     """Print who has joined; exit code 1 when node 0 does not answer, or with something else."""
-    host, _, port = sys.argv[1].rpartition(":")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("endpoint", metavar="MASTER_ADDR:MASTER_PORT", help="where node 0 waits for the others")
+    parser.add_argument("job", metavar="JOB_ID", help="the same on all nodes")
+    args = parser.parse_args()
+    host, _, port = args.endpoint.rpartition(":")
+    if not port.isdigit():
+        parser.error(f"{args.endpoint}: expected an address and a port, such as 10.0.0.1:29500")
     try:
         store = TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=5))
-        found = C10dRendezvousBackend(store, sys.argv[2]).get_state()
+        found = C10dRendezvousBackend(store, args.job).get_state()
     except (RuntimeError, RendezvousConnectionError):
         return 1
     if found is None:

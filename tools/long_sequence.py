@@ -63,15 +63,9 @@ def options(args: argparse.Namespace) -> list[str]:
     parallel.recompute={args.recompute}""".split()
 
 
-def resident(field: str) -> int:
-    """Bytes of this process's resident set: now (``VmRSS``) or at most so far (``VmHWM``)."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
-
-
 def work(args: argparse.Namespace) -> None:
     """One process of the run: a step, watched; leaves ``<rank>.json`` in ``args.worker``."""
-    from tools import layouts_worker as worker
+    from tests.layouts import worker
 
     worker.platform()
     import torch
@@ -82,6 +76,7 @@ def work(args: argparse.Namespace) -> None:
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.noise import normal
     from megatron_videogpt.platforms import world
+    from tools.measuring.clock import process_memory
 
     class Watch(TorchDispatchMode):
         """Remembers the largest tensor that any operation produced, and counts those of attention's backward pass."""
@@ -103,7 +98,7 @@ def work(args: argparse.Namespace) -> None:
     shape = (sum(clips), 4, 2 * rows, 2 * columns)
     sample = Sample(key=1, name="long", mean=normal(1, "latents", shape), logvar=None, clips=clips)
     length = len(session.objective.layout(sample))
-    before, started = resident("VmRSS"), time.perf_counter()
+    before, started = process_memory("VmRSS"), time.perf_counter()
     with Watch() as watch:
         loss, norm = worker.step(session, [sample])
     report = {
@@ -113,7 +108,7 @@ def work(args: argparse.Namespace) -> None:
         "norm": norm,
         "seconds": time.perf_counter() - started,
         "before": before,
-        "peak": resident("VmHWM"),
+        "peak": process_memory("VmHWM"),
         "largest": watch.largest,
         "shape": watch.shape,
         "operation": watch.name,

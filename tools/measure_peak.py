@@ -23,8 +23,8 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.train.metrics import peak_tflops  # noqa: E402
-from tools.benchmark_report import machine  # noqa: E402
-from tools.benchmark_timing import seconds  # noqa: E402
+from tools.measuring.clock import seconds  # noqa: E402
+from tools.measuring.report import machine  # noqa: E402
 
 SHAPES = {
     # Rows, columns, inner: square ones that tile evenly, and the layers of the 3.8B model on one row of stage 4.

@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from tools import layouts_worker
-from tools.layout_cases import CHANNELS, case, sample_of
+from tests.layouts import worker
+from tests.layouts.cases import CHANNELS, case, sample_of
 
 FOUND: dict[str, Any] = {}
 
@@ -228,7 +228,7 @@ def main() -> None:
     """Entry point under torchrun."""
     from types import SimpleNamespace
 
-    layouts_worker.platform()
+    worker.platform()
     import torch
 
     from megatron_videogpt.checkpoint import save as saver
@@ -242,8 +242,8 @@ def main() -> None:
 
     saver.RETRY_SECONDS = 0.0
     # Both ranks have tensors to write.
-    session = layouts_worker.start(config_from_dict(parse_overrides(list(case("TP2+SP").all_options))), CHANNELS)
-    layouts_worker.step(session, [sample_of(0, n, session.config.condition) for n in range(2)])
+    session = worker.start(config_from_dict(parse_overrides(list(case("TP2+SP").all_options))), CHANNELS)
+    worker.step(session, [sample_of(0, n, session.config.condition) for n in range(2)])
     rank, folder = torch.distributed.get_rank(), Path(sys.argv[1])
     save(session, folder / "run", rank)
     look(folder / "run", rank)

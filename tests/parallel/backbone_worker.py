@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.layouts import worker
 from tests.parallel.one_pass import one_pass, worst_of_all
-from tools import layouts_worker as worker
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools import layouts_worker as worker
+from tests.layouts import worker
 
 LEVELS = (5, 4, 3)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools import layouts_worker as worker
+from tests.layouts import worker
 
 MODEL = """train.platform=cpu train.precision=fp32 train.threads=1 attention.backend=ranged model.num_layers=4
 model.hidden_size=64 model.ffn_hidden_size=64 model.num_attention_heads=4 model.num_query_groups=1

@@ -17,8 +17,8 @@ from typing import Any
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.layouts import worker
 from tests.parallel.one_pass import one_pass, worst_of_all
-from tools import layouts_worker as worker
 
 
 def errors(name: str, backend: str, parallel: dict[str, Any], golden: Path | None) -> dict[str, float]:
@@ -38,7 +38,7 @@ def errors(name: str, backend: str, parallel: dict[str, Any], golden: Path | Non
     from megatron_videogpt.platforms import world
     from tests import factorised_prompt as small
     from tests.factorised_dense import error
-    from tools import parity_factorised
+    from tools.parity import vidgpt_factorised
 
     variant = small.VARIANTS[name]
     weights, videos = small.weights_of(variant), small.rows_of(variant)
@@ -60,9 +60,9 @@ def errors(name: str, backend: str, parallel: dict[str, Any], golden: Path | Non
     split = [torch.cat(output.unflatten(1, (4, -1)).chunk(2, dim=2), 2).flatten(1) for output in joined]
     found["output"] = max(map(error, split, outputs))
     if golden is not None:
-        report = Report(parity_factorised.limits())
+        report = Report(vidgpt_factorised.limits())
         parity.check_folder(golden, config.parallel, build, report)
-        parity_factorised.check_sampling(golden, config.parallel, build, report)
+        vidgpt_factorised.check_sampling(golden, config.parallel, build, report)
         assert "sampler chains" in report.compared
         found["recorded"] = (
             max(

@@ -15,8 +15,8 @@ from typing import Any
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.layouts import worker
 from tests.parallel.one_pass import one_pass, worst_of_all
-from tools import layouts_worker as worker
 
 
 def errors(backend: str, parallel: dict[str, Any]) -> dict[str, float]:

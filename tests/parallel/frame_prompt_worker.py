@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.layouts import worker
 from tests.parallel.next_block_worker import BLANKS, main
-from tools import layouts_worker as worker
 
 CHANNELS = 4
 FRAMES = (5, 3)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools import layouts_worker as worker
+from tests.layouts import worker
 
 STEPS, BEFORE, BATCH = 5, 3, 4
 LEVELS = (5, 4, 3)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools import layouts_worker as worker
+from tests.layouts import worker
 
 BEFORE, AFTER = 3, 3
 CODEC = "0123456789abcdef"
@@ -32,7 +32,7 @@ def run(task: dict[str, Any]) -> None:
     from megatron_videogpt.platforms import world
     from megatron_videogpt.train.optimizer import whole_parameters
     from megatron_videogpt.train.run import State
-    from tools.layout_cases import BATCH, CHANNELS, sample_of
+    from tests.layouts.cases import BATCH, CHANNELS, sample_of
 
     config = config_from_dict(parse_overrides([*task["options"], f"train.output={task['output']}", "train.seed=7"]))
     session = worker.start(config, CHANNELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from functools import cache
@@ -81,6 +82,36 @@ def test_scripts_teach(script: str) -> None:
         pytest.skip("it is what the others call; its head has its usage")
     done = run(["bash", str(REPOSITORY / "examples" / script), "--help"], cold=True)
     assert done.returncode == 0 and len(done.stdout) > 200, done.stdout + done.stderr
+
+
+TEACHES = """
+import contextlib, io, json, runpy, sys
+told = {}
+for path in sys.argv[1:]:
+    sys.argv, out = [path, "--help"], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_path(path, run_name="__main__")
+    except SystemExit as error:
+        told[path] = [error.code, out.getvalue()]
+    except Exception as error:
+        told[path] = [repr(error), out.getvalue()]
+print(json.dumps(told))
+"""
+PARTS = ("gpu_versions.py", "kernel_flash.py", "kernel_triton.py")
+"""Files that a tool runs, or that a test does."""
+
+
+def test_every_tool_starts_and_teaches() -> None:
+    tools = [path for path in sorted((REPOSITORY / "tools").glob("*.py")) if path.name not in PARTS]
+    commands = [f"tools/{path.name}" for path in tools if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    done = run(interpreter("-c", TEACHES, *commands), timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    assert len(commands) > 35 and list(told) == commands
+    assert {path: code for path, (code, _) in told.items() if code not in (0, None)} == {}
+    assert {path: text for path, (_, text) in told.items() if len(text) < 200} == {}
+    assert sum(path.startswith("tools/benchmark_") for path in commands) <= 8
 
 
 def test_the_short_ones_run() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.compare_layouts import CASES, LIMITS, Case, compare, read, reference
-from tools.layout_cases import case
+from tests.layouts.cases import case
+from tests.layouts.compare import CASES, LIMITS, Case, compare, read, reference
 
 from .launch import interpreter, release, run
 
@@ -25,8 +25,8 @@ RUN = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from tools.compare_layouts import CASES, run_cases
-from tools.layout_cases import case
+from tests.layouts.compare import CASES, run_cases
+from tests.layouts.cases import case
 fast = [case for case in CASES if case.fast]
 cases = [*fast, *(replace(case, precision="bf16") for case in fast if case.bf16)]
 if sys.argv[2] != "fast":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools.layout_cases import Case, case
+from tests.layouts.cases import Case, case
 
 from .launch import REPOSITORY, torchrun
 

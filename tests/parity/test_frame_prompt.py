@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from tests.parallel.launch import REPOSITORY, run
-from tools.parity_vidgpt import LIMITS
+from tools.parity.vidgpt import LIMITS
 
 TOOL = str(REPOSITORY / "tools" / "check_parity.py")
 GOLDEN = REPOSITORY / "tests" / "golden"

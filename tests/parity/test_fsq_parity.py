@@ -17,8 +17,8 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.codec.fsq import FSQCodec, ids_of
 from megatron_videogpt.codec.options import CodecConfig
 from megatron_videogpt.objective.recorded import Cases, Report
-from tools import parity_nbp
-from tools.parity_tokenizer import toy_tokenizer
+from tools.parity import nbp
+from tools.parity.nbp_tokenizer import toy_tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FOLDER = Path(os.environ.get("MVG_REFERENCE_NBP") or GOLDEN / "nbp")
@@ -30,8 +30,8 @@ FAILED = (("text ids", "Archery"), ("texts", "ApplyEyeMakeup"))
 
 
 def compared(folder: Path) -> tuple[Report, list[str]]:
-    report = Report(parity_nbp.LIMITS)
-    return report, parity_nbp.check_folder(folder, report)
+    report = Report(nbp.LIMITS)
+    return report, nbp.check_folder(folder, report)
 
 
 def test_every_recorded_case() -> None:
@@ -43,11 +43,11 @@ def test_every_recorded_case() -> None:
 
 
 def test_the_kind_of_a_folder(tmp_path: Path) -> None:
-    assert parity_nbp.is_kind(FOLDER) and not parity_nbp.is_kind(GOLDEN)
+    assert nbp.is_kind(FOLDER) and not nbp.is_kind(GOLDEN)
     shutil.copy(GOLDEN / "loss.json", tmp_path)
-    assert not parity_nbp.is_kind(tmp_path)
+    assert not nbp.is_kind(tmp_path)
     shutil.copy(FOLDER / "evaluation.json", tmp_path)
-    assert parity_nbp.is_kind(tmp_path)
+    assert nbp.is_kind(tmp_path)
 
 
 @pytest.mark.parametrize(

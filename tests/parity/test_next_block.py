@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_videogpt.objective.recorded import Report
 from tests.parallel.launch import REPOSITORY, run
-from tools import parity_nbp, parity_transformer
+from tools.parity import nbp, nbp_transformer
 
 from .test_fsq_parity import FOLDER
 
@@ -33,8 +33,8 @@ def linked(folder: Path, *files: str) -> Path:
 
 
 def compared(folder: Path) -> Report:
-    report = Report(parity_transformer.limits())
-    parity_transformer.check_transformer(folder, 1, "ranged", report)
+    report = Report(nbp_transformer.limits())
+    nbp_transformer.check_transformer(folder, 1, "ranged", report)
     return report
 
 
@@ -42,15 +42,15 @@ def compared(folder: Path) -> Report:
 def test_every_recorded_case() -> None:
     report = compared(FOLDER)
     assert report.failures() == []
-    assert report.compared.keys() | PIXELS == parity_transformer.limits().keys()
+    assert report.compared.keys() | PIXELS == nbp_transformer.limits().keys()
 
 
 def test_the_same_split_over_two(tmp_path: Path) -> None:
     """The vocabulary too, of 73 ids in one checkpoint."""
-    folder = linked(tmp_path, *parity_nbp.TRANSFORMER)
+    folder = linked(tmp_path, *nbp.TRANSFORMER)
     result = run([sys.executable, TOOL, str(folder), "--tensor-parallel", "2"])
     assert result.returncode == 0, result.stdout + result.stderr
-    for quantity in parity_transformer.limits().keys() - PIXELS:
+    for quantity in nbp_transformer.limits().keys() - PIXELS:
         assert any(line.startswith(f"{quantity} ") for line in result.stdout.splitlines()), quantity
 
 

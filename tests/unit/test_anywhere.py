@@ -241,7 +241,7 @@ def test_every_text_names_its_encoding() -> None:
         3,
         5,
     ]
-    files = [*(ROOT / "megatron_videogpt").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
+    files = [*(ROOT / "megatron_videogpt").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
     found = {str(file.relative_to(ROOT)): nameless(file.read_text(encoding="utf-8")) for file in files}
     assert {name: lines for name, lines in found.items() if lines} == {}
 

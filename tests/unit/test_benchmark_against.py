@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_videogpt.errors import UserError
-from tools import benchmark_against
-from tools.benchmark_against import ROOT, compare, passed_on, table, turns
+from tools.measuring import against
+from tools.measuring.against import ROOT, compare, passed_on, table, turns
 
 from_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 
@@ -55,7 +55,7 @@ def test_both_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (tree / "tools" / "benchmark_step.py").is_file()
         return {"ranged": [0.2 if tree == ROOT else 0.1] * 2}
 
-    monkeypatch.setattr(benchmark_against, "measure", measure)
+    monkeypatch.setattr(against, "measure", measure)
     assert "| 200.0 | 100.0 | 2.000 |" in compare("HEAD", ["run.toml", "--against", "HEAD"], 2, 2)
     assert asked == [(here, ["run.toml"], 2) for here in (True, False, False, True)]
 
@@ -64,6 +64,6 @@ def test_both_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_commit_that_is_not_there() -> None:
     with (
         pytest.raises(UserError, match="--against nosuch: expected a commit of the git repository"),
-        benchmark_against.checkout("nosuch"),
+        against.checkout("nosuch"),
     ):
         pass

@@ -21,18 +21,10 @@ from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
 from tests.parallel.launch import interpreter, run
-from tools import benchmark_masks as masks
-from tools.benchmark_attention import attempt
-from tools.benchmark_report import Case, Result, case_table, plot, summary_tables
-from tools.benchmark_timing import (
-    building_clock,
-    dense_attend,
-    forget,
-    forward_backward,
-    kernel,
-    obstacle_of,
-    peak_memory,
-)
+from tools.measuring import masks
+from tools.measuring.clock import attempt, in_turns, peak_memory
+from tools.measuring.kernels import building_clock, dense_attend, forget, forward_backward, kernel, obstacle_of
+from tools.measuring.report import Case, Result, case_table, markdown, plot, summary_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = (2, 3)
@@ -124,7 +116,7 @@ def test_backends_that_cannot_run_are_told_apart(monkeypatch: pytest.MonkeyPatch
         == obstacle_of("sdpa", mask, "cpu", torch.float32, 96)
         == ""
     )
-    monkeypatch.setattr("tools.benchmark_timing.free_memory", lambda device: 64 * 64 * 8 - 1)
+    monkeypatch.setattr("tools.measuring.kernels.free_memory", lambda device: 64 * 64 * 8 - 1)
     assert "the dense mask needs 0.0 GiB" in obstacle_of("sdpa", mask, "cpu", torch.float32, 96)
     assert attempt(lambda: None) == "" and attempt(lambda: {}["x"]) == "KeyError: 'x'"
 
@@ -153,6 +145,17 @@ def test_peak_memory_is_what_a_call_holds() -> None:
         torch.ones(64 * 2**18).add_(1)
 
     assert 60 < peak_memory(hold, "cpu") < 100
+
+
+def test_ways_take_turns() -> None:
+    order: list[str] = []
+    ways = {name: lambda name=name: order.append(name) or len(order) for name in ("one", "other")}
+    assert list(in_turns(ways, 2)) == [("one", 1), ("other", 2), ("one", 3), ("other", 4)]
+    assert order == ["one", "other"] * 2
+
+
+def test_a_table() -> None:
+    assert markdown(("way", "s"), [["a", "1.0"], ["b", ""]]) == "| way | s |\n|---|---|\n| a | 1.0 |\n| b |  |"
 
 
 def made_up(forward: float, backward: float, name: str = "flash") -> Case:
@@ -232,53 +235,3 @@ def noisy_pairs(clips: tuple[int, ...]) -> int:
     whole own clip.
     """
     return sum(4 * clip * (6 * sum(clips[:number]) + 6 * clip) for number, clip in enumerate(clips))
-
-
-def test_sampling_with_and_without_a_cache(tmp_path: Path) -> None:
-    done = run(
-        interpreter("tools/benchmark_sampling.py", "--quick", "--kv-heads", 1, "--json", tmp_path / "sampling.json")
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads((tmp_path / "sampling.json").read_text())
-    assert [(row["history"], row["clips"]) for row in result["rollouts"]] == [(6, [2, 2]), (2, [2]), (6, [2])]
-    for row in result["rollouts"]:
-        assert row["wall_ratio"] == row["uncached"]["wall"] / row["cached"]["wall"] and row["error"] < 1e-5
-        assert row["uncached"]["remember"] < row["cached"]["remember"] and min(row["peak"].values()) >= 0
-        for way in ("uncached", "cached"):
-            # Two steps a clip.
-            assert 0 < row[way]["remember"] + 2 * len(row["clips"]) * row[way]["step"] < row[way]["wall"]
-    assert "2 heads (1 key-value)" in done.stdout and done.stdout.count("\n| ") == 5
-
-
-def test_sampling_blocks_of_tokens(tmp_path: Path) -> None:
-    words = ("--objective", "next_block_prediction", "--quick", "--json", tmp_path / "blocks.json")
-    done = run(interpreter("tools/benchmark_sampling.py", *words))
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads((tmp_path / "blocks.json").read_text())
-    assert [(one["block"], one["steps"]) for one in result["blocks"]] == [(4, 4), (1, 16)]
-    for one in result["blocks"]:
-        parts = [one[part] for part in ("encoding", "passes", "noise", "drawing", "decoding")]
-        assert min(parts) > 0 and one["whole"] == pytest.approx(sum(parts))
-    assert [one["history"] for one in result["lengths"]] == [1, 2] and all(
-        one["error"] < 1e-5 for one in result["lengths"]
-    )
-
-
-def test_a_rollout_over_a_window_that_moves(tmp_path: Path) -> None:
-    done = run(interpreter("tools/benchmark_rollout.py", "--quick", "--steps", 1, "--output", tmp_path))
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads((tmp_path / "rollout.json").read_text())["networks"]
-    assert list(result) == ["decoder", "factorised"] and (tmp_path / "rollout.png").stat().st_size > 1000
-    for ways in result.values():
-        assert list(ways) == ["uncached", "recompute", "keep"]
-        for name, one in ways.items():
-            assert one["wall_ratio"] == ways["uncached"]["wall"] / one["wall"] and one["difference"] < 1e-4
-            # From the second chunk on the window is full.
-            assert (
-                len(one["bytes"]) == 3
-                and one["bytes"][1] == one["bytes"][2]
-                and bool(one["bytes"][0]) == (name != "uncached")
-            )
-    assert done.stdout.count("\n| ") == 7
-    wrong = run(interpreter("tools/benchmark_rollout.py", "--chunks", 1))
-    assert wrong.returncode == 2 and "--chunks 1: must be at least 2" in wrong.stderr

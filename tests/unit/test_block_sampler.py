@@ -27,7 +27,7 @@ from megatron_videogpt.hub.next_block.sampling_nextblock import Drawing, filtere
 from megatron_videogpt.sample import cli
 from megatron_videogpt.sample.generate import Model
 from tests.tokenizer import SMALL, saved
-from tools.layouts_worker import spread
+from tools.measuring.networks import spread
 
 LEVELS = (5, 4, 3)
 

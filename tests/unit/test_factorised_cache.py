@@ -151,8 +151,8 @@ def test_windows_and_chunks_of_any_size(models: Any, frames: tuple[int, ...], wi
 @pytest.mark.parametrize("name", ["released", "with text"])
 def test_what_is_kept_is_what_the_stand_alone_cache_holds(models: Any, name: str) -> None:
     """Keys and values, the oldest frame first, after every write; bytes that no longer grow."""
-    from tools.parity_factorised import Sampled
-    from tools.parity_vidgpt_plain import Plain
+    from tools.parity.vidgpt_factorised import Sampled
+    from tools.parity.vidgpt_plain import Plain
 
     model, window, bytes_held = models(name), 5, []
     mine, other = ours(model, window=window), theirs(model, window=window)

@@ -16,7 +16,7 @@ from megatron_videogpt.errors import UserError
 from megatron_videogpt.hub.frame_prompt import rules_frameprompt as rules
 from megatron_videogpt.hub.frame_prompt.sampling_frameprompt import Chunks
 from megatron_videogpt.hub.frame_prompt.start_frameprompt import start_value
-from tools import parity_nbp, parity_vidgpt
+from tools.parity import nbp, vidgpt
 
 pytest.importorskip("transformers")
 from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import FramePromptConfig  # noqa: E402
@@ -173,4 +173,4 @@ def test_a_recorded_folder_without_weights_is_one_line(tmp_path: Path) -> None:
 
 def test_kinds_of_recorded_folders_do_not_mix() -> None:
     """forward.json alone would make it one of next block prediction."""
-    assert parity_nbp.is_kind(GOLDEN) and parity_vidgpt.is_kind(GOLDEN)
+    assert nbp.is_kind(GOLDEN) and vidgpt.is_kind(GOLDEN)

@@ -22,13 +22,13 @@ from megatron_videogpt.hub.frame_prompt import rules_frameprompt as rules
 from megatron_videogpt.hub.frame_prompt.cache_frameprompt import FramePromptCache
 from megatron_videogpt.hub.frame_prompt.sampling_frameprompt import Chunks, prompt_blur, rollout
 from megatron_videogpt.objective.noise import normal
-from tools import parity_vidgpt
+from tools.parity import vidgpt
 
 pytest.importorskip("transformers")
 from megatron_videogpt.hub.frame_prompt.memory_frameprompt import CachedMemory, memory_of  # noqa: E402
 from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import FramePromptModel  # noqa: E402
 from tests.frame_prompt_hub import Blend, compared, model_of  # noqa: E402
-from tools import parity_vidgpt_plain  # noqa: E402
+from tools.parity import vidgpt_plain  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "vidgpt"
 FOLDER = Path(os.environ.get("MVG_REFERENCE_VIDGPT") or GOLDEN)
@@ -38,11 +38,11 @@ LARGER = {"sinusoids", "intermediates", "gradients", "sampler steps", "cache"}
 
 def test_every_recorded_case() -> None:
     """released_model.json on the meta device, too: keys and shapes of four variants, the number of their parameters."""
-    assert parity_vidgpt.is_kind(FOLDER)
-    assert not parity_vidgpt.is_kind(GOLDEN.parent) and not parity_vidgpt.is_kind(GOLDEN.parent / "nbp")
+    assert vidgpt.is_kind(FOLDER)
+    assert not vidgpt.is_kind(GOLDEN.parent) and not vidgpt.is_kind(GOLDEN.parent / "nbp")
     report = compared(FOLDER)
     assert report.failures() == []
-    assert set(report.compared) | LARGER == set(parity_vidgpt.LIMITS)
+    assert set(report.compared) | LARGER == set(vidgpt.LIMITS)
     assert report.compared["released keys"] == 16
 
 
@@ -62,7 +62,7 @@ def test_a_wrong_number_fails(file: str, key: str, quantity: str, tmp_path: Path
 
 def test_a_folder_in_the_published_layout_loads_and_comes_back(tmp_path: Path) -> None:
     model = FramePromptModel.from_pretrained(GOLDEN / "tiny_pe")
-    whole = parity_vidgpt_plain.model_of(GOLDEN / "tiny_pe", {})
+    whole = vidgpt_plain.model_of(GOLDEN / "tiny_pe", {})
     assert all(torch.equal(value, whole.state_dict()[key]) for key, value in model.state_dict().items())
     model.save_pretrained(tmp_path)
     again = FramePromptModel.from_pretrained(tmp_path)

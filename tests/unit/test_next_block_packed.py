@@ -14,7 +14,7 @@ from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.objective.base import ONLY
 from tests.unit.test_next_block import LEVELS, options, sample_of
-from tools.layouts_worker import spread
+from tools.measuring.networks import spread
 
 PACKED = {
     "hybrid, runs of the raster order": ({"layout": "hybrid", "block": 4}, {"positions": "learned"}),

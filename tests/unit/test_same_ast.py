@@ -1,10 +1,10 @@
-"""tools/same_ast.py: what changes a syntax tree, and what only its layout."""
+"""tests/same_ast.py: what changes a syntax tree, and what only its layout."""
 
 from __future__ import annotations
 
 import pytest
 
-from tools.same_ast import differences, normal
+from tests.same_ast import differences, normal
 
 FILE = '''"""A file
 of one function."""

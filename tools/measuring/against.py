@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_videogpt.errors import UserError
+from tools.measuring.report import markdown
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OWN = {"--against", "--rounds", "--processes", "--json"}
 """Options that the measuring processes do not get: other commits may not know them, and each writes a file
 of its own.
@@ -56,10 +57,7 @@ def table(this: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[floa
     Raises:
         UserError: a backend has no times on one side, so that there is nothing to compare.
     """
-    lines = [
-        f"| attention | this, ms | {commit}, ms | this / {commit} | spread this | spread {commit} |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name in dict.fromkeys([*this, *other]):
         both = this.get(name), other.get(name)
         if not both[0] or not both[1]:
@@ -69,11 +67,9 @@ def table(this: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[floa
             )
         medians = [1e3 * statistics.median(times) for times in (both[0], both[1])]
         spreads = [f"{1e3 * min(times):.1f} to {1e3 * max(times):.1f}" for times in (both[0], both[1])]
-        lines.append(
-            f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} | {medians[0] / medians[1]:.3f} | {spreads[0]} | "
-            f"{spreads[1]} |"
-        )
-    return "\n".join(lines)
+        rows.append([name, *(f"{one:.1f}" for one in medians), f"{medians[0] / medians[1]:.3f}", *spreads])
+    columns = f"attention|this, ms|{commit}, ms|this / {commit}|spread this|spread {commit}".split("|")
+    return markdown(columns, rows)
 
 
 @contextmanager

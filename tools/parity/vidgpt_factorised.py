@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def limits() -> dict[str, float]:
     """Of every quantity that is compared through this network."""
     from megatron_videogpt.objective.frame_prompt.factorised import parity
-    from tools.parity_vidgpt import LIMITS
+    from tools.parity.vidgpt import LIMITS
 
     return {**LIMITS, **parity.LIMITS}
 
@@ -47,7 +47,7 @@ def check_network(folder: Path, parallel: ParallelConfig, attention: str, report
 
 @dataclass(frozen=True)
 class Sampled:
-    """As `parity_vidgpt_sampler.check_sampler` asks a network."""
+    """As `vidgpt_sampler.check_sampler` asks a network."""
 
     network: Any
     variant: Any
@@ -55,7 +55,7 @@ class Sampled:
     multiple: int
 
     def memory(self, cached: bool, window: int, text: Tensor | None, mask: Tensor | None, guided: bool) -> Memory:
-        """See `parity_vidgpt.Network`."""
+        """See `vidgpt.Network`."""
         import torch
 
         from megatron_videogpt.objective.frame_prompt.factorised.memory import CachedMemory, Told, WholeMemory
@@ -68,7 +68,7 @@ class Sampled:
         return CachedMemory(told, window) if cached else WholeMemory(told)
 
     def kept(self, memory: Any) -> dict[str, Tensor]:
-        """See `parity_vidgpt.Network`: whole on every rank."""
+        """See `vidgpt.Network`: whole on every rank."""
         kept, guided = memory.kept, memory.told.guided
         found = {"temporal_kv": self._joined(kept.time, kept, kept.window, guided).transpose(2, 3)[:, :, kept.ages()]}
         if self.variant.enhance != "none":
@@ -112,7 +112,7 @@ def check_sampling(folder: Path, parallel: ParallelConfig, build: Any, report: R
     from megatron_videogpt.objective.frame_prompt.factorised.parity_masks import ROPE
     from megatron_videogpt.objective.frame_prompt.factorised.published import open_folder
     from megatron_videogpt.objective.recorded import Cases
-    from tools.parity_vidgpt_sampler import check_sampler
+    from tools.parity.vidgpt_sampler import check_sampler
 
     cases, skipped = Cases(folder, "sampler"), []
     for case in cases:

@@ -23,7 +23,7 @@ from megatron_videogpt.errors import UserError
 from megatron_videogpt.sequence.intervals import attended_pairs, padding_intervals
 from megatron_videogpt.sequence.layout import layout, pack, training_shape
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "videogpt"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "videogpt"
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage4-long")
 NAMES = (*STAGES, "split", "nbp", "frame-causal", "causal", "full")
 

@@ -1,13 +1,70 @@
-"""Tables and plots of the attention benchmark."""
+"""What measurements are told with: the command, the machine, progress, tables; tables and plots of attention."""
 
 from __future__ import annotations
 
 import math
 import platform
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "8192,16384" -> (8192, 16384)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """ "stage1,causal" -> ("stage1", "causal")."""
+    return tuple(text.split(","))
+
+
+def machine(device: str, threads: int) -> str:
+    """The machine and torch's version."""
+    import torch
+
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
+    return f"{cpu}, {threads} thread(s), torch {torch.__version__}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def command() -> str:
+    """The command that was given, as Markdown."""
+    return f"`{' '.join(['python', f'tools/{Path(sys.argv[0]).name}', *sys.argv[1:]])}`"
+
+
+def heading(device: str, threads: int) -> str:
+    """What every report begins with: the command and the machine."""
+    return f"{command()}\n\n{machine(device, threads)}"
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def progress(transient: bool = False) -> Progress:
+    """A bar on stderr, so that stdout is the report alone.  transient: it goes when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=transient)
+
 
 FORWARD, BACKWARD = 4, 10
 """FLOPs per pair and channel: two products forward; five backward, of which one computes the scores again."""
@@ -50,21 +107,6 @@ class Case:
         pairs = self.rows**2 if name == "sdpa-full" else self.pairs
         work, result = pairs * self.heads * self.head_dim / 1e12, self.results[name]
         return FORWARD * work / result.forward, BACKWARD * work / result.backward
-
-
-def machine(device: str, threads: int) -> str:
-    """The machine and torch's version."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
-    return f"{cpu}, {threads} thread(s), torch {torch.__version__}"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def _number(value: float, digits: int) -> str:

@@ -1,5 +1,6 @@
-"""What `compare_layouts.py` compares: models, layouts, and the data that all of them train on.  No torch at import
-time, so that `--help` is quick.
+"""What `tools/compare_layouts.py` compares: models, layouts, and the data that all of them train on.
+
+No torch at import time, so that `--help` is quick.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from megatron_videogpt.hub.frame_prompt.sampling_frameprompt import Chunks, Memo
 from megatron_videogpt.objective.recorded import Cases, Report
 
 if TYPE_CHECKING:
-    from tools.parity_vidgpt import Network
+    from tools.parity.vidgpt import Network
 
 
 @torch.no_grad()

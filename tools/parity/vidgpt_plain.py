@@ -1,4 +1,4 @@
-"""The stand-alone network of frame as prompt as parity with recorded numbers asks it (`parity_vidgpt.Network`)."""
+"""The stand-alone network of frame as prompt as parity with recorded numbers asks it (`vidgpt.Network`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import FramePr
 from megatron_videogpt.hub.frame_prompt.memory_frameprompt import CachedMemory, memory_of
 from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import FramePromptModel
 from megatron_videogpt.hub.frame_prompt.sampling_frameprompt import Memory
-from tools.parity_vidgpt import Batch
+from tools.parity.vidgpt import Batch
 
 SWITCHED_OFF = {"spatial_attn_enhance": ".attn_cf.", "temp_extra_in_channels": "attn_temp_pre_merge."}
 """Options that leave a layer out, with its keys, where they are null or 0."""
@@ -46,25 +46,25 @@ def model_of(folder: Path, overrides: dict[str, Any]) -> FramePromptModel:
 
 
 def opened(folder: Path, overrides: dict[str, Any]) -> Plain:
-    """See `parity_vidgpt.Opened`."""
+    """See `vidgpt.Opened`."""
     return Plain(model_of(folder, overrides))
 
 
 @dataclass
 class Plain:
-    """See `parity_vidgpt.Network`."""
+    """See `vidgpt.Network`."""
 
     model: FramePromptModel
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See `parity_vidgpt.Network`."""
+        """See `vidgpt.Network`."""
         out = self.model(
             batch.latents, batch.times, batch.prompt, batch.start, batch.text, batch.text_mask, batch.dropped
         )
         return out.noise, out.variance
 
     def watched(self, batch: Batch) -> dict[str, Tensor]:
-        """See `parity_vidgpt.Network`."""
+        """See `vidgpt.Network`."""
         seen: dict[str, Tensor] = {}
 
         def note(name: str) -> Callable[..., None]:
@@ -80,15 +80,15 @@ class Plain:
         return seen
 
     def gradients(self) -> dict[str, Tensor | None]:
-        """See `parity_vidgpt.Network`."""
+        """See `vidgpt.Network`."""
         return {name: parameter.grad for name, parameter in self.model.named_parameters()}
 
     def memory(self, cached: bool, window: int, text: Tensor | None, mask: Tensor | None, guided: bool) -> Memory:
-        """See `parity_vidgpt.Network`."""
+        """See `vidgpt.Network`."""
         return memory_of(self.model, window, cached, text, mask, guided)
 
     def kept(self, memory: Memory) -> dict[str, Tensor]:
-        """See `parity_vidgpt.Network`."""
+        """See `vidgpt.Network`."""
         assert isinstance(memory, CachedMemory)
         cache = memory.cache
         kept = {"temporal_kv": torch.stack([cache.in_order(block) for block in range(len(self.model.blocks))])}

@@ -1,4 +1,4 @@
-"""Decoding and nothing else, in as many processes: what benchmark_data.py compares the loader with."""
+"""Decoding and nothing else, in as many processes: what `benchmark_data.py` compares the loader with."""
 
 from __future__ import annotations
 

@@ -1,15 +1,12 @@
-"""What the benchmarks measure with: seconds, memory, the attention functions to compare, and the time of building tile
-lists.
+"""The attention functions that are compared: backends and torch's own, why one cannot run here, seconds of its two
+passes, and the time of building tile lists.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.attention.tiles import memoised
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.sequence.intervals import dense_mask
+from tools.measuring.clock import seconds
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -90,22 +88,6 @@ def kernel(name: str, intervals: Tensor, scale: float) -> Kernel:
     return lambda q, k, v: attend(backend, q, k, v, intervals, scale, fixed)
 
 
-def seconds(call: Callable[[], Any], device: str, count: int = 1) -> float:
-    """Mean seconds of a call over `count` calls in a row, on a GPU by its own clock."""
-    if device == "cuda":
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(count):
-            call()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1e3 / count
-    began = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - began) / count
-
-
 def forward_backward(run: Kernel, inputs: list[Tensor], device: str, count: int = 1) -> tuple[float, float]:
     """Seconds of one forward and one backward.  inputs: q, k, v and a gradient of the output."""
     out: list[Tensor] = []
@@ -117,48 +99,6 @@ def forward_backward(run: Kernel, inputs: list[Tensor], device: str, count: int 
     return first, seconds(
         lambda: torch.autograd.grad(out[0], inputs[:3], inputs[3], retain_graph=count > 1), device, count
     )
-
-
-def resident() -> int:
-    """Bytes of memory of this process (Linux)."""
-    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _give_back() -> None:
-    """Freed memory back to the system, so that what a measurement takes shows as growth (glibc only)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def peak_memory(call: Callable[[], Any], device: str) -> float:
-    """Most MiB that a call held beyond what was there before; on a CPU sampled each millisecond, nan where the system
-    does not tell.
-    """
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if not Path("/proc/self/statm").exists():
-        call()
-        return float("nan")
-    _give_back()
-    before, most, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.001):
-            most = max(most, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        call()
-    finally:
-        done.set()
-        watcher.join()
-    return max(0, max(most, resident()) - before) / 2**20
 
 
 @dataclass

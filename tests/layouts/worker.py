@@ -1,4 +1,4 @@
-"""One launch of `compare_layouts.py`, under torchrun: `layouts_worker.py CASES.json FOLDER` trains a few steps in each
+"""One launch of `tools/compare_layouts.py`, under torchrun: `worker.py CASES.json FOLDER` trains a few steps in each
 layout.
 
 Rank 0 leaves ``<key>.json`` (losses, gradient norms, what the rows were like, megatron-core's release) and
@@ -8,9 +8,7 @@ averages as ``ema.<name>``) per case.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -20,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from megatron_videogpt.platforms import Platform, activate
+from tools.measuring.networks import spread
 
 PLATFORM: Platform | None = None
 """Activated before anything of megatron-core is imported, once per process."""
@@ -46,20 +45,6 @@ class Session:
     average: Any
     objective: Any
     facts: Tensor
-
-
-def spread(parameter: Any, config: Any, channels: int) -> Tensor:
-    """Non-zero start value ``[...]`` float32 of a parameter, from its name alone.
-
-    The real start has a zero head, which gives the backbone no gradient in the first step, and biases of zero.
-    """
-
-    shape = parameter.shape(config.model, channels)
-    digest = hashlib.blake2b(parameter.hf.encode(), digest_size=7).digest()
-    draws = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
-    if len(shape) > 1:
-        return 0.5 * draws / math.sqrt(math.prod(shape[1:]))
-    return (1.0 if "norm" in parameter.hf else 0.0) + 0.2 * draws
 
 
 def start(config: Any, channels: int) -> Session:
@@ -188,7 +173,7 @@ def run_case(options: list[str], steps: int, channels: int) -> tuple[dict[str, A
     from megatron_videogpt.config.check import check_config
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.platforms import world
-    from tools.layout_cases import BATCH, sample_of
+    from tests.layouts.cases import BATCH, sample_of
 
     started = time.perf_counter()
     config = config_from_dict(parse_overrides(options))
@@ -217,7 +202,7 @@ def main() -> None:
     from safetensors.torch import save_file
 
     platform()
-    from tools.layout_cases import CHANNELS, STEPS
+    from tests.layouts.cases import CHANNELS, STEPS
 
     folder = Path(sys.argv[2])
     for key, options in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():

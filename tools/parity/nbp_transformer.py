@@ -10,7 +10,7 @@ from megatron_videogpt.config.schema import Config, ParallelConfig
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.recorded import Report
 from megatron_videogpt.sequence.row import Row
-from tools.parity_tokenizer import toy_tokenizer
+from tools.parity.nbp_tokenizer import toy_tokenizer
 
 
 def limits() -> dict[str, float]:
@@ -21,7 +21,7 @@ def limits() -> dict[str, float]:
 
 
 def check_transformer(folder: Path, tensor_parallel: int, attention: str, report: Report) -> None:
-    """Every case of the files that `parity_nbp.TRANSFORMER` names; UserError where a model does not split."""
+    """Every case of the files that `nbp.TRANSFORMER` names; UserError where a model does not split."""
     import torch
 
     from megatron_videogpt.attention.choice import select

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools.layout_cases import Case
+from tests.layouts.cases import Case
 
 
 def read(folder: Path, case: Case) -> tuple[dict[str, Any], dict[str, Any]] | None:

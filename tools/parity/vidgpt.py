@@ -112,17 +112,17 @@ def check_folder(folder: Path, report: Report, opened: Opened | None = None) -> 
     opened: None for the stand-alone network, and single layers are compared then, too.
     """
     from megatron_videogpt.objective.recorded import Cases
-    from tools import parity_vidgpt_parts, parity_vidgpt_plain, parity_vidgpt_sampler
+    from tools.parity import vidgpt_parts, vidgpt_plain, vidgpt_sampler
 
-    open_one = opened or parity_vidgpt_plain.opened
-    parity_vidgpt_parts.check_masks(Cases(folder, "masks_positions"), report)
-    parity_vidgpt_parts.check_released(folder / "released_model.json", report)
+    open_one = opened or vidgpt_plain.opened
+    vidgpt_parts.check_masks(Cases(folder, "masks_positions"), report)
+    vidgpt_parts.check_released(folder / "released_model.json", report)
     if opened is None:
-        parity_vidgpt_parts.check_components(Cases(folder, "components"), report)
+        vidgpt_parts.check_components(Cases(folder, "components"), report)
     for name, check in (
         ("forward", check_forward),
         ("loss", check_loss),
-        ("sampler", parity_vidgpt_sampler.check_sampler),
+        ("sampler", vidgpt_sampler.check_sampler),
     ):
         cases = Cases(folder, name)
         for case in cases:

@@ -15,8 +15,8 @@ Exit status: 0 when all files are the same but for their layout, 1 when one is n
 line.  Comments are no part of a syntax tree.
 
 examples:
-  python tools/same_ast.py HEAD~1           that commit and the working tree
-  python tools/same_ast.py HEAD~2 HEAD~1    two commits
+  python -m tests.same_ast HEAD~1           that commit and the working tree
+  python -m tests.same_ast HEAD~2 HEAD~1    two commits
 """
 
 

@@ -16,7 +16,7 @@ from megatron_videogpt.hub.frame_prompt.configuration_frameprompt import FramePr
 from megatron_videogpt.hub.frame_prompt.layers_frameprompt import attend, sinusoids
 from megatron_videogpt.hub.frame_prompt.modeling_frameprompt import COMPUTED, FramePromptModel
 from megatron_videogpt.objective.recorded import Cases, Report
-from tools.parity_vidgpt_plain import model_of
+from tools.parity.vidgpt_plain import model_of
 
 TABLES = {
     "betas": "betas",

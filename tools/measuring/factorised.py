@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Attention of the factorised network on one packed row, against batched SDPA over [frames, patches]: seconds of a
 forward and backward pass, and the largest difference.
 
@@ -7,29 +6,28 @@ which equal groups are one batched call; `intervals` the same mask without that 
 the same tensors, which knows one video of one size.  float32, one process; the ways take turns, and the fastest run of
 each counts.
 
-    python tools/benchmark_factorised.py                              # 25 and 8 frames of 256 patches, 16 heads of 72
-    python tools/benchmark_factorised.py --prompt 4 --chunk 2 --patches 16 --heads 2 --head-dim 8 --repeat 1
+    # 25 and 8 frames of 256 patches, 16 heads of 72
+    python tools/benchmark_attention.py factorised
+    python tools/benchmark_attention.py factorised --prompt 4 --chunk 2 --patches 16 --heads 2 --head-dim 8 --repeat 1
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS
-from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.frame_prompt.factorised.masks import Extent, masks_of
 from megatron_videogpt.objective.frame_prompt.factorised.variant import Variant
 from megatron_videogpt.sequence.row import Mask
-from tools.benchmark_report import machine
+from tools.measuring.clock import in_turns, seconds
+from tools.measuring.report import heading, markdown
 
 KINDS = ("in space", "in time", "to the prompt")
 WAYS = ("groups", "intervals", "batched")
@@ -37,9 +35,13 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q, k and v ``[L, H, d]`` -> ``[L, H, d]``."""
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(words: list[str]) -> argparse.Namespace:
+    """The command line behind `factorised`."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark_attention.py factorised",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     number = {"type": int, "metavar": "N"}
     parser.add_argument("--prompt", default=25, help="given frames (default: %(default)s)", **number)
     parser.add_argument("--chunk", default=8, help="noisy frames (default: %(default)s)", **number)
@@ -50,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--backend", default="ranged", choices=BACKENDS, help="(default: %(default)s)")
     parser.add_argument("--threads", default=1, help="CPU threads (default: %(default)s)", **number)
     parser.add_argument("--repeat", default=3, help="runs of each (default: %(default)s)", **number)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def by_mask(mask: Mask, backend: str, scale: float) -> Attention:
@@ -91,15 +93,18 @@ def batched(kind: int, extent: Extent, enhance: int, scale: float) -> Attention:
     return (in_space, in_time, to_prompt)[kind]
 
 
-def seconds(attention: Attention, leaves: tuple[Tensor, ...], upstream: Tensor) -> tuple[float, list[Tensor]]:
-    """(of a forward and backward pass, the output and the gradients)."""
+def timed(attention: Attention, leaves: tuple[Tensor, ...], upstream: Tensor) -> tuple[float, list[Tensor]]:
+    """(seconds of a forward and backward pass, the output and the gradients)."""
     for leaf in leaves:
         leaf.grad = None
-    began = time.perf_counter()
-    output = attention(*leaves)
-    output.backward(upstream)
-    took = time.perf_counter() - began
-    return took, [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    output: list[Tensor] = []
+
+    def both() -> None:
+        output.append(attention(*leaves))
+        output[0].backward(upstream)
+
+    took = seconds(both, "cpu")
+    return took, [output[0].detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
 def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
@@ -116,53 +121,35 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--prompt {args.prompt}: must be at least --enhance {args.enhance}")
 
 
-def measure(args: argparse.Namespace) -> None:
+def run(words: list[str]) -> None:
     """Measure and print."""
+    args = arguments(words)
+    check(args)
     torch.set_num_threads(args.threads)
     extent, scale = Extent(args.prompt + args.chunk, args.prompt, args.patches), args.head_dim**-0.5
-    variant = Variant(enhance_frames=args.enhance)
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(extent.tokens, args.heads, args.head_dim, generator=generator) for _ in range(4)]
     leaves, upstream = tuple(x.requires_grad_() for x in drawn[:3]), drawn[3]
-    masks = masks_of([extent], extent.tokens, variant)
-    print(f"{machine('cpu', args.threads)}\n")
+    print(f"{heading('cpu', args.threads)}\n")
     print(f"{extent.frames} frames of {args.patches} patches, {args.heads} heads of {args.head_dim}, {args.backend}\n")
-    print("| attention | groups, s | intervals, s | batched, s | groups / batched | largest difference |")
-    print("|---|---|---|---|---|---|")
-    totals = dict.fromkeys(WAYS, 0.0)
+    rows, totals = [], dict.fromkeys(WAYS, 0.0)
+    masks = masks_of([extent], extent.tokens, Variant(enhance_frames=args.enhance))
     for kind, (name, mask) in enumerate(zip(KINDS, masks)):
-        ways = {
+        ways: dict[str, Attention] = {
             "groups": by_mask(mask, args.backend, scale),
             "intervals": by_mask(Mask(mask.intervals, mask.order), args.backend, scale),
             "batched": batched(kind, extent, args.enhance, scale),
         }
-        best = dict.fromkeys(WAYS, float("inf"))
-        found: dict[str, list[Tensor]] = {}
-        for _ in range(args.repeat):
-            for way, attention in ways.items():
-                took, found[way] = seconds(attention, leaves, upstream)
-                best[way] = min(best[way], took)
+        best, found = dict.fromkeys(WAYS, float("inf")), {}
+        runs = {way: partial(timed, attention, leaves, upstream) for way, attention in ways.items()}
+        for way, (took, found[way]) in in_turns(runs, args.repeat):
+            best[way] = min(best[way], took)
         error = max(difference(found[way], found["batched"]) for way in WAYS)
         totals = {way: totals[way] + best[way] for way in WAYS}
-        print(_line(name, best, f"{error:.0e}"))
-    print(_line("all three", totals, ""))
+        rows.append(_row(name, best, f"{error:.0e}"))
+    columns = ["attention", *(f"{way}, s" for way in WAYS), "groups / batched", "largest difference"]
+    print(markdown(columns, [*rows, _row("all three", totals, "")]))
 
 
-def _line(name: str, took: dict[str, float], error: str) -> str:
-    columns = " | ".join(f"{took[way]:.3f}" for way in WAYS)
-    return f"| {name} | {columns} | **{took['groups'] / took['batched']:.2f}** | {error} |"
-
-
-def main() -> int:
-    """Entry point."""
-    args = arguments()
-    try:
-        check(args)
-        measure(args)
-    except UserError as error:
-        return exit_code(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _row(name: str, took: dict[str, float], error: str) -> list[str]:
+    return [name, *(f"{took[way]:.3f}" for way in WAYS), f"**{took['groups'] / took['batched']:.2f}**", error]

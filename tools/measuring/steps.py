@@ -1,42 +1,41 @@
-"""Measuring training steps for `benchmark_step.py`: imported when the platform is chosen, because it needs
-megatron-core.
+"""A model in training whose steps are timed, with each attention backend; imported when the platform is chosen, because
+it needs megatron-core.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import statistics
+import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
-from megatron_videogpt.attention.choice import obstacle
+from megatron_videogpt import attention
+from megatron_videogpt.attention.choice import obstacle, select
 from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.schema import Config
-from megatron_videogpt.model.flops import component_parameters, training_flops
-from megatron_videogpt.objective.build import parameter_table
+from megatron_videogpt.data.plans import Sample
+from megatron_videogpt.model import core_attention
+from megatron_videogpt.model.flops import training_flops
+from megatron_videogpt.objective.build import build_network, build_objective
+from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.plan.estimate import hardware_flops, objective_work
-from megatron_videogpt.platforms import Platform
+from megatron_videogpt.platforms import Platform, world
 from megatron_videogpt.train.async_values import AsyncValue, DeviceEvent
 from megatron_videogpt.train.meter import row_work
-from megatron_videogpt.train.metrics import peak_tflops
+from megatron_videogpt.train.optimizer import build_optimizer, wrap
 from megatron_videogpt.train.step import train_step
-from tools.benchmark_attention import attempt
-from tools.benchmark_step import build, synthetic, use_backend, waits
-from tools.benchmark_timing import building_clock, dense_bytes, forget, free_memory, peak_memory, resident
-
-COLUMNS = (
-    *("attention", "step ms", "tokens/s", "TFLOP/s a device", "MFU", "HFU"),
-    *("prepare ms", "forward ms", "backward ms", "optimizer ms", "tile lists ms", "share", "peak GiB"),
-)
+from tools.measuring.clock import attempt, peak_memory, resident
+from tools.measuring.kernels import building_clock, dense_attend, dense_bytes, forget, free_memory
+from tools.measuring.masks import Split
 
 
 @dataclass
@@ -61,6 +60,36 @@ class Timed:
     memory: float = math.nan
     waits: list[str] | None = None
     note: str = ""
+
+
+def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
+    """(wrapped chunks, optimizer, objective), weights filled with noise on the device: start values from names take
+    minutes for large models.
+    """
+    world.start(platform, config.parallel)
+    chunks = [
+        build_network(config, expected_geometry(config.codec).channels, platform, "ranged", number)
+        for number in range(config.parallel.virtual_pipeline)
+    ]
+    with torch.no_grad():
+        for chunk in chunks:
+            for name, parameter in chunk.named_parameters():
+                parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=config.model.init_std)
+    wrapped = wrap(config, chunks)
+    return wrapped, build_optimizer(config, wrapped), build_objective(config)
+
+
+def use_backend(chunks: list[Any], name: str) -> None:
+    """Let all layers attend with a backend, or with the dense mask."""
+
+    def attend(backend: str, *args: Any, **hints: Any) -> Any:
+        return dense_attend(*args) if backend == "dense" else attention.attend(backend, *args, **hints)
+
+    core_attention.attend = attend
+    for chunk in chunks:
+        for module in chunk.modules():
+            if isinstance(module, core_attention.IntervalAttention):
+                module.backend = name
 
 
 class Marks:
@@ -121,6 +150,33 @@ class Session:
         return math.inf
 
 
+def draw_clips(config: Config, lengths: str, step: int) -> tuple[int, ...]:
+    """Frames of the clips of a sample."""
+    split = Split(config.data.frames, config.data.clips, last=int(lengths == "fixed" and config.data.clips[1] > 1))
+    return split.draw(random.Random(0 if lengths == "fixed" else step))
+
+
+def synthetic(config: Config, frame: tuple[int, int], options: argparse.Namespace, step: int) -> list[list[Any]]:
+    """Samples of each micro-batch of a step: latents of noise."""
+    codec = expected_geometry(config.codec)
+    shape = (config.data.frames, codec.channels, frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride)
+    keys = [step * 1000 + number for number in range(options.micro_batches * config.train.micro_batch_size)]
+    samples = [
+        Sample(
+            key=key,
+            name=str(key),
+            mean=normal(key, "latents", shape),
+            logvar=None,
+            clips=draw_clips(config, options.lengths, key),
+        )
+        for key in keys
+    ]
+    return [
+        samples[start : start + config.train.micro_batch_size]
+        for start in range(0, len(samples), config.train.micro_batch_size)
+    ]
+
+
 def work_of(config: Config, rows: list[Any]) -> tuple[int, float, float]:
     """(tokens, model FLOPs, hardware FLOPs) of rows with all their shards."""
     work, weights = row_work(rows), objective_work(config).weights
@@ -155,6 +211,19 @@ def time_steps(session: Session, backend: str, result: Timed) -> None:
     examine(session, backend, batches[-1], result)
 
 
+def waits(call: Callable[[], Any]) -> list[str]:
+    """Places, with how often, at which the host waited for the GPU while `call` ran (CUDA's own warnings)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(item.filename).name}:{item.lineno}" for item in caught if "synchroniz" in str(item.message)]
+    return [f"{place} ({places.count(place)}x)" for place in sorted(set(places))]
+
+
 def examine(session: Session, backend: str, samples: list[list[Any]], result: Timed) -> None:
     """Steps that are not timed: tile lists, memory on a CPU, and where the host waits."""
     device = session.platform.name
@@ -187,9 +256,15 @@ def obstacle_of(config: Config, platform: Platform, backend: str, tokens: float)
 
 
 def measure_all(
-    config: Config, platform: Platform, frame: tuple[int, int], options: argparse.Namespace
+    config: Config,
+    platform: Platform,
+    frame: tuple[int, int],
+    options: argparse.Namespace,
+    save: Callable[[dict[str, Timed]], None],
 ) -> dict[str, Timed]:
-    """Backend -> its times, one model for all of them."""
+    """Backend -> its times, one model for all of them.  save: is called with what there is so far, in case a later
+    backend never comes back.
+    """
     config = replace(config, train=replace(config.train, global_batch_size=config.train.micro_batch_size))
     session = Session(config, platform, frame, options)
     longest = sum(row.length for row in session.rows(synthetic(config, frame, options, 0), "ranged"))
@@ -201,90 +276,12 @@ def measure_all(
             use_backend(session.chunks, backend)
             result.note = attempt(partial(time_steps, session, backend, result))
         session.before = None
-        save(config, platform, results, options)
+        save(results)
     return results
-
-
-def save(config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace) -> None:
-    """Write what there is so far into the file that was asked for, in case a later backend never comes back."""
-    if not options.json or int(os.environ.get("RANK", "0")):
-        return
-    peak = peak_of(config, platform, options)
-    rows = {
-        name: {**asdict(result), "mfu": median_rate(result.model, result, peak)} for name, result in results.items()
-    }
-    facts = {
-        "layers": config.model.num_layers,
-        "recompute": config.parallel.recompute,
-        "recompute_layers": config.parallel.recompute_layers,
-    }
-    options.json.write_text(json.dumps({**facts, "backends": rows}), encoding="utf-8")
 
 
 def backends(config: Config, platform: Platform, options: argparse.Namespace) -> Iterator[str]:
     """The backends asked for, `auto` resolved."""
-    from megatron_videogpt.attention.choice import select
-
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     for name in options.backends.split(",") if options.backends else [config.attention.backend]:
         yield select("auto", platform.device.type, dtype, config.model.head_dim)[0] if name == "auto" else name
-
-
-def peak_of(config: Config, platform: Platform, options: argparse.Namespace) -> float | None:
-    """Peak FLOP/s of a device."""
-    peak = options.peak or config.logging.peak_tflops or peak_tflops(platform.device_name)
-    return peak * 1e12 if peak else None
-
-
-def median_rate(flops: list[float], result: Timed, peak: float | None = 1.0) -> float | None:
-    """Median over steps of FLOP/s on each device, as a share of the peak."""
-    if result.note or not peak:
-        return None
-    share = parallel_state.get_data_parallel_world_size() / torch.distributed.get_world_size()
-    return statistics.median(work * share / seconds / peak for work, seconds in zip(flops, result.step))
-
-
-def table(
-    config: Config, platform: Platform, results: dict[str, Timed], options: argparse.Namespace, left_out: int
-) -> str:
-    """Markdown."""
-    model, layout, peak = config.model, config.parallel, peak_of(config, platform, options)
-    channels = expected_geometry(config.codec).channels
-    parameters = sum(component_parameters(parameter_table(config), model, channels).values())
-    recompute = layout.recompute + (f" of {layout.recompute_layers} layers" if layout.recompute_layers else "")
-    fewer = f" ({left_out} layers left out to fit the memory)" if left_out else ""
-    tokens = next((result.tokens for result in results.values() if not result.note), [0])
-    span = f"{min(tokens):,}" if min(tokens) == max(tokens) else f"{min(tokens):,} to {max(tokens):,}"
-    lines = [
-        f"{platform.device_name}, torch {torch.__version__}; {torch.distributed.get_world_size()} "
-        f"process(es): TP {layout.tensor}{'+SP' * layout.sequence}, "
-        f"CP {layout.context}, PP {layout.pipeline}; {parameters / 1e9:.3g} G parameters, {model.num_layers} "
-        f"layers{fewer}, {config.train.precision}, "
-        f"recompute {recompute}; {span} tokens a step and replica; {options.steps} steps, medians"
-        + (f"; peak {peak / 1e12:g} TFLOP/s" if peak else "; peak unknown (--peak, tools/measure_peak.py)"),
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-    ]
-    for name, result in results.items():
-        if result.note:
-            lines.append(f"| {name} | not run: {result.note} {'| ' * 12}|")
-            continue
-        step, *parts = (
-            statistics.median(x)
-            for x in (result.step, result.prepare, result.forward, result.backward, result.optimizer)
-        )
-        rate = (
-            statistics.median(count / seconds for count, seconds in zip(result.tokens, result.step))
-            * parallel_state.get_data_parallel_world_size()
-        )
-        used = [f"{median_rate(flops, result, peak):.1%}" if peak else "" for flops in (result.model, result.hardware)]
-        times = " | ".join(f"{1e3 * part:.1f}" for part in parts)
-        lines.append(
-            f"| {name} | {1e3 * step:.1f} | {rate:,.0f} | {median_rate(result.model, result) / 1e12:.3g} | "
-            f"{' | '.join(used)} | {times} | "
-            f"{1e3 * result.building:.2f} | {result.building / step:.2%} | {result.memory:.2f} |"
-        )
-        if result.waits is not None:
-            lines.append(f"| | host waits in a step: {', '.join(result.waits) or 'none'} {'| ' * 12}|")
-    return "\n".join(lines)
