@@ -15,7 +15,7 @@ from megatron_videogpt.codec.build import build_codec
 from megatron_videogpt.config import paths
 from megatron_videogpt.config.load import load_config
 from megatron_videogpt.data.bad import BadVideo
-from megatron_videogpt.data.loader import encode
+from megatron_videogpt.data.encoding import encode
 from megatron_videogpt.data.sources.open import open_source
 from megatron_videogpt.data.video.pictures import write_video
 from megatron_videogpt.errors import UserError, exit_code, unusable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +50,11 @@ class Identity:
 
 
 class Codec(Protocol):
-    """Frames to latents and back.  Latents are scaled: about zero mean and unit variance."""
+    """Frames to latents and back.  Latents are scaled: about zero mean and unit variance.
+
+    One whose latent frames each follow from one frame says so by `frame_by_frame = True`, has the most frames of a call
+    in `batch_size`, and encodes by `encoded`: then ranks may share a video's frames.  Without, they share whole videos.
+    """
 
     name: str
     channels: int
@@ -76,6 +81,28 @@ class Codec(Protocol):
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Codec:
         """Move in place; returns itself."""
         ...
+
+
+def call_size(codec: Codec, frames: int) -> int:
+    """Frames of each of the calls in which a video of so many is encoded, the last one padded to as many; all of them
+    where the codec does not go frame by frame.
+
+    It follows from the video alone: whoever encodes makes the same calls, and so gets the same bits.
+    """
+    return _even(frames, codec.batch_size) if getattr(codec, "frame_by_frame", False) else frames  # type: ignore
+
+
+def _even(frames: int, most: int) -> int:
+    """The size of as few calls as possible, with as little padding as these allow."""
+    return math.ceil(frames / math.ceil(frames / most))
+
+
+def encoded(run: Callable[[Tensor], Tensor], video: Tensor, batch_size: int, like: Tensor) -> Tensor:
+    """`batched`, in calls of `call_size` frames: the last one ends with the last frame again and again."""
+    size = _even(len(video), batch_size)
+    missing = -len(video) % size
+    padded = torch.cat([video, video[-1:].expand(missing, -1, -1, -1)]) if missing else video
+    return batched(run, padded, size, like)[: len(video)]
 
 
 @torch.no_grad()

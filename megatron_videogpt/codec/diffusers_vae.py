@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError, shortened
 from ..hub.common.vae_videogpt import SCALING_KEYS, STATISTICS, Scaling, scaling_of, weight_files
-from .base import Identity, batched, check_video, fingerprint_of
+from .base import Identity, batched, check_video, encoded, fingerprint_of
 from .geometry import DIFFUSERS_CLASSES, codec_geometry
 from .options import CodecConfig
 
@@ -24,6 +24,7 @@ class KLCodec:
     """Any diffusers AutoencoderKL (SDXL's in the paper), frame by frame; latents are scaled as `scaling_of` says."""
 
     name = "autoencoder_kl"
+    frame_by_frame = True
 
     def __init__(self, config: CodecConfig, settings: dict[str, Any]) -> None:
         geometry = codec_geometry(config)
@@ -36,7 +37,7 @@ class KLCodec:
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Codec.encode`; the posterior's mean and log-variance."""
         check_video(video, self.spatial_stride)
-        moments = batched(self._moments, video, self.batch_size, next(self.model.parameters()))
+        moments = encoded(self._moments, video, self.batch_size, next(self.model.parameters()))
         mean, logvar = moments.chunk(2, dim=1)
         return self.scaling.scaled(mean), self.scaling.scaled_logvar(logvar)
 

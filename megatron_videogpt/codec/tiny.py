@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError, shortened
 from ..hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
-from .base import Identity, batched, check_video, fingerprint_of
+from .base import Identity, batched, check_video, encoded, fingerprint_of
 from .geometry import TINY_WEIGHTS
 
 
@@ -20,6 +20,7 @@ class TinyCodec:
     """The shipped codec (`hub/common/tiny_codec.py`): stride 8, one latent frame a frame, deterministic."""
 
     name = "tiny"
+    frame_by_frame = True
 
     def __init__(self, batch_size: int = 16, weights: Path = TINY_WEIGHTS) -> None:
         shape_file = weights.with_suffix(".json")
@@ -39,7 +40,7 @@ class TinyCodec:
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Codec.encode`; no log-variance."""
         check_video(video, self.spatial_stride)
-        return batched(self.model.encode, video, self.batch_size, self.model.shift), None
+        return encoded(self.model.encode, video, self.batch_size, self.model.shift), None
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Codec.decode`."""

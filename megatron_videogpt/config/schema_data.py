@@ -95,6 +95,12 @@ class DataConfig:
     )
     workers: int = option(2, "reader processes per data parallel rank; 0 reads in the training process")
     prefetch: int = option(2, "steps that are read ahead")
+    share_encoding: str = option(
+        "auto",
+        "who encodes frames where TP x CP x PP > 1: on, all ranks of a replica, each its part; off, the one that reads "
+        "them; auto, on but for the small codecs (tiny, tiny_fsq, pixels), of which it is not worth the sending",
+        choices=("auto", "on", "off"),
+    )
     worker_timeout: float = option(
         120.0, "seconds after which a reader that is stuck on one sample is replaced, and the sample rejected"
     )

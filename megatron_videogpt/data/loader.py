@@ -19,12 +19,12 @@ from ..config.schema import Config
 from ..errors import UserError
 from .bad import BadVideo, Rejections
 from .conditioning import UNCONDITIONAL, Conditioning
+from .encoding import encode, is_encoded, latent_shape
 from .jobs import Job
 from .packing import StepPlanner
 from .plans import Sample, SamplePlan
 from .sample_work import SampleWork
 from .sources.open import Source
-from .video.pictures import to_model_range, to_pixels
 from .workers import Pool
 
 
@@ -53,6 +53,7 @@ class Loader:
         dp_rank, dp_size: this data parallel rank and how many there are.
         consumed: samples (of all ranks) used up by earlier steps.
         keep_pixels: also give each sample's frames; where there are none, but latents, what the codec makes of them.
+        encodes: False leaves samples as they were read, those of videos with frames and without latents.
         rejected_file, write_rejected: gets a JSON line for each name that was rejected; how.
 
     Raises:
@@ -71,12 +72,13 @@ class Loader:
         keep_pixels: bool = False,
         rejected_file: Path | None = None,
         write_rejected: Callable[[Path, BadVideo], None] | None = None,
+        encodes: bool = True,
     ) -> None:
         self.consumed = consumed
         self.rejections = Rejections(config.data.max_bad_fraction, rejected_file, write_rejected)
         self._config, self._split, self._codec, self._rank = config, source.train, codec, dp_rank
         self._planner = StepPlanner(source.train, config.train.seed, config, work, dp_size)
-        self._reading = Reading(source.train, codec, config, keep_pixels, source.conditioning)
+        self._reading = Reading(source.train, codec, config, keep_pixels, source.conditioning, encodes)
         self._planned = consumed
         self._ahead: deque[list[tuple[list[SamplePlan], int]]] = deque()
 
@@ -140,6 +142,8 @@ def blank(plan: SamplePlan, name: str, shape: tuple[int, ...]) -> Sample:
 class Reading:
     """Samples of a split from plans: read by processes, encoded there by a codec and a text encoder on the CPU, and
     here by those on an accelerator.
+
+    encodes: whether the codec is at work here at all; without, videos stay frames.
     """
 
     def __init__(
@@ -149,12 +153,13 @@ class Reading:
         config: Config,
         keep_pixels: bool,
         conditioning: Conditioning = UNCONDITIONAL,
+        encodes: bool = True,
     ) -> None:
         self.split, self.codec, self.keep_pixels, self.conditioning = split, codec, keep_pixels, conditioning
-        self.here = codec.device.type != "cpu"
+        self.encodes, self.here = encodes, encodes and codec.device.type != "cpu"
         encoder = conditioning.encoder
         self.texts_here = encoder is not None and encoder.device.type != "cpu"
-        run = _Read(None if self.here else codec, keep_pixels, None if self.texts_here else conditioning)
+        run = _Read(None if self.here or not encodes else codec, keep_pixels, None if self.texts_here else conditioning)
         self.pool = Pool(run, config.data.workers, config.data.worker_timeout, label=_label)
         self.close = self.pool.close
 
@@ -170,17 +175,19 @@ class Reading:
     def finish(self, plan: SamplePlan) -> Sample:
         """The sample, once it was started; BadVideo when it cannot be read, or is not what the index promised."""
         sample = self.pool.wait(plan.number)
-        sample = encode(sample, self.codec, self.keep_pixels) if self.here else sample
+        if self.here or (not self.encodes and sample.pixels is None):
+            sample = encode(sample, self.codec, self.keep_pixels)
         sample = self.conditioning.applied(sample) if self.texts_here else sample
         mean, logvar, condition = (
             None if part is None else torch.from_numpy(np.asarray(part))
             for part in (sample.mean, sample.logvar, sample.condition)
         )
         assert mean is not None
-        if tuple(mean.shape) != self.shape(plan):
-            message = (
-                f"gives latents {list(mean.shape)}, but by the index {list(self.shape(plan))}; build the index again"
-            )
+        found = tuple(mean.shape)
+        if sample.pixels is not None and not is_encoded(sample):
+            found = latent_shape(self.codec, sample.pixels.shape[:3])
+        if found != self.shape(plan):
+            message = f"gives latents {list(found)}, but by the index {list(self.shape(plan))}; build the index again"
             raise BadVideo(sample.name, message, "metadata")
         return replace(sample, mean=mean, logvar=logvar, condition=condition, number=plan.number)
 
@@ -203,27 +210,17 @@ def _label(job: Job) -> str:
     return job.label
 
 
-def encode(sample: Sample, codec: Codec, keep_pixels: bool) -> Sample:
-    """A sample as read, with its latents (arrays on the CPU, float32), and with pixels only if these are kept."""
-    if sample.pixels is None:
-        if not keep_pixels:
-            return sample
-        mean = torch.from_numpy(np.asarray(sample.mean))
-        return replace(sample, pixels=to_pixels(codec.decode(mean.to(codec.device))))
-    mean, logvar = codec.encode(to_model_range(sample.pixels, codec.device))
-    arrays: list[Any] = [None if part is None else part.cpu().numpy() for part in (mean, logvar)]
-    return replace(sample, mean=arrays[0], logvar=arrays[1], pixels=sample.pixels if keep_pixels else None)
-
-
 class HeldOut:
     """Held-out samples by number, each read once; a context manager, since there are reader processes.
 
-    samples: with their latents, and with their frames where `keep_pixels` says so.
+    samples: with their latents, and with their frames where `keep_pixels` says so; encodes: see `Reading`.
     """
 
-    def __init__(self, source: Source, codec: Codec, config: Config, keep_pixels: bool = True) -> None:
+    def __init__(
+        self, source: Source, codec: Codec, config: Config, keep_pixels: bool = True, encodes: bool = True
+    ) -> None:
         self._split, self._seed = source.validation, config.train.seed
-        self._reading = Reading(source.validation, codec, config, keep_pixels, source.conditioning)
+        self._reading = Reading(source.validation, codec, config, keep_pixels, source.conditioning, encodes)
         self.samples: dict[int, Sample] = {}
 
     def __enter__(self) -> HeldOut:

@@ -40,6 +40,7 @@ class Sample:
     condition: Tensor | None = None  # what stands before it: int64 [1], a class; int64 [m] or float32 [T, E], a text
     given: int = 0  # leading frames that are given and not predicted: clips[0] where it is not 0
     dropped: bool = False  # to be trained without its condition; what that means is the objective's affair
+    encode_time: float = 0.0  # seconds that encoding took, where it was encoded alone
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..codec.geometry import expected_geometry
+from ..codec.sharing import who_encodes
 from ..config.check_data import missing_paths, unusable_output
 from ..config.derived import dp_size, frame_side, require_positions, stage_layers, typical_frame
 from ..config.schema import Config
@@ -147,6 +148,7 @@ def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
         parts = f"{batch / dp:.3g} on average, packed into about {count} micro-batches of at most {budget:,} tokens"
     table.add_row("global batch", f"{batch} = {dp} DP x {parts}")
     table.add_row("precision", config.train.precision)
+    table.add_row("frames encoded by", f"{who_encodes(config)} (data.share_encoding={config.data.share_encoding})")
     return table
 
 

@@ -1,10 +1,9 @@
-"""Samples to every rank that works on them (TP x CP x PP): one rank reads and encodes, the others receive latents."""
+"""Samples to every rank that works on them (TP x CP x PP): one rank reads, the others receive; see `sharing`."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +11,8 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from ..data.loader import Loader
 from ..data.plans import Sample
 from ..errors import PeerFailed, one_line
-from ..objective.base import Objective
 from ..platforms import world
 from ..platforms.together import Failure, gather_outcomes
 from ..sequence.row import Row
@@ -30,10 +27,11 @@ def is_reader() -> bool:
 
 
 def _is_first() -> bool:
-    return torch.distributed.get_rank() == _ranks(parallel_state.get_model_parallel_group())[0]
+    return torch.distributed.get_rank() == ranks_of(parallel_state.get_model_parallel_group())[0]
 
 
-def _ranks(group: Any) -> list[int]:
+def ranks_of(group: Any) -> list[int]:
+    """Of a group, their numbers in the world."""
     return torch.distributed.get_process_group_ranks(group)
 
 
@@ -97,7 +95,7 @@ def broadcast_samples(
             failed, header = error, [Failure(torch.distributed.get_rank(), False, one_line(error))]
     groups = [group for group in (_device_groups() if groups is None else groups) if group.size() > 1]
     for group in groups:
-        torch.distributed.broadcast_object_list(header, _ranks(group)[0], group=group)
+        torch.distributed.broadcast_object_list(header, ranks_of(group)[0], group=group)
     if failed is not None:
         raise failed
     if isinstance(header[0], Failure):
@@ -108,13 +106,15 @@ def broadcast_samples(
         return [replace(bare, **tensors) for (bare, _), tensors in zip(entries, moved)], note
 
     sizes = [shape.numel() for _, shapes in entries for shape in shapes.values()]
-    if is_reader():
+    if not sum(sizes):
+        flat = torch.empty(0)
+    elif is_reader():
         parts = [getattr(s, name).flatten() for s, (_, shapes) in zip(samples, entries) for name in shapes]
         flat = torch.cat(parts).float().to(device)
     else:
         flat = torch.empty(sum(sizes), device=device)
-    for group in groups:
-        torch.distributed.broadcast(flat, _ranks(group)[0], group=group)
+    for group in groups if len(flat) else ():
+        torch.distributed.broadcast(flat, ranks_of(group)[0], group=group)
     rest = iter(flat.cpu().split(sizes))
     return [
         replace(bare, **{name: next(rest).view(shape) for name, shape in shapes.items()}) for bare, shapes in entries
@@ -134,6 +134,7 @@ class StepData:
     """This rank's part of a global batch: the samples that count, its rows on the CPU, and how many of its samples were
     rejected, by kind.
 
+    encode_time: seconds that encoding them took this rank, the sending included where ranks share it.
     read_on_all_ranks: whether every rank has read its part; waits for the slowest.  Where one could not,
     `raise_failure` raises on all of them, a collective (see `together.gather_results`).
     """
@@ -141,6 +142,7 @@ class StepData:
     samples: list[Sample]
     rows: list[Row]
     rejected: dict[str, int]
+    encode_time: float = 0.0
     read_on_all_ranks: Callable[[], bool] = lambda: True
     raise_failure: Callable[[], Any] = lambda: None
 
@@ -167,19 +169,3 @@ def read_with_status(read: Callable[[], StepData], group: Any, control: Any, doi
     return replace(
         data, read_on_all_ranks=read_on_all_ranks, raise_failure=lambda: gather_outcomes(None, failed, control, doing)
     )
-
-
-def step_data(loader: Loader | None, group: Any, objective: Objective) -> StepData:
-    """The next step of the reading rank's loader, on all ranks of `group`, which share it."""
-
-    def read() -> tuple[list[Sample], Any]:
-        assert loader is not None
-        before = loader.rejections.counts.copy()
-        rows = next(loader)
-        note = [(len(row.samples), row.length) for row in rows], dict(loader.rejections.counts - before)
-        return [sample for row in rows for sample in row.samples], note
-
-    samples, (shapes, rejected) = broadcast_samples(read if loader is not None else None, torch.device("cpu"), [group])
-    rest = iter(samples)
-    rows = [objective.prepare(list(itertools.islice(rest, count)), length) for count, length in shapes]
-    return StepData([sample for sample in samples if sample.scored], rows, rejected)

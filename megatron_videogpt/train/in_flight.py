@@ -91,7 +91,7 @@ class InFlightSteps:
             run.average.update(done[0].taken)
         follow(run.networks, {turn.part: one.taken for (_, turn), one in zip(self.turns, done)})
         outcome = AsyncValue(*(torch.stack([x.norm, x.taken.to(x.norm), x.scored.to(x.norm)]) for x in done))
-        self.meter.add(joined([one.totals for one in done]), row_work(given.rows), waited)
+        self.meter.add(joined([one.totals for one in done]), row_work(given.rows), waited, given.encode_time)
         rates = {_named(turn, "learning_rate"): self._rate(network) for network, turn in self.turns}
         state.step, state.consumed = state.step + 1, state.consumed + config.train.global_batch_size
         self.times.add(state.step, waited)

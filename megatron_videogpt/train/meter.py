@@ -45,7 +45,7 @@ def row_work(rows: list[Row]) -> RowWork:
 @dataclass(frozen=True)
 class Interval:
     """What lies between two log lines, over all ranks: statistics and `RowWork` summed; largest: microseconds that a
-    rank waited for data, and bytes at the peak, of the rank that has most.
+    rank waited for data, encoded, and of these waited, and bytes at the peak, of the rank that has most.
     """
 
     statistics: AsyncValue
@@ -70,13 +70,16 @@ class Meter:
     def _clear(self) -> None:
         self.totals: Statistics | None = None
         self.work = RowWork(0, 0, 0, 0)
-        self.steps, self.waited = 0, 0.0
+        self.steps, self.waited, self.encoded, self.exposed = 0, 0.0, 0.0, 0.0
 
-    def add(self, totals: Statistics, work: RowWork, waited: float) -> None:
-        """One step of this rank.  totals: its `statistics`; work: of its rows; waited: seconds for data."""
+    def add(self, totals: Statistics, work: RowWork, waited: float, encoded: float = 0.0) -> None:
+        """One step of this rank.  totals: its `statistics`; work: of its rows; waited: seconds for data; encoded:
+        seconds that encoding took, which comes last in what is waited for.
+        """
         self.totals = totals if self.totals is None else self.totals + totals
         self.work = RowWork(*(a + b for a, b in zip(self.work, work)))
         self.waited, self.steps = self.waited + waited, self.steps + 1
+        self.encoded, self.exposed = self.encoded + encoded, self.exposed + min(encoded, waited)
 
     def flush(self) -> None:
         """Move this rank's statistics into the run's state, summed over ranks, so that a checkpoint holds them."""
@@ -92,7 +95,8 @@ class Meter:
         reduced = reduce_statistics(self.totals)
         # The ranks that share samples did the same work together: one of them counts it.
         work = AsyncReduction(list(self.work) if is_reader() else [0] * len(self.work), self.group)
-        largest = AsyncReduction([round(self.waited * 1e6), self.platform.memory_peak()], self.group, largest=True)
+        times = [round(seconds * 1e6) for seconds in (self.waited, self.encoded, self.exposed)]
+        largest = AsyncReduction([*times, self.platform.memory_peak()], self.group, largest=True)
         interval = Interval(AsyncValue(reduced.sums, reduced.counts), self.state.pending, work, largest, self.steps)
         self.state.pending = {}
         self._clear()
@@ -103,10 +107,13 @@ class Meter:
         named = named_means(add_sums(interval.before, named_sums(self.names, interval.statistics.numbers())))
         tokens, pairs, *unscored = interval.work.numbers()
         work = tokens, pairs, (unscored[0], unscored[1])
-        waited, memory = interval.largest.numbers()
+        waited, encoded, exposed, memory = interval.largest.numbers()
         devices = torch.distributed.get_world_size() * 1e12
         named["tokens_per_second"] = tokens / seconds
         named["step_time"], named["data_wait"] = seconds / interval.steps, waited / 1e6 / interval.steps
+        if encoded:
+            named["encode_time"] = encoded / 1e6 / interval.steps
+            named["encode_wait"] = exposed / 1e6 / interval.steps
         named["tflops_per_device"] = training_flops(self.config.model, self.weights, *work) / seconds / devices
         named["memory_peak_gib"] = memory / 2**30
         if self.peak:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..checkpoint.saved import Saved
+from ..codec.sharing import shares_encoding, who_encodes
 from ..config.derived import in_precision
 from ..config.schema import Config
 from ..errors import RunError, UserError
@@ -53,3 +55,12 @@ def with_recompute(config: Config, channels: int, platform: Platform, control: A
             flush=True,
         )
     return resolved
+
+
+def with_encoding(config: Config) -> Config:
+    """`data.share_encoding=auto` resolved: by the configuration alone, and so the same on all ranks."""
+    if config.parallel.model_size > 1 and world.is_rank_zero():
+        print(f"encoding: by {who_encodes(config)} (data.share_encoding={config.data.share_encoding})", flush=True)
+    if config.data.share_encoding != "auto":
+        return config
+    return replace(config, data=replace(config.data, share_encoding="on" if shares_encoding(config) else "off"))

@@ -10,13 +10,14 @@ from megatron.core import parallel_state
 from .. import signals
 from ..checkpoint.folders import checkpoint_name
 from ..checkpoint.save import Saver
+from ..codec.sharing import shares_encoding
 from ..config.schema import Config
 from ..data.loader import Loader
 from ..errors import Stopped
 from ..objective.build import work_of
 from ..platforms import world
 from ..platforms.together import fail_together, stop_together
-from .feed import StepData, host_group, is_reader, read_with_status, side_stream, step_data
+from .feed import StepData, host_group, is_reader, read_with_status, side_stream
 from .garbage import collected_every
 from .health import AnyRank
 from .in_flight import InFlightSteps
@@ -28,6 +29,7 @@ from .progress import Progress
 from .records import Records
 from .rejected import REJECTED, record_left_out, writes_rejected
 from .run import Run, build
+from .sharing import step_data
 from .validation import Validation
 
 
@@ -51,6 +53,7 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
                 consumed=run.state.consumed,
                 rejected_file=run.output / REJECTED,
                 write_rejected=writes_rejected(run.records),
+                encodes=not shares_encoding(config),
             )
     try:
         stop_together(run.control)
@@ -61,7 +64,7 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
 
     def read() -> StepData:
         with beside():
-            return step_data(loader, group, run.objective)
+            return step_data(loader, run.codec, group, run.objective)
 
     def steps() -> Iterator[StepData]:
         try:

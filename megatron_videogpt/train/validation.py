@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
+from ..codec.sharing import shares_encoding
 from ..data.bad import BadVideo
 from ..data.loader import HeldOut, readable
 from ..data.plans import Sample
@@ -21,10 +22,11 @@ from ..platforms import world
 from ..platforms.together import fail_together, gather_results
 from ..sample.evaluate import decode_continuation, linear_error, pixel_frames, predict, squared_errors
 from ..sample.render import contact_sheet, prediction_video
-from .feed import broadcast_samples, is_reader
+from .feed import broadcast_samples, host_group, is_reader
 from .metrics import MetricsWriter
 from .networks import turns
 from .run import Run
+from .sharing import share_samples
 from .statistics import empty_statistics, named_means, reduce_statistics
 from .step import run_schedule
 
@@ -49,7 +51,7 @@ class Validation:
             parallel_state.get_data_parallel_world_size(),
         )
         self.read = self._read(run)
-        self.samples, _ = broadcast_samples((lambda: (self.read, None)) if is_reader() else None, self.platform.device)
+        self.samples = self._to_all(run)
 
     def _read(self, run: Run) -> list[Sample]:
         """This rank's share, where it reads.  All readers find out together which samples there are: some cannot be
@@ -61,7 +63,8 @@ class Validation:
             held: HeldOut | None = None
             with fail_together(run.control, doing):
                 if is_reader():
-                    held = stack.enter_context(HeldOut(run.source, self.codec, self.config))
+                    encodes = not shares_encoding(self.config)
+                    held = stack.enter_context(HeldOut(run.source, self.codec, self.config, encodes=encodes))
 
             def read(numbers: list[int]) -> dict[int, BadVideo]:
                 found = gather_results(
@@ -74,6 +77,20 @@ class Validation:
             except UserError as error:
                 raise RunError(str(error)) from error
             return [held.samples[number] for number in self._share(numbers)] if held is not None else []
+
+    def _to_all(self, run: Run) -> list[Sample]:
+        """What was read on all ranks that share it, encoded by all of them or before; where it was read, `read` has
+        the latents afterwards.
+        """
+        read = (lambda: (self.read, None)) if is_reader() else None
+        if not shares_encoding(self.config):
+            return broadcast_samples(read, self.platform.device)[0]
+        group = host_group(self.config.train.timeout_minutes)
+        with fail_together(run.control, "encoding the validation samples"):
+            samples, _, _ = share_samples(read, self.codec, group)
+        self.read = [replace(one, mean=all.mean, logvar=all.logvar) for one, all in zip(self.read, samples)]
+        torch.distributed.destroy_process_group(group)
+        return samples
 
     def _share(self, items: list[T]) -> list[T]:
         """What falls to this data parallel rank."""

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+import torch
+
 from megatron_videogpt.errors import UserError
 
 
@@ -91,10 +93,26 @@ def validation_fails(rank: int, error: Exception) -> None:
     loader.Reading.finish = finish  # type: ignore[method-assign]
 
 
+def encoding_fails(rank: int) -> None:
+    """One rank's memory does not suffice for its part of the encoding of the second step."""
+    from megatron_videogpt.train import sharing
+
+    real, calls = sharing.encode_calls, [0]
+
+    def encode(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2 and int(os.environ.get("RANK", "0")) == rank:
+            raise torch.OutOfMemoryError("device out of memory (sabotage)")
+        return real(*arguments)
+
+    sharing.encode_calls = encode
+
+
 BREAK = {
     "unreadable_after_a_skipped_step": lambda: storage_fails(1, 4, UserError("the disk of node 7 is gone"), 3),
     "fault_after_a_skipped_step": lambda: storage_fails(1, 4, KeyError("frames"), 3),
     "fault_in_validation": lambda: validation_fails(1, ValueError("not the user's")),
+    "encoding_fails": lambda: encoding_fails(1),
     "save_fails_once": lambda: save_fails(1),
     "save_fails_twice": lambda: save_fails(2),
     "save_fails": lambda: save_fails(10**6),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ def start(
     output: Path, every: int = 1, steps: int = 100, session: Session | None = None, state: Any = None, **optimizer: Any
 ) -> tuple[Any, list[tuple[int, dict[str, float]]]]:
     """(steps of a tiny run, the lines that it logs); the run knows its session."""
-    from dataclasses import replace
-
     from megatron_videogpt.config.schema import LoggingConfig, TrainConfig
     from megatron_videogpt.platforms import activate, world
     from megatron_videogpt.train.in_flight import InFlightSteps
@@ -144,6 +143,18 @@ def vain_share(model: Any) -> float:
     weights = work_of(Config(model=model), Codec()).weights
     needed = training_flops(model, weights, 42, row.pairs, (26, row.pairs - scored_pairs))
     return 6 * model.hidden_size * model.num_attention_heads * model.head_dim * 26 / needed
+
+
+def test_lines_say_what_encoding_took_and_what_of_it_was_waited_for(tmp_path: Path) -> None:
+    tested, lines = start(tmp_path, every=2, steps=4)
+    data = (replace(step, encode_time=seconds) for step, seconds in zip(samples(), (10.0, 20.0, 0.0, 0.0)))
+    for _ in range(4):
+        tested.launch(data)
+    tested.complete()
+    (_, first), (_, second) = lines
+    # Of so much, all that was waited: encoding comes last.
+    assert first["encode_time"] == pytest.approx(15.0) and 0 < first["encode_wait"] == first["data_wait"]
+    assert not {"encode_time", "encode_wait"} & second.keys()
 
 
 def test_state_is_that_of_the_last_step_once_landed(tmp_path: Path) -> None:

@@ -25,13 +25,12 @@ from megatron_videogpt.config.schema import Config
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.model import core_attention
 from megatron_videogpt.model.flops import training_flops
-from megatron_videogpt.objective.build import build_network, build_objective
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.plan.estimate import hardware_flops, objective_work
-from megatron_videogpt.platforms import Platform, world
+from megatron_videogpt.platforms import Platform
 from megatron_videogpt.train.async_values import AsyncValue, DeviceEvent
+from megatron_videogpt.train.cost.timing import build
 from megatron_videogpt.train.meter import row_work
-from megatron_videogpt.train.optimizer import build_optimizer, wrap
 from megatron_videogpt.train.step import train_step
 from tools.measuring.clock import attempt, peak_memory, resident
 from tools.measuring.kernels import building_clock, dense_attend, dense_bytes, forget, free_memory
@@ -60,23 +59,6 @@ class Timed:
     memory: float = math.nan
     waits: list[str] | None = None
     note: str = ""
-
-
-def build(config: Config, platform: Platform) -> tuple[list[Any], Any, Any]:
-    """(wrapped chunks, optimizer, objective), weights filled with noise on the device: start values from names take
-    minutes for large models.
-    """
-    world.start(platform, config.parallel)
-    chunks = [
-        build_network(config, expected_geometry(config.codec).channels, platform, "ranged", number)
-        for number in range(config.parallel.virtual_pipeline)
-    ]
-    with torch.no_grad():
-        for chunk in chunks:
-            for name, parameter in chunk.named_parameters():
-                parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=config.model.init_std)
-    wrapped = wrap(config, chunks)
-    return wrapped, build_optimizer(config, wrapped), build_objective(config)
 
 
 def use_backend(chunks: list[Any], name: str) -> None:
