@@ -51,6 +51,7 @@ setup(
         "numpy",  # frames and pixels
         "safetensors",  # weights of codecs and models: never pickles
         "diffusers",  # AutoencoderKL and AutoencoderKLWan
+        "huggingface_hub",  # pushes models to the Hub; diffusers brings it
         # reads and writes videos; brings its own FFmpeg.  Older ones show BT.709 and BT.2020 in wrong colours
         "av>=17",
         "pillow",  # draws the physics scenes and the pictures

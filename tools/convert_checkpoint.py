@@ -125,7 +125,17 @@ def compare_predictions(
 
 def to_hf(args: argparse.Namespace) -> None:
     """The command."""
+    from megatron_videogpt.convert.push import pushed
+
     check_output(args.output)
+    if args.push and args.output.suffix in convert_mapped.PUBLISHED:
+        raise UserError(f"--push {args.push}: a folder goes to the Hub, and --output {args.output} is to be a file")
+    with pushed(args.output, args.push, private=not args.public):
+        write_hf(args)
+
+
+def write_hf(args: argparse.Namespace) -> None:
+    """The folder, or file, of `to-hf`."""
     start()
     from megatron_videogpt.checkpoint.saved import find_checkpoint
     from megatron_videogpt.objective.build import released_of
