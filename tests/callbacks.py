@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import torch
@@ -75,14 +76,17 @@ class Failing(Callback):
 
 
 class Stopper(Callback):
-    """One rank asks to stop after a step."""
+    """One rank asks to stop after a step, or gets a signal then."""
 
-    def __init__(self, rank: int, step: int) -> None:
-        self.rank, self.step = rank, step
+    def __init__(self, rank: int, step: int, signalled: bool = False) -> None:
+        self.rank, self.step, self.signalled = rank, step, signalled
 
     def on_step_end(self, context: Context) -> None:
         if (context.rank, context.step) == (self.rank, self.step):
-            context.stop("good enough")
+            if self.signalled:
+                signal.raise_signal(signal.SIGUSR1)
+            else:
+                context.stop("good enough")
 
 
 class Careful(Callback):

@@ -32,7 +32,7 @@ def export(run: Path, folder: Path, weights: str = "trained", dtype: str = "keep
     """
     command = [sys.executable, "-m", __name__, str(run), str(folder), "--weights", weights, "--dtype", dtype]
     own = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
-    done = subprocess.run(command, env=own, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, env=own, stderr=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"{run}: cannot be exported: {last.removeprefix('error: ')}")

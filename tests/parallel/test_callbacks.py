@@ -26,6 +26,7 @@ CASES = {
     "end": ('{name="tests.callbacks.Failing", rank=0, event="on_train_end"}',),
     "stop": ('{name="tests.callbacks.Stopper", rank=1, step=3}',),
     "none": (None,),
+    "asked": ('{name="tests.callbacks.Stopper", rank=0, step=3, signalled=true}',),
 }
 
 
@@ -132,10 +133,11 @@ def test_one_that_fails_at_the_end_keeps_no_other_from_it(folder: Path) -> None:
     assert events(folder, "end")[-1]["event"] == "end" and saved(folder, "end") == ["step_00000006"]
 
 
-def test_one_rank_may_ask_for_a_clean_end(folder: Path) -> None:
-    assert outcome(folder, "stop") == [["", "", ""]] * 2
-    assert saved(folder, "stop") == ["step_00000004"]
-    assert [events(folder, "stop", rank)[-1]["ending"] for rank in (0, 1)] == ["stopped"] * 2
+@pytest.mark.parametrize(("name", "ending"), [("stop", "stopped"), ("asked", "asked")])
+def test_one_rank_may_ask_for_a_clean_end_as_a_signal_does(folder: Path, name: str, ending: str) -> None:
+    assert outcome(folder, name) == [["", "", ""]] * 2
+    assert saved(folder, name) == ["step_00000004"]
+    assert [events(folder, name, rank)[-1]["ending"] for rank in (0, 1)] == [ending] * 2
 
 
 def test_the_best_checkpoint_outlives_the_newer_ones(folder: Path) -> None:
