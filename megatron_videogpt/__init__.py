@@ -13,13 +13,16 @@ if sys.argv[:1] == ["-m"] or _SCRIPT == "megatron-videogpt":
     # that module comes later than all below.
     signals.remember()
 
+from .callbacks import found as callback_rules  # noqa: E402
 from .codec import rules as codec_rules  # noqa: E402
 from .condition import rules as condition_rules  # noqa: E402
+from .config.entry_points import enter_outside  # noqa: E402
 from .objective.found import enter_objectives  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ["__version__", "codec_rules", "condition_rules"]
+__all__ = ["__version__", "callback_rules", "codec_rules", "condition_rules"]
 
-# Options and rules of codecs and conditions (by the imports above) and of objectives are known from here on: see
-# config/sections.py.
+# Options and rules of codecs, conditions and callbacks (by the imports above) and of objectives are known from here on:
+# see config/sections.py.
+enter_outside("codec")
 enter_objectives()

@@ -136,12 +136,33 @@ def set_aside(path: Path) -> Path:
 
 
 def prune(run: Path, keep: int, keep_every: int) -> None:
-    """Drop all but the newest `keep` checkpoints (0 keeps all) and those of steps that are multiples of `keep_every` (0
-    for none).
+    """Drop all but the newest `keep` checkpoints (0 keeps all), those of steps that are multiples of `keep_every` (0
+    for none) and those that a record names (`best_record`).
     """
+    best = {
+        record["step"] for record in map(read_best, checkpoint_root(run).glob(best_record(run, "*").name)) if record
+    }
     for path in complete_folders(run)[:-keep] if keep else []:
-        if not (keep_every and step_of(path) % keep_every == 0):
+        if not (keep_every and step_of(path) % keep_every == 0) and step_of(path) not in best:
             remove(path)
+
+
+def best_record(run: Path, number: str) -> Path:
+    """The file, beside the checkpoints, that names the best one by a number (`callbacks.KeepBest`)."""
+    return checkpoint_root(run) / f"best_{number.replace('/', '_')}.json"
+
+
+def read_best(path: Path) -> dict[str, Any] | None:
+    """What such a file holds, its step and its number among it; None where there is none, or nothing of that kind in
+    it.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kinds = {"step": int, "value": (int, float)}
+    fits = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if fits else None
 
 
 def remove_leftovers(run: Path) -> None:

@@ -33,8 +33,8 @@ class Saver:
 
     chunks: the model chunks of this rank (without their wrapping); average: of the weights, or None; codec: its
     fingerprint; group: of all ranks, for small messages; parts: the objective's further networks; text_encoder: the
-    fingerprint of that.  Raises RunError on
-    every rank where `checkpoint.async_save` asks for what the installed megatron-core cannot do.
+    fingerprint of that; saved: told of each checkpoint that is complete, on every rank.  Raises RunError on every rank
+    where `checkpoint.async_save` asks for what the installed megatron-core cannot do.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Saver:
         group: Any = None,
         parts: Sequence[SavedPart] = (),
         text_encoder: str = "",
+        saved: Callable[[Path], Any] = lambda path: None,
     ) -> None:
         self.config, self.chunks, self.optimizer, self.average = config, chunks, optimizer, average
         self.codec, self.group, self.parts, self.text_encoder = codec, group, parts, text_encoder
+        self.saved = saved
         self.run = Path(config.train.output)
         obstacle = compat_saving.background_obstacle() if config.checkpoint.async_save else ""
         if obstacle:
@@ -180,6 +182,8 @@ class Saver:
         error = error or self._agree(lambda: self._complete_folder(state), everywhere=False)
         if error:
             self._discard(state, request)
+        else:
+            self.saved(self._folder(state))
         return error
 
     def _complete_folder(self, state: dict[str, Any]) -> None:

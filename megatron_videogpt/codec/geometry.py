@@ -5,11 +5,13 @@ No PyTorch here: `check` reads geometries, and importing PyTorch would take most
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..config.sections import find
 from ..errors import UserError, shortened
 from .options import CodecConfig
 
@@ -74,7 +76,14 @@ class CodecGeometry:
 
 
 def codec_geometry(config: CodecConfig) -> CodecGeometry:
-    """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`."""
+    """The codec's geometry from its small JSON file, without its weights; errors as `build_codec`.
+
+    That of another distribution has a module `geometry`: ``geometry(options)`` -> `CodecGeometry`.
+    """
+    package = outside_package(config)
+    if package:
+        found: CodecGeometry = importlib.import_module(f"{package}.geometry").geometry(config)
+        return found
     if config.name == "tiny":
         return CodecGeometry(json.loads(TINY_SHAPE.read_text(encoding="utf-8"))["channels"], TINY_STRIDE, 1)
     if config.name == PIXELS:
@@ -91,6 +100,12 @@ def codec_geometry(config: CodecConfig) -> CodecGeometry:
         raise UserError(
             f"codec.path={config.path}: config.json has no {error}, which {DIFFUSERS_CLASSES[config.name]} needs"
         ) from error
+
+
+def outside_package(config: CodecConfig) -> str:
+    """The package of a codec that another distribution brought; "" of ours, and of names that are not known."""
+    section = find("codec", config.name)
+    return section.package if isinstance(config, section.options) else ""
 
 
 def expected_geometry(codec: CodecConfig) -> CodecGeometry:
@@ -110,9 +125,14 @@ def expected_levels(codec: CodecConfig) -> tuple[int, ...]:
     return fsq_levels(codec) if there else FSQ_LEVELS
 
 
+def codec_folder(config: CodecConfig) -> str:
+    """codec.path; "" of a codec of another distribution that has no such option."""
+    return str(getattr(config, "path", ""))
+
+
 def fsq_folder(config: CodecConfig) -> Path:
     """The folder of a tokenizer's config.json and weights."""
-    return TINY_FSQ_FOLDER if config.name == TINY_FSQ else Path(config.path)
+    return TINY_FSQ_FOLDER if config.name == TINY_FSQ else Path(codec_folder(config))
 
 
 def fsq_levels(config: CodecConfig) -> tuple[int, ...]:

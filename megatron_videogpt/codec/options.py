@@ -15,7 +15,8 @@ class CodecConfig:
         "tiny",
         "tiny (shipped with the project), autoencoder_kl (diffusers AutoencoderKL), autoencoder_kl_wan "
         "(diffusers AutoencoderKLWan), fsq (tokenizer of next block prediction), tiny_fsq (a small one, shipped "
-        "with the project) or pixels (frames as they are, for a tokenizer to be trained on)",
+        "with the project), pixels (frames as they are, for a tokenizer to be trained on) or one of another "
+        "distribution",
     )
     path: str = option(
         "", "local folder with the codec's config.json and safetensors; unused by tiny, tiny_fsq and pixels", path=True

@@ -23,16 +23,17 @@ def check_codec(report: Report) -> None:
             f"name a local folder when codec.name is {codec.name}",
             'give the folder of its config.json and weights, or use codec.name="tiny", or "tiny_fsq" for tokens',
         )
-    _check_frames(report)
+    check_frames(report)
 
 
-def _check_frames(report: Report) -> None:
-    """Frame sides against the codec's stride, the patch size and the position table."""
+def check_frames(report: Report) -> None:
+    """Frame sides against the codec's stride, the patch size and the position table; part of any codec's rules."""
     config, data = report.config, report.config.data
     try:
         codec = expected_geometry(config.codec)
     except UserError as error:
-        report.add("codec.path", "hold a readable codec", str(error))
+        option = "codec.path" if hasattr(config.codec, "path") else "codec.name"
+        report.add(option, "hold a readable codec", str(error))
         return
     if not report.sound("model.patch_size"):
         return

@@ -14,7 +14,7 @@ from . import sections
 from .check_data import check_data
 from .check_parallel import check_parallel, divisors
 from .load import ConfigError, read_config
-from .options import value_of
+from .options import Option, value_of
 from .problems import Report
 from .schema import Config, SampleConfig
 from .sections import not_sampled_with
@@ -68,7 +68,7 @@ def check_config(config: Config, world_size: int | None) -> None:
     """Raise `ConfigError` with every broken rule.  world_size: processes of the run; None leaves out the rules that
     need it.
     """
-    problems = find_problems(config, world_size)
+    problems = _run_problems(config, world_size)
     if problems:
         raise ConfigError(problems)
 
@@ -76,10 +76,19 @@ def check_config(config: Config, world_size: int | None) -> None:
 def load_checked(path: str | Path, overrides: Sequence[str], world_size: int | None) -> Config:
     """`load_config` and `check_config` in one: what cannot be read and what breaks a rule are reported together."""
     config, problems, broken = read_config(path, overrides)
-    problems += find_problems(config, world_size, broken)
+    problems += _run_problems(config, world_size, broken)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _run_problems(config: Config, world_size: int | None, broken: set[str] | None = None) -> list[str]:
+    """`find_problems`, and those of what only a run brings to life."""
+    report = Report(config, broken or set())
+    report.lines = find_problems(config, world_size, broken)
+    for rules in sections.run_rules():
+        rules(report)
+    return report.lines
 
 
 def find_problems(
@@ -108,13 +117,19 @@ def _check_values(report: Report) -> None:
             v for v in (value if isinstance(value, tuple) else (value,)) if option.choices and v not in option.choices
         ]
         if unknown:
-            report.add(option.name, f"be one of {', '.join(option.choices)}", f"{unknown[0]!r} is not known")
+            report.add(option.name, f"be one of {_choices(option)}", f"{unknown[0]!r} is not known")
         if value == () and option.default:
             report.add(option.name, "have at least one entry", f"use for example {to_toml(option.default)}")
         if unknown or (value == () and option.default):
             report.broken.add(option.name)
     for must, holds, names in RANGES:
         report.check_range(must, holds, names)
+
+
+def _choices(option: Option) -> str:
+    """The names an option may take; those that came with other distributions say with which."""
+    kind, _, leaf = option.name.rpartition(".")
+    return sections.described(kind) if sections.KINDS.get(kind) == leaf else ", ".join(option.choices)
 
 
 def _check_model(report: Report) -> None:

@@ -32,7 +32,7 @@ def missing_paths(config: Config) -> list[str]:
         wanted.append(
             (
                 "codec.path",
-                config.codec.path,
+                getattr(config.codec, "path", ""),
                 'a folder with the codec (config.json and safetensors), or set codec.name="tiny"',
             )
         )

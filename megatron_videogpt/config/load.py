@@ -8,11 +8,10 @@ reported in one `ConfigError`.  Paths: `config.paths`.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ..errors import UserError
 from . import paths
@@ -20,9 +19,7 @@ from .options import default_of, options, told, type_of
 from .overrides import plain, set_value, split, tomllib
 from .schema import Config
 from .toml import show, to_toml
-
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table {...}"}
-PLURALS = {int: "whole numbers", float: "numbers", str: "texts in quotes"}
+from .values import Wrong, convert
 
 
 class ConfigError(UserError):
@@ -166,10 +163,10 @@ def _build(section: Any, values: dict[str, Any], prefix: str, reading: _Reading)
         else:
             given = plain(value, kind)
             try:
-                known[key] = _convert(given, kind)
+                known[key] = convert(given, kind)
                 if items[key].metadata["path"]:
                     known[key] = paths.each(known[key], reading.change)
-            except _Wrong as wrong:
+            except Wrong as wrong:
                 text = items[key].metadata["help"]
                 example = _quoted(given) if kind is str else to_toml(default_of(items[key]))
                 reading.wrong(
@@ -184,31 +181,6 @@ def _build(section: Any, values: dict[str, Any], prefix: str, reading: _Reading)
 def _quoted(value: Any) -> str:
     """What was meant as text, in quotes."""
     return to_toml(value if isinstance(value, str) else show(value))
-
-
-class _Wrong(Exception):
-    """A value of another type: the message says what was expected."""
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in WORDS:
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise _Wrong(WORDS[kind])
-        if kind is float and not math.isfinite(value):
-            raise _Wrong("a finite number")
-        return value
-    element, *rest = get_args(kind)
-    length = None if rest == [Ellipsis] else 1 + len(rest)
-    of = PLURALS[element] if element in PLURALS else f"lists of {len(get_args(element))} numbers"
-    expected = f"a list of {'' if length is None else f'{length} '}{of}"
-    if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
-        raise _Wrong(expected)
-    try:
-        return tuple(_convert(entry, element) for entry in value)
-    except _Wrong:
-        raise _Wrong(expected) from None
 
 
 def _unknown(name: str, value: Any) -> str:

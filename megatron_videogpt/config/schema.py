@@ -156,6 +156,11 @@ class TrainConfig:
     )
     timeout_minutes: float = option(30.0, "limit of one collective operation before the run is stopped")
     init_from: str = option("", "checkpoint folder whose weights (only) start this run", path=True)
+    callbacks: tuple[dict, ...] = option(
+        (),
+        "classes that are told of steps, saves, validations and the end, by import path, those with arguments as "
+        'tables: ["mine.Counter", {name="megatron_videogpt.callbacks.KeepBest", monitor="validation_loss"}]',
+    )
 
 
 @dataclass(frozen=True)

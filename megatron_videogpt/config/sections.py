@@ -32,6 +32,7 @@ class Section:
     sampling: frozenset[str] | None = None
 
 
+_run_rules: list[Callable[[Any], None]] = []
 _entered: dict[str, dict[str, Section]] = {kind: {} for kind in KINDS}
 
 
@@ -61,9 +62,30 @@ def enter(
         _entered[kind] = {name: known, **_entered[kind]}
 
 
+def enter_run_rules(rules: Callable[[Any], None]) -> None:
+    """Rules on what a run brings to life, and so may import: `train` and `check` ask them, and nothing that only reads
+    a configuration which came from elsewhere.  rules: adds to a `problems.Report`.
+    """
+    if rules not in _run_rules:
+        _run_rules.append(rules)
+
+
+def run_rules() -> tuple[Callable[[Any], None], ...]:
+    """All of them."""
+    return tuple(_run_rules)
+
+
 def names(kind: str) -> tuple[str, ...]:
     """The known names of a kind, the default first."""
     return tuple(_entered[kind])
+
+
+def described(kind: str) -> str:
+    """The known names of a kind, and of those that other distributions brought their package."""
+    ours = (__package__ or "").partition(".")[0]
+    known = _entered[kind].items()
+    foreign = {name: known.package.partition(".")[0] not in ("", ours) for name, known in known}
+    return ", ".join(f"{name} (from {known.package})" if foreign[name] else name for name, known in known)
 
 
 def find(kind: str, name: Any = None) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..codec.geometry import FSQ, WITHOUT_FOLDER, expected_geometry, fsq_folder
+from ..codec.geometry import FSQ, WITHOUT_FOLDER, codec_folder, expected_geometry, fsq_folder
 from ..codec.options import CodecConfig
 from ..config.schema import Config
 from ..errors import UserError
@@ -89,7 +89,7 @@ def codec_of_run(
         return None if found is None else CodecConfig(name=FSQ, path=str(found))
     if given is not None:
         found_codec = codec_of(given)
-    elif config.codec.name in WITHOUT_FOLDER or (config.codec.path and Path(config.codec.path).is_dir()):
+    elif config.codec.name in WITHOUT_FOLDER or _there(codec_folder(config.codec)):
         found_codec = config.codec
     elif (place_of(run, released) / "config.json").is_file():
         found_codec = codec_of(place_of(run, released))
@@ -97,6 +97,10 @@ def codec_of_run(
         return None
     check_channels(found_codec, channels, str(run))
     return found_codec
+
+
+def _there(folder: str) -> bool:
+    return bool(folder) and Path(folder).is_dir()
 
 
 def check_channels(codec: CodecConfig, channels: int, where: str) -> None:

@@ -30,6 +30,7 @@ examples:
   python -m megatron_videogpt convert to-hf runs/videogpt/stage4 --output ema-hf --weights average --dtype bf16
   python -m megatron_videogpt convert to-hf runs/videogpt/stage4 --output videogpt-hf --step 90000 --vae ../sdxl-vae \\
       --license mit --verify
+  python -m megatron_videogpt convert to-hf runs/quickstart --output quickstart-hf --push me/quickstart  # a private one
 """
 
 
@@ -132,6 +133,13 @@ def _of_to_hf(out: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of the model card, such as mit (default: that of the folder the run came from, or unknown)",
     )
+    out.add_argument(
+        "--push",
+        default="",
+        metavar="REPO",
+        help="upload the folder to the Hugging Face Hub, as NAME or ORGANISATION/NAME; needs HF_TOKEN or hf auth login",
+    )
+    out.add_argument("--public", action="store_true", help="a new repository on the Hub is public, not private")
 
 
 def _of_from_hf(back: argparse.ArgumentParser) -> None:

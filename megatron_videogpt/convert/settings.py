@@ -109,7 +109,8 @@ def without_paths(config: Config) -> Config:
     """A configuration that names no file or folder: a published one tells nothing about its author's machine, and a
     foreign one points to nothing on ours.
     """
-    train = replace(config.train, output=TrainConfig().output, init_from="")
+    # Classes that it names would be imported elsewhere.
+    train = replace(config.train, output=TrainConfig().output, init_from="", callbacks=())
     condition = config.condition
     if condition.kind == "text":
         condition = replace(condition, width=text_width(condition), encoder_path="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import UserError
 from . import mapped_commands
 from .command import (
     after,
@@ -16,7 +17,9 @@ from .command import (
     progress,
     start,
 )
+from .mapped_commands import PUBLISHED
 from .options import add_to_hf
+from .push import pushed
 
 __all__ = ["add_arguments", "after", "run"]
 
@@ -32,6 +35,14 @@ def run(args: argparse.Namespace) -> None:
 def to_hf(args: argparse.Namespace) -> None:
     """The command."""
     check_output(args.output)
+    if args.push and args.output.suffix in PUBLISHED:
+        raise UserError(f"--push {args.push}: a folder goes to the Hub, and --output {args.output} is to be a file")
+    with pushed(args.output, args.push, private=not args.public):
+        write_hf(args)
+
+
+def write_hf(args: argparse.Namespace) -> None:
+    """The folder, or file, of `to-hf`."""
     start()
     from ..checkpoint.saved import find_checkpoint
     from ..objective.build import released_of

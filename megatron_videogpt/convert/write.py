@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..codec.build import build_codec
 from ..codec.diffusers_vae import ignored_before
-from ..codec.geometry import codec_geometry
+from ..codec.geometry import codec_folder, codec_geometry
 from ..config.derived import frame_side
 from ..config.toml import config_to_toml
 from ..errors import UserError
@@ -91,7 +91,7 @@ def _write_files(export: Export, folder: Path, vae: Path | None, tokenizer: Path
             shutil.copyfile(path, folder / path.name)
     if vae is not None:
         write_vae(folder, codec_of(vae))
-    elif not (folder / "vae").is_dir() and (export.config.codec.name == "tiny" or export.config.codec.path):
+    elif not (folder / "vae").is_dir() and (export.config.codec.name == "tiny" or codec_folder(export.config.codec)):
         if codec_geometry(export.config.codec).channels == export.weights.channels:
             write_vae(folder, export.config.codec)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
+from .profiling import Profiling, of_cpu
 
 PLATFORMS = ("cpu", "cuda", "npu")
 
@@ -27,7 +28,8 @@ class Platform:
     backend: torch.distributed backend name; device: this process's device; device_name: for the log and the peak table;
     memory_peak: bytes allocated at most so far on the device (resident set on a CPU); reset_memory_peak: forget it (not
     on a CPU); memory_total: bytes that this process may fill; own_seconds: a clock that stands still while this rank
-    waits for others, to find slow ones; bf16: it has instructions for products of bf16 matrices.
+    waits for others, to find slow ones; bf16: it has instructions for products of bf16 matrices; profiling: how its
+    work is traced.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Platform:
     memory_total: Callable[[], int]
     own_seconds: Callable[[], float]
     bf16: bool = True
+    profiling: Callable[[], Profiling] = of_cpu
 
 
 _active: Platform | None = None

@@ -7,6 +7,7 @@ import torch
 from ..errors import UserError
 from . import Platform
 from .probe import Probe
+from .profiling import of_cuda
 
 
 def activate(local_rank: int) -> Platform:
@@ -29,4 +30,5 @@ def activate(local_rank: int) -> Platform:
         own_seconds=Probe(torch.device("cuda", local_rank), torch.cuda),
         # Ampere's tensor cores were the first.
         bf16=torch.cuda.get_device_capability(local_rank)[0] >= 8,
+        profiling=of_cuda,
     )

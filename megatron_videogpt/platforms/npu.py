@@ -11,6 +11,7 @@ import torch
 from ..errors import UserError
 from . import Platform
 from .probe import Probe
+from .profiling import of_npu
 
 
 def activate(local_rank: int) -> Platform:
@@ -41,4 +42,5 @@ def activate(local_rank: int) -> Platform:
         reset_memory_peak=torch.npu.reset_peak_memory_stats,
         memory_total=lambda: torch.npu.mem_get_info()[1],
         own_seconds=Probe(torch.device("npu", local_rank), torch.npu),
+        profiling=of_npu,
     )

@@ -87,7 +87,7 @@ def record_skipped(
 
 
 class AnyRank:
-    """Whether any rank asked to stop, one step later: the answer travels while the next step works.
+    """What ranks wish for, such as to stop, one step later: the answer travels while the next step works.
 
     group: of all ranks, on CPU tensors, so that no device waits.
     """
@@ -96,8 +96,8 @@ class AnyRank:
         self.group = group
         self.pending: tuple[Any, torch.Tensor] | None = None
 
-    def ask(self, flag: bool) -> bool:
-        """Tell this rank's flag; returns whether any rank's was set at the call before, the same on all ranks."""
+    def ask(self, flag: int) -> int:
+        """Tell this rank's wish, 0 for none; returns the largest of all ranks at the call before, the same on all."""
         answer = self.close()
         value = torch.tensor(int(flag))
         self.pending = (
@@ -106,14 +106,14 @@ class AnyRank:
         )
         return answer
 
-    def close(self) -> bool:
+    def close(self) -> int:
         """The answer to the last call; afterwards nothing is on its way."""
         if self.pending is None:
-            return False
+            return 0
         work, value = self.pending
         work.wait()
         self.pending = None
-        return bool(value.item())
+        return int(value.item())
 
 
 class RankTimes:

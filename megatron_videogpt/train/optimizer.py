@@ -51,8 +51,13 @@ def wrap(config: Config, chunks: list[VideoGPT]) -> list[DistributedDataParallel
 
 @contextlib.contextmanager
 def whole_parameters(chunks: list[DistributedDataParallel]) -> Iterator[None]:
-    """Every parameter up to date inside, whatever is still being gathered: for validation, sampling and checkpoints."""
-    overlapped = [chunk for chunk in chunks if chunk.ddp_config.overlap_param_gather]
+    """Every parameter up to date inside, whatever is still being gathered: for validation, sampling and checkpoints.
+
+    Inside another one it does nothing.
+    """
+    overlapped = [
+        chunk for chunk in chunks if chunk.ddp_config.overlap_param_gather and chunk.remove_forward_pre_hook_handles
+    ]
     for chunk in overlapped:
         chunk.disable_forward_pre_hook()
     try:

@@ -28,6 +28,7 @@ from ..checkpoint.saved import Saved, find_checkpoint, newest_checkpoint, set_pa
 from ..checkpoint.whole import GO_ON
 from ..codec.base import Codec
 from ..codec.build import build_codec
+from ..codec.geometry import codec_folder
 from ..condition.folder import text_width
 from ..config.check import check_config
 from ..config.schema import Config
@@ -258,8 +259,7 @@ def _record(run: Run) -> None:
 def _check_same_codec(config: Config, codec: Codec, control: Any) -> None:
     """Raise RunError on every rank where some encode with another codec than the others; a collective."""
     mine, first = codec.fingerprint, gather_results(lambda: codec.fingerprint, control, "comparing codecs")[0]
-    other = (
-        f"codec.path = {config.codec.path}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node "
-        "needs the same codec"
-    )
+    folder = codec_folder(config.codec)
+    where = f"codec.path = {folder}" if folder else f"codec.name = {config.codec.name}"
+    other = f"{where}: fingerprint {mine[:12]} there and {first[:12]} on rank 0; every node needs the same codec"
     raise_together("" if mine == first else other, control, "comparing codecs")

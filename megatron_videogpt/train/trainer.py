@@ -17,6 +17,7 @@ from ..errors import Stopped
 from ..objective.build import work_of
 from ..platforms import world
 from ..platforms.together import fail_together, stop_together
+from .callbacks import FAILURE, Callbacks, callbacks_of
 from .feed import StepData, host_group, is_reader, read_with_status, side_stream
 from .garbage import collected_every
 from .health import AnyRank
@@ -103,12 +104,14 @@ def train(
     phase("reading the validation samples")
     wanted = config.eval.every or config.eval.predict_every or config.eval.final_scenes
     validation = Validation(run) if wanted else None
+    callbacks = callbacks_of(run)
     try:
-        finished = _loop(run, writer, validation)
+        finished = _loop(run, writer, validation, callbacks)
         if finished and validation is not None:
             phase("validation after the last step", limited=False)
             with whole_parameters(run.wrapped):
-                validation.finish(run.model, writer, run.state.step)
+                callbacks.on_evaluate(run.state.step, validation.finish(run.model, writer, run.state.step))
+        callbacks.on_train_end()
     finally:
         writer.close()
     writer.curve(f"{run.objective.loss_label} per {run.objective.unit}", run.objective.metrics)
@@ -116,29 +119,32 @@ def train(
     signals.done()
 
 
-def _loop(run: Run, writer: MetricsWriter, validation: Validation | None) -> bool:
-    """Steps until the end (True) or until somebody asks to stop (False)."""
+def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, callbacks: Callbacks) -> bool:
+    """Steps until the end (True) or until somebody asks to stop, or a callback has failed (False)."""
     config, state = run.config, run.state
     # First: it refuses what it cannot do, and nobody must read ahead then.
     parts = saved_parts(run.networks)
     told = run.codec.fingerprint, run.control, parts, run.text_encoder
-    saver = Saver(config, run.chunks, run.optimizer, run.average, *told)
+    saver = Saver(config, run.chunks, run.optimizer, run.average, *told, callbacks.on_save)
+    callbacks.on_train_begin()
     data, agreement = prefetch_steps(run), AnyRank(run.control)
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)
         with whole_parameters(run.wrapped):
-            validation.measure(run.model, writer, 0)
+            callbacks.on_evaluate(0, validation.measure(run.model, writer, 0))
     bar = Progress(config.train.steps, state.step, world.is_rank_zero())
     with bar as progress, collected_every(config.train.gc_every) as collect:
 
         def log(step: int, line: dict[str, float]) -> None:
             writer.log(step, line)
             progress.update(step, line)
+            callbacks.on_log(step, line)
 
         steps = InFlightSteps(run, log)
         while state.step < config.train.steps:
             logged = steps.launch(data)
             collect(state.step)
+            callbacks.on_step_end(state.step)
             last, again = state.step == config.train.steps, False
             if logged:
                 again = saver.poll() and config.checkpoint.retries > 0
@@ -146,16 +152,18 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None) -> boo
                 steps.complete()
                 run.phase(f"validation after step {state.step}", limited=False)
                 with whole_parameters(run.wrapped):
-                    validation.during(run.model, writer, state.step)
-            asked = agreement.ask(bool(signals.asked()))
+                    callbacks.on_evaluate(state.step, validation.during(run.model, writer, state.step))
+            asked = agreement.ask(max(bool(signals.asked()), callbacks.wish))
             if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 steps.flush()
                 run.phase(f"saving {checkpoint_name(state.step)}")
                 with whole_parameters(run.wrapped):
-                    path = saver.save(asdict(state), must=last or asked, again=again)
+                    path = saver.save(asdict(state), must=last or bool(asked), again=again)
             if asked and not last:
-                if world.is_rank_zero():
-                    print(f"stopped at step {state.step} as asked; saved {path}; the same command resumes", flush=True)
+                callbacks.ends(asked)
+                if world.is_rank_zero() and asked != FAILURE:
+                    by = callbacks.who_asked
+                    print(f"stopped at step {state.step} as {by}; saved {path}; the same command resumes", flush=True)
                 break
     run.phase("completing the last checkpoint")
     saver.finish()

@@ -108,31 +108,32 @@ class Validation:
         periods = (options.every, options.predict_every if self.generates else 0)
         return step < self.config.train.steps and any(every and step % every == 0 for every in periods)
 
-    def during(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
-        """Whatever is due after `step` (see `due`).  model: this rank's chunks, wrapped or not,
+    def during(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
+        """Whatever is due after `step` (see `due`); returns the numbers.  model: this rank's chunks, wrapped or not,
         with whole parameters.
         """
-        options = self.config.eval
+        options, numbers = self.config.eval, {}
         if options.every and step % options.every == 0:
-            self.measure(model, writer, step)
+            numbers = self.measure(model, writer, step)
         if self.generates and options.predict_every and step % options.predict_every == 0:
             self.predict(model, writer, step)
+        return numbers
 
-    def finish(self, model: list[Any], writer: MetricsWriter, step: int) -> None:
+    def finish(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
         """Validation loss of the finished model, and, where its objective can generate, predicted video and pixel
-        error.
+        error; returns the numbers.
         """
-        if self.config.eval.every:
-            self.measure(model, writer, step)
+        numbers = self.measure(model, writer, step) if self.config.eval.every else {}
         if not self.generates:
-            return
+            return numbers
         self.predict(model, writer, step)
         if self.config.eval.final_scenes:
-            self.pixel_error(model, writer, step)
+            numbers = {**numbers, **self.pixel_error(model, writer, step)}
+        return numbers
 
     @torch.no_grad()
-    def measure(self, model: list[Any], writer: MetricsWriter, step: int) -> float:
-        """Loss on the held-out samples, with the same noise every time."""
+    def measure(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
+        """Loss on the held-out samples, with the same noise every time, and what is beside it: what is logged."""
         packs = self._packs(self.samples[: self._mine(self.config.eval.samples)])
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         rows = [
@@ -149,8 +150,9 @@ class Validation:
         for chunk in model:
             chunk.train()
         named = named_means(reduce_statistics(totals).numbers())
-        writer.log(step, {f"validation_{name}": value for name, value in named.items()})
-        return named["loss"]
+        numbers = {f"validation_{name}": value for name, value in named.items()}
+        writer.log(step, numbers)
+        return numbers
 
     def _packs(self, samples: list[Sample]) -> list[list[Sample]]:
         """Samples by row, in order: `train.micro_batch_size` of them, or with `data.pack_tokens` as many as fit."""
