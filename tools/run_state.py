@@ -1,6 +1,6 @@
 """Where a run is: prints `new`, `resumes at step N` or `finished at step N`.
 
-  python tools/run_state.py [--processes N] [--free] FILE.toml [section.option=value ...]
+  python tools/run_state.py [--processes N] [--free] FILE.toml [section.option=value ...] [--shrink [N]]
 
 A wrong configuration, one that does not fit N processes, or a folder that is not free is named on stderr as `train`
 would name it, with exit code 2.
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_videogpt.checkpoint.folders import complete_folders, read_state
 from megatron_videogpt.checkpoint.whole import GO_ON, first_whole
-from megatron_videogpt.config.check import load_checked
+from megatron_videogpt.config import shrink
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.train.folder import check_free
 
@@ -33,9 +33,10 @@ def main() -> int:
     parser.add_argument("--free", action="store_true", help="only ask whether no run is going on there now")
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("overrides", metavar="section.option=value", nargs="*")
-    args = parser.parse_args()
+    shrink.add_argument(parser)
+    args = parser.parse_args(shrink.with_factor(sys.argv[1:]))
     try:
-        config = load_checked(args.file, args.overrides, args.processes)
+        config = shrink.load(args.file, args.overrides, args.processes, args.shrink, tell=False)
         if args.free:
             check_free(Path(config.train.output))
             return 0
