@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("overrides", metavar="section.option=value", nargs="*")
     shrink.add_argument(parser)
-    args = parser.parse_args(shrink.with_factor(sys.argv[1:]))
+    args = parser.parse_intermixed_args(shrink.with_factor(sys.argv[1:]))
     try:
         config = shrink.load(args.file, args.overrides, args.processes, args.shrink, tell=False)
         if args.free:

@@ -106,8 +106,9 @@ def options_of(file: str) -> list[str]:
 def prepared(file: str, home: Path) -> None:
     """The shards that it reads, by the commands of its header."""
     for line in header(file).splitlines():
-        words = shlex.split(line) if line.startswith("python ") else []
-        if words and not {"train", "check", "sample"} & set(words) and not (home / words[-1]).is_dir():
+        words = shlex.split(re.split(r" {2,}", line)[0]) if line.startswith("python ") else []
+        others = {"train", "check", "sample"} & set(words) or any(word.startswith("runs/") for word in words)
+        if words and not others and not (home / words[-1]).is_dir():
             done = run(interpreter(*words[1:]), cwd=str(home))
             assert done.returncode == 0, (line, done.stderr[-2000:])
 
@@ -184,6 +185,14 @@ def test_it_trains_small(file: str, home: Path) -> None:
         return
     assert done.returncode == 0, done.stderr[-2000:]
     assert probe(output / "sampled.mp4").frames >= frames
+
+
+def test_the_real_run_refuses_what_a_small_one_saved(home: Path) -> None:
+    file = "examples/videogpt/quickstart.toml"
+    output = trained(file, home).train.output
+    done = cli("train", file, f"train.output={output}", cwd=str(home))
+    assert done.returncode == 2 and done.stderr.count("error:") == 1, done.stderr
+    assert "is a checkpoint of another model: model.num_layers is 2 there and 6 here" in done.stderr
 
 
 def test_headers_tell_for_how_many_processes_they_are() -> None:

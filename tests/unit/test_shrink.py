@@ -43,8 +43,9 @@ def read(file: Path | str, overrides: list[str]) -> Config:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_small_run_keeps_to_every_rule_and_nothing_grows(file: Path) -> None:
-    tried = 0
-    for layout, factor in itertools.product(LAYOUTS, (2, 5, FACTOR, 10_000)):
+    tried, one = 0, read(file, [])
+    assert find_problems(one, 1) == []
+    for layout, factor in itertools.product(LAYOUTS, (2, FACTOR, 10_000)):
         config = read(file, layout.split())
         world = 2 * config.parallel.model_size
         if find_problems(config, None):
@@ -60,7 +61,7 @@ def test_a_small_run_keeps_to_every_rule_and_nothing_grows(file: Path) -> None:
         assert small.parallel == dataclasses.replace(config.parallel, recompute_layers=small.parallel.recompute_layers)
         assert small.codec == config.codec and small.data.source == config.data.source
         assert small.model.head_dim == config.model.head_dim
-    assert tried >= 4
+    assert tried >= 3
 
 
 def test_stages_given_by_hand_stay_as_many(tmp_path: Path) -> None:
