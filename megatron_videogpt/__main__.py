@@ -22,6 +22,7 @@ if __name__ == "__main__":
     signals.remember()
 
 from . import commands, launch  # noqa: E402
+from .config import shrink  # noqa: E402
 from .config.paths import path  # noqa: E402
 from .errors import PeerFailed, Stopped, is_user_error, lines_of, one_line  # noqa: E402
 
@@ -51,6 +52,7 @@ TRAIN = """\
 Train the model that FILE describes.  Start one process per device with torchrun.
 
 A run that was interrupted continues from its newest complete checkpoint: give the same command again.
+With --shrink it is tried first, in a minute: the same objective, codec, data and layout, small and for two steps.
 """
 
 TRAIN_EXAMPLES = """\
@@ -60,6 +62,7 @@ examples:
       train.steps=100
   torchrun --nproc_per_node=8 -m megatron_videogpt train examples/videogpt/stage1.toml data.source=videos \\
       data.path=/videos parallel.tensor=8
+  torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/stage1.toml data.path=/videos --shrink
 
 Overrides are TOML values (8, 0.5, true, [8, 8]); for options that are text, whatever follows the sign, with or
 without TOML's quotes.  In paths ~ and $NAME are expanded, and $$ is a $. `python -m megatron_videogpt options` lists
@@ -95,6 +98,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file"
         )
+        shrink.add_argument(command)
     from .demo import cli as demo_cli
     from .plan import cli as plan_cli
 
@@ -118,7 +122,6 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def run_train(args: argparse.Namespace) -> None:
     """Check first, so that no process group starts for a configuration that cannot run."""
-    from .config.check import load_checked
     from .config.check_data import missing_paths, unusable_output
     from .config.load import ConfigError
     from .train.records import Records
@@ -126,7 +129,7 @@ def run_train(args: argparse.Namespace) -> None:
 
     processes, rank = launch.world_size(), int(os.environ.get("RANK", "0"))
     outlive_full_disk(records := Records(rank))
-    config = load_checked(args.file, args.overrides, processes)
+    config = shrink.load(args.file, args.overrides, processes, args.shrink, tell=rank == 0)
     launch.check_open_files(config.data.workers)
     problems = missing_paths(config) + unusable_output(config)
     if problems:
@@ -250,7 +253,7 @@ def fail(error: Exception) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line; argparse itself takes no overrides after `--gpus 8`, nor inputs after another option."""
     parser = build_parser(argv)
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(shrink.with_factor(argv))
     if "overrides" in args:
         args.overrides += [text for text in rest if "=" in text and not text.startswith("-")]
         rest = [text for text in rest if text not in args.overrides]

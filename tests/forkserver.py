@@ -44,6 +44,7 @@ PRELOADED = (
     "megatron_videogpt.config.check",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
+    "diffusers.models.autoencoders.autoencoder_kl",
     "torch.utils.tensorboard",
     "torch.distributed.run",
     "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",

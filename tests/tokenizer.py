@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d
 
+from megatron_videogpt.codec.likeness import VGG16
 from megatron_videogpt.hub.common.fsq_tokenizer import FSQShape, FSQTokenizer
 
 SMALL = FSQShape(width=4, groups=2, units=1, levels=(8, 5, 5))
@@ -36,6 +37,16 @@ def saved(folder: Path, shape: FSQShape = SMALL, seed: int = 0) -> Path:
     """A folder with a small random tokenizer."""
     random_tokenizer(shape, seed).save_pretrained(folder)
     return folder
+
+
+def random_vgg16(seed: int = 0) -> dict[str, Tensor]:
+    """Weights by torchvision's names, of a spread that keeps what passes through them."""
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for layer in (layer for group in VGG16.groups for layer in group):
+        drawn = torch.randn(layer.outside, layer.inside, 3, 3, generator=generator)
+        weights[f"features.{layer.place}.weight"] = drawn * (2 / (9 * layer.inside)) ** 0.5
+        weights[f"features.{layer.place}.bias"] = 0.1 * torch.randn(layer.outside, generator=generator)
+    return weights
 
 
 def video(*shape: int, seed: int = 0) -> Tensor:

@@ -107,7 +107,9 @@ def check_same_condition(saved: Saved, config: Config, encoder: str, resumes: bo
         for name in names
         if getattr(there, name) != getattr(here, name)
     ]
-    differences = differences or other_encoder(saved, encoder)
+    # A fingerprint is also of which texts: who starts from weights may go on from captions to labels.
+    others = not resumes and there.text_from != here.text_from
+    differences = differences or ([] if others else other_encoder(saved, encoder))
     if differences:
         raise RunError(
             f"{saved.path} was trained with other conditions: {'; '.join(differences)}; use the [condition] section of "

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import paths
-from ..config.check import load_checked
+from ..config import paths, shrink
 from .folders import complete_folders, read_state
 from .in_use import check_free
 from .whole import GO_ON, first_whole
@@ -35,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="section.option=value", nargs="*", help="options that replace those of the file"
     )
+    shrink.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print it; UserError where the configuration is wrong or the folder is not free."""
-    config = load_checked(args.file, args.overrides, args.processes)
+    config = shrink.load(args.file, args.overrides, args.processes, args.shrink, tell=False)
     output = Path(config.train.output)
     if args.free:
         check_free(output)

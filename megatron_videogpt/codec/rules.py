@@ -8,9 +8,13 @@ from ..config.derived import frame_side
 from ..config.options import value_of
 from ..config.problems import Report
 from ..config.sections import enter
+from ..config.shrink import Shrinking, fewer
 from ..errors import UserError
 from .geometry import PUBLISHED_GEOMETRY, WITHOUT_FOLDER, expected_geometry
 from .options import CodecConfig
+
+SIDE = 4
+"""Patches of a shrunk frame's longer side, where it had so many."""
 
 
 def check_codec(report: Report) -> None:
@@ -58,5 +62,20 @@ def check_frames(report: Report) -> None:
         )
 
 
+def shrink_frames(small: Shrinking) -> None:
+    """Frames of a few patches a side; videos of the same shapes as before."""
+    config, data = small.was, small.was.data
+    cell = expected_geometry(config.codec).spatial_stride * config.model.patch_size
+    if data.source == "physics":
+        small.divide("data.physics.size", SIDE * cell, math.lcm(16, cell))
+        return
+    side = small.divided("data.longest_side", SIDE * cell, cell)
+    small.set("data.size_multiple", fewer(data.size_multiple, side, data.longest_side, multiple=cell))
+    multiple = small.config.data.size_multiple
+    # Rounding has made the multiple larger by comparison.
+    side = max(side, math.ceil(multiple * data.max_aspect))
+    small.set("data.longest_side", -(-side // multiple) * multiple)
+
+
 for name in (*WITHOUT_FOLDER, *PUBLISHED_GEOMETRY):
-    enter("codec", name, CodecConfig, check_codec)
+    enter("codec", name, CodecConfig, check_codec, shrink=shrink_frames)

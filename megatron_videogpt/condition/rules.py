@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config.problems import Report
 from ..config.sections import enter, find
+from ..config.shrink import Shrinking, fewer
 from ..errors import UserError
 from .folder import CLASSES, WORDS_WIDTH, folder_width, longest_text
 from .options import IDS, ConditionConfig
@@ -112,5 +113,14 @@ def _check_frames(report: Report) -> None:
         )
 
 
+def shrink_given(small: Shrinking) -> None:
+    """Frames that are given leave one to predict."""
+    most = small.config.data.frames - 1
+    low, high = (
+        min(most, fewer(count, small.config.data.frames, small.was.data.frames)) for count in small.was.condition.frames
+    )
+    small.set("condition.frames", (low, high))
+
+
 for name in KINDS:
-    enter("condition", name, ConditionConfig, check_condition)
+    enter("condition", name, ConditionConfig, check_condition, shrink=shrink_given)

@@ -21,7 +21,8 @@ class Section:
     """options: a frozen dataclass with `option`s, the telling one among them; rules: adds to a `problems.Report` what
     is wrong with them; package: the Python package whose modules the name stands for; axes: of `AXES`, those that it
     works under; conditions: of `[condition]` what an objective makes use of: class, text (features), ids (of texts),
-    frames; sampling: of `[sample]` the same, beside what every sampler goes by; None of an objective that does not say.
+    frames; sampling: of `[sample]` the same, beside what every sampler goes by; None of an objective that does not say;
+    shrink: makes its options and what depends on them small (`shrink.Shrinking`); None where there is nothing to do.
     """
 
     options: type
@@ -30,6 +31,7 @@ class Section:
     axes: frozenset[str] = frozenset()
     conditions: frozenset[str] = frozenset()
     sampling: frozenset[str] | None = None
+    shrink: Callable[[Any], None] | None = None
 
 
 _run_rules: list[Callable[[Any], None]] = []
@@ -46,6 +48,7 @@ def enter(
     default: bool = False,
     conditions: frozenset[str] = frozenset(),
     sampling: frozenset[str] | None = None,
+    shrink: Callable[[Any], None] | None = None,
 ) -> None:
     """Make a codec, a kind of condition or an objective known.  default: whether it is that of its section; else the
     first that is entered is.
@@ -55,7 +58,7 @@ def enter(
     """
     if not axes <= AXES:
         raise ValueError(f"{kind} {name!r}: axes {sorted(axes - AXES)} are unknown; there are {sorted(AXES)}")
-    known = _entered[kind].setdefault(name, Section(options, rules, package, axes, conditions, sampling))
+    known = _entered[kind].setdefault(name, Section(options, rules, package, axes, conditions, sampling, shrink))
     if known.options is not options:
         raise ValueError(f"{kind} {name!r} is entered twice: {known.options.__module__} and {options.__module__}")
     if default:

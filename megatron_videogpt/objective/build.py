@@ -101,6 +101,12 @@ def has_sampler(config: Config) -> bool:
     return _has(config, "sampler")
 
 
+def require_sampler(config: Config) -> None:
+    """UserError, one line, where it cannot."""
+    if not has_sampler(config):
+        raise UserError(f"objective.name = {config.objective.name}: has no sampler, so it cannot generate anything")
+
+
 def _made_for(config: Config, module: str, name: str) -> Any:
     """What a function of the objective's package makes of the run's options, or its constant of that name."""
     found = module_of(config, module)
@@ -141,8 +147,7 @@ def build_sampler(chunks: list[Any], config: Config, device: torch.device) -> Sa
     Every rank of a model parallel group must use its sampler in the same way.  Raises UserError for an objective that
     cannot generate.
     """
-    if not has_sampler(config):
-        raise UserError(f"objective.name = {config.objective.name}: has no sampler, so it cannot generate anything")
+    require_sampler(config)
     sampler: Sampler = module_of(config, "sampler").build_sampler(chunks, config, device)
     return sampler
 

@@ -86,10 +86,10 @@ def _frame(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> None:
     """Validate and print the estimates; folders that are not there yet are only noted."""
-    from ..config.check import load_checked
+    from ..config import shrink
     from .report import print_report
 
-    config = load_checked(args.file, args.overrides, args.gpus)
+    config = shrink.load(args.file, args.overrides, args.gpus, args.shrink)
     if args.data:
         from .data_report import print_data_report
 

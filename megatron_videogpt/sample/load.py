@@ -21,7 +21,7 @@ from ..config.schema import Config, ParallelConfig
 from ..errors import RunError, UserError
 from ..model.init import load_released
 from ..model.videogpt import VideoGPT
-from ..objective.build import build_network
+from ..objective.build import build_network, require_sampler
 from ..platforms import Platform, activate, world
 from ..platforms.together import from_rank_zero, raise_together
 
@@ -40,14 +40,15 @@ def load_model(
         average: take the moving average of the weights (optimizer.ema_decay), which only runs have.
 
     Raises:
-        ValueError: no such checkpoint, a folder that does not hold this model, or processes that cannot share its
-            heads; one line, the same on all ranks.
+        ValueError: no such checkpoint, one of an objective that generates nothing, a folder that does not hold this
+            model, or processes that cannot share its heads; one line, the same on all ranks.
     """
     device = _start(platform)
     # Rank 0 looks: where another rank sees the folder in another state, it must not go another way.
     if from_rank_zero(lambda: is_released(source), None, "looking for a model"):
         return _load_released(source, step, device, average)
     saved = find_checkpoint(source, step)
+    require_sampler(saved.config)
     if average:
         check_average(saved)
     config = _prepare(saved.config, device)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from megatron_videogpt.__main__ import main
 from megatron_videogpt.codec.geometry import codec_geometry
@@ -19,21 +18,11 @@ from megatron_videogpt.data.decode import probe, read_clip
 from megatron_videogpt.data.prepare.frames import scaled
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
+from tests.miniatures import frames_of_a_video
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = {"a/a_1": 40, "a/a_2": 34, "b-c/b-c_1": 36, "b-c/b-c_2": 3}
 """Short videos of long ones, and their frames."""
-
-
-def frames(folder: Path, count: int, size: tuple[int, int] = (320, 180), seed: int = 0) -> None:
-    """Smooth pictures that brighten from frame to frame."""
-    folder.mkdir(parents=True)
-    waves = np.sin(np.arange(size[0]) / 50 + seed)[None, :, None] * np.cos(np.arange(size[1]) / 40)[:, None, None]
-    for number in range(count):
-        picture = 60 + 3 * number + 50 * waves * np.array([1.0, 0.6, 0.3])
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
-            folder / f"{folder.parent.name}_frames_{number + 97}.jpg", quality=95
-        )
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sky_train with two folders of which nothing can be made, and its videos."""
     home = tmp_path_factory.mktemp("sky")
     for number, (name, count) in enumerate(CLIPS.items()):
-        frames(home / "sky_train" / name, count, seed=number)
-    frames(home / "sky_train/d/d_1", 2)
+        frames_of_a_video(home / "sky_train" / name, count, seed=number)
+    frames_of_a_video(home / "sky_train/d/d_1", 2)
     (home / "sky_train/d/d_1/d_frames_98.jpg").write_bytes(b"\xff\xd8\xff broken")
-    frames(home / "sky_train/d/d_2", 1, (320, 240))
-    frames(home / "sky_train/d/d_3", 1)
+    frames_of_a_video(home / "sky_train/d/d_2", 1, (320, 240))
+    frames_of_a_video(home / "sky_train/d/d_3", 1)
     (home / "sky_train/d/d_2/d_frames_97.jpg").rename(home / "sky_train/d/d_3/d_frames_98.jpg")
     (home / "sky_train/readme.txt").write_text("not a picture")
     (home / "sky_train/a/a_1/._a_frames_97.jpg").write_bytes(b"Mac OS X")

@@ -4,13 +4,11 @@ never complete there.
 
 from __future__ import annotations
 
-import csv
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 
@@ -21,32 +19,10 @@ from megatron_videogpt.config.schema_data import DataConfig
 from megatron_videogpt.data.decode import read_clip
 from megatron_videogpt.data.shards.dataset import load_index
 from megatron_videogpt.data.sources.open import open_source
+from tests.miniatures import kinetics_name, msrvtt, table, ucf101, video
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "examples" / "datasets"
-
-
-def video(
-    path: Path, number: int, frames: int = 20, size: tuple[int, int] = (176, 144), codec: str = "libx264"
-) -> None:
-    """A short video whose pixels depend on its number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = np.random.RandomState(number).randint(0, 256, (size[1] + frames, size[0], 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for i in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[i : i + size[1]], format="rgb24")))
-        container.mux(stream.encode(None))
-
-
-def table(path: Path, header: str, rows: list[list[Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header.split(","))
-        writer.writerows(rows)
-    return path
 
 
 def sharded(recipe: str, out: Path, *words: object) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -152,20 +128,7 @@ def test_openvid1m(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def ucf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of AVI files, and the lists of a split."""
-    folder = tmp_path_factory.mktemp("ucf")
-    train: list[str] = []
-    test: list[str] = []
-    for number, name in enumerate(("ApplyEyeMakeup", "BasketballDunk", "YoYo"), 1):
-        for group in range(1, 5):
-            file = f"{name}/v_{name}_g{group:02d}_c01.avi"
-            video(folder / "UCF-101" / file, 10 * number + group, frames=24, size=(160, 128), codec="mpeg4")
-            (test if group == 1 else train).append(file if group == 1 else f"{file} {number}")
-    (folder / "ucfTrainTestlist").mkdir()
-    train += ["YoYo/v_YoYo_g99_c01.avi 3"]  # not there
-    (folder / "ucfTrainTestlist/trainlist01.txt").write_text("\r\n".join(train) + "\r\n")
-    (folder / "ucfTrainTestlist/testlist01.txt").write_text("\n".join(test) + "\n")
-    (folder / "ucfTrainTestlist/classInd.txt").write_text("1 ApplyEyeMakeup\n2 BasketballDunk\n3 YoYo\n")
-    return folder
+    return ucf101(tmp_path_factory.mktemp("ucf"))
 
 
 def test_ucf101(ucf: Path, tmp_path: Path) -> None:
@@ -194,7 +157,7 @@ def test_kinetics600(tmp_path: Path) -> None:
         ["abseiling", "-3B32lodo2M", 59, 69, "train"],
         ["mountain climber (exercise)", "1val3qlpldk", 0, 10, "train"],
     ]
-    names = [f"{row[1]}_{row[2]:06d}_{row[3]:06d}.mp4" for row in rows]
+    names = [kinetics_name(str(row[1]), int(row[2]), int(row[3])) for row in rows]
     train = table(
         tmp_path / "annotations/train.csv",
         "label,youtube_id,time_start,time_end,split",
@@ -218,31 +181,7 @@ def test_kinetics600(tmp_path: Path) -> None:
 
 
 def test_msrvtt(tmp_path: Path) -> None:
-    videos = [
-        {
-            "category": i % 20,
-            "url": "https://www.youtube.com/watch?v=9lZi22qLlEo",
-            "video_id": f"video{i}",
-            "start time": 137.7,
-            "end time": 149.4,
-            "id": i,
-            "split": split,
-        }
-        for i, split in enumerate(["train", "train", "validate", "train", "train"])
-    ]
-    sentences = [
-        {"caption": f"sentence {i} of {k}", "video_id": f"video{i}", "sen_id": 10 * k + i}
-        for k in range(3)
-        for i in (1, 0, 2, 4)
-    ]
-    document = {
-        "info": {"year": "2016"},
-        "videos": [*videos, {"split": "train"}, "nothing"],
-        "sentences": [*sentences, {"caption": "lost"}, 5],
-    }
-    (tmp_path / "train_val_videodatainfo.json").write_text(json.dumps(document))
-    for i in (0, 1, 2, 4):
-        video(tmp_path / "videos" / ("TrainValVideo" if i < 4 else "TestVideo") / f"video{i}.mp4", i)
+    msrvtt(tmp_path)
     words = [tmp_path / "train_val_videodatainfo.json", "--root", tmp_path / "videos", "--where", "split==train"]
     found, rejected = sharded("msrvtt", tmp_path / "out", *words)
     assert captions(found) == {f"video{i}": f"sentence {i} of 0" for i in (0, 1, 4)}

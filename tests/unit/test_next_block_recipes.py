@@ -61,10 +61,6 @@ def test_a_tokenizer_recipe_is_the_published_one(name: str, rate: float, epochs:
     assert sum(component_parameters(parameter_table(config), config.model, 3).values()) == 370_372_105
 
 
-def test_the_small_recipe_of_a_tokenizer_holds() -> None:
-    assert find_problems(load_config(RECIPES / "tokenizer_physics.toml"), 2) == []
-
-
 @pytest.mark.parametrize("name", ["physics", "physics_classes"])
 def test_the_small_recipes_fit_the_shipped_tokenizer_and_another(name: str, tmp_path: Path) -> None:
     assert find_problems(load_config(RECIPES / f"{name}.toml"), 2) == []

@@ -176,3 +176,15 @@ def test_texts_of_another_encoder_are_refused(tmp_path: Path) -> None:
         built(tmp_path / "a", *WORDS, "data.allow_changed=true")
     with pytest.raises(ValueError, match="use the encoder that it was trained with .--text-encoder"):
         load(tmp_path / "a")
+
+
+def test_weights_of_captions_go_on_with_labels_in_a_run_of_their_own(tmp_path: Path) -> None:
+    """The encoder's fingerprint is also of which texts; a run that resumes is refused."""
+    from megatron_videogpt.errors import RunError
+
+    texts, labels = ("condition.kind=text", "condition.encoder=words"), "condition.text_from=label"
+    before = weights(trained(tmp_path / "captions", *texts))
+    after = weights(built(tmp_path / "labels", *texts, labels, f"train.init_from={tmp_path / 'captions'}"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(RunError, match="the text encoder has the fingerprint"):
+        built(tmp_path / "captions", *texts, labels)

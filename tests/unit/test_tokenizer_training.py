@@ -38,7 +38,7 @@ from megatron_videogpt.objective.tokenizer.losses import (
     pyramid,
 )
 from megatron_videogpt.objective.tokenizer.sizes import decoder, encoder
-from tests.tokenizer import video
+from tests.tokenizer import random_vgg16, video
 
 CONFIG = Path(__file__).parents[1] / "parallel" / "tokenizer.toml"
 
@@ -178,12 +178,7 @@ def test_sizes_are_those_of_the_network(width: int, units: int, levels: int, cou
 
 def test_lpips_is_its_formula(tmp_path: Path) -> None:
     """Against a second writing of it, with random weights of VGG-16 and the heads that come with torchmetrics."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for layer in (layer for group in VGG16.groups for layer in group):
-        drawn = torch.randn(layer.outside, layer.inside, 3, 3, generator=generator)
-        weights[f"features.{layer.place}.weight"] = drawn * (2 / (9 * layer.inside)) ** 0.5
-        weights[f"features.{layer.place}.bias"] = 0.1 * torch.randn(layer.outside, generator=generator)
+    weights = random_vgg16()
     save_file(weights, tmp_path / "vgg16.safetensors")
     net = LPIPS(VGG16)
     net.load(tmp_path)

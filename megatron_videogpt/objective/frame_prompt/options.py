@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...config.problems import Report
 from ...config.schema import Config
 from ...config.sections import enter, option
+from ...config.shrink import Shrinking, fewer
 from .factorised import options as factorised
 from .factorised.options import DECODER, FACTORISED, FactorisedOptions, check_factorised, check_ranges, check_unused
 
@@ -134,12 +135,31 @@ def _check_end(report: Report) -> None:
         report.add(name, must, "use recompute, or model.positions=rope")
 
 
+def shrink_options(small: Shrinking) -> None:
+    """Prompts and chunks in the same proportion, and samples of whole ones."""
+    was, sample = small.was, small.was.sample
+    small.divide("objective.chunk", 2)
+    chunk, before = small.config.objective.chunk, was.objective.chunk
+    lengths = sorted({fewer(length, chunk, before) for length in was.objective.prompts})
+    small.set("objective.prompts", tuple(lengths))
+    longest = longest_window(small.config)
+    small.frames(max(longest, fewer(was.data.frames, longest, longest_window(was))))
+    small.set("sample.clips", tuple(max(1, frames * chunk // before) for frames in sample.clips[:2]))
+    small.set("sample.window", min(longest, fewer(sample.window, longest, longest_window(was))))
+    room = small.config.sample.window - min(chunk, small.config.sample.clips[0])
+    small.set("sample.history", min(room, fewer(sample.history, longest, longest_window(was))))
+    small.set("data.min_frames", was.data.min_frames and max(small.config.data.min_frames, lengths[0] + 1))
+    if was.objective.network == FACTORISED:
+        factorised.shrink_options(small)
+
+
 enter(
     "objective",
     NAME,
     FramePromptOptions,
     check_options,
     __package__,
+    shrink=shrink_options,
     conditions=frozenset({"class", "text"}),
     sampling=frozenset({"steps", "guidance", "guidance_schedule", "history_noise", "time_shift", "window_end"}),
 )

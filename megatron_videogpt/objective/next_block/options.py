@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...codec.geometry import FSQ, FSQ_NAMES, TINY_FSQ, expected_geometry
 from ...config.derived import frame_side
@@ -11,6 +13,7 @@ from ...config.problems import Report
 from ...config.schedules import enter_schedule
 from ...config.schema import Config, SampleConfig
 from ...config.sections import enter, option
+from ...config.shrink import Shrinking, fewer
 from ...errors import UserError
 from ...model.parameters import padded_words
 from .schedule import nbp_cosine
@@ -117,6 +120,31 @@ def _check_split(report: Report, words: int) -> None:
         report.add("parallel.tensor", must, "use a smaller power of two")
 
 
+def _unit(config: Config) -> int:
+    """Latents that the sides of every video are multiples of."""
+    side = frame_side(config) if config.data.source == "physics" else config.data.size_multiple
+    return side // expected_geometry(config.codec).spatial_stride
+
+
+def _counts(config: Config) -> range:
+    """Latent frames that a video may have."""
+    data = config.data
+    return range(min(data.frames, data.min_frames or data.frames), data.frames + 1)
+
+
+def _divides(options: NextBlockOptions, unit: int, counts: range) -> bool:
+    """Whether every video is whole blocks."""
+    if options.block_shape:
+        frames, rows, columns = options.block_shape
+        return not (any(n % frames for n in counts) or unit % rows or unit % columns)
+    return not any(n * unit * unit % options.block for n in counts)
+
+
+def _leaves_one(options: NextBlockOptions, unit: int, counts: range) -> bool:
+    """Whether there is a block to predict in every video."""
+    return options.layout == HYBRID or counts[0] * unit * unit > options.block
+
+
 def _check_blocks(report: Report) -> None:
     """Every video that training can meet is whole blocks, at least two where the first is given."""
     config, options = report.config, report.config.objective
@@ -124,17 +152,11 @@ def _check_blocks(report: Report) -> None:
     name = "data.physics.size" if data.source == "physics" else "data.size_multiple"
     if not report.sound(name, "data.frames", "data.min_frames", "data.longest_side"):
         return
-    unit = (frame_side(config) if data.source == "physics" else data.size_multiple) // stride
+    unit, counts = _unit(config), _counts(config)
     if unit < 1:
         return  # The codec's own rules say so.
-    fewest = min(data.frames, data.min_frames or data.frames)
-    counts = range(fewest, data.frames + 1)
-    if options.block_shape:
-        frames, rows, columns = options.block_shape
-        wrong = [n for n in counts if n % frames] or unit % rows or unit % columns
-    else:
-        wrong = [n for n in counts if n * unit * unit % options.block]
-    if wrong:
+    fewest = counts[0]
+    if not _divides(options, unit, counts):
         sizes = f"{unit}x{unit} latents" if data.source == "physics" else f"sides of multiples of {unit} latents"
         many = f"{fewest} to {data.frames}" if fewest < data.frames else f"{data.frames}"
         option_name = "objective.block_shape" if options.block_shape else "objective.block"
@@ -143,9 +165,36 @@ def _check_blocks(report: Report) -> None:
             f"divide every video of {many} latent frames with {sizes} ({name} / {stride})",
             f"use another block, or another {name} or data.frames",
         )
-    elif options.layout != HYBRID and fewest * unit * unit <= options.block:
+    elif not _leaves_one(options, unit, counts):
         must = f"leave a second block of the {fewest * unit * unit} tokens of a video"
         report.add("objective.block", must, "use a smaller block, or objective.layout=hybrid")
+
+
+def shrink_options(small: Shrinking) -> None:
+    """Blocks of as many rows of tokens as before, or of the same part of a row, that divide the small videos."""
+    was, unit = small.was.objective, _unit(small.config)
+    if unit < 1 or _unit(small.was) < 1:
+        return  # The codec's own rules say so.
+    before, counts = _unit(small.was), _counts(small.config)
+    small.limit("sample.window", small.config.data.frames)
+
+    def fits(**block: Any) -> bool:
+        options = replace(was, **block)
+        return _divides(options, unit, counts) and _leaves_one(options, unit, counts)
+
+    if was.block_shape:
+        frames, *sides = was.block_shape
+        wanted = (frames, *(fewer(side, unit, before) for side in sides))
+        shapes = itertools.product(*(range(most, 0, -1) for most in wanted))
+        shape = next(shape for shape in shapes if fits(block_shape=shape, block=math.prod(shape)))
+        small.set("objective.block_shape", shape)
+        small.set("objective.block", math.prod(shape))
+        return
+    whole, left = divmod(was.block, before * before)
+    rows, part = divmod(left, before)
+    wanted = whole * unit * unit + fewer(rows, unit, before) * unit + fewer(part, unit, before)
+    blocks = (block for block in range(wanted, 0, -1) if fits(block=block))
+    small.set("objective.block", next(blocks))
 
 
 enter_schedule("nbp_cosine", nbp_cosine)
@@ -158,4 +207,5 @@ enter(
     __package__,
     conditions=frozenset({"class", "ids"}),
     sampling=SAMPLING,
+    shrink=shrink_options,
 )

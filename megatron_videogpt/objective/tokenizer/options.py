@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...codec.geometry import FSQ_LEVELS, FSQ_STRIDES, PIXELS
+from ...config.derived import frame_side
 from ...config.problems import Report
 from ...config.schema import Config
 from ...config.sections import enter, option
+from ...config.shrink import Shrinking, fewer
 
 NAME = "tokenizer"
 NO_FEATURES, PYRAMID, LPIPS = "none", "pyramid", "lpips"
@@ -120,5 +122,30 @@ def _check_frames(report: Report) -> None:
         report.add("objective.moving", "be 0 without objective.crop: whole frames have no place", "use 0, or a crop")
 
 
+def shrink_options(small: Shrinking) -> None:
+    """Thin networks, short clips, small pieces of them; discriminators learn from the second step on at the latest."""
+    was, stride = small.was, FSQ_STRIDES[1]
+    small.divide("objective.groups", 2)
+    groups = small.config.objective.groups
+    small.divide("objective.width", 8, groups)
+    small.divide("objective.units")
+    small.divide("objective.frame_width", 8)
+    small.divide("objective.clip_width", 8)
+    small.divide("objective.layers", 2)
+    small.limit("objective.start", 1)
+    small.frames(1 + fewer(was.data.frames - 1, 1, small.factor, stride, stride))
+    side = frame_side(small.config), frame_side(was)
+    small.set("objective.crop", fewer(was.objective.crop, *side, multiple=FSQ_STRIDES[0]))
+
+
 # Data parallel alone: a tokenizer fits a device, and none of its layers is cut.
-enter("objective", NAME, TokenizerOptions, check_options, __package__, axes=frozenset(), sampling=frozenset())
+enter(
+    "objective",
+    NAME,
+    TokenizerOptions,
+    check_options,
+    __package__,
+    axes=frozenset(),
+    sampling=frozenset(),
+    shrink=shrink_options,
+)

@@ -8,6 +8,7 @@ from ....condition.folder import text_width
 from ....config.problems import Report
 from ....config.schema import Config, SampleConfig
 from ....config.sections import option
+from ....config.shrink import Shrinking, fewer
 from ....config.toml import show
 from ....model.factorised import NORM_EPSILON
 from .variant import CAUSAL, CYCLIC, ENHANCEMENTS, FIXED, FULL, PARTIAL, Variant
@@ -82,6 +83,17 @@ def differences(there: Config, here: Config) -> list[str]:
     if there.condition.kind == here.condition.kind == "text":
         named.append(("condition.max_tokens", there.condition.text_tokens, here.condition.text_tokens))
     return [f"{name} is {show(one)} there and {show(other)} here" for name, one, other in named if one != other]
+
+
+def shrink_options(small: Shrinking) -> None:
+    """After prompts and chunk: places for them, and no more frames of the prompt than the shorter ones have."""
+    old, new = small.was.objective, small.config.objective
+    longest = max(new.prompts) + new.chunk
+    places = fewer(old.factorised.places, longest, max(old.prompts) + old.chunk)
+    small.set(f"{SECTION}.places", max(longest, places))
+    longer = [length for length in new.prompts if length > 1]
+    if longer:
+        small.limit(f"{SECTION}.enhance_frames", min(longer))
 
 
 def check_ranges(report: Report) -> None:
