@@ -137,9 +137,9 @@ def main() -> None:
         world.leave_layout()
         named = ["codec.name=autoencoder_kl", f"codec.path={vae}", "codec.batch_size=3", "train.steps=2"]
         named += ["checkpoint.every=0", "eval.every=2", "eval.samples=3", "train.global_batch_size=3", *options]
-        for way in ("off", "on") if layout.endswith(" train") else ():
+        for way, asked in (("off", "off"), ("on", "auto")) if layout.endswith(" train") else ():
             run = folder / f"{number}_{way}"
-            result[layout][way] = trained(config, [*named, f"data.share_encoding={way}"], run)
+            result[layout][way] = trained(config, [*named, f"data.share_encoding={asked}"], run)
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 

@@ -36,15 +36,10 @@ TIMES = ("tokens_per_second", "step_time", "data_wait", "encode_time", "encode_w
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small AutoencoderKL."""
-    return small_kl(tmp_path_factory.mktemp("small") / "vae")
-
-
-@pytest.fixture(scope="module")
-def launched(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the ranks found, in a folder for each launch."""
     folder = tmp_path_factory.mktemp("sharing")
+    vae = small_kl(folder / "vae")
     for processes, layouts in LAUNCHES.items():
         (folder / str(processes)).mkdir()
         torchrun(processes, WORKER, str(vae), CONFIG, str(folder / str(processes)), *layouts)
@@ -80,6 +75,9 @@ def test_latents_are_those_of_one_rank_alone(launched: Path, processes: int, lay
 
 @pytest.mark.parametrize("layout", TRAINED)
 def test_losses_do_not_depend_on_who_encodes(launched: Path, layout: str) -> None:
+    """What shares was told `auto`, which its configuration says resolved."""
+    run = launched / "2" / f"{TRAINED.index(layout)}_on"
+    assert load_config(run / "config.toml").data.share_encoding == "on"
     for rank in found(launched, 2, layout):
         assert [line["step"] for line in rank["on"]] == [0, 1, 2, 2]
         assert all("encode_time" in line and line["encode_wait"] <= line["encode_time"] for line in rank["on"][1:3])
@@ -91,17 +89,16 @@ def test_losses_do_not_depend_on_who_encodes(launched: Path, layout: str) -> Non
             assert off | {"memory_peak_gib": 0} == on | {"memory_peak_gib": 0}
 
 
-def test_a_rank_that_cannot_encode_ends_all_with_its_reason(vae: Path, tmp_path: Path) -> None:
-    """Its memory does not suffice; what was begun says who encodes."""
-    options = ("codec.name=autoencoder_kl", f"codec.path={vae}", f"train.output={tmp_path / 'run'}")
+def test_a_rank_that_cannot_encode_ends_all_with_its_reason(tmp_path: Path) -> None:
+    """Its memory does not suffice."""
+    options = ("data.share_encoding=on", f"train.output={tmp_path / 'run'}")
     options = (*options, "parallel.context=2", "train.steps=4", "train.timeout_minutes=2")
     result = torchrun(2, SABOTAGE, "encoding_fails", "train", CONFIG, *options, check=False)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert line == "error (rank 1): OutOfMemoryError: device out of memory (sabotage)"
     assert result.returncode != 0 and "took longer than" not in result.stderr
     assert "rank 1 failed" in (tmp_path / "run" / "logs" / "rank_00000.log").read_text().splitlines()[-1]
-    assert "encoding: by all 2 ranks of a replica (data.share_encoding=auto)" in result.stdout
-    assert load_config(tmp_path / "run" / "config.toml").data.share_encoding == "on"
+    assert "encoding: by all 2 ranks of a replica (data.share_encoding=on)" in result.stdout
     # The step before is recorded.
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1]
