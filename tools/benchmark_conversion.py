@@ -163,35 +163,6 @@ def make_release(folder: Path, layers: int, max_bytes: int) -> int:
     return sum(entry.size for entry in entries)
 
 
-def different(first: Path, second: Path) -> list[str]:
-    """Tensors of two folders that are not the same bit by bit under the same key, read with the safetensors library,
-    one of each at a time.
-    """
-    import torch
-    from safetensors import safe_open
-
-    def places(folder: Path) -> dict[str, Path]:
-        found = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                found.update(dict.fromkeys(file.keys(), path))
-        return found
-
-    here, there = places(first), places(second)
-    wrong = sorted(here.keys() ^ there.keys())
-    for key in here.keys() & there.keys():
-        with safe_open(here[key], "pt") as one, safe_open(there[key], "pt") as two:
-            a, b = one.get_tensor(key), two.get_tensor(key)
-            # As bytes: a NaN is equal to itself, and -0 is not 0.
-            if (
-                a.dtype != b.dtype
-                or a.shape != b.shape
-                or not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-            ):
-                wrong.append(key)
-    return wrong
-
-
 def benchmark(args: argparse.Namespace, work: Path) -> int:
     """All steps; prints the table."""
     convert = [sys.executable, str(REPOSITORY / "tools" / "convert_checkpoint.py")]
@@ -211,6 +182,8 @@ def benchmark(args: argparse.Namespace, work: Path) -> int:
         memory = [f"{value / GB:.2f} GB" for value in sizes]
         rows.append([name, f"{len(peak.highest)}", f"{seconds:.0f} s", *memory, f"{peak.samples}"])
     print("comparing", file=sys.stderr, flush=True)
+    from megatron_videogpt.convert.compare import different
+
     wrong = different(source, back)
     print(
         f"\n{size / GB:.2f} GB of bf16 tensors in {len(list(source.glob('*.safetensors')))} files, "

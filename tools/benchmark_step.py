@@ -35,14 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.codec.geometry import expected_geometry  # noqa: E402
 from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
-from megatron_videogpt.config.derived import in_precision, typical_frame  # noqa: E402
+from megatron_videogpt.config.derived import in_precision  # noqa: E402
 from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.model.flops import component_parameters  # noqa: E402
 from megatron_videogpt.objective.build import parameter_table  # noqa: E402
-from megatron_videogpt.plan.estimate import longest_row  # noqa: E402
-from megatron_videogpt.plan.recompute import resolve_recompute  # noqa: E402
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
+from megatron_videogpt.train.cost.cli import frame_of  # noqa: E402
 from megatron_videogpt.train.metrics import peak_tflops  # noqa: E402
 from tools.measuring.against import compare  # noqa: E402
 from tools.measuring.report import command, markdown  # noqa: E402
@@ -108,40 +107,6 @@ def arguments() -> argparse.Namespace:
     if options.steps < 1 or options.warmup < 1 or options.micro_batches < 1:
         parser.error("--steps, --warmup and --micro-batches must be at least 1")
     return options
-
-
-def frame_of(options: argparse.Namespace, config: Config) -> tuple[int, int]:
-    """Height and width in pixels."""
-    if not options.frame:
-        return typical_frame(config)
-    parts = options.frame.split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise UserError(f"--frame {options.frame}: expected HEIGHTxWIDTH in pixels, such as 192x320")
-    return int(parts[0]), int(parts[1])
-
-
-def with_layers(config: Config, layers: int) -> Config:
-    """The same with fewer decoder layers."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=layers))
-
-
-def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bool) -> Config:
-    """`recompute=auto` resolved for this device; with `fit`, by as many layers fewer as it takes."""
-    world, channels = int(os.environ.get("WORLD_SIZE", "1")), expected_geometry(config.codec).channels
-    memory = config.parallel.memory_gb * 1e9 or platform.memory_total()
-    chosen = (
-        dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, recompute="auto")) if fit else config
-    )
-    for layers in range(config.model.num_layers, 0, -config.parallel.stages):
-        try:
-            return resolve_recompute(with_layers(chosen, layers), world, channels, memory, frame)
-        except UserError:
-            if not fit:
-                raise
-    raise UserError(
-        f"not even {config.parallel.stages} layers of this model and rows of "
-        f"{longest_row(config, frame).tokens:,.0f} tokens fit {memory / 1e9:.0f} GB"
-    )
 
 
 def peak_of(config: Config, platform: Platform, options: argparse.Namespace) -> float | None:
@@ -239,12 +204,13 @@ def main() -> None:
         config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch
 
+    from megatron_videogpt.train.cost.timing import resolved
     from tools.measuring.steps import measure_all
 
     torch.set_num_threads(
         config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     )
-    frame = frame_of(options, config)
+    frame = frame_of(options.frame, config)
     fitting = resolved(config, platform, frame, options.fit)
     results = measure_all(fitting, platform, frame, options, lambda found: save(fitting, platform, found, options))
     if int(os.environ.get("RANK", "0")) == 0:

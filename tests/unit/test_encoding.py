@@ -164,7 +164,7 @@ def test_frames_that_the_index_does_not_promise(
 
 
 @pytest.mark.parametrize(
-    ("codec", "asked", "ranks", "shared"),
+    ("codec", "asked", "ranks", "expected"),
     [
         ("autoencoder_kl", "auto", (1, 1, 1), False),
         ("autoencoder_kl", "auto", (2, 1, 1), True),
@@ -178,13 +178,13 @@ def test_frames_that_the_index_does_not_promise(
         ("tiny", "on", (2, 1, 1), True),
     ],
 )
-def test_who_encodes(codec: str, asked: str, ranks: tuple[int, int, int], shared: bool) -> None:
+def test_who_encodes(codec: str, asked: str, ranks: tuple[int, int, int], expected: bool) -> None:
     sizes = dict(zip(("tensor", "context", "pipeline"), ranks))
     config = config_from_dict({"codec": {"name": codec}, "data": {"share_encoding": asked}, "parallel": sizes})
-    assert config.parallel == ParallelConfig(**sizes) and shares_encoding(config) == shared
+    assert config.parallel == ParallelConfig(**sizes) and shares_encoding(config) == expected
     count = sizes["tensor"] * sizes["context"] * sizes["pipeline"]
     one = "each rank" if count == 1 else f"the reading one of {count} ranks"
-    assert who_encodes(config) == (f"all {count} ranks of a replica" if shared else one)
+    assert who_encodes(config) == (f"all {count} ranks of a replica" if expected else one)
 
 
 def test_check_says_who_encodes(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ PACKAGE = "megatron_videogpt"
 
 
 def floors() -> list[set[str]]:
-    """The first column of the map's table, from top to bottom: folders and files of the package that share a floor."""
+    """The first column of the map's first table, from top to bottom: those of the package that share a floor."""
     text = (REPOSITORY / "docs" / "map.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    rows = [line.split("|")[1] for line in text.partition("\n## ")[0].splitlines() if line.startswith("| `")]
     return [{name.strip("/").removesuffix(".py") for name in re.findall(r"`([\w/.]+)`", row)} for row in rows]
 
 
