@@ -84,7 +84,7 @@ def make_vae(folder: Path, small: bool) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=tuple(width // 16 if small else width for width in WIDTHS),
@@ -93,7 +93,8 @@ def make_vae(folder: Path, small: bool) -> None:
         norm_num_groups=8 if small else 32,
         sample_size=1024,
         scaling_factor=0.13025,
-    ).save_pretrained(folder)
+    )
+    vae.save_pretrained(folder)
 
 
 def noted(data: Iterator[Any], digests: list[str]) -> Iterator[Any]:
@@ -115,7 +116,12 @@ def measure(run: Any, way: str, steps: int, log: Callable[[dict[str, float]], No
     lines: list[dict[str, float]] = []
     digests: list[str] = []
     data = prefetch_steps(run)
-    in_flight = InFlightSteps(run, lambda _, line: (lines.append(line), log(line))[0])
+
+    def keep(_: int, line: dict[str, float]) -> None:
+        lines.append(line)
+        log(line)
+
+    in_flight = InFlightSteps(run, keep)
     given = noted(data, digests)
     for _ in range(steps + 1):
         in_flight.launch(given)

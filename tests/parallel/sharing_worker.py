@@ -63,14 +63,15 @@ def alike(found: Sample, read: Sample, codec: Any) -> bool:
     mean, logvar = read.mean, read.logvar
     if read.pixels is not None:
         mean, logvar = codec.encode(to_model_range(read.pixels))
-    pairs = [(found.mean, mean), (found.logvar, logvar), (found.condition, read.condition)]
+    pairs: list[Any] = [(found.mean, mean), (found.logvar, logvar), (found.condition, read.condition)]
     same = all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in pairs)
     return same and found.pixels is None and (found.key, found.name, found.clips) == (read.key, read.name, read.clips)
 
 
 def shared(vae: str, replica: int) -> dict[str, Any]:
     """Steps of several codecs, and one in which the last rank of a replica fails, by what came of it here."""
-    group, found = host_group(1.0), {}
+    group = host_group(1.0)
+    found: dict[str, Any] = {}
     for name in ("autoencoder_kl", "tiny_fsq"):
         codec: Any = build_codec(CodecConfig(name=name, path=vae, batch_size=2))
         calls = [0]

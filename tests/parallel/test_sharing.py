@@ -92,8 +92,8 @@ def test_losses_do_not_depend_on_who_encodes(launched: Path, layout: str) -> Non
 def test_a_rank_that_cannot_encode_ends_all_with_its_reason(tmp_path: Path) -> None:
     """Its memory does not suffice."""
     options = ("data.share_encoding=on", f"train.output={tmp_path / 'run'}")
-    options = (*options, "parallel.context=2", "train.steps=4", "train.timeout_minutes=2")
-    result = torchrun(2, SABOTAGE, "encoding_fails", "train", CONFIG, *options, check=False)
+    more = ("parallel.context=2", "train.steps=4", "train.timeout_minutes=2")
+    result = torchrun(2, SABOTAGE, "encoding_fails", "train", CONFIG, *options, *more, check=False)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert line == "error (rank 1): OutOfMemoryError: device out of memory (sabotage)"
     assert result.returncode != 0 and "took longer than" not in result.stderr

@@ -96,7 +96,12 @@ def test_calls_are_the_network_s_own(codec_of: Callable[[str], Codec], monkeypat
     codec: Any = codec_of("autoencoder_kl")
     seen: list[torch.Tensor] = []
     real = codec.model.encode
-    monkeypatch.setattr(codec.model, "encode", lambda frames: (seen.append(frames.clone()), real(frames))[1])
+
+    def watched(frames: torch.Tensor) -> Any:
+        seen.append(frames.clone())
+        return real(frames)
+
+    monkeypatch.setattr(codec.model, "encode", watched)
     (video,) = videos_of([(9, 16, 16)])
     codec.encode(to_model_range(video))
     alone, calls = seen[:], calls_of([video.shape[:3]], codec)
@@ -180,6 +185,8 @@ def test_frames_that_the_index_does_not_promise(
 )
 def test_who_encodes(codec: str, asked: str, ranks: tuple[int, int, int], expected: bool) -> None:
     sizes = dict(zip(("tensor", "context", "pipeline"), ranks))
+def test_who_encodes(codec: str, asked: str, ranks: tuple[int, int, int], shared: bool) -> None:
+    sizes: dict[str, Any] = dict(zip(("tensor", "context", "pipeline"), ranks))
     config = config_from_dict({"codec": {"name": codec}, "data": {"share_encoding": asked}, "parallel": sizes})
     assert config.parallel == ParallelConfig(**sizes) and shares_encoding(config) == expected
     count = sizes["tensor"] * sizes["context"] * sizes["pipeline"]
