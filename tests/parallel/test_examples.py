@@ -152,7 +152,9 @@ def shown(config: Config, home: Path) -> list[str]:
     if not config.sample.history:
         return words
     some = home / ("msrvtt/videos256" if config.data.source == "shards" else config.data.path)
-    return [*words, *(["--scene", "bounce/2"] if config.data.source == "physics" else [str(next(some.rglob("*.mp4")))])]
+    if config.data.source == "physics":
+        return [*words, "--scene", "bounce/2"]
+    return [*words, next(str(path) for path in sorted(some.rglob("*")) if path.suffix in (".mp4", ".avi"))]
 
 
 @pytest.mark.parametrize("file", FILES)
