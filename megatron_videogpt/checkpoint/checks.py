@@ -9,6 +9,8 @@ import logging
 from typing import Any
 
 from ..codec.base import Codec
+from ..condition.folder import fingerprint_of
+from ..condition.options import IDS
 from ..config.schema import Config, ModelConfig
 from ..config.toml import show
 from ..errors import RunError
@@ -107,9 +109,12 @@ def check_same_condition(saved: Saved, config: Config, encoder: str, resumes: bo
         for name in names
         if getattr(there, name) != getattr(here, name)
     ]
-    # A fingerprint is also of which texts: who starts from weights may go on from captions to labels.
-    others = not resumes and there.text_from != here.text_from
-    differences = differences or ([] if others else other_encoder(saved, encoder))
+    if encoder and not resumes and there.text_from != here.text_from:
+        # A fingerprint is also of which texts: who starts from weights may go on from captions to labels, with the same
+        # encoder.  Features that were encoded before do not tell it without.
+        known = here.encoder in ("words", IDS) or here.encoder_path
+        encoder = fingerprint_of(dataclasses.replace(here, text_from=there.text_from)) if known else ""
+    differences = differences or other_encoder(saved, encoder)
     if differences:
         raise RunError(
             f"{saved.path} was trained with other conditions: {'; '.join(differences)}; use the [condition] section of "

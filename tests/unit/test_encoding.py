@@ -184,8 +184,6 @@ def test_frames_that_the_index_does_not_promise(
     ],
 )
 def test_who_encodes(codec: str, asked: str, ranks: tuple[int, int, int], expected: bool) -> None:
-    sizes = dict(zip(("tensor", "context", "pipeline"), ranks))
-def test_who_encodes(codec: str, asked: str, ranks: tuple[int, int, int], shared: bool) -> None:
     sizes: dict[str, Any] = dict(zip(("tensor", "context", "pipeline"), ranks))
     config = config_from_dict({"codec": {"name": codec}, "data": {"share_encoding": asked}, "parallel": sizes})
     assert config.parallel == ParallelConfig(**sizes) and shares_encoding(config) == expected

@@ -188,3 +188,6 @@ def test_weights_of_captions_go_on_with_labels_in_a_run_of_their_own(tmp_path: P
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(RunError, match="the text encoder has the fingerprint"):
         built(tmp_path / "captions", *texts, labels)
+    fewer = "condition.max_tokens=3"
+    with pytest.raises(RunError, match="the text encoder has the fingerprint"):
+        built(tmp_path / "other", *texts, labels, fewer, f"train.init_from={tmp_path / 'captions'}")
