@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,13 @@ def set_aside(path: Path) -> Path:
     return place
 
 
-def prune(run: Path, keep: int, keep_every: int) -> None:
-    """Drop all but the newest `keep` checkpoints (0 keeps all) and those of steps that are multiples of `keep_every` (0
-    for none).
+def prune(run: Path, keep: int, keep_every: int, keep_steps: Collection[int] = ()) -> None:
+    """Drop all but the newest `keep` checkpoints (0 keeps all), those of steps that are multiples of `keep_every` (0
+    for none), and those of `keep_steps`.
     """
     for path in complete_folders(run)[:-keep] if keep else []:
-        if not (keep_every and step_of(path) % keep_every == 0):
+        step = step_of(path)
+        if not (keep_every and step % keep_every == 0) and step not in keep_steps:
             remove(path)
 
 

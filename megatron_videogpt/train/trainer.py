@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from .. import signals
 from ..checkpoint.folders import checkpoint_name
 from ..checkpoint.save import Saver
+from ..config.schedules import kept_steps
 from ..config.schema import Config
 from ..data.loader import Loader
 from ..errors import Stopped
@@ -132,7 +133,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None) -> boo
             writer.log(step, line)
             progress.update(step, line)
 
-        steps = InFlightSteps(run, log)
+        steps, kept = InFlightSteps(run, log), kept_steps(config.optimizer, config.train.steps)
         while state.step < config.train.steps:
             logged = steps.launch(data)
             collect(state.step)
@@ -145,7 +146,8 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None) -> boo
                 with whole_parameters(run.wrapped):
                     validation.during(run.model, writer, state.step)
             asked = agreement.ask(bool(signals.asked()))
-            if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+            due = state.step in kept or (config.checkpoint.every and state.step % config.checkpoint.every == 0)
+            if last or asked or again or due:
                 steps.flush()
                 run.phase(f"saving {checkpoint_name(state.step)}")
                 with whole_parameters(run.wrapped):
