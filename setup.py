@@ -60,7 +60,7 @@ setup(
         "rich",  # progress bar and tables
         "webdataset",  # writes the tar shards
         "fsspec",  # shards on remote storage; comes with torch
-        "scipy",  # fits the cost of a row to measured times; connected pieces of pictures
+        "scipy",  # fits scaling laws, and the cost of a row to measured times; connected pieces of pictures
         "torchmetrics",  # PSNR and SSIM of predictions, and the linear heads of LPIPS; pure Python, 9 MB
         "tomli; python_version < '3.11'",  # tomllib came with 3.11; Ascend's images have 3.10
     ],

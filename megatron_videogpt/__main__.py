@@ -1,4 +1,4 @@
-"""`python -m megatron_videogpt train | sample | demo | check | options`.
+"""`python -m megatron_videogpt train | sample | scaling | demo | check | options`.
 
 Mistakes of the user end in one line per problem on stderr and exit code 2; anything else is a bug and keeps its
 traceback.
@@ -38,6 +38,7 @@ examples:
   python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 320
   torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.steps=50
   python -m megatron_videogpt sample --checkpoint runs/quickstart in.mp4 --output out.mp4
+  python -m megatron_videogpt scaling fit runs/ladder --hold-out 1
   python -m megatron_videogpt demo --checkpoint runs/quickstart
 """
 
@@ -99,6 +100,7 @@ def build_parser(with_sample: bool = False) -> argparse.ArgumentParser:
 
         add_arguments(sample)
     _add_demo(commands.add_parser("demo", help="a web page on this machine that continues clips", parents=[common]))
+    _add_scaling(commands.add_parser("scaling", help="what smaller runs say about larger ones"), common)
     listed = commands.add_parser(
         "options", help="list every option as a TOML file with comments", parents=[common], description=OPTIONS
     )
@@ -110,6 +112,12 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     from .demo.cli import add_arguments
 
     add_arguments(parser)
+
+
+def _add_scaling(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    from .scaling.cli import add_arguments
+
+    add_arguments(parser, common)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +194,14 @@ def run_demo(args: argparse.Namespace) -> None:
         run(args)
 
 
+def run_scaling(args: argparse.Namespace) -> None:
+    """See `scaling.cli`."""
+    from .scaling.cli import run
+
+    with signals.until_signal():
+        run(args)
+
+
 def run_options(args: argparse.Namespace) -> None:
     """Defaults and help texts, as a file to start from."""
     from .config.load import config_from_dict, parse_overrides
@@ -199,6 +215,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": run_train,
     "check": run_check,
     "sample": run_sample,
+    "scaling": run_scaling,
     "demo": run_demo,
     "options": run_options,
 }
