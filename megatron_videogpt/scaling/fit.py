@@ -1,7 +1,7 @@
 """The two methods by which a law is fitted to points; both look through a grid of exponents first, so that neither
 stops in a poor minimum.
 
-`huber`: Huber's loss of log residuals with delta 1e-3, L-BFGS from every place of the grid (Hoffmann et al. 2022).
+`huber`: Huber's loss of log residuals with delta 1e-3, L-BFGS from the best places of the grid (Hoffmann et al. 2022).
 `projection`: a search over the exponents alone, in which E and the factors are the least squares solution for relative
 residuals, none negative (variable projection: Golub and Pereyra 1973; for scaling laws arXiv 2603.22339).
 """
@@ -18,7 +18,9 @@ from .law import Law
 from .solve import EXPONENTS, HUBER, SQUARES, Measure, Space
 
 STARTS = (0.1, 0.3, 0.5, 0.8, 1.2)
-"""Exponents that L-BFGS starts from, in every combination."""
+"""Exponents of the grid that L-BFGS starts from, in every combination; the `TRIED` that fit best are."""
+
+TRIED = 9
 
 GRID = np.geomspace(0.02, 3.0, 14)
 """Exponents that the search of variable projection begins with."""
@@ -31,8 +33,7 @@ AT_FLOOR = 1e-6
 class Fit:
     """A fitted law.
 
-    method: huber or projection; theta: of `space`; measured: log of the losses ``[n]``; objective: of `measure`;
-    starts: distinct minima that were tried.
+    method: huber or projection; theta: of `space`; measured: log of the losses ``[n]``; objective: of `measure`.
     """
 
     method: str
@@ -96,10 +97,10 @@ def huber(names: tuple[str, ...], inputs: np.ndarray, losses: np.ndarray) -> Fit
 
 
 def _starts(space: Space, losses: np.ndarray) -> list[np.ndarray]:
-    """A theta for each combination of `STARTS`; of three inputs the 25 that fit best."""
+    """A theta for each of the best combinations of `STARTS`."""
     project = projector(space, losses)
     exponents = [np.array(one) for one in itertools.product(STARTS, repeat=len(space.names))]
-    ranked = sorted(exponents, key=lambda one: project(one)[0])[:25]
+    ranked = sorted(exponents, key=lambda one: project(one)[0])[:TRIED]
     starts = []
     for one in ranked:
         theta = space.theta(*_split(project(one)[1]), one)

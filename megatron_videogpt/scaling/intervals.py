@@ -50,11 +50,11 @@ def widened(fit: Fit, level: float) -> np.ndarray:
     """Log residuals ``[n]``, centred, and larger by what the fit took up of them (degrees of freedom) and by how much
     further a t distribution of as many reaches than the normal one.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
     free, place = max(1, fit.free), (1 + level) / 2
     residuals = fit.residuals - fit.residuals.mean()
-    wider: np.ndarray = residuals * np.sqrt(len(residuals) / free) * t.ppf(place, free) / norm.ppf(place)
+    wider: np.ndarray = residuals * np.sqrt(len(residuals) / free) * stdtrit(free, place) / ndtri(place)
     return wider
 
 
@@ -93,11 +93,11 @@ def profile(fit: Fit, name: str, level: float = 0.95) -> Interval:
 
     Of fits by least squares only: Huber's objective is no likelihood.
     """
-    from scipy.stats import f
+    from scipy.special import fdtri
 
     assert np.isinf(fit.measure.delta)
     place = list(fit.law.numbers).index(name)
-    limit = fit.objective * (1 + f.ppf(level, 1, max(1, fit.free)) / max(1, fit.free))
+    limit = fit.objective * (1 + fdtri(1, max(1, fit.free), level) / max(1, fit.free))
     ends = []
     for side in (-1, 1):
         ends.append(_crossing(fit, place, side, limit))

@@ -43,7 +43,8 @@ class Group:
 
 def groups(points: Sequence[Point]) -> list[Group]:
     """Groups of at least `SIZES` sizes by compute, those with most sizes first to choose; no two overlap."""
-    left, found = sorted(points, key=lambda point: point.compute), []
+    left = sorted(points, key=lambda point: point.compute)
+    found: list[Group] = []
     while True:
         best = max((_near(left, first) for first in left), key=_different, default=[])
         if _different(best) < SIZES:

