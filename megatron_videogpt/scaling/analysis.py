@@ -17,6 +17,9 @@ from .points import SIZES, STEPS, Point, Selection, inputs_of, losses_of, undete
 SHARE = "a"
 """Name of the exponent of the best size, N ~ C^a."""
 
+SURE = 0.999
+"""Level at which a loss must be below the other points' E before it is refused."""
+
 PROFILED = ("E", "alpha", "beta")
 FURTHER = (1.0, 10.0, 100.0)
 """Multiples of the largest compute at which the frontier is told."""
@@ -123,8 +126,7 @@ def analyse(
     estimates = {
         method: _estimate(method, SIZES, selection.fitted, settings, partial(told, method)) for method in METHODS
     }
-    for estimate in estimates.values():
-        _check_floor(estimate.fit, [*selection.fitted, *selection.held_out])
+    _check_floor([estimate.fit for estimate in estimates.values()], selection)
     result = Result(
         selection, settings, estimates, {}, _predictions(selection.held_out, estimates, settings), left_out=left_out
     )
@@ -178,15 +180,29 @@ def _estimate(
     )
 
 
-def _check_floor(fit: Fit, points: Sequence[Point]) -> None:
-    """A loss below E contradicts the law: nothing reaches that."""
-    for point in points:
-        if point.loss <= fit.law.floor:
-            raise UserError(
-                f"{point.name}: its loss {point.loss:.6g} is below the fitted E = {fit.law.floor:.6g} ({fit.method}), "
-                f"which no size and no amount of data reaches; check it, or leave it out: "
-                f"--exclude '{point.name}'"
-            )
+def _check_floor(fits: Sequence[Fit], selection: Selection) -> None:
+    """A loss below E contradicts the law, since nothing reaches that: below the E of a fit, or, for the smallest loss,
+    surely below the E that the other points give (which a fit to all of them may hide by giving up its E).
+    """
+    for fit in fits:
+        for point in (*selection.fitted, *selection.held_out):
+            if point.loss <= fit.law.floor:
+                raise _below(point, f"the fitted E = {fit.law.floor:.6g} ({fit.method})")
+    lowest = min(selection.fitted, key=lambda point: point.loss)
+    others = [point for point in selection.fitted if point is not lowest]
+    if undetermined(others, SIZES):
+        return
+    fit = METHODS["projection"](SIZES, inputs_of(others, SIZES), losses_of(others))
+    surely = profile(fit, "E", SURE)[0]
+    if lowest.loss <= surely:
+        raise _below(lowest, f"E of the other points, which is {surely:.6g} at least")
+
+
+def _below(point: Point, what: str) -> UserError:
+    return UserError(
+        f"{point.name}: its loss {point.loss:.6g} is below {what}, and no size and no amount of data reaches E; "
+        f"check it, or leave it out: --exclude '{point.name}'"
+    )
 
 
 def _predictions(points: Sequence[Point], estimates: dict[str, Estimate], settings: Settings) -> tuple[Prediction, ...]:

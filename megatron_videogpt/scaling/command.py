@@ -18,7 +18,7 @@ from .points import Point, Selection, select
 from .report import NAMES, number, report, span
 from .runs import Run, check_alike, find_runs, read_run
 from .table import read_table
-from .write import write_numbers, write_settings, write_text
+from .write import write_file, write_numbers, write_settings
 
 
 def run_fit(args: argparse.Namespace) -> None:
@@ -118,6 +118,6 @@ def _write(args: argparse.Namespace, result: Result, runs: list[Run]) -> None:
         }
         write_settings(result, options, args.output)
         batch = "tokens of an optimizer step" if runs else "the table's own"
-        write_text(args.output / "report.md", report(result, pictures, batch))
+        write_file(args.output / "report.md", report(result, pictures, batch))
     except OSError as error:
         raise unusable(args.output, error) from error

@@ -21,7 +21,7 @@ FINE = 41
 """Computes of frontier.csv."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
     """A text file that appears whole."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -43,7 +43,7 @@ def write_settings(result: Result, options: dict[str, Any], folder: Path) -> Non
 
 def write_json(path: Path, value: Any) -> None:
     """Numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_file(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

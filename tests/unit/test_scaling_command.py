@@ -185,7 +185,11 @@ def test_a_table_with_steps_and_batch_gets_their_law_too(tmp_path: Path) -> None
         ),
         (good(), "name,N,tokens,loss", "has no column D or C; "),
         ([*good(), ("x", 1e6, 1e7)], "name,N,D,loss", "line 11: has 3 cells, and the first line 4 names"),
-        ([*good(), ("low", 3e7, 1e9, 1e-3)], "name,N,D,loss", "low: its loss 0.001 is below the fitted E = 0.0"),
+        (
+            [*good(), ("low", 3e7, 1e9, 1e-3)],
+            "name,N,D,loss",
+            "low: its loss 0.001 is below E of the other points, which is 0.0",
+        ),
         ([*good(), *good()[:1]], "name,N,D,loss", "1e+06 x 5: two points have this name"),
     ],
 )

@@ -115,10 +115,11 @@ def test_a_profile_is_that_of_each_value_fitted_anew() -> None:
 
 
 def covered(names: tuple[str, ...], replicates: int = 0) -> dict[tuple[str, ...], float]:
-    """How often, of 200 noisy repetitions, intervals hold a planted law, and a run beyond it: of the bootstrap, or those
-    of the profile where there are no replicates.
+    """How often, of 200 noisy repetitions, intervals hold a planted law, and a run beyond it.
+
+    replicates: of the bootstrap; 0 for the profile.
     """
-    inputs, far = grid((3.0, 10.0, 30.0, 90.0), sizes=6), np.array([[1e9, 2e10]])
+    inputs, far = grid((3.0, 6.0, 12.0, 24.0, 48.0, 96.0), sizes=8), np.array([[1e9, 2e10]])
     law = planted(inputs, 0.34, 0.28)
     random, hits = np.random.default_rng(0), dict[tuple[str, ...], list[bool]]()
     for _ in range(200):
