@@ -16,8 +16,8 @@ from .points import ALIKE, Point
 WIDTH = 0.08
 """Decades of compute that a group spans at most: a factor of 1.2."""
 
-SIZES = 4
-"""Fewest different sizes of a group."""
+FEWEST, MOST = 3, 12
+"""Different sizes of a group, and groups of a picture."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Group:
 
 
 def groups(points: Sequence[Point]) -> list[Group]:
-    """Groups of at least `SIZES` sizes by compute, those with most sizes first to choose; no two overlap."""
+    """At most `MOST` groups of at least `FEWEST` sizes, by compute; those with most sizes are found first."""
     left = sorted(points, key=lambda point: point.compute)
     found: list[Group] = []
     while True:
         best = max((_near(left, first) for first in left), key=_different, default=[])
-        if _different(best) < SIZES:
+        if _different(best) < FEWEST or len(found) == MOST:
             return sorted(found, key=lambda group: group.compute)
         members = sorted(best, key=lambda point: point.parameters)
         sizes = np.log10([point.parameters for point in members])

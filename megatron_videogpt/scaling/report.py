@@ -186,7 +186,7 @@ def _left_over(result: Result) -> str:
 def _isoflop(result: Result, pictures: Sequence[str]) -> list[str]:
     lines = ["## Runs of equal compute\n"]
     if "isoflop" not in pictures:
-        return [*lines, "No four sizes have about the same compute: nothing to draw.\n"]
+        return [*lines, "No three sizes have about the same compute: nothing to draw.\n"]
     found = groups([*result.selection.fitted, *result.selection.held_out])
     return [*lines, f"Groups: {len(found)}.\n", ISOFLOP, _picture(pictures, "isoflop")]
 

@@ -94,7 +94,7 @@ def test_a_ladder_of_runs_is_fitted(ladder: Path, tmp_path: Path, capsys: pytest
     assert rows["killed"]["state"] == "dropped" and float(rows["w64_s200"]["flops"]) > 0
     settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
     assert (settings["hold_out"], settings["replicates"], settings["parameters"]) == (1, 40, "decoder")
-    for name in ("frontier", "residuals", "loss_curves"):
+    for name in ("frontier", "residuals", "isoflop", "loss_curves"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
     text = (out / "report.md").read_text(encoding="utf-8")
