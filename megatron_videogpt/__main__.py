@@ -40,6 +40,7 @@ examples:
   python -m megatron_videogpt check examples/videogpt/stage1.toml --gpus 320
   torchrun --nproc_per_node=2 -m megatron_videogpt train examples/videogpt/quickstart.toml train.steps=50
   python -m megatron_videogpt sample --checkpoint runs/quickstart in.mp4 --output out.mp4
+  python -m megatron_videogpt scaling fit runs/ladder --hold-out 1
   python -m megatron_videogpt demo --checkpoint runs/quickstart
   python -m megatron_videogpt data prepare videos/ --output shards/
   python -m megatron_videogpt convert to-hf runs/quickstart --output quickstart-hf

@@ -1,4 +1,4 @@
-"""Commands that a module of their own has: preparing data, converting, codecs, what a row costs, where a run is.
+"""Commands that have a module of their own: data, converting, codecs, scaling laws, what a row costs, where a run is.
 
 `__main__` adds them to its parser and runs them.  A module has `add_arguments(parser)` and `run(args)`, which returns
 the exit code or None for 0; where `after(args)` is there too, it says what to do after a signal.  Beside the options
@@ -41,6 +41,7 @@ GROUPS: dict[Words, str] = {
     ("convert",): "Hugging Face folders and published files, both ways, and their check",
     ("codec",): "train a small codec, or measure what one keeps of your videos",
     ("codec", "train"): "train a small codec: the tiny one, or an FSQ tokenizer",
+    ("scaling",): "what smaller runs say about larger ones",
 }
 
 COMMANDS: dict[Words, Command] = {
@@ -55,6 +56,7 @@ COMMANDS: dict[Words, Command] = {
     ("codec", "train", "tiny"): Command("train.codec.tiny", "the codec that is shipped, latents of single frames"),
     ("codec", "train", "fsq"): Command("train.codec.fsq", "a tokenizer for next block prediction, codes of 4 frames"),
     ("codec", "psnr"): Command("evaluate.codec", "what a codec keeps of your own videos"),
+    ("scaling", "fit"): Command("scaling.cli", "fit a law to runs: how the loss falls with parameters and tokens"),
     ("cost",): Command("train.cost.cli", "measure what a token and a pair cost on this device", shared=True),
     ("state",): Command("checkpoint.state", "say whether a run is new, resumes or is finished"),
 }
@@ -67,6 +69,7 @@ examples:
   python -m megatron_videogpt convert to-hf runs/mine --output mine-hf
   python -m megatron_videogpt convert from-hf Video-GPT --output runs/released
   python -m megatron_videogpt codec psnr videos/
+  python -m megatron_videogpt scaling fit runs/ladder --hold-out 1
 Each has examples of its own: --help behind it.
 """
 TORCHRUN = "\nIt runs in one process, or in several that torchrun starts: they share out the work.\n"

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,16 @@ def set_aside(path: Path) -> Path:
     return place
 
 
-def prune(run: Path, keep: int, keep_every: int) -> None:
+def prune(run: Path, keep: int, keep_every: int, keep_steps: Collection[int] = ()) -> None:
     """Drop all but the newest `keep` checkpoints (0 keeps all), those of steps that are multiples of `keep_every` (0
-    for none) and those that a record names (`best_record`).
+    for none), those of `keep_steps` and those that a record names (`best_record`).
     """
     best = {
         record["step"] for record in map(read_best, checkpoint_root(run).glob(best_record(run, "*").name)) if record
     }
     for path in complete_folders(run)[:-keep] if keep else []:
-        if not (keep_every and step_of(path) % keep_every == 0) and step_of(path) not in best:
+        step = step_of(path)
+        if not (keep_every and step % keep_every == 0) and step not in keep_steps and step not in best:
             remove(path)
 
 

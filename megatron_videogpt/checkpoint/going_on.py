@@ -14,7 +14,10 @@ from ..errors import RunError
 from ..objective.build import parts_of
 from .saved import Saved
 
-SCHEDULE = ("schedule", "lr", "min_lr", "warmup_steps")
+SCHEDULE = (
+    *("schedule", "lr", "min_lr", "warmup_steps"),
+    *("lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_share", "lr_wsd_decay_ends"),
+)
 """Options of the optimizer that a schedule follows from, beside `train.steps`."""
 
 TOLERANCE = 1e-3

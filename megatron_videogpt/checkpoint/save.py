@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..config.schedules import kept_steps
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..errors import RunError
@@ -191,8 +192,10 @@ class Saver:
         (partial_of(final) / "config.toml").write_text(config_to_toml(self.config), encoding="utf-8")
         seal(partial_of(final), state)
         publish(partial_of(final), final)
+        options = self.config.checkpoint
         try:
-            prune(self.run, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+            keep_steps = kept_steps(self.config.optimizer, self.config.train.steps)
+            prune(self.run, options.keep, options.keep_every, keep_steps)
         except OSError as problem:
             log.warning("%s: an older checkpoint could not be removed: %s", checkpoint_root(self.run), problem)
 

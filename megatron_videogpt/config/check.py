@@ -16,6 +16,7 @@ from .check_parallel import check_parallel, divisors
 from .load import ConfigError, read_config
 from .options import Option, value_of
 from .problems import Report
+from .schedules import decays
 from .schema import Config, SampleConfig
 from .sections import not_sampled_with
 from .toml import show, to_toml
@@ -32,19 +33,18 @@ RANGES: tuple[Rule, ...] = (
         data.physics.epoch_scenes data.frames data.frame_interval data.clips data.longest_side data.size_multiple
         data.min_side data.max_aspect data.prefetch data.row_lengths data.decode_threads data.max_video_frames
         parallel.tensor parallel.context parallel.pipeline parallel.virtual_pipeline parallel.pipeline_layers
-        optimizer.max_skipped train.steps train.global_batch_size train.micro_batch_size eval.samples sample.clips
-        sample.window sample.steps logging.every""",
+        optimizer.max_skipped optimizer.lr_wsd_decay_ends train.steps train.global_batch_size train.micro_batch_size
+        eval.samples sample.clips sample.window sample.steps logging.every""",
     ),
     (
         "at least 0",
         lambda v: v >= 0,
         """model.num_query_groups model.init_std data.workers data.min_frames data.pack_tokens data.cost
         data.cost_buckets optimizer.min_lr optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad
-        optimizer.spike_factor parallel.recompute_layers parallel.bucket_size parallel.memory_gb train.seed
-        train.threads train.gc_every checkpoint.every checkpoint.keep checkpoint.keep_every checkpoint.retries
-        logging.slowest_every eval.every eval.predict_every eval.final_scenes sample.history sample.guidance
-        sample.temperature sample.top_k sample.guidance_ratio
-        logging.peak_tflops""",
+        optimizer.lr_wsd_decay_iters optimizer.spike_factor parallel.recompute_layers parallel.bucket_size
+        parallel.memory_gb train.seed train.threads train.gc_every checkpoint.every checkpoint.keep
+        checkpoint.keep_every checkpoint.retries logging.slowest_every eval.every eval.predict_every eval.final_scenes
+        sample.history sample.guidance sample.temperature sample.top_k sample.guidance_ratio logging.peak_tflops""",
     ),
     (
         "above 0",
@@ -59,7 +59,7 @@ RANGES: tuple[Rule, ...] = (
         "model.dropout optimizer.betas optimizer.ema_decay sample.history_noise",
     ),
     ("above 0 and below 1", lambda v: 0 < v < 1, "data.validation_fraction"),
-    ("above 0 and at most 1", lambda v: 0 < v <= 1, "sample.top_p"),
+    ("above 0 and at most 1", lambda v: 0 < v <= 1, "sample.top_p optimizer.lr_wsd_decay_share"),
     ("0, 1 or 2", lambda v: v in (0, 1, 2), "data.physics.difficulty"),
 )
 
@@ -201,6 +201,35 @@ def _check_rope_scaling(report: Report) -> None:
             )
 
 
+def _check_decays(report: Report) -> None:
+    """Decays of wsd and wsd_s lie behind the warm-up and one another, the last one at the end."""
+    optimizer, steps, ends = report.config.optimizer, report.config.train.steps, "optimizer.lr_wsd_decay_ends"
+    names = [f"optimizer.lr_wsd_decay_{name}" for name in ("style", "iters", "share", "ends")]
+    if not report.sound("optimizer.schedule", "optimizer.warmup_steps", "train.steps", *names):
+        return
+    schedules = ("wsd", "wsd_s")
+    for name in names:
+        of = schedules[name == ends :]
+        if optimizer.schedule not in of and not report.left(name):
+            must = f"be left out with optimizer.schedule = {optimizer.schedule}, which makes no use of it"
+            report.add(name, must, f"remove it, or use optimizer.schedule={of[0]}")
+            return
+    if optimizer.schedule == "wsd_s":
+        listed = optimizer.lr_wsd_decay_ends
+        if list(listed) != sorted(set(listed)) or listed[-1:] != (steps,):
+            must = f"be ascending and end with train.steps = {steps}"
+            report.add(ends, must, f"use for example [{steps // 4}, {steps // 2}, {steps}]")
+            return
+    before, until = optimizer.warmup_steps, "the warm-up"
+    for first, end in decays(optimizer, steps):
+        if first < before:
+            name = "optimizer.lr_wsd_decay_iters" if optimizer.lr_wsd_decay_iters else "optimizer.lr_wsd_decay_share"
+            must = f"leave {until} its {before} steps, but the decay that ends at step {end} begins at {first}"
+            report.add(name, must, "use a smaller one, or later ends" if before else "use a smaller one")
+            return
+        before, until = end, "the decay before it"
+
+
 def _check_guidance(report: Report) -> None:
     pairs, name = report.config.sample.guidance_schedule, "sample.guidance_schedule"
     starts = [start for start, _ in pairs]
@@ -232,6 +261,7 @@ def _check_rest(report: Report) -> None:
         and config.optimizer.min_lr > config.optimizer.lr
     ):
         report.add("optimizer.min_lr", f"not exceed optimizer.lr = {config.optimizer.lr:g}", "use 0")
+    _check_decays(report)
     _check_guidance(report)
     _check_sampling(report)
     if config.attention.backend in ("flash", "triton", "flex") and config.train.platform in ("cpu", "npu"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .schedules import schedule_names
+from .schedules import DECAY_STYLES, schedule_names
 from .schema_data import DataConfig
 from .schema_model import ModelConfig
 from .sections import option, section
@@ -91,17 +91,32 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule: linear warm-up, then constant, or cosine or linear to min_lr."""
+    """AdamW and its schedule: linear warm-up, then constant, or to min_lr all the way or in decays."""
 
     lr: float = option(1e-4, "learning rate after warm-up")
-    min_lr: float = option(0.0, "learning rate at the last step of a cosine or linear schedule")
+    min_lr: float = option(0.0, "learning rate at the last step of a cosine or linear schedule, and of a decay")
     schedule: str = option(
         "constant",
-        "what follows the warm-up: constant, cosine or linear to min_lr, or nbp_cosine (next block prediction's: to 0, "
-        "and each step at the tick before it)",
+        "what follows the warm-up: constant, cosine or linear to min_lr, wsd (warm-up, stable, decay: constant, and to "
+        "min_lr at the end), wsd_s (the same with several decays, each followed by the high rate: one run gives a "
+        "finished model at each of lr_wsd_decay_ends), or nbp_cosine (next block prediction's: to 0, and each step at "
+        "the tick before it)",
         choices=schedule_names,
     )
     warmup_steps: int = option(1000, "steps of linear warm-up")
+    lr_wsd_decay_style: str = option(
+        "linear",
+        "how a decay of wsd and wsd_s falls, as Megatron-LM names them: linear, cosine, exponential (halved, and moved "
+        "so that it ends at min_lr) or minus_sqrt (1 - the root of what is done)",
+        choices=tuple(DECAY_STYLES),
+    )
+    lr_wsd_decay_iters: int = option(0, "steps of each decay of wsd and wsd_s; 0 takes lr_wsd_decay_share")
+    lr_wsd_decay_share: float = option(
+        0.1, "steps of a decay as a share of all steps up to its end, where lr_wsd_decay_iters is 0"
+    )
+    lr_wsd_decay_ends: tuple[int, ...] = option(
+        (), "steps after which the decays of wsd_s end, ascending, the last one train.steps: [500, 1000, 2000, 4000]"
+    )
     allow_rate_jump: bool = option(
         False,
         "resume although train.steps or the schedule has changed since so that the learning rate jumps up",
@@ -168,7 +183,9 @@ class CheckpointConfig:
     """Saving and resuming: a run always resumes from its newest complete checkpoint."""
 
     every: int = option(1000, "steps between checkpoints; the last step is always saved; 0 saves only then")
-    keep: int = option(2, "newest checkpoints kept; 0 keeps all")
+    keep: int = option(
+        2, "newest checkpoints kept; 0 keeps all; those before and after each decay of wsd and wsd_s are kept besides"
+    )
     keep_every: int = option(0, "also keep every checkpoint whose step is a multiple of this; 0 for none")
     async_save: bool = option(False, "write periodic checkpoints in the background while training goes on")
     retries: int = option(

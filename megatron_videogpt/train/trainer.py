@@ -11,6 +11,7 @@ from .. import signals
 from ..checkpoint.folders import checkpoint_name
 from ..checkpoint.save import Saver
 from ..codec.sharing import shares_encoding
+from ..config.schedules import kept_steps
 from ..config.schema import Config
 from ..data.loader import Loader
 from ..errors import Stopped
@@ -140,7 +141,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, callba
             progress.update(step, line)
             callbacks.on_log(step, line)
 
-        steps = InFlightSteps(run, log)
+        steps, kept = InFlightSteps(run, log), kept_steps(config.optimizer, config.train.steps)
         while state.step < config.train.steps:
             logged = steps.launch(data)
             collect(state.step)
@@ -154,7 +155,8 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, callba
                 with whole_parameters(run.wrapped):
                     callbacks.on_evaluate(state.step, validation.during(run.model, writer, state.step))
             asked = agreement.ask(max(bool(signals.asked()), callbacks.wish))
-            if last or asked or again or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+            due = state.step in kept or (config.checkpoint.every and state.step % config.checkpoint.every == 0)
+            if last or asked or again or due:
                 steps.flush()
                 run.phase(f"saving {checkpoint_name(state.step)}")
                 with whole_parameters(run.wrapped):

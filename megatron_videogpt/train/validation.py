@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 
 from ..codec.sharing import shares_encoding
+from ..config.schedules import decays
 from ..data.bad import BadVideo
 from ..data.loader import HeldOut, readable
 from ..data.plans import Sample
@@ -105,15 +106,20 @@ class Validation:
     def due(self, step: int) -> bool:
         """Whether `during` has something to do after `step`."""
         options = self.config.eval
-        periods = (options.every, options.predict_every if self.generates else 0)
-        return step < self.config.train.steps and any(every and step % every == 0 for every in periods)
+        predicts = self.generates and options.predict_every and step % options.predict_every == 0
+        return step < self.config.train.steps and bool(self._measures(step) or predicts)
+
+    def _measures(self, step: int) -> bool:
+        """Whether the loss is due after `step`: every so often, and where a decay of the schedule ends."""
+        every, ends = self.config.eval.every, decays(self.config.optimizer, self.config.train.steps)
+        return bool(every) and (step % every == 0 or step in (end for _, end in ends))
 
     def during(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
         """Whatever is due after `step` (see `due`); returns the numbers.  model: this rank's chunks, wrapped or not,
         with whole parameters.
         """
         options, numbers = self.config.eval, {}
-        if options.every and step % options.every == 0:
+        if self._measures(step):
             numbers = self.measure(model, writer, step)
         if self.generates and options.predict_every and step % options.predict_every == 0:
             self.predict(model, writer, step)

@@ -63,6 +63,7 @@ def imported(*arguments: str) -> tuple[set[str], str]:
         ("options",),
         ("sample", "--help"),
         ("demo", "--help"),
+        ("scaling", "fit", "--help"),
     ],
     ids=" ".join,
 )

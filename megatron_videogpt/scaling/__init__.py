@@ -1,0 +1,1 @@
+"""Scaling laws: what a ladder of runs says about larger ones."""
