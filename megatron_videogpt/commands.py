@@ -56,7 +56,7 @@ COMMANDS: dict[Words, Command] = {
     ("codec", "train", "tiny"): Command("train.codec.tiny", "the codec that is shipped, latents of single frames"),
     ("codec", "train", "fsq"): Command("train.codec.fsq", "a tokenizer for next block prediction, codes of 4 frames"),
     ("codec", "psnr"): Command("evaluate.codec", "what a codec keeps of your own videos"),
-    ("scaling", "fit"): Command("scaling.cli", "fit a law to runs: how the loss falls with parameters and tokens"),
+    ("scaling", "fit"): Command("scaling.cli", "how the loss falls with parameters and tokens, from runs"),
     ("cost",): Command("train.cost.cli", "measure what a token and a pair cost on this device", shared=True),
     ("state",): Command("checkpoint.state", "say whether a run is new, resumes or is finished"),
 }

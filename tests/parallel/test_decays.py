@@ -20,7 +20,10 @@ OPTIONS = (
     "optimizer.lr_wsd_decay_share=0.3",
     *("train.steps=10", "checkpoint.every=0", "checkpoint.keep=1", "eval.every=100", "eval.samples=2"),
 )
-TIMES = ("step_time", "data_wait", "tokens_per_second", "tflops_per_device", "memory_peak_gib")
+TIMES = (
+    *("step_time", "data_wait", "encode_time", "encode_wait"),
+    *("tokens_per_second", "tflops_per_device", "memory_peak_gib"),
+)
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ from .launch import REPOSITORY, cli, interpreter, kill_tree, run, start, torchru
 
 CONFIG = str(REPOSITORY / "tests" / "parallel" / "tokenizer.toml")
 STEPS, STARTS = 10, 6
-TIMES = ("step_time", "data_wait", "tokens_per_second", "tflops_per_device", "memory_peak_gib", "mfu", "hfu")
+TIMES = ("step_time", "data_wait", "encode_time", "encode_wait", "tokens_per_second", "tflops_per_device")
+TIMES += ("memory_peak_gib", "mfu", "hfu")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
