@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ..sequence.row import CachedGroups
 
-MODULES = {"reference": "reference", "ranged": "ranged", "flex": "flex", "triton": "triton_attention", "flash": "flash"}
+MODULES = {
+    **{"reference": "reference", "ranged": "ranged", "flex": "flex", "triton": "triton_attention", "flash": "flash"},
+    **{"npu": "npu", "npu_dense": "npu_dense"},
+}
 """Backend -> its module here."""
 
 BACKENDS = tuple(MODULES)

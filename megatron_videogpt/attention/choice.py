@@ -20,7 +20,7 @@ class WrongHere(UserError):
     """A backend computed something wrong on this rank's device."""
 
 
-ORDER = {"cuda": ("flash", "triton", "flex", "ranged"), "cpu": ("ranged",), "npu": ("ranged",)}
+ORDER = {"cuda": ("flash", "triton", "flex", "ranged"), "cpu": ("ranged",), "npu": ("npu", "npu_dense", "ranged")}
 """What `auto` tries on a kind of device, one after another; the last one runs everywhere."""
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -54,6 +54,16 @@ def _flex_obstacle(dtype: torch.dtype, head_dim: int) -> str:
     return "" if head_dim >= 16 else f"FlexAttention needs a head dimension of at least 16, and it is {head_dim}"
 
 
+def _npu_obstacle(device_type: str, dtype: torch.dtype, head_dim: int) -> str:
+    if device_type != "npu":
+        return f"it runs on Ascend NPUs only, and this is {device_type}"
+    if dtype not in (torch.float32, *_HALF):
+        return f"torch_npu's operators do not take {dtype}"
+    return (
+        "" if head_dim <= 768 else f"torch_npu's operators take a head dimension of at most 768, and it is {head_dim}"
+    )
+
+
 def obstacle(
     backend: str,
     device_type: str,
@@ -69,6 +79,8 @@ def obstacle(
     """
     if backend in ("reference", "ranged"):
         return ""
+    if backend in ("npu", "npu_dense"):
+        return _npu_obstacle(device_type, dtype, head_dim)
     if device_type != "cuda":
         return (
             f"it has no backward on {device_type}"

@@ -9,7 +9,7 @@ them attend, because kernels are slow where few rows meet many keys, and the chu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,8 +31,8 @@ _KEYS = 2048
 class Rectangle:
     """Query rows ``[row0, row1)`` against keys ``[key0, key1)``.
 
-    mask: float32 ``[rows, keys]`` to add to the scores, or None if every pair attends.  first: no earlier rectangle
-    wrote these rows.
+    mask: float32 ``[rows, keys]`` to add to the scores (of `covering`: bool, True where a pair attends), or None if
+    every pair attends.  first: no earlier rectangle wrote these rows.
     """
 
     row0: int
@@ -96,7 +96,7 @@ def _stacks(starts: np.ndarray, groups: np.ndarray, costs: Costs) -> list[_Stack
 
 
 def _mask(intervals: np.ndarray, key0: int, key1: int) -> Tensor | None:
-    """Additive mask of rows against the keys ``[key0, key1)``, None if all attend; intervals ``[rows, 2 or 4]``."""
+    """Which of the keys ``[key0, key1)`` rows see, None if all do; intervals ``[rows, 2 or 4]``."""
     pairs = [intervals[:, i : i + 2] for i in range(0, intervals.shape[1], 2)]
     if any((pair[:, 0] <= key0).all() and (pair[:, 1] >= key1).all() for pair in pairs):
         return None
@@ -104,7 +104,35 @@ def _mask(intervals: np.ndarray, key0: int, key1: int) -> Tensor | None:
     sees = np.zeros((len(intervals), key1 - key0), dtype=bool)
     for pair in pairs:
         sees |= (keys >= pair[:, :1]) & (keys < pair[:, 1:])
-    return None if sees.all() else torch.from_numpy(np.where(sees, np.float32(0), np.float32(MASKED_OUT)))
+    return None if sees.all() else torch.from_numpy(sees)
+
+
+def _added(box: Rectangle) -> Rectangle:
+    """With an additive mask."""
+    return box if box.mask is None else replace(box, mask=torch.where(box.mask, 0.0, MASKED_OUT))
+
+
+def _sighted(boxes: Iterable[Rectangle]) -> Iterator[Rectangle]:
+    """Without rows that see none of their rectangle's keys: it is cut where they begin and end."""
+    for box in boxes:
+        if box.mask is None:
+            yield box
+            continue
+        sees = np.concatenate([[0], box.mask.any(dim=1).numpy(), [0]]).astype(np.int8)
+        edges = np.flatnonzero(np.diff(sees)).reshape(-1, 2)
+        for start, stop in edges.tolist():
+            mask = box.mask[start:stop]
+            keys = np.flatnonzero(mask.any(dim=0).numpy())
+            low, high = int(keys[0]), int(keys[-1]) + 1
+            part = mask[:, low:high]
+            yield Rectangle(
+                box.row0 + start,
+                box.row0 + stop,
+                box.key0 + low,
+                box.key0 + high,
+                None if bool(part.all()) else part.contiguous(),
+                box.first,
+            )
 
 
 def _ranges(side: Side, cut: bool) -> list[tuple[int, int]]:
@@ -145,8 +173,8 @@ def _cut(box: Rectangle) -> list[Rectangle]:
     ]
 
 
-@lru_cache(maxsize=8)
-def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
+def _boxes(table: bytes, costs: Costs) -> list[Rectangle]:
+    """Rectangles with bool masks."""
     intervals = np.frombuffer(table, dtype=np.int32).reshape(-1, 4)
     starts = np.concatenate([[0], 1 + np.flatnonzero((intervals[1:] != intervals[:-1]).any(axis=1)), [len(intervals)]])
     groups = intervals[starts[:-1]].astype(np.int64)
@@ -162,7 +190,29 @@ def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
         for first, end in cut_into_chunks(edges, own, costs)[0]:
             row0, row1 = int(edges[first]), int(edges[end])
             boxes += _rectangles(rows[row0 - edges[0] : row1 - edges[0]], row0, costs, alone)
-    return tuple(part for box in boxes for part in _cut(box))
+    return boxes
+
+
+def _table(intervals: Tensor) -> bytes:
+    return intervals.detach().to("cpu", torch.int32).contiguous().numpy().tobytes()
+
+
+@lru_cache(maxsize=8)
+def _plan(table: bytes, costs: Costs) -> tuple[Rectangle, ...]:
+    return tuple(_added(part) for box in _boxes(table, costs) for part in _cut(box))
+
+
+def covering(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
+    """As `plan`, for kernels that must not meet a row that sees none of its keys, and need not spare a core's cache:
+    no rectangle has such a row, those without a mask are whole, and masks are bool, True where a pair attends.  Not
+    memoised.  first: no earlier rectangle wrote any of these rows; where it is False, one may have written some.
+    """
+    written = np.zeros(len(intervals), dtype=bool)
+    boxes = []
+    for box in _sighted(_boxes(_table(intervals), costs)):
+        boxes.append(replace(box, first=not written[box.row0 : box.row1].any()))
+        written[box.row0 : box.row1] = True
+    return tuple(boxes)
 
 
 def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
@@ -171,4 +221,4 @@ def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
     intervals: int32 ``[Lq, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks
     for the same ones.
     """
-    return _plan(intervals.detach().to("cpu", torch.int32).contiguous().numpy().tobytes(), costs)
+    return _plan(_table(intervals), costs)

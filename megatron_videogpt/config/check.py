@@ -270,6 +270,12 @@ def _check_rest(report: Report) -> None:
             f"not be {config.attention.backend} on train.platform={config.train.platform} (CUDA only)",
             "use auto or ranged",
         )
+    if config.attention.backend in ("npu", "npu_dense") and config.train.platform in ("cpu", "cuda"):
+        report.add(
+            "attention.backend",
+            f"not be {config.attention.backend} on train.platform={config.train.platform} (Ascend NPUs only)",
+            "use auto or ranged",
+        )
     if config.attention.backend == "flash" and config.attention.deterministic:
         report.add(
             "attention.deterministic",

@@ -22,10 +22,10 @@ class AttentionConfig:
 
     backend: str = option(
         "auto",
-        "flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), ranged (portable, CPU "
-        "default), reference (dense oracle) or "
-        "auto (the first of the first four that works here, checked at start-up)",
-        choices=("auto", "flash", "triton", "flex", "ranged", "reference"),
+        "flash (FlashAttention-4, Hopper and newer), triton (CUDA), flex (CUDA), npu and npu_dense (Ascend), "
+        "ranged (portable, CPU default), reference (dense oracle) or "
+        "auto (the first but reference that works here, checked at start-up)",
+        choices=("auto", "flash", "triton", "flex", "npu", "npu_dense", "ranged", "reference"),
     )
     deterministic: bool = option(
         False,

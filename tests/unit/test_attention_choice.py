@@ -16,7 +16,9 @@ CPU = torch.device("cpu")
 
 def test_auto_takes_the_first_that_can_run() -> None:
     assert select("auto", "cpu", torch.float32, 96)[0] == "ranged"
-    assert select("auto", "npu", torch.bfloat16, 96)[0] == "ranged"
+    assert select("auto", "npu", torch.bfloat16, 96)[0] == "npu"
+    assert [name for name, _ in candidates("auto", "npu", torch.float32, 96)] == ["npu", "npu_dense", "ranged"]
+    assert select("auto", "npu", torch.float64, 96)[0] == select("auto", "npu", torch.float32, 769)[0] == "ranged"
     names = [name for name, _ in candidates("auto", "cuda", torch.float64, 96, (9, 0))]
     assert names == ["ranged"]
     names = [name for name, _ in candidates("auto", "cuda", torch.float32, 96, (8, 0))]
