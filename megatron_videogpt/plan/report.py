@@ -132,11 +132,8 @@ def _layout_table(config: Config, resolved: Config, world_size: int) -> Table:
     table = table_of("Layout", "", "")
     layout, dp = config.parallel, dp_size(config, world_size)
     sizes = {"TP": layout.tensor, "CP": layout.context, "PP": layout.pipeline, "DP": dp}
-    table.add_row(
-        "processes",
-        " x ".join(f"{axis} {count}" for axis, count in sizes.items() if axis != "CP" or count > 1)
-        + f" = {world_size}",
-    )
+    product = " x ".join(f"{axis} {count}" for axis, count in sizes.items() if axis != "CP" or count > 1)
+    table.add_row("processes", f"{product} = {world_size}")
     table.add_row("sequence parallelism", "on" if layout.sequence else "off")
     if layout.pipeline > 1:
         table.add_row("decoder layers by stage", " ".join(map(str, stage_layers(config))))

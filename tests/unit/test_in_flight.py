@@ -148,11 +148,9 @@ def vain_share(model: Any) -> float:
 def test_lines_say_what_encoding_took_and_what_of_it_was_waited_for(tmp_path: Path) -> None:
     tested, lines = start(tmp_path, every=2, steps=4)
     data = (replace(step, encode_time=seconds) for step, seconds in zip(samples(), (10.0, 20.0, 0.0, 0.0)))
-    for _ in range(4):
-        tested.launch(data)
+    assert [tested.launch(data) for _ in range(4)] == [False, True, False, True]
     tested.complete()
     (_, first), (_, second) = lines
-    # Of so much, all that was waited: encoding comes last.
     assert first["encode_time"] == pytest.approx(15.0) and 0 < first["encode_wait"] == first["data_wait"]
     assert not {"encode_time", "encode_wait"} & second.keys()
 
