@@ -43,7 +43,7 @@ def test_who_does_not_see_it_is_named(found: list[dict[str, Any]]) -> None:
     assert "no complete checkpoint of step 7; it has: step_00000001, step_00000002" in found[0]["no such step"]
     assert "gone: no such folder" in found[0]["no such run"]
     assert "step_00000001: is damaged" in found[0]["damaged"]
-    assert found[0]["another codec"].startswith("RunError: rank 1 of 2: codec.path = ")
+    assert found[0]["another codec"].startswith("RunError: rank 1 of 2: codec.name = tiny: fingerprint ")
     trained = found[0]["trained with another codec"]
     assert trained.startswith("RunError: rank 1 of 2: ") and "fingerprint codec, this one has other" in trained
 
