@@ -12,7 +12,7 @@ import torch
 
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import ConfigError, load_config
-from megatron_videogpt.config.schema import SampleConfig
+from megatron_videogpt.config.schema import Config, SampleConfig
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.frame_prompt.factorised.objective import FactorisedPrompt
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.usefixtures("platform")
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "vidgpt"
 DECODER, FACTORISED = ("physics",), ("physics_factorised",)
 BOTH = DECODER + FACTORISED
+ALIKE = ("objective.prompts=[1,4,8,12]", "objective.chunk=4", "sample.clips=[4,4]", "data.physics.size=64")
+"""Of both, so that their lines are the same."""
 WORDS = "condition.kind=text condition.encoder=words"
 OPTIONS: list[tuple[tuple[str, ...], str, str]] = [
     # A prompt longer than the window, and windows that hold none.
@@ -67,11 +69,18 @@ def cases() -> Iterator[tuple[str, str, str]]:
         yield from ((name, overrides, words) for name in names)
 
 
+def recipe(name: str, *given: str) -> Config:
+    """A recipe, with `ALIKE` where `given` does not say otherwise."""
+    named = {item.partition("=")[0] for item in given}
+    rest = [item for item in ALIKE if item.partition("=")[0] not in named]
+    return load_config(RECIPES / f"{name}.toml", [*rest, *given])
+
+
 @pytest.mark.parametrize(("name", "overrides", "words"), list(cases()))
 def test_options(name: str, overrides: str, words: str) -> None:
     given = [item for item in overrides.split() if name in FACTORISED or "factorised" not in item]
     try:
-        lines = find_problems(load_config(RECIPES / f"{name}.toml", given), 1)
+        lines = find_problems(recipe(name, *given), 1)
     except ConfigError as error:
         lines = list(error.problems)
     assert len(lines) == 1 and words in lines[0] and "\n" not in lines[0], lines
@@ -88,7 +97,7 @@ def test_options(name: str, overrides: str, words: str) -> None:
 )
 def test_what_a_command_is_given_counts_though_it_is_the_default(name: str, option: str, words: str) -> None:
     """In a file it is as good as not said, and what the model has learned stands in its place."""
-    config = load_config(RECIPES / f"{name}.toml", [option])
+    config = recipe(name, option)
     assert find_problems(config, 1) == []
     lines = find_problems(config, 1, asked=[option.partition("=")[0]])
     assert len(lines) == 1 and lines[0].startswith(words)
@@ -127,7 +136,7 @@ def test_given_frames_of_another_size(shape: tuple[int, ...], words: str) -> Non
     """Among others that fit."""
     from megatron_videogpt.objective.frame_prompt.factorised.sampler import FactorisedSampler
 
-    config = load_config(RECIPES / "physics_factorised.toml")
+    config = recipe("physics_factorised")
     samplers: list[Any] = [FactorisedSampler([Ready(2, 4)], config, torch.device("cpu"))]
     if shape[1] == 4:
         samplers.append(FrameSampler(None, 4, 16, 2))  # type: ignore[arg-type]
@@ -143,7 +152,7 @@ def test_given_frames_of_another_size(shape: tuple[int, ...], words: str) -> Non
 def test_what_the_factorised_sampler_cannot_do() -> None:
     from megatron_videogpt.objective.frame_prompt.factorised.sampler import FactorisedSampler
 
-    config = load_config(RECIPES / "physics_factorised.toml")
+    config = recipe("physics_factorised")
     sampler = FactorisedSampler([Ready(2, 4)], config, torch.device("cpu"))
     fitting = replace(config.sample, clips=(4,), guidance=1.0, steps=2)
     for frames, more, words in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -9,7 +10,7 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,21 @@ def test_a_lock_in_a_folder_that_is_not_there_is_a_users_mistake(tmp_path: Path)
         locked(tmp_path / "gone" / "lock", 0, "anything"),
     ):
         pass
+
+
+def test_a_file_that_goes_while_its_folder_is_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the partial index of another node, which takes its name."""
+    (tmp_path / "a.tar").write_bytes(b"123")
+    (tmp_path / "index.partial").write_bytes(b"1")
+
+    @contextlib.contextmanager
+    def listed(path: Path, real: Any = os.scandir) -> Iterator[list[Any]]:
+        with real(path) as found:
+            entries = list(found)
+        (tmp_path / "index.partial").unlink()
+        yield entries
+
+    monkeypatch.setattr(os, "scandir", listed)
+    assert shards.sizes_in(str(tmp_path)) == {"a.tar": 3}

@@ -161,6 +161,8 @@ TODAY = {
     "decay": "matrices",
 }
 TODAY |= {"allow_rate_jump": True, "clip_grad": 0.25, "ema_decay": 0.6, "spike_factor": 50.0, "max_skipped": 1}
+TODAY |= {"lr_wsd_decay_style": "cosine", "lr_wsd_decay_iters": 3, "lr_wsd_decay_share": 0.2}
+TODAY |= {"lr_wsd_decay_ends": (12,)}
 STEPS = 12
 
 

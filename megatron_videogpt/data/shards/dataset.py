@@ -133,6 +133,14 @@ def expand_braces(url: str) -> list[str]:
     return [name for choice in choices for name in expand_braces(url[: match.start()] + choice + url[match.end() :])]
 
 
+def _size_of(entry: os.DirEntry[str]) -> int | None:
+    """In bytes; None where the file is gone by now, as another node's partial index is once it has its name."""
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def sizes_in(folder: str, before: str = "") -> dict[str, int]:
     """Bytes of each file of a folder, by name; UserError, one line, when that cannot be told.  before: begins the line,
     ahead of the folder.
@@ -142,7 +150,8 @@ def sizes_in(folder: str, before: str = "") -> dict[str, int]:
             raise UserError(f"{before}{folder}: no such folder")
         try:
             with os.scandir(local_path(folder)) as found:
-                return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+                sizes = ((entry.name, _size_of(entry)) for entry in found if entry.is_file())
+                return {name: size for name, size in sizes if size is not None}
         except PermissionError as error:
             raise unusable(f"{before}{folder}", error) from error
 
