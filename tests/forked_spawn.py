@@ -35,6 +35,7 @@ READ_AT_IMPORT = (
     "LD_",
     "NVTE_",
     "MPL",
+    "HF_",
 )
 """Prefixes of variables that libraries read as they are imported."""
 FREE = ("PYTHONPATH", "PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_WAIT_POLICY")

@@ -28,7 +28,7 @@ def hub() -> Iterator[FakeHub]:
 def trained(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps, and the push."""
     output = tmp_path_factory.mktemp("push") / "run"
-    result = cli("train", CONFIG, f"train.output={output}", "train.steps=2", PUSH, **hub.environment)
+    result = cli("train", CONFIG, f"train.output={output}", "train.steps=2", PUSH, cold=True, **hub.environment)
     assert result.returncode == 0, result.stderr
     assert f"the model will be pushed to {hub.address}/me/it" in result.stdout
     assert f"pushed: {hub.address}/me/it/commit/" in result.stdout
@@ -39,7 +39,7 @@ def test_a_finished_run_is_on_the_hub_as_to_hf_writes_it(hub: FakeHub, trained: 
     assert hub.repositories == {"me/it": True}
     tool = REPOSITORY / "tools" / "convert_checkpoint.py"
     command = interpreter(tool, "to-hf", trained, "--output", tmp_path / "run", "--push", "me/by_hand", "--public")
-    result = run(command, **hub.environment)
+    result = run(command, cold=True, **hub.environment)
     assert result.returncode == 0, result.stderr
     written = {
         path.relative_to(tmp_path / "run").as_posix(): path.read_bytes()
@@ -55,7 +55,7 @@ def test_a_finished_run_is_on_the_hub_as_to_hf_writes_it(hub: FakeHub, trained: 
 
 def test_offline_no_step_is_trained(hub: FakeHub, tmp_path: Path) -> None:
     away = {**hub.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    result = cli("train", CONFIG, f"train.output={tmp_path / 'run'}", "train.steps=2", PUSH, **away)
+    result = cli("train", CONFIG, f"train.output={tmp_path / 'run'}", "train.steps=2", PUSH, cold=True, **away)
     lines = [line for line in result.stderr.splitlines() if "error" in line]
     assert result.returncode == 2 and len(lines) == 1, result.stderr
     said = "error: callback megatron_videogpt.callbacks.PushToHub, on_train_begin at step 0: it on the Hub: "
@@ -65,5 +65,5 @@ def test_offline_no_step_is_trained(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_checking_asks_no_network(hub: FakeHub) -> None:
     before = len(hub.asked)
-    result = cli("check", CONFIG, PUSH, **hub.environment)
+    result = cli("check", CONFIG, PUSH, cold=True, **hub.environment)
     assert result.returncode == 0 and len(hub.asked) == before, result.stderr
