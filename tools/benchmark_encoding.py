@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform as machine_platform
 import statistics
 import sys
 import tempfile
@@ -34,9 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from megatron_videogpt.config import paths  # noqa: E402
 from megatron_videogpt.config.check import load_checked  # noqa: E402
-from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
 from megatron_videogpt.platforms import activate  # noqa: E402
+from tools.measuring.report import machine, markdown  # noqa: E402
 
 DEFAULTS = (
     "codec.name=autoencoder_kl",
@@ -133,36 +132,19 @@ def measure(run: Any, way: str, steps: int, log: Callable[[dict[str, float]], No
 
 def table(lines: dict[str, list[dict[str, float]]]) -> str:
     """Medians of both ways, in Markdown."""
-    rows = [
-        "| frames are encoded by | step s | encoding s | share of the step | waited for it s | share of the step |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = ["frames are encoded by", "step s", "encoding s", "share of the step", "waited for it s"]
+    rows = []
     middle = {
         way: {name: statistics.median(line.get(name, 0.0) for line in its) for name in its[0]}
         for way, its in lines.items()
     }
     for way, named in middle.items():
         step, encoding, waited = (named.get(name, 0.0) for name in ("step_time", "encode_time", "encode_wait"))
-        shares = f"{encoding:.2f} | {encoding / step:.0%} | {waited:.2f} | {waited / step:.0%}"
-        rows.append(f"| {WAYS[way]} | {step:.2f} | {shares} |")
+        seconds = f"{encoding:.2f}", f"{encoding / step:.0%}", f"{waited:.2f}", f"{waited / step:.0%}"
+        rows.append([WAYS[way], f"{step:.2f}", *seconds])
     ratios = [middle["off"][name] / max(middle["on"][name], 1e-9) for name in ("encode_time", "step_time")]
-    return "\n".join([*rows, "", f"Shared, encoding is {ratios[0]:.2f} times as fast, a step {ratios[1]:.2f} times."])
-
-
-def machine(config: Config, device: str) -> str:
-    """In words."""
-    import torch
-
-    found = [line.split(":", 1)[1].strip() for line in cpu_lines() if line.startswith("model name")]
-    name = device if device != "cpu" else (found or [machine_platform.processor() or "unknown CPU"])[0]
-    threads = f"{torch.get_num_threads()} thread(s) a process"
-    return f"Machine: {name}, {os.cpu_count()} cores, {threads}, torch {torch.__version__}, {config.train.precision}"
-
-
-def cpu_lines() -> list[str]:
-    """What Linux says of the processors."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    said = f"Shared, encoding is {ratios[0]:.2f} times as fast, a step {ratios[1]:.2f} times."
+    return f"{markdown([*columns, 'share of the step'], rows)}\n\n{said}"
 
 
 def prepare(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -220,7 +202,8 @@ def main() -> None:
     if world.is_rank_zero():
         layout = f"TP{run.config.parallel.tensor} CP{run.config.parallel.context} PP{run.config.parallel.pipeline}"
         print(f"`torchrun --nproc_per_node={world.world_size()} tools/benchmark_encoding.py {' '.join(sys.argv[1:])}`")
-        print(f"\n{machine(run.config, run.platform.device_name)}; {layout}; the same latents, to the bit\n")
+        where = f"{machine(run.platform.name, torch.get_num_threads())} a process, {run.config.train.precision}"
+        print(f"\nMachine: {where}; {layout}; the same latents, to the bit\n")
         print(table(lines), flush=True)
         if options.json:
             options.json.write_text(json.dumps({"command": sys.argv[1:], "lines": lines}, indent=1), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_videogpt.config.schema import Config
+from megatron_videogpt.config.schema import Config, ModelConfig
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.objective.build import work_of
 from tests.session import Session
@@ -57,7 +57,6 @@ def samples(
 
     In steps of an outage there is nothing but two blanks, and they take no number from the samples.
     """
-    from megatron_videogpt.config.schema import Config, ModelConfig
     from megatron_videogpt.data.plans import Sample
     from megatron_videogpt.objective.build import build_objective
     from megatron_videogpt.objective.noise import normal
@@ -148,11 +147,11 @@ def vain_share(model: Any) -> float:
 def test_lines_say_what_encoding_took_and_what_of_it_was_waited_for(tmp_path: Path) -> None:
     tested, lines = start(tmp_path, every=2, steps=4)
     data = (replace(step, encode_time=seconds) for step, seconds in zip(samples(), (10.0, 20.0, 0.0, 0.0)))
-    assert [tested.launch(data) for _ in range(4)] == [False, True, False, True]
+    assert [tested.launch(data) for _ in range(4)] == 2 * [False, True]
     tested.complete()
-    (_, first), (_, second) = lines
+    first, second = (line for _, line in lines)
     assert first["encode_time"] == pytest.approx(15.0) and 0 < first["encode_wait"] == first["data_wait"]
-    assert not {"encode_time", "encode_wait"} & second.keys()
+    assert {"encode_time", "encode_wait"}.isdisjoint(second)
 
 
 def test_state_is_that_of_the_last_step_once_landed(tmp_path: Path) -> None:
