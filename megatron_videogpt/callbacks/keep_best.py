@@ -7,7 +7,7 @@ import logging
 import math
 from pathlib import Path
 
-from ..checkpoint.folders import best_record, checkpoint_name, complete_folders, prune, read_best, step_of
+from ..checkpoint.folders import best_record, checkpoint_name, complete_folders, prune_by, read_best, step_of
 from ..config.schema import Config
 from ..data.locks import write_whole
 from ..errors import UserError
@@ -100,7 +100,7 @@ class KeepBest(Callback):
                 write_whole(record, lambda partial: partial.write_text(text, encoding="utf-8"))  # noqa: B023
                 log.info("best checkpoint by %s: %s (%g)", self.monitor, best["checkpoint"], value)
                 # The one before is now like any other.
-                prune(context.output, context.config.checkpoint.keep, context.config.checkpoint.keep_every)
+                prune_by(context.config, context.output)
 
     def _better(self, value: float, than: float) -> bool:
         return value < than if self.mode == "min" else value > than

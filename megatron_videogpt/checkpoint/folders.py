@@ -20,6 +20,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..config.schedules import kept_steps
+from ..config.schema import Config
+
 STATE, RECORD = "state.json", "files.json"
 """What is written last, and the record of all files, which is written before it (`whole.seal`)."""
 
@@ -147,6 +150,12 @@ def prune(run: Path, keep: int, keep_every: int, keep_steps: Collection[int] = (
         step = step_of(path)
         if not (keep_every and step % keep_every == 0) and step not in keep_steps and step not in best:
             remove(path)
+
+
+def prune_by(config: Config, run: Path) -> None:
+    """Drop what `[checkpoint]` of a run does not keep; those before and after each decay of its schedule stay."""
+    options, kept = config.checkpoint, kept_steps(config.optimizer, config.train.steps)
+    prune(run, options.keep, options.keep_every, kept)
 
 
 def best_record(run: Path, number: str) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from ..config.schedules import kept_steps
 from ..config.schema import Config
 from ..config.toml import config_to_toml
 from ..errors import RunError
@@ -20,7 +19,7 @@ from ..platforms.together import first_error, from_rank_zero, raise_together
 from ..platforms.world import is_rank_zero
 from .average import Average
 from .failures import FAILURES, root_cause
-from .folders import checkpoint_name, checkpoint_root, newest_folder, partial_of, prune, publish, remove_leftovers
+from .folders import checkpoint_name, checkpoint_root, newest_folder, partial_of, prune_by, publish, remove_leftovers
 from .parts import SavedPart, part_contents, sharded_weights
 from .whole import seal
 
@@ -192,10 +191,8 @@ class Saver:
         (partial_of(final) / "config.toml").write_text(config_to_toml(self.config), encoding="utf-8")
         seal(partial_of(final), state)
         publish(partial_of(final), final)
-        options = self.config.checkpoint
         try:
-            keep_steps = kept_steps(self.config.optimizer, self.config.train.steps)
-            prune(self.run, options.keep, options.keep_every, keep_steps)
+            prune_by(self.config, self.run)
         except OSError as problem:
             log.warning("%s: an older checkpoint could not be removed: %s", checkpoint_root(self.run), problem)
 

@@ -20,6 +20,7 @@ from .derived import dp_size
 from .load import ConfigError, read_config
 from .options import options, value_of
 from .overrides import split
+from .schedules import decays
 from .schema import Config
 from .toml import show
 
@@ -215,6 +216,10 @@ def _shrink_run(small: Shrinking, world_size: int | None) -> None:
     small.limit("train.micro_batch_size", 2)
     small.set("train.global_batch_size", _batch(small, world_size))
     small.limit("optimizer.warmup_steps", 1)
+    if decays(small.was.optimizer, small.was.train.steps):
+        small.set("optimizer.lr_wsd_decay_iters", 1)
+    if small.was.optimizer.lr_wsd_decay_ends:
+        small.set("optimizer.lr_wsd_decay_ends", (steps,))
     for name in ("checkpoint.every", "eval.every", "eval.predict_every"):
         small.limit(name, steps)
     small.limit("eval.samples", HELD_OUT)

@@ -34,7 +34,7 @@ SETS = ("data", "codec", "condition", "objective")
 READING = frozenset(
     f"data.{name}"
     for name in """workers prefetch worker_timeout decode_threads cache cache_gb max_bad_fraction pack_tokens
-    row_lengths cost cost_buckets allow_changed physics.epoch_scenes""".split()
+    row_lengths cost cost_buckets allow_changed share_encoding physics.epoch_scenes""".split()
 )
 """Options of these sections that decide only how samples are read, or concern training alone."""
 

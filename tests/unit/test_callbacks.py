@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 
 from megatron_videogpt.callbacks import KeepBest, Profiler
 from megatron_videogpt.callbacks.found import build
-from megatron_videogpt.checkpoint.folders import checkpoint_root, complete_folders, prune
+from megatron_videogpt.checkpoint.folders import checkpoint_root, complete_folders, prune_by
 from megatron_videogpt.config.check import load_checked
 from megatron_videogpt.config.load import ConfigError, config_from_dict, load_config
+from megatron_videogpt.config.schema import CheckpointConfig, Config, OptimizerConfig, TrainConfig
 from megatron_videogpt.config.toml import config_to_toml
 from megatron_videogpt.errors import UserError
 from tests.callbacks import Careful
@@ -124,9 +126,9 @@ def test_ours_refuse_runs_in_which_they_cannot_work() -> None:
 class Run:
     """A run's folder, and what a `KeepBest` is told of it."""
 
-    def __init__(self, folder: Path, keep: int, **options: Any) -> None:
+    def __init__(self, folder: Path, keep: int, whole: Config | None = None, **options: Any) -> None:
         self.folder, self.best = folder, KeepBest(**options)
-        config = SimpleNamespace(checkpoint=SimpleNamespace(keep=keep, keep_every=0))
+        config = replace(whole or Config(), checkpoint=CheckpointConfig(keep=keep))
         self.context: Any = SimpleNamespace(output=folder, config=config, is_rank_zero=True, step=0)
         self.best.on_train_begin(self.context)
 
@@ -139,7 +141,7 @@ class Run:
         path = checkpoint_root(self.folder) / f"step_{step:08d}"
         path.mkdir(parents=True)
         (path / "state.json").write_text("{}")
-        prune(self.folder, self.context.config.checkpoint.keep, 0)
+        prune_by(self.context.config, self.folder)
         self.best.on_save(self.context, path)
 
     @property
@@ -151,6 +153,15 @@ class Run:
         found = json.loads((checkpoint_root(self.folder) / "best_validation_loss.json").read_text())
         assert found["checkpoint"] == f"step_{found['step']:08d}"
         return found["step"], found["value"]
+
+
+def test_checkpoints_around_decays_stay_when_the_best_is_another(tmp_path: Path) -> None:
+    wsd = OptimizerConfig(schedule="wsd_s", warmup_steps=0, lr_wsd_decay_iters=1, lr_wsd_decay_ends=(2, 5))
+    run = Run(tmp_path, 1, Config(optimizer=wsd, train=TrainConfig(steps=5)))
+    for step, value in ((1, 0.5), (2, 0.4), (3, 0.3), (4, 0.2), (5, 0.1)):
+        run.measure(step, value)
+        run.save(step)
+    assert run.kept == [1, 2, 4, 5] and run.record == (5, 0.1)
 
 
 def test_the_best_stays_and_is_let_go_when_another_is_better(tmp_path: Path) -> None:

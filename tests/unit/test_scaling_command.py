@@ -28,11 +28,13 @@ def fit(*arguments: object) -> int:
 
 
 def options(width: int, steps: int) -> dict[str, Any]:
+    """Larger ones in another layout, whose ranks encode together."""
     sizes = {"num_layers": 2, "hidden_size": width, "ffn_hidden_size": 2 * width, "num_attention_heads": 4}
+    encoding = "on" if width > 32 else "off"
     return {
         "model": sizes,
         "codec": {"name": "tiny"},
-        "data": {"frames": 4, "clips": [4, 4], "physics": {"size": 32}},
+        "data": {"frames": 4, "clips": [4, 4], "physics": {"size": 32}, "share_encoding": encoding},
         "optimizer": {"schedule": "wsd", "warmup_steps": 2},
         "train": {"steps": steps, "global_batch_size": 4},
     }

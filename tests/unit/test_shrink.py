@@ -14,6 +14,7 @@ from megatron_videogpt import __main__ as cli
 from megatron_videogpt.config.check import find_problems
 from megatron_videogpt.config.load import load_config, read_config
 from megatron_videogpt.config.options import options, value_of
+from megatron_videogpt.config.schedules import decays
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.config.shrink import FACTOR, fewer, shrink, with_factor
 from megatron_videogpt.model.flops import component_parameters
@@ -73,6 +74,21 @@ def test_stages_given_by_hand_stay_as_many(tmp_path: Path) -> None:
     assert find_problems(small, 2) == []
     stays, _ = shrink(config, 4, ["parallel.pipeline_layers"], 2)
     assert stays.parallel == config.parallel and stays.model.num_layers == 32
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ("wsd", "lr_wsd_decay_iters=500"),
+        ("wsd", "lr_wsd_decay_share=1.0"),
+        ("wsd_s", "lr_wsd_decay_ends=[5000, 90000]"),
+    ],
+)
+def test_schedules_that_decay_end_with_the_small_run(schedule: tuple[str, str]) -> None:
+    name, option = schedule
+    given = [f"optimizer.schedule={name}", f"optimizer.{option}", "train.steps=90000", "optimizer.warmup_steps=0"]
+    small, _ = shrink(load_config(STAGE4, given))
+    assert find_problems(small, None) == [] and decays(small.optimizer, small.train.steps) == [(1, 2)]
 
 
 def test_what_is_given_stays() -> None:
