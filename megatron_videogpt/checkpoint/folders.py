@@ -171,7 +171,7 @@ def read_best(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    kinds = {"step": int, "value": (int, float)}
+    kinds: dict[str, Any] = {"step": int, "value": (int, float)}
     fits = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
     return found if fits else None
 
