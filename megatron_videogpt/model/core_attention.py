@@ -174,7 +174,7 @@ class IntervalAttention(MegatronModule):
         Without context parallelism there may be fewer queries than keys (`OrderedMask.of_rows`).  cached: where keys
         and values are kept; the mask counts in the rows of its buffers.
         """
-        q, k, v = (x[:, 0] for x in (query, key, value))
+        q, k, v = (x.squeeze(1) for x in (query, key, value))
         store = None if cached is None else partial(cached.cache.store, self.layer_number, row=cached)
         if self.context_group is None:
             if store is not None:

@@ -79,14 +79,14 @@ class FactorisedLayer(TransformerLayer):
         self, hidden_states: Tensor, context: Tensor | None, packed_seq_params: LayerInputs, **rest: Any
     ) -> tuple[Tensor, Any]:
         """hidden ``[l, 1, D]`` -> (the same shape, or ``[n, 1, D]`` of the scored tokens, the context)."""
-        inputs, x = packed_seq_params, hidden_states[:, 0]
+        inputs, x = packed_seq_params, hidden_states.squeeze(1)
         frame = inputs.side_here(FRAME, context)
         steps = inputs.side(MODULATION, context).unflatten(-1, (6, -1)) + self.table
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = steps.to(x.dtype).unbind(1)
 
         def attended(attention: Any, given: Tensor) -> tuple[Tensor, Tensor | None]:
             out, rows = attention(given.unsqueeze(1), packed_seq_params=inputs, **rest)
-            return out[:, 0], rows
+            return out.squeeze(1), rows
 
         out, _ = attended(self.self_attention, modulate(x, shift, scale, frame, self.eps))
         x = gated(x, out, gate, frame)
@@ -99,9 +99,9 @@ class FactorisedLayer(TransformerLayer):
             seen = None if seen is None else seen.index_select(0, rows)
         x = gated(x, out, gate, frame)
         if self.text_attention is not None:
-            x = x + self.text_attention(x.unsqueeze(1), inputs.side(TEXT, context), seen)[:, 0]
+            x = x + self.text_attention(x.unsqueeze(1), inputs.side(TEXT, context), seen).squeeze(1)
         out, _ = self.mlp(modulate(x, shift_mlp, scale_mlp, frame, self.eps).unsqueeze(1))
-        return gated(x, out[:, 0], gate_mlp, frame).unsqueeze(1), context
+        return gated(x, out.squeeze(1), gate_mlp, frame).unsqueeze(1), context
 
     def _in_time(self, x: Tensor, frame: Tensor, inputs: LayerInputs, context: Tensor | None) -> Tensor:
         """What attention in time gets of the residual stream ``[l, D]``; nothing of it stays there."""

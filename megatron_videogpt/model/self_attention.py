@@ -52,7 +52,7 @@ class RotaryAttention(SelfAttention):
         chosen = inputs.scored if self.last else None
         rows, place = (None, None) if chosen is None else (chosen.rows, chosen.place)
         joint, _ = self.get_query_key_value_tensors(hidden_states, split_qkv=False)
-        cut = joint[:, 0].unflatten(-1, (-1, self.hidden_size_per_attention_head))
+        cut = joint.squeeze(1).unflatten(-1, (-1, self.hidden_size_per_attention_head))
         turns = None if rotary_pos_emb is None else rotary_pos_emb[:, 0, 0]
         query, key, value = split_rotary(cut, turns, self.config.kernels, rows, place)
         if self.own_queries < query.shape[1]:

@@ -43,7 +43,7 @@ class TextAttention(MegatronModule):
         """hidden ``[l, 1, D]`` (a part of them under sequence parallelism), text ``[n, D]``, intervals int32 ``[l, 4]``
         of all l tokens in it -> the shape of hidden.
         """
-        query = self.query(hidden)[0][:, 0].unflatten(-1, (-1, self.head))
-        key, value = self.key_value(text.unsqueeze(1))[0][:, 0].unflatten(-1, (-1, 2, self.head)).unbind(2)
+        query = self.query(hidden)[0].squeeze(1).unflatten(-1, (-1, self.head))
+        key, value = self.key_value(text.unsqueeze(1))[0].squeeze(1).unflatten(-1, (-1, 2, self.head)).unbind(2)
         out = attend(self.backend, query, key, value, seen, self.head**-0.5, self.deterministic)
         return self.proj(out.flatten(1).unsqueeze(1))[0]

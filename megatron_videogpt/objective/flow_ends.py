@@ -77,7 +77,7 @@ class VideoHead(nn.Module):
 
         scored: hidden has the rows of scored patches only, ``[scored patches, 1, D]``.
         """
-        read = hidden[:, 0] if scored else hidden[:, 0].index_select(0, row.scored_rows)
+        read = hidden.squeeze(1) if scored else hidden.squeeze(1).index_select(0, row.scored_rows)
         frame = row.streams[row.scored]["frame"]
         shift, scale = self.modulation(F.silu(self.time_embedder(row.units["timestep"])))[frame].chunk(2, dim=-1)
         normed = F.layer_norm(read, read.shape[-1:], eps=1e-6)

@@ -78,7 +78,7 @@ class VocabularyHead(nn.Module):
         """Hidden states of all rows, or of the scored ones, ``[., 1, D]`` -> `Scored`, or of a row without targets
         float32 ``[n, V/TP]``, logits as `whole_logits` takes them.
         """
-        rows = hidden[:, 0] if scored else hidden[:, 0].index_select(0, row.scored_rows)
+        rows = hidden.squeeze(1) if scored else hidden.squeeze(1).index_select(0, row.scored_rows)
         if row.streams[row.scored].values.keys() >= {"frame"}:
             return cross_entropy(rows, self.weight, row.target, row.weight, self.part)
         return F.linear(rows, self.weight).float()

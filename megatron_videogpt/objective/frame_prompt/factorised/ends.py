@@ -108,7 +108,7 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, row: Row, sides: dict[str, Tensor], scored: bool = False) -> Tensor:
         """Of scored tokens float32 ``[n, p*p*2C]``, channel fastest: the first C are noise, the others raw variance."""
         tokens = row.streams[row.scored]
-        x = hidden[:, 0] if scored else hidden[:, 0].index_select(0, tokens.rows)
+        x = hidden.squeeze(1) if scored else hidden.squeeze(1).index_select(0, tokens.rows)
         shift, scale = (sides[LEVEL][:, None] + self.table).unbind(1)
         return self.linear(modulate(x, shift, scale, tokens["frame"], self.eps)).float()
 
