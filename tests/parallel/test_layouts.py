@@ -28,16 +28,15 @@ from pathlib import Path
 from tests.layouts.compare import CASES, run_cases
 from tests.layouts.cases import case
 fast = [case for case in CASES if case.fast]
-cases = [*fast, *(replace(case, precision="bf16") for case in fast if case.bf16)]
-if sys.argv[2] != "fast":
-    cases = [case(sys.argv[2], *sys.argv[3:])]
+rounded = [replace(case, precision="bf16") for case in fast if case.bf16]
+cases = {"fast": fast, "bf16": rounded}.get(sys.argv[2]) or [case(sys.argv[2], *sys.argv[3:])]
 print(json.dumps({case.key: reason for case, reason in run_cases(cases, Path(sys.argv[1])).items()}))
 """
 
 
 def failed_of(folder: Path, *which: str) -> dict[str, str]:
-    """Run the fast cases or a single one (its layout and options), each process count in one torchrun; the keys of
-    those that failed, and why.
+    """Run the fast cases, those in bf16 or a single one (its layout and options), each process count in one torchrun;
+    the keys of those that failed, and why.
     """
     result = run(interpreter("-c", RUN, folder, *which), timeout=600)
     assert result.returncode == 0, result.stderr
@@ -48,6 +47,15 @@ def failed_of(folder: Path, *which: str) -> dict[str, str]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     failed = failed_of(folder, "fast")
+    assert not failed, failed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `results`, in bf16."""
+    folder = tmp_path_factory.mktemp("rounded")
+    failed = failed_of(folder, "bf16")
     assert not failed, failed
     return folder
 
@@ -65,9 +73,10 @@ def test_it_was_the_release_to_be_tested(results: Path) -> None:
     assert {run[0]["megatron"] for run in (read(results, which) for which in FAST) if run is not None} == {release()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ROUNDED, ids=lambda which: which.name)
-def test_layout_agrees_with_one_process_in_bf16(which: Case, results: Path) -> None:
-    found, expected = read(results, which), read(results, reference(which))
+def test_layout_agrees_with_one_process_in_bf16(which: Case, rounded: Path) -> None:
+    found, expected = read(rounded, which), read(rounded, reference(which))
     assert found is not None and expected is not None
     difference = compare(found, expected)
     assert difference.loss <= 5e-3 and difference.norm <= 1e-2 and difference.update <= 0.15, difference
@@ -75,10 +84,11 @@ def test_layout_agrees_with_one_process_in_bf16(which: Case, results: Path) -> N
     assert not torch.equal(found[1]["llm.norm.weight"], found[1]["llm.norm.weight"].bfloat16().float())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix", ["", "ema."])
-def test_a_wrong_update_is_found_in_bf16(prefix: str, results: Path) -> None:
+def test_a_wrong_update_is_found_in_bf16(prefix: str, rounded: Path) -> None:
     """A third too much was added to a norm's weight: less than a thousandth of the weight, and too much."""
-    expected = read(results, reference(next(which for which in ROUNDED if "ema" in which.name)))
+    expected = read(rounded, reference(next(which for which in ROUNDED if "ema" in which.name)))
     assert expected is not None
     found, name = copy.deepcopy(expected), prefix + "llm.layers.6.input_layernorm.weight"
     assert compare(found, expected).agrees("bf16")
