@@ -28,7 +28,7 @@ DUMMIES = {
     "transformer_engine.pytorch": dict.fromkeys(
         ("LayerNorm", "LayerNormLinear", "DotProductAttention", "Linear", "GroupedLinear"), nn.Module
     ),
-    "transformer_engine.pytorch.distributed": {"CudaRNGStatesTracker": nn.Module},
+    "transformer_engine.pytorch.distributed": {"CudaRNGStatesTracker": nn.Module, "activation_recompute_forward": None},
     "transformer_engine.common": {},
     "transformer_engine.common.recipe": {"DelayedScaling": nn.Module},
     "apex": {},

@@ -30,7 +30,9 @@ if os.environ.get("STAND_IN_CANN", "9.0.0") == "":
 
 from tests.ascend import operators  # noqa: E402
 
-from . import dressed, events, hccl, npu, profiler, utils  # noqa: E402
+from . import dressed, events, hccl, npu  # noqa: E402
+from . import profiler as profiler  # noqa: E402
+from . import utils as utils  # noqa: E402
 
 __version__ = os.environ.get("STAND_IN_TORCH_NPU", "2.7.1.post4")
 

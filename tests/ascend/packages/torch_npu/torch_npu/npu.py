@@ -32,6 +32,8 @@ default_generators: tuple[torch.Generator, ...] = ()
 """One a device, from the first use on."""
 
 FloatTensor, HalfTensor, BFloat16Tensor = torch.FloatTensor, torch.HalfTensor, torch.BFloat16Tensor
+manual_seed, manual_seed_all, seed = random.manual_seed, random.manual_seed_all, random.seed
+initial_seed, get_rng_state, set_rng_state = random.initial_seed, random.get_rng_state, random.set_rng_state
 DoubleTensor, IntTensor, LongTensor = torch.DoubleTensor, torch.IntTensor, torch.LongTensor
 
 
