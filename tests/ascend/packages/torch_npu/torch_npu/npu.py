@@ -18,12 +18,14 @@ import torch
 from . import random as random
 from .events import note
 
-__all__ = """is_initialized init synchronize device_count set_device current_device get_device_name
-get_device_properties get_device_capability mem_get_info is_available device stream set_stream current_stream
-default_stream manual_seed manual_seed_all seed initial_seed empty_cache memory_stats reset_peak_memory_stats
-memory_allocated max_memory_allocated memory_reserved max_memory_reserved Stream Event set_compile_mode get_rng_state
-set_rng_state is_bf16_supported get_amp_supported_dtype FloatTensor HalfTensor BFloat16Tensor DoubleTensor IntTensor LongTensor config matmul
-conv is_current_stream_capturing""".split()
+__all__ = """
+is_initialized init synchronize device_count set_device current_device get_device_name get_device_properties
+get_device_capability mem_get_info is_available device stream set_stream current_stream default_stream manual_seed
+manual_seed_all seed initial_seed empty_cache memory_stats reset_peak_memory_stats memory_allocated
+max_memory_allocated memory_reserved max_memory_reserved Stream Event set_compile_mode get_rng_state set_rng_state
+is_bf16_supported get_amp_supported_dtype FloatTensor HalfTensor BFloat16Tensor DoubleTensor IntTensor LongTensor
+config matmul conv is_current_stream_capturing
+""".split()
 
 GIB = 2**30
 chosen: int | None = None
