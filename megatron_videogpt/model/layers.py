@@ -45,6 +45,7 @@ def describe_kernels(platform: str, model: ModelConfig) -> str:
     ours = [] if engine or model.norm != "rms" else ["norms"]
     ours += ["SwiGLU"] if model.activation == "swiglu" else []
     theirs = ([] if engine or model.norm == "rms" else ["LayerNorm"]) + ([] if model.gated else ["GELU"])
+    theirs += ["biases"] if model.biases else []
     own = f"{', '.join(ours)}{' and ' if ours else ''}rotary positions ({reason})"
     return f"{first}{kernels} for {own}" + (f", torch for {' and '.join(theirs)}" if theirs else "")
 
