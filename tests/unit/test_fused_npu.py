@@ -18,9 +18,7 @@ EPS = 1e-5
 EXACT = 1e-6
 """Of float32, relative to the largest value."""
 ROUNDINGS = {"norm": 2, "other": 1}
-"""How many times bf16 may be rounded more than exact arithmetic is: torch's norm rounds before it multiplies, torch_npu's
-does not, so that they may be a rounding of each apart.
-"""
+"""By how many roundings bf16 may differ: torch's norm rounds before it multiplies, torch_npu's does not."""
 
 
 @pytest.fixture(params=operators.VERSIONS)
