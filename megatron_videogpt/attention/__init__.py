@@ -25,7 +25,9 @@ GROUPED = ("ranged",)
 """Those that compute equal groups in one call; the others find the same pairs in the intervals."""
 
 PLANNED = ("npu",)
-"""Those that take a plan of `plan_ahead`; without one the first layer makes it, and the host waits for the intervals."""
+"""Those that take a plan of `plan_ahead`; without one the first layer makes it, for which the host waits for the
+intervals.
+"""
 
 
 def plan_ahead(backend: str, intervals: Tensor, heads: int, head_dim: int, device: torch.device) -> Any:
@@ -53,7 +55,8 @@ def attend(
     4]``, row r attends the keys ``[a0, a1) U [b0, b1)``, which are disjoint and not both empty.  scale: factor on the
     scores.  deterministic: gradients are the same bits in every run; without it a backend may add in whatever order is
     fastest.  groups: a hint, see `sequence.row.Mask`; the first queries are those of the first keys then, unless
-    it says where keys of a cache lie.  plan: of just these intervals, see `plan_ahead`.  Returns ``[Lq, H, d]`` in q's dtype.
+    it says where keys of a cache lie.  plan: of just these intervals, see `plan_ahead`.  Returns ``[Lq, H, d]`` in q's
+    dtype.
     """
     if backend not in MODULES:
         raise ValueError(
