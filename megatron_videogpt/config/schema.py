@@ -69,6 +69,11 @@ class ParallelConfig:
     overlap_param_gather: bool = option(
         True, "gather updated parameters while the next forward pass goes on; needs overlap_grad_reduce"
     )
+    gradient_accumulation_fusion: str = option(
+        "auto",
+        "whether NVIDIA Apex's kernel adds weight gradients to those in fp32: on, off, auto (bf16, GPUs, one network)",
+        choices=("auto", "on", "off"),
+    )
     bucket_size: int = option(
         0, "parameters that are reduced and gathered together; 0 leaves it to megatron-core (40 million or more)"
     )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config, ModelConfig
 from . import fused
+from .accumulation import fuses
 from .core_attention import IntervalAttention
 from .recompute import FeedForward, megatron_options
 from .rope import attention_factor
@@ -175,7 +176,7 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fuses(config, platform),
         persist_layer_norm=has_transformer_engine(platform),
         # Parameters are set from their names after construction (model/init.py).
         perform_initialization=False,

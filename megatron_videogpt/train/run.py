@@ -48,7 +48,7 @@ from .feed import is_reader
 from .logs import open_log
 from .networks import Network, build_networks, check_names, follow, saved_parts, turns
 from .records import Records
-from .resolved import with_encoding, with_precision, with_recompute
+from .resolved import with_encoding, with_fusion, with_precision, with_recompute
 from .statistics import Sums, metric_names, read_sums
 from .watchdog import JOINING
 
@@ -153,7 +153,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     with fail_together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
     _check_same_codec(config, codec, control)
-    config = with_encoding(with_recompute(config, codec.channels, platform, control))
+    config = with_fusion(with_encoding(with_recompute(config, codec.channels, platform, control)), platform, control)
     with fail_together(control, "opening the data"):
         source = open_source(config.data, codec, Conditioning(config.condition)) if is_reader() else None
         if source is not None:

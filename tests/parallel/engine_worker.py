@@ -1,5 +1,6 @@
-"""Layers of Transformer Engine, over its stand-in, against the local ones, one after the other: `engine_worker.py
-OUTPUT.json LAYOUTS` under torchrun, or alone; layouts: JSON, name -> options.
+"""Layers of Transformer Engine, or NVIDIA Apex's accumulation of gradients, over stand-ins, against doing without, one
+after the other: `engine_worker.py WHAT OUTPUT.json LAYOUTS` under torchrun, or alone; what: engine, apex or both;
+layouts: JSON, name -> options.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from tests.layouts import worker  # noqa: E402
 PLATFORM = worker.platform()
 import torch  # noqa: E402
 
-from megatron_videogpt.model import layers  # noqa: E402
+from megatron_videogpt.model import accumulation, layers  # noqa: E402
 
 STEPS = 3
 
 
-def use(engine: bool) -> None:
-    """Take Transformer Engine's layers, as on an NVIDIA GPU, or the local ones."""
+def trained(options: list[str], what: str) -> dict[str, Any]:
+    """What a few steps in a layout give: losses, norms of gradients, the first step's gradients of this rank, main
+    parameters; names and shapes; classes; calls of Apex's kernel.  what: as on an NVIDIA GPU that has it.
+    """
+    import fused_weight_gradient_mlp_cuda as extension
+
+    from megatron_videogpt.platforms import compat
+
+    engine, apex = what in ("engine", "both"), what in ("apex", "both")
     layers.has_transformer_engine = lambda platform: engine
-
-
-def trained(options: list[str]) -> dict[str, Any]:
-    """What a few steps in a layout give: losses, norms of gradients, main parameters; names and shapes; classes."""
+    accumulation.obstacle = lambda platform: ""
+    options = [*options, f"parallel.gradient_accumulation_fusion={'on' if apex else 'off'}"]
+    extension.CALLS[0] = 0
     from megatron_videogpt.checkpoint.parts import sharded_weights
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
     from megatron_videogpt.platforms import world
@@ -48,7 +55,11 @@ def trained(options: list[str]) -> dict[str, Any]:
         "classes": sorted({type(module).__module__.split(".")[0] for chunk in bare for module in chunk.modules()}),
     }
     samples = [[sample_of(step, n, config.condition) for n in range(BATCH)] for step in range(STEPS)]
-    found["losses"], found["norms"] = zip(*(worker.step(session, each) for each in samples))
+    first = worker.step(session, samples[0])
+    parts = session.optimizer.chained_optimizers
+    found["gradients"] = [grad.float().flatten().clone() for part in parts for grad in compat.gradients(part)]
+    found["losses"], found["norms"] = zip(first, *(worker.step(session, each) for each in samples[1:]))
+    found["calls"] = extension.CALLS[0]
     found["parameters"] = worker.gather(session)
     world.leave_layout()
     return found
@@ -59,14 +70,20 @@ def difference(one: Any, other: Any) -> float:
     return max(float((one[name] - value).norm() / value.norm().clamp(min=1e-12)) for name, value in other.items())
 
 
-def compared(options: list[str]) -> dict[str, Any]:
-    """The layout with both kinds of layers."""
-    results = []
-    for engine in (False, True):
-        use(engine)
-        results.append(trained(options))
-    local, engine = results
+def distance(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """The relative one of all gradients together, over all ranks."""
+    mine, theirs = torch.cat(one), torch.cat(other)
+    sums = torch.stack([(mine - theirs).square().sum(), theirs.square().sum()])
+    torch.distributed.all_reduce(sums)
+    return float((sums[0] / sums[1]).sqrt())
+
+
+def compared(options: list[str], what: str) -> dict[str, Any]:
+    """The layout without and with it."""
+    local, engine = trained(options, ""), trained(options, what)
     return {
+        "gradients": distance(engine["gradients"], local["gradients"]),
+        "calls": [local["calls"], engine["calls"]],
         "same": {name: local[name] == engine[name] for name in ("names", "marks", "saved")},
         "classes": [local["classes"], engine["classes"]],
         "states": [local["states"], engine["states"]],
@@ -80,9 +97,10 @@ def main() -> None:
     """Entry point."""
     from megatron.core import __version__ as megatron
 
-    found = {name: compared(options) for name, options in json.loads(sys.argv[2]).items()}
+    what, output, layouts = sys.argv[1:]
+    found = {name: compared(options, what) for name, options in json.loads(layouts).items()}
     if torch.distributed.get_rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps({"megatron": megatron, "layouts": found}), encoding="utf-8")
+        Path(output).write_text(json.dumps({"megatron": megatron, "layouts": found}), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 

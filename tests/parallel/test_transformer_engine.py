@@ -49,7 +49,7 @@ def check(output: Path, layouts: dict[str, list[str]], limit: float = 1e-5) -> N
 
 def test_one_process(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    done = run(interpreter(WORKER, output, json.dumps(ONE)), cold=True)
+    done = run(interpreter(WORKER, "engine", output, json.dumps(ONE)), cold=True)
     assert done.returncode == 0, done.stderr[-3000:]
     check(output, ONE)
 
@@ -57,7 +57,7 @@ def test_one_process(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_layouts(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
-    torchrun(2, WORKER, str(output), json.dumps(MANY), cold=True)
+    torchrun(2, WORKER, "engine", str(output), json.dumps(MANY), cold=True)
     check(output, MANY)
 
 
