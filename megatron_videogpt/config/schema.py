@@ -29,8 +29,8 @@ class AttentionConfig:
     )
     deterministic: bool = option(
         False,
-        "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton "
-        "takes a pass of its own for it",
+        "add up gradients on GPUs and NPUs in a fixed order: the same bits in every run; flash cannot, triton "
+        "takes a pass of its own for it, and an NPU needs HCCL_DETERMINISTIC=true and CLOSE_MATMUL_K_SHIFT=1",
     )
 
 

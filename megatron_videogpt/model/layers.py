@@ -1,8 +1,8 @@
 """The decoder as a megatron-core spec: Transformer Engine's layers on CUDA where it is installed, the local ones
 otherwise.
 
-The former were written against the TESpecProvider of megatron-core 0.16.1, whose three calls used here 0.19.2 has too;
-they have not been executed yet.
+The former are those of megatron-core's TESpecProvider.  They have run over a stand-in of the package on a CPU
+(tests/nvidia), with megatron-core 0.16.1; no GPU has run them yet.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from ..model.parameters import PREFIX
 from ..objective.base import Objective
 from ..objective.build import build_objective, work_of
 from ..platforms import Platform, activate, world
+from ..platforms.determinism import make_deterministic
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together, stop_together
 from .feed import is_reader
 from .logs import open_log
@@ -139,6 +140,8 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
         # Whoever samples may not have the encoder's folder.
         config = replace(config, condition=replace(config.condition, width=text_width(config.condition)))
     platform = activate(config.train.platform)
+    if config.attention.deterministic:
+        make_deterministic(platform.name, os.environ)
     _threads(config)
     phase(JOINING)
     world.start(platform, config.parallel, config.train.timeout_minutes)
