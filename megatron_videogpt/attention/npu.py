@@ -8,12 +8,14 @@ all that is used; gradients are taken by position, because releases return four 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .plan import Costs, Rectangle, covering
+from .plan import Costs, Rectangle, covering, table_of
 from .tiles import memoised
 
 CALL_SECONDS = 1e-4
@@ -23,6 +25,8 @@ MASK_SHARE = 0.06
 """What `covering` weighs, all four assumed and none measured on a device: a call with its merge, forward and backward
 (about ten launches); speed of the matrix units; a key with its gradients, and a mask, as in `ranged`.
 """
+_KEPT_PLANS = 4
+"""Plans that the host keeps, with their masks: rows of a run's first stage are all alike."""
 _REPEATS = 8
 """Times that each softmax statistic stands in the last dimension."""
 
@@ -53,8 +57,28 @@ def costs(heads: int, head_dim: int) -> Costs:
 
 
 def on_device(boxes: tuple[Rectangle, ...], device: torch.device) -> tuple[Call, ...]:
-    """Rectangles of `covering` as calls."""
-    return tuple(Call(box, None if box.mask is None else (~box.mask).to(device)) for box in boxes)
+    """Rectangles of `covering` as calls; nothing waits for masks in pinned memory."""
+    return tuple(Call(box, None if box.mask is None else ~box.mask.to(device, non_blocking=True)) for box in boxes)
+
+
+class Ahead:
+    """The rectangles of intervals, made on the host before a pass needs them; see `attention.plan_ahead`."""
+
+    def __init__(self, intervals: Tensor, heads: int, head_dim: int, device: torch.device) -> None:
+        assert intervals.device.type == "cpu"
+        self.device, self.boxes = device, _kept(table_of(intervals), costs(heads, head_dim), device.type != "cpu")
+
+    def send(self) -> tuple[Call, ...]:
+        """Calls whose masks are on their way to the device."""
+        return on_device(self.boxes, self.device)
+
+
+@lru_cache(maxsize=_KEPT_PLANS)
+def _kept(table: bytes, costs: Costs, pinned: bool) -> tuple[Rectangle, ...]:
+    boxes = covering(torch.frombuffer(bytearray(table), dtype=torch.int32).view(-1, 4), costs)
+    if not pinned:
+        return boxes
+    return tuple(box if box.mask is None else replace(box, mask=box.mask.pin_memory()) for box in boxes)
 
 
 class Calls(torch.autograd.Function):
@@ -130,10 +154,21 @@ def _merge(rows: Results, found: Results, first: bool) -> None:
     most.copy_(larger)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float, deterministic: bool = False) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Tensor,
+    scale: float,
+    deterministic: bool = False,
+    plan: tuple[Call, ...] | None = None,
+) -> Tensor:
     """Interval attention; shapes as in `attention.attend`.  float32, bfloat16 and float16; calls are added in a fixed
-    order, `deterministic` or not.  A row's plan and its masks on the device are made once for all layers.
+    order, `deterministic` or not.  plan: of `Ahead`; without it a row's plan and its masks on the device are made here,
+    once for all layers.
     """
-    own = costs(q.shape[1], q.shape[2])
-    calls = memoised(intervals, ("npu", own), lambda: on_device(covering(intervals, own), q.device))
-    return Calls.apply(q, k, v, calls, scale)
+    if plan is None:
+        own = costs(q.shape[1], q.shape[2])
+        plan = memoised(intervals, ("npu", own), lambda: on_device(covering(intervals, own), q.device))
+    assert max(call.box.row1 for call in plan) == len(q), "a plan of another mask"
+    return Calls.apply(q, k, v, plan, scale)

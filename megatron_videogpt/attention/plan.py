@@ -193,7 +193,8 @@ def _boxes(table: bytes, costs: Costs) -> list[Rectangle]:
     return boxes
 
 
-def _table(intervals: Tensor) -> bytes:
+def table_of(intervals: Tensor) -> bytes:
+    """Intervals as a key; waits for a device that they are on."""
     return intervals.detach().to("cpu", torch.int32).contiguous().numpy().tobytes()
 
 
@@ -209,7 +210,7 @@ def covering(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
     """
     written = np.zeros(len(intervals), dtype=bool)
     boxes = []
-    for box in _sighted(_boxes(_table(intervals), costs)):
+    for box in _sighted(_boxes(table_of(intervals), costs)):
         boxes.append(replace(box, first=not written[box.row0 : box.row1].any()))
         written[box.row0 : box.row1] = True
     return tuple(boxes)
@@ -221,4 +222,4 @@ def plan(intervals: Tensor, costs: Costs) -> tuple[Rectangle, ...]:
     intervals: int32 ``[Lq, 4]``, one row at least, on any device.  Memoised on their values, because every layer asks
     for the same ones.
     """
-    return _plan(_table(intervals), costs)
+    return _plan(table_of(intervals), costs)

@@ -20,7 +20,7 @@ from ..platforms.world import is_rank_zero
 from .average import Average, average_template, use_average
 from .failures import FAILURES, root_cause
 from .folders import RECORD
-from .parts import SavedPart, check_same_parts, part_contents, restore_parts, sharded_weights
+from .parts import SavedPart, check_same_parts, fill, part_contents, restore_parts, sharded_weights
 from .saved import Saved
 from .whole import unreadable
 
@@ -71,8 +71,7 @@ def load_weights(path: Path, chunks: Sequence[nn.Module], average: bool = False,
         }
         loaded = _read({"model": wanted}, path)["model"]
         for chunk, values in zip(chunks, loaded.values()):
-            missing = chunk.load_state_dict(values, strict=not fresh).missing_keys
-            assert all(key.startswith(fresh) for key in missing)
+            fill(chunk, values, fresh)
         return
     use_average(chunks, _read({"ema": average_template(chunks, weights)}, path)["ema"])
 
@@ -103,7 +102,7 @@ def load_checkpoint(
         sharded["parts"] = part_contents(parts, loading=True)
     loaded = _read(sharded, saved.path)
     for chunk, values in zip(chunks, loaded["model"].values()):
-        chunk.load_state_dict(values)
+        fill(chunk, values)
     compat.load_optimizer(optimizer, loaded["optimizer"], state["updates"])
     if parts:
         restore_parts(parts, loaded["parts"], {name: other["updates"] for name, other in state["others"].items()})

@@ -15,10 +15,29 @@ from torch import nn
 from ..errors import RunError, UserError
 from ..platforms import compat
 
+STATE = "_extra_state"
+"""What modules keep beside weights for 8-bit formats, under this name."""
+
 
 def sharded_weights(chunks: Sequence[Any]) -> dict[str, Any]:
-    """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping)."""
-    return {f"chunk{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+    """megatron-core's description of this rank's weights, one entry per model chunk (without its wrapping): the same
+    with Transformer Engine's layers and without, so that either loads what the other saved.
+    """
+    return {f"chunk{number}": _without_states(chunk.sharded_state_dict()) for number, chunk in enumerate(chunks)}
+
+
+def _without_states(entries: dict[str, Any]) -> dict[str, Any]:
+    """Without the states of 8-bit formats that norms have in Transformer Engine only; they are empty."""
+    return {name: entry for name, entry in entries.items() if not name.endswith(f"norm.{STATE}")}
+
+
+def fill(chunk: nn.Module, values: dict[str, Any], fresh: str = "") -> None:
+    """Take a loaded entry of `sharded_weights` into its chunk; parameters whose names start with `fresh`, if that is
+    anything, may be missing.
+    """
+    found = chunk.load_state_dict(values, strict=False)
+    wrong = [key for key in found.missing_keys if not key.endswith(STATE) and not (fresh and key.startswith(fresh))]
+    assert not wrong and not found.unexpected_keys, (wrong, found.unexpected_keys)
 
 
 def check_split(chunks: Sequence[Any]) -> None:
@@ -73,7 +92,7 @@ def restore_parts(parts: Sequence[SavedPart], loaded: dict[str, Any], updates: d
     for part in parts:
         entry = loaded[part.name]
         for chunk, values in zip(part.chunks, entry["model"].values()):
-            chunk.load_state_dict(values)
+            fill(chunk, values)
         if part.optimizer is not None:
             compat.load_optimizer(part.optimizer, entry["optimizer"], updates[part.name])
 

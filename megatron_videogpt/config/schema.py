@@ -29,8 +29,8 @@ class AttentionConfig:
     )
     deterministic: bool = option(
         False,
-        "add up gradients on GPUs in a fixed order: the same bits in every run; flash cannot, and triton "
-        "takes a pass of its own for it",
+        "add up gradients on GPUs and NPUs in a fixed order: the same bits in every run; flash cannot, triton "
+        "takes a pass of its own for it, and an NPU needs HCCL_DETERMINISTIC=true and CLOSE_MATMUL_K_SHIFT=1",
     )
 
 
@@ -68,6 +68,11 @@ class ParallelConfig:
     )
     overlap_param_gather: bool = option(
         True, "gather updated parameters while the next forward pass goes on; needs overlap_grad_reduce"
+    )
+    gradient_accumulation_fusion: str = option(
+        "auto",
+        "whether NVIDIA Apex's kernel adds weight gradients to those in fp32: on, off, auto (bf16, GPUs, one network)",
+        choices=("auto", "on", "off"),
     )
     bucket_size: int = option(
         0, "parameters that are reduced and gathered together; 0 leaves it to megatron-core (40 million or more)"

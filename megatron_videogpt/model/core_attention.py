@@ -91,15 +91,15 @@ def attend_in_order(
         placed = replace(mask, queries=None)
         return attend_in_order(backend, q, k, v, placed, scale, deterministic).index_select(0, mask.back)
     if order is None:
-        return attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups)
+        return attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups, plan=mask.plan)
     if inverse is None:
         k, v = k.index_select(0, order), v.index_select(0, order)
     else:
         k, v = _Permute.apply(k, order, inverse), _Permute.apply(v, order, inverse)
     if not mask.all_queries:
-        return attend(backend, q, k, v, mask.intervals, scale, deterministic)
+        return attend(backend, q, k, v, mask.intervals, scale, deterministic, plan=mask.plan)
     q = _Permute.apply(q, order, inverse)
-    out = attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups)
+    out = attend(backend, q, k, v, mask.intervals, scale, deterministic, groups=mask.groups, plan=mask.plan)
     return _Permute.apply(out, inverse, order)
 
 

@@ -1,8 +1,8 @@
 """RMSNorm, SwiGLU and rotary positions as autograd functions that keep as little as they can: their inputs, and of
 RMSNorm one number a row.  GELU is torch's own, which keeps its input too.
 
-The arithmetic is Triton's on CUDA (`fused_triton`) and torch's elsewhere (`fused_torch`); what is kept for the backward
-pass is the same.
+The arithmetic is Triton's on CUDA (`fused_triton`), torch_npu's on Ascend NPUs (`fused_npu`) and torch's elsewhere
+(`fused_torch`); what is kept for the backward pass is the same.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MODULES = {"triton": "fused_triton", "torch": "fused_torch"}
+MODULES = {"triton": "fused_triton", "npu": "fused_npu", "torch": "fused_torch"}
 """Kernels -> the module here that has them."""
 
 
 def select(platform: str) -> tuple[str, str]:
     """The kernels of a platform, a key of `MODULES`, and why."""
+    if platform == "npu":
+        return "npu", "torch_npu's operators"
     if platform != "cuda":
         return "torch", f"fused kernels are for CUDA, and this is {platform}"
     if importlib.util.find_spec("triton") is None:

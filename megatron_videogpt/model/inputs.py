@@ -9,7 +9,7 @@ where in it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class OrderedMask:
     place of each token in the order; None for the rows of a cache and for a list of keys.  all_queries: whether the
     queries are all L tokens, and so are put into the order too.  groups: see `Mask`, None without all queries, but
     under a cache.  queries, back: int64 ``[L]``, the number of each query among the tokens, and the place of each token
-    among the queries, where these have an order of their own.
+    among the queries, where these have an order of their own.  plan, plan_of_scored: see `attention.plan_ahead`.
     """
 
     intervals: Tensor
@@ -37,14 +37,24 @@ class OrderedMask:
     groups: tuple[int, int] | CachedGroups | None = None
     queries: Tensor | None = None
     back: Tensor | None = None
+    plan: Any = None
+    plan_of_scored: Any = None
 
     def of_rows(self, intervals: Tensor) -> OrderedMask:
-        """The same keys for fewer queries, with their intervals int32 ``[n, 4]``."""
-        return replace(self, intervals=intervals, all_queries=False, groups=None)
+        """The same keys for the scored rows alone, with their intervals int32 ``[n, 4]``."""
+        return replace(self, intervals=intervals, all_queries=False, groups=None, plan=self.plan_of_scored)
 
 
 def ordered(mask: Mask, cached: bool) -> OrderedMask:
     """A row's mask for a pass; cached: whether its keys are the rows of a cache."""
+    found = _ordered(mask, cached)
+    if mask.plan is None or cached:
+        return found
+    plan, plan_of_scored = mask.plan.send()
+    return replace(found, plan=plan, plan_of_scored=plan_of_scored)
+
+
+def _ordered(mask: Mask, cached: bool) -> OrderedMask:
     if cached and mask.queries is not None:
         intervals = mask.intervals.index_select(0, mask.queries)
         return OrderedMask(intervals, mask.order, None, False, mask.groups, mask.queries, _inverse(mask.queries))

@@ -1,8 +1,8 @@
 """The decoder as a megatron-core spec: Transformer Engine's layers on CUDA where it is installed, the local ones
 otherwise.
 
-The former were written against the TESpecProvider of megatron-core 0.16.1, whose three calls used here 0.19.2 has too;
-they have not been executed yet.
+The former are those of megatron-core's TESpecProvider.  They have run over a stand-in of the package on a CPU
+(tests/nvidia), with megatron-core 0.16.1; no GPU has run them yet.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..config.derived import recomputed_layers, stage_layers
 from ..config.schema import Config, ModelConfig
 from . import fused
+from .accumulation import fuses
 from .core_attention import IntervalAttention
 from .recompute import FeedForward, megatron_options
 from .rope import attention_factor
@@ -45,6 +46,7 @@ def describe_kernels(platform: str, model: ModelConfig) -> str:
     ours = [] if engine or model.norm != "rms" else ["norms"]
     ours += ["SwiGLU"] if model.activation == "swiglu" else []
     theirs = ([] if engine or model.norm == "rms" else ["LayerNorm"]) + ([] if model.gated else ["GELU"])
+    theirs += ["biases"] if model.biases else []
     own = f"{', '.join(ours)}{' and ' if ours else ''}rotary positions ({reason})"
     return f"{first}{kernels} for {own}" + (f", torch for {' and '.join(theirs)}" if theirs else "")
 
@@ -174,7 +176,7 @@ def transformer_config(config: Config, platform: str, backend: str, stage: int =
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fuses(config, platform),
         persist_layer_norm=has_transformer_engine(platform),
         # Parameters are set from their names after construction (model/init.py).
         perform_initialization=False,

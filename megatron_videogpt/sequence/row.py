@@ -45,12 +45,16 @@ class Mask:
 
     queries: int64 ``[L]``, under a cache the tokens in the order in which they attend, which is no one's concern but
     the hint's; None for as stored.
+
+    plan: what a backend worked out of it ahead of the pass (`model.ahead`), and which stays on the host until then;
+    None of backends that do without, and wherever nobody did.
     """
 
     intervals: Tensor
     order: Tensor | None = None
     groups: tuple[int, int] | CachedGroups | None = None
     queries: Tensor | None = None
+    plan: Any = None
 
 
 def grouped_mask(intervals: Tensor, groups: tuple[int, int], order: Tensor | None = None) -> Mask:

@@ -12,6 +12,8 @@ from ..codec.sharing import shares_encoding, who_encodes
 from ..config.derived import in_precision
 from ..config.schema import Config
 from ..errors import RunError, UserError
+from ..model.accumulation import obstacle
+from ..objective.build import parts_of
 from ..plan.recompute import resolve_recompute
 from ..platforms import Platform, world
 
@@ -55,6 +57,29 @@ def with_recompute(config: Config, channels: int, platform: Platform, control: A
             flush=True,
         )
     return resolved
+
+
+def with_fusion(config: Config, platform: Platform, control: Any) -> Config:
+    """`parallel.gradient_accumulation_fusion=auto` resolved, the same on all ranks; RunError on all of them where it is
+    on and one cannot.
+    """
+    asked, missing = config.parallel.gradient_accumulation_fusion, obstacle(platform.name)
+    anywhere = torch.tensor(int(bool(missing)))
+    torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX, group=control)
+    missing = missing or ("another rank cannot do it" if anywhere else "")
+    if asked == "on" and missing:
+        raise RunError(f"parallel.gradient_accumulation_fusion = on, but {missing}; install NVIDIA Apex, or use auto")
+    if asked != "auto":
+        return config
+    if not missing and config.train.precision != "bf16":
+        missing = f"it saves memory traffic in bf16, and this is {config.train.precision}"
+    if not missing and len(parts_of(config)) > 1:
+        missing = "several networks are trained, whose losses are weighed by gradients"
+    if platform.name == "cuda" and world.is_rank_zero():
+        how = f"apart ({missing})" if missing else "in the kernels that compute them (NVIDIA Apex)"
+        print(f"weight gradients are added up {how}", flush=True)
+    fusion = "off" if missing else "on"
+    return replace(config, parallel=replace(config.parallel, gradient_accumulation_fusion=fusion))
 
 
 def with_encoding(config: Config) -> Config:

@@ -43,12 +43,13 @@ from ..model.parameters import PREFIX
 from ..objective.base import Objective
 from ..objective.build import build_objective, work_of
 from ..platforms import Platform, activate, world
+from ..platforms.determinism import make_deterministic
 from ..platforms.together import fail_together, from_rank_zero, gather_results, raise_together, stop_together
 from .feed import is_reader
 from .logs import open_log
 from .networks import Network, build_networks, check_names, follow, saved_parts, turns
 from .records import Records
-from .resolved import with_encoding, with_precision, with_recompute
+from .resolved import with_encoding, with_fusion, with_precision, with_recompute
 from .statistics import Sums, metric_names, read_sums
 from .watchdog import JOINING
 
@@ -139,6 +140,8 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
         # Whoever samples may not have the encoder's folder.
         config = replace(config, condition=replace(config.condition, width=text_width(config.condition)))
     platform = activate(config.train.platform, config.train.adaptor)
+    if config.attention.deterministic:
+        make_deterministic(platform.name, os.environ)
     _threads(config)
     phase(JOINING)
     world.start(platform, config.parallel, config.train.timeout_minutes)
@@ -153,7 +156,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     with fail_together(control, "loading the codec"):
         codec = build_codec(config.codec).to(platform.device, torch.float32)
     _check_same_codec(config, codec, control)
-    config = with_encoding(with_recompute(config, codec.channels, platform, control))
+    config = with_fusion(with_encoding(with_recompute(config, codec.channels, platform, control)), platform, control)
     with fail_together(control, "opening the data"):
         source = open_source(config.data, codec, Conditioning(config.condition)) if is_reader() else None
         if source is not None:

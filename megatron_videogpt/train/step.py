@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
+from ..errors import UserError
 from ..objective.base import ONLY, Objective, Score, Turn
 from ..platforms import compat
 from ..sequence.row import Row
@@ -79,6 +81,7 @@ def run_schedule(
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Statistics]:
             score = objective.score(output, row, turn)
+            check_fusion(chunks, score)
             device, counted = score.total.device, number < real
             total = score.total if forward_only else balanced(score)
             label = turn.label
@@ -99,6 +102,17 @@ def run_schedule(
         forward_only=forward_only,
     )
     return sum(stored[1:], stored[0]) if stored else empty_statistics(objective, rows[0].positions.device, turn.label)
+
+
+def check_fusion(chunks: list[Any], score: Score) -> None:
+    """Losses that are weighed by their gradients are differentiated once more, which would add weight gradients to the
+    buffer twice.
+    """
+    if score.balanced and any(get_model_config(chunk).gradient_accumulation_fusion for chunk in chunks):
+        raise UserError(
+            "parallel.gradient_accumulation_fusion = on: this objective weighs losses by their gradients, which would "
+            "be added up twice; use parallel.gradient_accumulation_fusion=off"
+        )
 
 
 def balanced(score: Score) -> Tensor:

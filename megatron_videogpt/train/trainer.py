@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from megatron.core import parallel_state
 
@@ -15,6 +15,7 @@ from ..config.schedules import kept_steps
 from ..config.schema import Config
 from ..data.loader import Loader
 from ..errors import Stopped
+from ..model.ahead import planner
 from ..objective.build import work_of
 from ..platforms import world
 from ..platforms.together import fail_together, stop_together
@@ -42,6 +43,7 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
     # can set signals for processes.
     group, everybody = host_group(config.train.timeout_minutes), world.control_group(config.train.timeout_minutes)
     beside = side_stream(run.platform.device)
+    planned = planner([chunk for network in run.networks for chunk in network.chunks], run.platform.device)
     loader: Loader | None = None
     with fail_together(run.control, "starting to read data"):
         if is_reader():
@@ -66,7 +68,8 @@ def prefetch_steps(run: Run) -> Prefetcher[StepData]:
 
     def read() -> StepData:
         with beside():
-            return step_data(loader, run.codec, group, run.objective)
+            data = step_data(loader, run.codec, group, run.objective)
+            return replace(data, rows=[planned(row) for row in data.rows])
 
     def steps() -> Iterator[StepData]:
         try:

@@ -150,7 +150,12 @@ def trained(file: str, home: Path) -> Config:
     return ran
 
 
-DECIDED = (("parallel", "recompute"), ("train", "precision"), ("data", "share_encoding"))
+DECIDED = (
+    ("parallel", "recompute"),
+    ("parallel", "gradient_accumulation_fusion"),
+    ("train", "precision"),
+    ("data", "share_encoding"),
+)
 """Options that may say auto, and then another value in the run's folder."""
 
 

@@ -73,7 +73,7 @@ def test_the_plan_covers_each_pair_once_and_no_row_is_blind() -> None:
             assert box.first == (written[box.row0 : box.row1].sum() == 0)
             written[box.row0 : box.row1] = 1
         assert torch.equal(count, dense_mask(table, len(case.intervals)).long())
-        before = plan._boxes(plan._table(table), FEW)
+        before = plan._boxes(plan.table_of(table), FEW)
         blind += sum(box.mask is not None and not bool(box.mask.any(1).all()) for box in before)
         calls += len(boxes)
     assert calls > COUNT and blind > 5, "layouts that show nothing"

@@ -1,0 +1,7 @@
+"""Tensors of 8-bit formats, by name."""
+
+from __future__ import annotations
+
+from ...absent import absent
+
+QuantizedTensor = absent("QuantizedTensor")
