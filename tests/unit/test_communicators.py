@@ -14,7 +14,6 @@ from megatron_videogpt.config.schema import Config
 from megatron_videogpt.plan.communicators import communicator_bytes, communicators
 from megatron_videogpt.plan.memory import RESERVE, rank_memory
 from megatron_videogpt.plan.recompute import least_recompute, with_policy
-from megatron_videogpt.platforms import world
 from megatron_videogpt.platforms.hccl import fit_timeouts
 
 from .test_planner import CHANNELS, STAGE4, WORK, small
@@ -98,16 +97,23 @@ def test_hccl_waits_by_the_runs_limit() -> None:
 
 
 def test_process_groups_outlast_hccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_videogpt.platforms import world
+
     for name in ("HCCL_EXEC_TIMEOUT", "HCCL_EVENT_TIMEOUT", "HCCL_CONNECT_TIMEOUT"):
         # Set and removed, so that what the function sets is taken back.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     hccl, nccl = (SimpleNamespace(backend=name) for name in ("hccl", "nccl"))
-    for minutes in (1, 29.5, 30, 120):
+    for minutes in (29.5, 30, 120):
         monkeypatch.delenv("HCCL_EXEC_TIMEOUT", raising=False)
         monkeypatch.delenv("HCCL_EVENT_TIMEOUT", raising=False)
         limit = world._limit(hccl, minutes)  # type: ignore[arg-type]
         assert 60 * limit > fit_timeouts(minutes) > 60 * minutes and limit == world._limit(nccl, minutes)  # type: ignore[arg-type]
+    # Two minutes to connect by default, an hour if that is asked for.
+    assert world._limit(hccl, 1) == 121  # type: ignore[arg-type]
+    monkeypatch.delenv("HCCL_EXEC_TIMEOUT")
+    monkeypatch.delenv("HCCL_EVENT_TIMEOUT")
+    assert world._limit(hccl, 1) == 3  # type: ignore[arg-type]
     monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "3600")
     assert world._limit(hccl, 30) == 61  # type: ignore[arg-type]
 
