@@ -147,7 +147,7 @@ def run_train(args: argparse.Namespace) -> None:
     start_logs(output, rank, records)
     with records, Watchdog(config.train.timeout_minutes, output) as watchdog, run_folder(output, rank):
         # Before anything imports megatron-core, which looks for its device as it is imported.
-        activate(config.train.platform)
+        activate(config.train.platform, config.train.adaptor)
         from .platforms import world
         from .train.trainer import train
 

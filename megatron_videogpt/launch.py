@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, shortened
 
 MOST_OPEN = 65536
 """Open files that are asked for where the system allows more: some libraries walk over all that may be open."""
@@ -154,6 +154,11 @@ def explained(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return UserError(f"too many open files: this process may have {limit}; ulimit -n before the start raises it")
+    if isinstance(error, RuntimeError) and "backend extension: torch_npu" in str(error):
+        return UserError(
+            f"importing torch loads torch_npu, which fails ({shortened(error.__cause__ or error)}); source CANN's "
+            "set_env.sh before the start, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to run without NPUs"
+        )
     encoding = locale.getpreferredencoding(False)
     if isinstance(error, UnicodeError) and not isinstance(error, UserError) and encoding.lower() not in UTF8:
         return UserError(

@@ -154,7 +154,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any]:
     config = load_checked(options.config, [*DEFAULTS, *first, *options.overrides], world_size)
     if config.parallel.model_size == 1:
         raise UserError("nothing is shared in replicas of one rank; give parallel.tensor=2 or parallel.context=2")
-    platform = activate(config.train.platform)
+    platform = activate(config.train.platform, config.train.adaptor)
     import torch
 
     from megatron_videogpt.platforms import world

@@ -199,7 +199,7 @@ def main() -> None:
         return
     world = int(os.environ.get("WORLD_SIZE", "1"))
     config = load_checked(options.config, options.overrides, world)
-    platform = activate(config.train.platform)
+    platform = activate(config.train.platform, config.train.adaptor)
     if config.train.precision == "auto":
         config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch

@@ -236,7 +236,7 @@ def main() -> int:
     config = load_checked(args.file, args.overrides, world)
     from megatron_videogpt.platforms import activate
 
-    platform = activate(config.train.platform)
+    platform = activate(config.train.platform, config.train.adaptor)
     import torch
     from megatron.core import __version__ as megatron
 

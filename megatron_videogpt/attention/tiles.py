@@ -48,15 +48,14 @@ def _covered(spans: list[tuple[Tensor, Tensor]], row_tiles: Tensor, shape: tuple
     """How many spans ``[first, last)`` of tiles cover each tile: int32 ``[R, C]``, from the differences
     at their ends.
     """
-    steps = torch.zeros(shape[0], shape[1] + 1, dtype=torch.int32, device=row_tiles.device)
+    steps = torch.zeros(shape[0] * (shape[1] + 1), dtype=torch.int32, device=row_tiles.device)
     for first, last in spans:
         valid = (last > first).to(torch.int32)
         base = row_tiles * (shape[1] + 1)
         # Integer sums are exact in any order, so that the device may add in any.
-        steps.view(-1).index_add_(0, base + first.clamp(max=shape[1]), valid).index_add_(
-            0, base + last.clamp(max=shape[1]), -valid
-        )
-    return steps.cumsum(1, dtype=torch.int32)[:, :-1]
+        steps.index_add_(0, base + first.clamp(max=shape[1]), valid)
+        steps.index_add_(0, base + last.clamp(max=shape[1]), -valid)
+    return steps.unflatten(0, (shape[0], shape[1] + 1)).cumsum(1, dtype=torch.int32)[:, :-1]
 
 
 def tiles(intervals: Tensor, row_tile: int, key_tile: int, keys: int | None = None) -> tuple[Tensor, Tensor]:

@@ -276,6 +276,12 @@ def _check_rest(report: Report) -> None:
             f"not be {config.attention.backend} on train.platform={config.train.platform} (Ascend NPUs only)",
             "use auto or ranged",
         )
+    if config.train.adaptor != "auto" and config.train.platform in ("cpu", "cuda"):
+        report.add(
+            "train.adaptor",
+            f"be auto on train.platform={config.train.platform} (Ascend NPUs only)",
+            "leave it out, or use train.platform=npu",
+        )
     if config.attention.backend == "flash" and config.attention.deterministic:
         report.add(
             "attention.deterministic",

@@ -163,6 +163,11 @@ class TrainConfig:
         choices=("bf16", "fp32", "auto"),
     )
     platform: str = option("auto", "auto, cpu, cuda or npu", choices=("auto", "cpu", "cuda", "npu"))
+    adaptor: str = option(
+        "auto",
+        "on Ascend NPUs, what adapts megatron-core: mindspeed, megatron_adaptor, own, or auto, the first that fits",
+        choices=("auto", "mindspeed", "megatron_adaptor", "own"),
+    )
     threads: int = option(0, "CPU threads per process; 0 shares the machine's cores among its processes")
     gc_every: int = option(
         50,

@@ -87,7 +87,7 @@ class KeyValueCache:
 
     def _buffer(self, like: Tensor) -> Tensor:
         device = torch.device("cpu") if self.offload else like.device
-        pinned = self.offload and like.device.type == "cuda"
+        pinned = self.offload and like.device.type != "cpu"
         # Zeros: rows beyond a history's end may meet a weight of 0, which NaN would survive.
         return torch.zeros(self.rows, *like.shape[1:], dtype=self.dtype or like.dtype, device=device, pin_memory=pinned)
 

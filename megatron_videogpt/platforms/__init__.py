@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import warnings
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from .profiling import Profiling, of_cpu
+from .surroundings import kept_surroundings
+
+log = logging.getLogger(__name__)
 
 PLATFORMS = ("cpu", "cuda", "npu")
 
@@ -50,15 +54,22 @@ _active: Platform | None = None
 def detect() -> str:
     """The platform of this machine: npu where torch_npu sees a device, else cuda, else cpu."""
     if importlib.util.find_spec("torch_npu") is not None:
-        import torch_npu  # noqa: F401  (adds torch.npu)
-
-        if torch.npu.is_available():
-            return "npu"
+        try:
+            with kept_surroundings():
+                import torch_npu  # noqa: F401  (adds torch.npu)
+        # Without CANN, or beside a CUDA build of torch.
+        except (ImportError, RuntimeError) as error:
+            log.warning("torch_npu is installed and cannot be imported, going on without NPUs: %s", shortened(error))
+        else:
+            if torch.npu.is_available():
+                return "npu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def activate(name: str = "auto") -> Platform:
+def activate(name: str = "auto", adaptor: str = "auto") -> Platform:
     """Choose the platform of this process; a second call must name the same one.
+
+    adaptor: `train.adaptor`, which only NPUs have; the first call's counts.
 
     Raises ValueError for an unknown or unavailable platform, or when megatron-core was imported first.
     """
@@ -79,5 +90,6 @@ def activate(name: str = "auto") -> Platform:
     # megatron-core and torch.distributed warn at every start and step about each other's deprecated names; nothing a
     # user could change.
     warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.(distributed|optim|utils|autograd)|contextlib")
-    _active = importlib.import_module(f"{__name__}.{wanted}").activate(int(os.environ.get("LOCAL_RANK", "0")))
+    options = {"adaptor": adaptor} if wanted == "npu" else {}
+    _active = importlib.import_module(f"{__name__}.{wanted}").activate(os.environ, **options)
     return _active

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import platform as host
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
@@ -186,8 +185,8 @@ def has_bf16_products() -> bool:
     return any(has() for has in asked)
 
 
-def activate(local_rank: int) -> Platform:
-    """Redirect `torch.cuda` and run on the CPU; any local rank is fine."""
+def activate(environment: Mapping[str, str]) -> Platform:
+    """Redirect `torch.cuda` and run on the CPU; whatever the launcher says is fine."""
     _redirect_tensors()
     _redirect_cuda_module()
     _leave_uncompiled()
@@ -198,7 +197,7 @@ def activate(local_rank: int) -> Platform:
         device_name=_cpu_name(),
         memory_peak=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         reset_memory_peak=lambda: None,
-        memory_total=lambda: psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        memory_total=lambda: psutil.virtual_memory().total // int(environment.get("LOCAL_WORLD_SIZE", "1")),
         # A rank that waits for a socket uses no processor.
         own_seconds=time.process_time,
         bf16=has_bf16_products(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ..errors import UserError
@@ -10,8 +12,9 @@ from .probe import Probe
 from .profiling import of_cuda
 
 
-def activate(local_rank: int) -> Platform:
-    """Take GPU `local_rank`; raises ValueError when there is none."""
+def activate(environment: Mapping[str, str]) -> Platform:
+    """Take the GPU of the launcher's LOCAL_RANK; raises ValueError when there is none."""
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise UserError(

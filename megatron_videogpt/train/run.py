@@ -138,7 +138,7 @@ def build(config: Config, phase: Callable[..., None]) -> Run:
     if config.condition.kind == "text":
         # Whoever samples may not have the encoder's folder.
         config = replace(config, condition=replace(config.condition, width=text_width(config.condition)))
-    platform = activate(config.train.platform)
+    platform = activate(config.train.platform, config.train.adaptor)
     _threads(config)
     phase(JOINING)
     world.start(platform, config.parallel, config.train.timeout_minutes)

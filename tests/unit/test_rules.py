@@ -126,6 +126,7 @@ BROKEN = [
     ({"sample": {"clips": [8, 90]}}, 1, "sample.window", "use 91 or more"),
     ({"attention": {"backend": "flex"}, "train": {"platform": "cpu"}}, 1, "attention.backend", "ranged"),
     ({"attention": {"backend": "triton"}, "train": {"platform": "npu"}}, 1, "attention.backend", "ranged"),
+    ({"train": {"platform": "cpu", "adaptor": "own"}}, 1, "train.adaptor", "Ascend NPUs only"),
     ({"attention": {"backend": "flash", "deterministic": True}}, 1, "attention.deterministic", "triton"),
     ({"train": {"output": ""}}, 1, "train.output", "runs/first"),
 ]

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ...platforms import activate
 
-    platform = activate(config.train.platform)
+    platform = activate(config.train.platform, config.train.adaptor)
     if config.train.precision == "auto":
         config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch

@@ -1,0 +1,1 @@
+"""A stand-in: MindSpeed wants einops to be importable, and nothing here uses it."""

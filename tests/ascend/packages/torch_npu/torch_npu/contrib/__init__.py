@@ -1,0 +1,1 @@
+"""Imported for `transfer_to_npu`."""

@@ -1,0 +1,100 @@
+"""Trains `tiny.toml` in several layouts on one platform: `npu_worker.py PLATFORM ADAPTOR CASES.json FOLDER`, under
+torchrun or alone.
+
+A case is name -> {"options": overrides, "resumes": the case whose run goes on before its last checkpoint, or nothing,
+"sample": whether its last checkpoint then continues a video}.  Rank 0 leaves ``FOLDER/found.json``: name -> losses,
+gradient norms and sampled latents, and what every rank sent.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+CONFIG = str(Path(__file__).with_name("tiny.toml"))
+STEPS = 6
+"""Of a case that resumes, and of the one that it resumes: saved after half of them."""
+
+
+def take_over(source: Path, target: Path) -> None:
+    """A copy of a run, as if it had been stopped before its last checkpoint."""
+    from megatron_videogpt.checkpoint.folders import checkpoint_name, checkpoint_root
+
+    shutil.copytree(source, target)
+    shutil.rmtree(checkpoint_root(target) / checkpoint_name(STEPS))
+    (target / "metrics.jsonl").unlink()
+
+
+def train(options: list[str], output: Path) -> dict[str, list[float]]:
+    """Losses and gradient norms of all steps, in order."""
+    from megatron_videogpt.config.load import load_config
+    from megatron_videogpt.train import trainer
+
+    trainer.train(load_config(CONFIG, [*options, f"train.output={output}"]))
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    return {"losses": [line["loss"] for line in steps], "norms": [line["grad_norm"] for line in steps]}
+
+
+def sample(run: Path) -> list[float]:
+    """Latents of a clip that the newest checkpoint generates."""
+    from dataclasses import replace
+
+    from megatron_videogpt.objective.noise import normal
+    from megatron_videogpt.sample.generate import load
+
+    model = load(run)
+    settings = replace(model.config.sample, history=2, clips=(2,), window=4, steps=2, guidance=2.0)
+    history = normal(7, "history", (2, model.codec.channels, 4, 4)).to(model.device)
+    clips = list(model.sampler(settings).rollout([history], settings, [7], 0, [None]))
+    return [float(value) for (clip,) in clips for value in clip.flatten()]
+
+
+def sent() -> list[list[str]]:
+    """(backend, method, dtypes) of all collectives of this rank; nothing on the CPU platform."""
+    if "torch_npu" not in sys.modules:
+        return []
+    from torch_npu import hccl
+
+    return sorted({(call.backend, call.name, " ".join(call.dtypes)) for call in hccl.seen})  # type: ignore[type-var]
+
+
+def main() -> None:
+    """Entry point."""
+    name, adaptor, cases, folder = (
+        sys.argv[1],
+        sys.argv[2],
+        json.loads(Path(sys.argv[3]).read_text()),
+        Path(sys.argv[4]),
+    )
+    from megatron_videogpt.platforms import activate, probe
+
+    # How fast the device is says nothing here, and costs seconds.
+    probe.SIDE = 8
+    activate(name, adaptor)
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for case, asked in cases.items():
+        output = folder / case
+        if asked.get("resumes"):
+            take_over(folder / asked["resumes"], output)
+        found[case] = train(asked["options"], output)
+        if asked.get("sample"):
+            found[case]["sampled"] = sample(output)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, sent())
+    if dist.get_rank() == 0:
+        found |= {"backend": dist.get_backend(), "sent": [list(call) for one in everyone for call in one]}
+        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
