@@ -42,7 +42,7 @@ def test_the_lines_that_it_shows_are_those_that_are_said() -> None:
 
 
 def test_the_versions_are_those_that_the_start_compares() -> None:
-    rows = re.findall(r"^\| \**([\d.post]+)\** \| \**([\d.]+)\** \| \**([\w.]*?)\** \|", section("Versions"), re.MULTILINE)
+    rows = re.findall(r"^\| \**([\d.post]+)\** \| \**([\d.]+)\** \|\s*\**([\w.]*?)\** \|", section("Versions"), re.MULTILINE)
     assert {row[0]: row[1:] for row in rows} == ROWS
 
 
