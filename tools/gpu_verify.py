@@ -120,7 +120,9 @@ def results(function: Callable[..., object], inputs: list[Tensor]) -> list[Tenso
 def main() -> None:
     """Print the table; exit code 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda", "npu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "npu"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--backends", default=",".join(name for name in BACKENDS if name != "reference"))
     parser.add_argument("--layouts", type=int, default=200, help="random layouts for each backend and number type")
     parser.add_argument("--json", type=paths.path, help="also write the verdicts into this file")

@@ -1,4 +1,4 @@
-"""What HCCL keeps on an Ascend NPU for communication: buffers of every communicator, which the allocator does not show."""
+"""What HCCL keeps on an Ascend NPU: buffers of every communicator, which the device's allocator does not show."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Communicator(NamedTuple):
 
 
 def communicators(config: Config, world_size: int) -> list[Communicator]:
-    """Those that a run uses on every rank.  megatron-core makes some twenty groups, but HCCL sets one up when it is used
-    first; groups of one rank and those of the host, over gloo, are left out.
+    """Those that a run uses on every rank.  megatron-core makes some twenty groups, but HCCL sets one up when it is
+    used first; groups of one rank and those of the host, over gloo, are left out.
     """
     layout = config.parallel
     # megatron-core sends one way of an interleaved pipeline of two through the group of all ranks (p2p_communication).

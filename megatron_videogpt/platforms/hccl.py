@@ -36,7 +36,7 @@ def fit_timeouts(timeout_minutes: float, environ: MutableMapping[str, str] = os.
     if 0 < event <= collective or (event and not collective):
         raise UserError(
             f"HCCL_EVENT_TIMEOUT = {event}: must be above HCCL_EXEC_TIMEOUT = {collective or '0 (without end)'}, or an "
-            f"error names the wrong operation; unset it, or set it to {collective + AFTER_COLLECTIVE if collective else 0}"
+            "error names the wrong operation; unset it"
         )
     if 0 < collective < 60 * timeout_minutes:
         log.warning(

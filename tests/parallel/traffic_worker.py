@@ -57,8 +57,8 @@ def count(name: str, kind: str, which: int, factor: float) -> None:
 
 
 def count_sends() -> None:
-    """Point to point: one call sends the whole tensor."""
-    original = dist.isend
+    """Point to point: one call sends the whole tensor; what is received may come through another group."""
+    original, receive = dist.isend, dist.irecv
 
     def wrapped(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         note(kwargs["group"], pairs=True)
@@ -67,9 +67,14 @@ def count_sends() -> None:
             counted["send"][1] += tensor.nbytes
         return original(tensor, *args, **kwargs)
 
+    def received(*args: Any, **kwargs: Any) -> Any:
+        note(kwargs["group"], pairs=True)
+        return receive(*args, **kwargs)
+
     # Batched operations compare with the module's own name.
     replace(original, wrapped)
-    dist.distributed_c10d.isend = wrapped
+    replace(receive, received)
+    dist.distributed_c10d.isend, dist.distributed_c10d.irecv = wrapped, received
 
 
 def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]], int, list[bool]]:

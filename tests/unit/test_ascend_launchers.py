@@ -13,7 +13,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASCEND = REPOSITORY / "examples" / "ascend"
-SCRIPTS = sorted([*ASCEND.glob("*.sh"), REPOSITORY / "tools" / "npu_check.sh", REPOSITORY / "tools" / "cluster_check.sh"])
+SCRIPTS = sorted(
+    [*ASCEND.glob("*.sh"), REPOSITORY / "tools" / "npu_check.sh", REPOSITORY / "tools" / "cluster_check.sh"]
+)
 BARE = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 """An environment in which nothing of a run is set."""
 
@@ -109,7 +111,9 @@ def test_every_variable_is_explained() -> None:
 def handed_on(tmp_path: Path) -> Path:
     """The scripts over a multinode.sh that only says what it was given."""
     shutil.copytree(ASCEND, tmp_path / "examples" / "ascend")
-    (tmp_path / "examples" / "multinode.sh").write_text('printf "%s\\n" "$HCCL_CONNECT_TIMEOUT" "$@"\n', encoding="utf-8")
+    (tmp_path / "examples" / "multinode.sh").write_text(
+        'printf "%s\\n" "$HCCL_CONNECT_TIMEOUT" "$@"\n', encoding="utf-8"
+    )
     stages = tmp_path / "examples" / "videogpt"
     stages.mkdir()
     for number in range(1, 5):
@@ -129,7 +133,12 @@ def test_stages_hand_everything_on(handed_on: Path) -> None:
     assert timeout == "1200" and file == str(handed_on / "examples" / "videogpt" / "stage1.toml")
     # The platform's default and the folders stand in front of the user's words, which win.
     assert words[:4] == ["--nnodes", "2", "--node-rank", "1"]
-    assert words[5:] == ["train.platform=npu", 'train.output="runs/videogpt/stage1"', 'train.init_from=""', "data.path=/a b"]
+    assert words[5:] == [
+        "train.platform=npu",
+        'train.output="runs/videogpt/stage1"',
+        'train.init_from=""',
+        "data.path=/a b",
+    ]
     runs = handed_on / "my runs"
     (runs / "stage2").mkdir(parents=True)
     asked = given(handed_on, "pretrain_stage3.sh", "--runs", str(runs), "--finished")
@@ -175,7 +184,9 @@ def machine(tmp_path: Path) -> dict[str, str]:
     executable(programs / "uname", "#!/usr/bin/env bash\necho aarch64\n")
     home = cann(tmp_path / "Ascend" / "cann", "cann")
     (home / "aarch64-linux").mkdir()
-    (home / "aarch64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=9.0.0\n", encoding="utf-8")
+    (home / "aarch64-linux" / "ascend_toolkit_install.info").write_text(
+        "package_name=x\nversion=9.0.0\n", encoding="utf-8"
+    )
     return {
         "PYTHON": str(python),
         "PATH": f"{programs}:{os.environ['PATH']}",
@@ -191,7 +202,10 @@ def test_the_installer_looks_and_touches_nothing(machine: dict[str, str]) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert "expected" not in done.stdout and "9.0.0" in done.stdout and not Path(machine["CALLS"]).exists()
     # Each part's commands are shown, on aarch64 without PyTorch's own index.
-    assert "--constraint constraints-npu.txt --editable .[npu]" in done.stdout and "download.pytorch.org" not in done.stdout
+    assert (
+        "--constraint constraints-npu.txt --editable .[npu]" in done.stdout
+        and "download.pytorch.org" not in done.stdout
+    )
     assert "git clone --branch core_r0.16.0" in done.stdout
     wrong = bash(str(ASCEND / "install.sh"), **machine | {"TORCH_NPU": "2.7.1"})
     assert wrong.returncode == 1 and not Path(machine["CALLS"]).exists()

@@ -156,7 +156,10 @@ def test_the_cluster_check_counts_npus(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
     for name in ("tools/cluster_check.sh", "examples/ascend/env.sh"):
         shutil.copy(root / name, tmp_path / name)
-    for name, text in {"find": "#!/bin/sh\nprintf '/dev/davinci%s\\n' 0 1 2 3\n", "nvidia-smi": "#!/bin/sh\nexit 9\n"}.items():
+    for name, text in {
+        "find": "#!/bin/sh\nprintf '/dev/davinci%s\\n' 0 1 2 3\n",
+        "nvidia-smi": "#!/bin/sh\nexit 9\n",
+    }.items():
         (tmp_path / "bin" / name).write_text(text, encoding="utf-8")
     (tmp_path / "bin" / "python3").write_text(CLUSTER, encoding="utf-8")
     for path in (tmp_path / "bin").iterdir():
@@ -169,4 +172,7 @@ def test_the_cluster_check_counts_npus(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 -m torch.distributed.run") and "--nproc-per-node 4 tools/cluster_check.py" in done.stdout
+    assert (
+        done.stdout.startswith("1 -m torch.distributed.run")
+        and "--nproc-per-node 4 tools/cluster_check.py" in done.stdout
+    )
