@@ -5,6 +5,9 @@ building tile lists.
     python tools/benchmark_attention.py
     python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage4-long --lengths 0 \\
         --backends sdpa,sdpa-full,flex,triton,flash --rows 384
+    # on an Ascend NPU, after `source examples/ascend/env.sh`
+    python tools/benchmark_attention.py --device npu --dtype bfloat16 --heads 32 --masks stage4-long --lengths 0 \\
+        --backends npu,npu_dense,sdpa
     # several of anything: a sweep, with a summary
     python tools/benchmark_attention.py --device cuda --dtype bfloat16 --heads 32 --masks stage1,stage4,nbp,causal \\
         --lengths 8192,16384,32768,65536 --head-dims 64,96,128 --plot sweep.png
@@ -40,7 +43,8 @@ from torch import Tensor  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from megatron_videogpt.attention import BACKENDS  # noqa: E402
 from megatron_videogpt.config import paths  # noqa: E402
-from megatron_videogpt.errors import UserError, exit_code
+from megatron_videogpt.errors import UserError, exit_code  # noqa: E402
+from megatron_videogpt.platforms import activate  # noqa: E402
 from tools.measuring import factorised, masks  # noqa: E402
 from tools.measuring.clock import attempt, peak_memory  # noqa: E402
 from tools.measuring.kernels import (  # noqa: E402
@@ -92,7 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, help="key-value heads; default: as many as heads")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda", "npu"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
         "--backends",
@@ -142,7 +146,7 @@ def prepare(
             forget()
             result.memory = peak_memory(lambda: forward_backward(run, inputs, options.device), options.device)
         result.building = building.seconds if name not in BASELINES else float("nan")
-        once = sum(forward_backward(run, inputs, options.device)) if options.device == "cuda" else 1.0
+        once = sum(forward_backward(run, inputs, options.device)) if options.device != "cpu" else 1.0
         made.append((run, max(1, int(0.03 / once))))
 
     result.note = obstacle_of(name, intervals, options.device, inputs[0].dtype, head_dim) or attempt(warm_up)
@@ -186,6 +190,9 @@ def main() -> None:
         factorised.run(sys.argv[2:])
         return
     options = arguments()
+    if options.device == "npu":
+        # What torch needs to know of NPUs comes with the platform.
+        activate("npu")
     torch.set_num_threads(options.threads)
     print(f"{heading(options.device, options.threads)}, {options.dtype}\n", flush=True)
     split, cases = masks.Split(options.frames, options.clips), []

@@ -40,6 +40,8 @@ from megatron_videogpt.config.schema import Config  # noqa: E402
 from megatron_videogpt.errors import UserError, exit_code
 from megatron_videogpt.model.flops import component_parameters  # noqa: E402
 from megatron_videogpt.objective.build import parameter_table  # noqa: E402
+from megatron_videogpt.plan.estimate import longest_row  # noqa: E402
+from megatron_videogpt.plan.memory import rank_memory  # noqa: E402
 from megatron_videogpt.platforms import Platform, activate  # noqa: E402
 from megatron_videogpt.train.cost.cli import frame_of  # noqa: E402
 from megatron_videogpt.train.metrics import peak_tflops  # noqa: E402
@@ -130,7 +132,8 @@ def save(config: Config, platform: Platform, results: dict[str, Timed], options:
     """Write what there is so far into the file that was asked for."""
     if not options.json or int(os.environ.get("RANK", "0")):
         return
-    peak = peak_of(config, platform, options)
+    peak, channels = peak_of(config, platform, options), expected_geometry(config.codec).channels
+    longest = longest_row(config, frame_of(options.frame, config))
     rows = {
         name: {**dataclasses.asdict(result), "mfu": median_rate(result.model, result, peak)}
         for name, result in results.items()
@@ -139,6 +142,8 @@ def save(config: Config, platform: Platform, results: dict[str, Timed], options:
         "layers": config.model.num_layers,
         "recompute": config.parallel.recompute,
         "recompute_layers": config.parallel.recompute_layers,
+        # GiB, as the device's allocator counts.
+        "estimate": rank_memory(config, channels, int(os.environ.get("WORLD_SIZE", "1")), longest).allocated / 2**30,
     }
     options.json.write_text(json.dumps({**facts, "backends": rows}), encoding="utf-8")
 

@@ -19,7 +19,7 @@ On 2 to 64 devices, in at most 15 minutes, with random latents (no data and no V
 NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT as for examples/multinode.sh; run it on every node.
 
 examples:
-  bash tools/cluster_check.sh                                                             all GPUs of this machine
+  bash tools/cluster_check.sh                                                             all GPUs, or all Ascend NPUs, of this machine
   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash tools/cluster_check.sh --scratch /shared examples/videogpt/stage4.toml train.global_batch_size=16
   NPROC_PER_NODE=2 bash tools/cluster_check.sh examples/videogpt/quickstart.toml          two processes of a laptop, over gloo
 TEXT
@@ -42,7 +42,13 @@ done
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 NNODES=${NNODES:-1} NODE_RANK=${NODE_RANK:-0}
-NPROC_PER_NODE=${NPROC_PER_NODE:-$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ' || true)}
+gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ' || true)
+npus=$(find /dev -maxdepth 1 -name 'davinci[0-9]*' 2>/dev/null | wc -l)
+NPROC_PER_NODE=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : npus))}
+if [ "$gpus" -eq 0 ] && [ "$npus" -gt 0 ]; then
+  # shellcheck source=examples/ascend/env.sh
+  source examples/ascend/env.sh
+fi
 if [ "$((NNODES * NPROC_PER_NODE))" -lt 2 ]; then
   echo "error: $NNODES node(s) x $NPROC_PER_NODE device(s): layouts need at least 2 processes; set NPROC_PER_NODE or NNODES" >&2
   exit 2

@@ -249,14 +249,20 @@ def main() -> int:
 
 
 def summarise(
-    out: Path, ended: dict[str, str], verdicts: list[tuple[str, str, str]], rehearsal: bool, say: Callable[[str], None]
+    out: Path,
+    ended: dict[str, str],
+    verdicts: list[tuple[str, str, str]],
+    rehearsal: bool,
+    say: Callable[[str], None],
+    title: str = "GPU check",
+    parts: tuple[Part, ...] = PARTS,
 ) -> int:
     """Write summary.md and print its head; 0 if every bar was passed."""
-    lines = ["# GPU check" + (" (rehearsal on a CPU: numbers mean nothing)" if rehearsal else ""), ""]
+    lines = [f"# {title}" + (" (rehearsal on a CPU: numbers mean nothing)" if rehearsal else ""), ""]
     lines += [f"- {verdict}: {bar} ({found})" for verdict, bar, found in verdicts]
     lines += ["", *(f"- {name}: {what}" for name, what in ended.items())]
     say("\n".join(lines))
-    for part in PARTS:
+    for part in parts:
         path = out / f"{part.name}.md"
         if path.is_file():
             lines += ["", f"## {part.name}", "", path.read_text(encoding="utf-8", errors="replace").strip()]

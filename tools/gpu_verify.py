@@ -2,7 +2,7 @@
 float64, as a Markdown table.
 
 python tools/gpu_verify.py --device cuda            start-up comparison, 200 random layouts, norms, SwiGLU and rotary
-positions
+positions; --device npu on an Ascend NPU
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from megatron_videogpt.attention import BACKENDS, verify
 from megatron_videogpt.attention.choice import obstacle
 from megatron_videogpt.config import paths
 from megatron_videogpt.model import fused
+from megatron_videogpt.platforms import activate
 from tests.random_layouts import random_case
 from tools.measuring.clock import attempt
 
@@ -76,7 +77,7 @@ def layouts(backend: str, device: str, dtype: torch.dtype, head_dim: int, count:
 
 def fused_layers(device: str, dtype: torch.dtype) -> str:
     """Norm, SwiGLU and rotary cut of this device's kernels against torch's in float64, at the 3.8B model's widths."""
-    kernels = "triton" if device == "cuda" else "torch"
+    kernels = fused.select(device)[0]
     limit = {torch.float32: 2e-5}.get(dtype, 4 * torch.finfo(dtype).eps)
     noise = torch.Generator().manual_seed(0)
 
@@ -119,11 +120,15 @@ def results(function: Callable[..., object], inputs: list[Tensor]) -> list[Tenso
 def main() -> None:
     """Print the table; exit code 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda", "npu"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--backends", default=",".join(name for name in BACKENDS if name != "reference"))
     parser.add_argument("--layouts", type=int, default=200, help="random layouts for each backend and number type")
     parser.add_argument("--json", type=paths.path, help="also write the verdicts into this file")
     options = parser.parse_args()
+    if options.device == "npu":
+        activate("npu")
     verdicts: dict[str, str] = {}
     print("| what | numbers | verdict |\n|---|---|---|", flush=True)
 

@@ -14,13 +14,14 @@ from functools import lru_cache
 from ..config.derived import dp_size, recomputed_layers, scores_rows_only, stage_layers
 from ..config.schema import Config
 from ..objective.work import Work
+from .communicators import communicator_bytes
 from .estimate import packed_rows, pipeline_parameters
 
 POLICIES = ("none", "selective", "mlp", "full")
 """Recompute policies, least first."""
 
 RESERVE = 0.08
-"""Share of a device's memory that plans leave free: the CUDA context, communication buffers, fragmentation and kernels'
+"""Share of a device's memory that plans leave free: the CUDA context, NCCL's buffers, fragmentation and kernels'
 workspaces.
 """
 
@@ -32,7 +33,7 @@ class Memory:
     optimizer: Adam's moments and, for bf16, the float32 main parameters; ema: the averaged weights; working: what lives
     for moments only while the activations are at their fullest (gathered shards, gradients of activations, one weight's
     gradient, a layer that is computed again); update: what the optimizer step needs for moments, after the activations
-    are gone.
+    are gone; communicators: HCCL's buffers, which the device's allocator does not count.
     """
 
     parameters: float
@@ -42,6 +43,7 @@ class Memory:
     activations: float
     working: float
     update: float
+    communicators: float = 0.0
 
     @property
     def states(self) -> float:
@@ -51,6 +53,11 @@ class Memory:
     @property
     def total(self) -> float:
         """The peak; the framework itself comes on top."""
+        return self.allocated + self.communicators
+
+    @property
+    def allocated(self) -> float:
+        """The peak that the device's allocator sees."""
         return self.states + max(self.activations + self.working, self.update)
 
 
@@ -252,6 +259,7 @@ def pipeline_memory(config: Config, channels: int, world_size: int, work: Work[f
                 activations=kept + head,
                 working=max(working - head, head_working),
                 update=4 * held / sharded,
+                communicators=communicator_bytes(config, world_size),
             )
         )
     return memories

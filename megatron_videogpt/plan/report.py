@@ -197,8 +197,8 @@ def _memory_table(config: Config, channels: int, world_size: int, longest: Work[
         f"Memory of the fullest rank: this run, and with each recompute policy; rows of {longest.tokens:,.0f} tokens"
     )
     table = table_of(title, "", "this run", *POLICIES)
-    for name in ("parameters", "gradients", "optimizer", "ema", "activations", "working"):
-        if name != "ema" or config.optimizer.ema_decay:
+    for name in ("parameters", "gradients", "optimizer", "ema", "activations", "working", "communicators"):
+        if name not in ("ema", "communicators") or getattr(chosen, name):
             table.add_row(name, *(size(getattr(memory, name)) for memory in (chosen, *every)))
     table.add_section()
     table.add_row("peak", *(size(memory.total) for memory in (chosen, *every)), style="bold")

@@ -13,7 +13,7 @@ from megatron.core import parallel_state, tensor_parallel
 
 from .. import launch, signals
 from ..errors import RunError
-from . import Platform
+from . import Platform, hccl
 
 
 class Layout(Protocol):
@@ -53,7 +53,7 @@ def start(platform: Platform, parallel: Layout, timeout_minutes: float = 30.0) -
             f"parallel.pipeline={parallel.pipeline}); "
             f"launch a multiple of {model_size} with torchrun --nproc_per_node, or lower the sizes"
         )
-    minutes = patience(timeout_minutes)
+    minutes = _limit(platform, timeout_minutes)
     timeout = datetime.timedelta(minutes=minutes)
     if not torch.distributed.is_initialized():
         if "RANK" in os.environ:
@@ -86,6 +86,14 @@ def patience(timeout_minutes: float) -> int:
     before those that wait for it.
     """
     return math.ceil(timeout_minutes) + 1
+
+
+def _limit(platform: Platform, timeout_minutes: float) -> int:
+    """Minutes that the process groups of the platform's own backend wait."""
+    minutes = patience(timeout_minutes)
+    if platform.backend != "hccl":
+        return minutes
+    return max(minutes, math.floor(hccl.fit_timeouts(timeout_minutes) / 60) + 1)
 
 
 def control_group(timeout_minutes: float = 30.0) -> Any:

@@ -42,11 +42,13 @@ def with_recompute(config: Config, channels: int, platform: Platform, control: A
     smallest = torch.tensor(round(config.parallel.memory_gb * 1e9) or platform.memory_total())
     torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN, group=control)
     memory = int(smallest)
+    # What else lies on a device depends on which it is; the configuration keeps what it says of that.
+    here = replace(config, train=replace(config.train, platform=platform.name))
     try:
-        resolved = resolve_recompute(config, world.world_size(), channels, memory)
+        resolved = replace(config, parallel=resolve_recompute(here, world.world_size(), channels, memory).parallel)
     except UserError as error:
         raise RunError(str(error)) from None
-    if resolved is not config and world.is_rank_zero():
+    if resolved != config and world.is_rank_zero():
         layers = (
             f", {resolved.parallel.recompute_layers} layers of each pipeline rank"
             if resolved.parallel.recompute_layers

@@ -12,6 +12,7 @@ import pytest
 from megatron_videogpt.config.load import config_from_dict
 from megatron_videogpt.objective.next_clip.work import clip_work
 from megatron_videogpt.plan.communication import traffic
+from megatron_videogpt.plan.communicators import communicators
 
 from .launch import REPOSITORY, torchrun
 
@@ -57,3 +58,7 @@ def test_calls_and_bytes_are_those_of_real_steps(tmp_path: Path) -> None:
         for kind, (calls, size) in expected.items():
             # The optimizer pads its buffers.
             assert answers[name]["calls"][kind] == [calls, pytest.approx(size, rel=0.01)], f"{name}, {kind}"
+        # The group of all ranks waits for a validation, unless a pipeline borrows it.
+        listed = communicators(config_from_dict(values), 2)
+        expected_groups = [one.pairs for one in listed if one.pairs or not one.what.startswith("all ranks")]
+        assert sorted(answers[name]["groups"]) == sorted(expected_groups), name

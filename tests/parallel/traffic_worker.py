@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 CHANNELS, SMALL, ROWS = 4, 2000, 2
 counted: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+used: dict[str, bool] = {}
+"""Names of the groups of several ranks that anything went through; whether messages from rank to rank did."""
 
 
 def replace(original: Any, wrapped: Any) -> None:
@@ -27,6 +29,12 @@ def replace(original: Any, wrapped: Any) -> None:
         if place == "torch.distributed" or not place.startswith("torch"):
             for name in [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is original]:
                 setattr(module, name, wrapped)
+
+
+def note(group: Any, pairs: bool = False) -> None:
+    group = group or dist.group.WORLD
+    if group.size() > 1:
+        used[group.group_name] = used.get(group.group_name, False) or pairs
 
 
 def count(name: str, kind: str, which: int, factor: float) -> None:
@@ -39,6 +47,7 @@ def count(name: str, kind: str, which: int, factor: float) -> None:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         group = kwargs.get("group") or next((x for x in args if isinstance(x, dist.ProcessGroup)), None)
         whole, size = args[which], dist.get_world_size(group)
+        note(group)
         if size > 1 and whole.numel() >= SMALL:
             counted[kind][0] += 1
             counted[kind][1] += factor * whole.nbytes * (size - 1) / size
@@ -48,22 +57,28 @@ def count(name: str, kind: str, which: int, factor: float) -> None:
 
 
 def count_sends() -> None:
-    """Point to point: one call sends the whole tensor."""
-    original = dist.isend
+    """Point to point: one call sends the whole tensor; what is received may come through another group."""
+    original, receive = dist.isend, dist.irecv
 
     def wrapped(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        note(kwargs["group"], pairs=True)
         if tensor.numel() >= SMALL:
             counted["send"][0] += 1
             counted["send"][1] += tensor.nbytes
         return original(tensor, *args, **kwargs)
 
+    def received(*args: Any, **kwargs: Any) -> Any:
+        note(kwargs["group"], pairs=True)
+        return receive(*args, **kwargs)
+
     # Batched operations compare with the module's own name.
     replace(original, wrapped)
-    dist.distributed_c10d.isend = wrapped
+    replace(receive, received)
+    dist.distributed_c10d.isend, dist.distributed_c10d.irecv = wrapped, received
 
 
-def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]], int]:
-    """({kind: [calls, bytes]} of the second step, tokens of a row)."""
+def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]], int, list[bool]]:
+    """({kind: [calls, bytes]} of the second step, tokens of a row, of each group whether it carried messages)."""
     from megatron.core import parallel_state
 
     from megatron_videogpt.config.load import config_from_dict
@@ -84,9 +99,10 @@ def step(values: dict[str, Any], platform: Any) -> tuple[dict[str, list[float]],
     part = row.shard(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size())
     for _ in range(2):
         counted.clear()
+        used.clear()
         train_step(chunks, optimizer, objective, [part] * ROWS)
     world.leave_layout()
-    return dict(counted), row.length
+    return dict(counted), row.length, list(used.values())
 
 
 def main() -> None:
@@ -102,8 +118,8 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = {}
     for name, values in json.loads(Path(sys.argv[1]).read_text()).items():
-        calls, tokens = step(values, platform)
-        answers[name] = {"calls": calls, "tokens": tokens}
+        calls, tokens, groups = step(values, platform)
+        answers[name] = {"calls": calls, "tokens": tokens, "groups": groups}
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(answers))
     dist.destroy_process_group()

@@ -52,15 +52,17 @@ def test_workflows_run_the_same_as_everybody() -> None:
 
 def test_forms_for_issues() -> None:
     forms = {path.name: yaml.safe_load(path.read_text()) for path in (REPOSITORY / ".github/ISSUE_TEMPLATE").iterdir()}
-    assert set(forms) == {"bug.yml", "question.yml", "gpu_report.yml", "config.yml"}
+    assert set(forms) == {"bug.yml", "question.yml", "gpu_report.yml", "npu_report.yml", "config.yml"}
     del forms["config.yml"]
     for form in forms.values():
         assert {"name", "description", "body"} <= set(form)
         ids = [field["id"] for field in form["body"] if field["type"] != "markdown"]
         assert len(ids) == len(set(ids)) > 0
     # The file that the form asks for is the one that the tool writes.
-    assert "runs/gpu_check/summary.md" in text(".github/ISSUE_TEMPLATE/gpu_report.yml")
-    assert '"summary.md"' in text("tools/gpu_check.py") and "runs/gpu_check" in text("tools/gpu_check.py")
+    for kind in ("gpu", "npu"):
+        assert f"runs/{kind}_check/summary.md" in text(f".github/ISSUE_TEMPLATE/{kind}_report.yml")
+        assert f'"runs" / "{kind}_check"' in text(f"tools/{kind}_check.py")
+    assert '"summary.md"' in text("tools/gpu_check.py")
 
 
 def test_citation() -> None:

@@ -24,11 +24,11 @@ def in_turns(ways: Mapping[Name, Callable[[], Taken]], repeat: int) -> Iterator[
 
 
 def seconds(call: Callable[[], Any], device: str, count: int = 1) -> float:
-    """Mean seconds of a call over `count` calls in a row, on a GPU by its own clock."""
-    if device == "cuda":
+    """Mean seconds of a call over `count` calls in a row, on a GPU or NPU by its own clock."""
+    if device != "cpu":
         import torch
 
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.get_device_module(device).Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(count):
             call()
@@ -78,14 +78,15 @@ def peak_memory(call: Callable[[], Any], device: str) -> float:
     """Most MiB that a call held beyond what was there before; on a CPU sampled each millisecond, nan where the system
     does not tell.
     """
-    if device == "cuda":
+    if device != "cpu":
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        module = torch.get_device_module(device)
+        module.reset_peak_memory_stats()
+        before = module.memory_allocated()
         call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        module.synchronize()
+        return (module.max_memory_allocated() - before) / 2**20
     if not Path("/proc/self/statm").exists():
         call()
         return float("nan")

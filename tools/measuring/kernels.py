@@ -39,8 +39,8 @@ def dense_bytes(rows: int, keys: int, dtype: torch.dtype) -> int:
 
 def free_memory(device: str) -> int:
     """Bytes that this process can still fill."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    if device != "cpu":
+        return torch.get_device_module(device).mem_get_info()[0]
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if Path("/proc/meminfo").exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)
 
@@ -111,14 +111,14 @@ class Building:
 
 @contextlib.contextmanager
 def building_clock(device: str) -> Iterator[Building]:
-    """Adds up, inside, the time of everything that backends compute from intervals alone.  On a GPU each waits for the
-    device, before and after.
+    """Adds up, inside, the time of everything that backends compute from intervals alone.  On a GPU or NPU each waits
+    for the device, before and after.
     """
     spent = Building()
 
     def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.get_device_module(device).synchronize()
 
     def timed(build: Callable[[], Any]) -> Any:
         wait()

@@ -30,6 +30,10 @@ def machine(device: str, threads: int) -> str:
 
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    if device == "npu":
+        import torch_npu
+
+        return f"{torch.npu.get_device_name()}, torch {torch.__version__}, torch_npu {torch_npu.__version__}"
     cpu = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),

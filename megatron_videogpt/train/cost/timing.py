@@ -41,6 +41,7 @@ def resolved(config: Config, platform: Platform, frame: tuple[int, int], fit: bo
     chosen = (
         dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, recompute="auto")) if fit else config
     )
+    chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, platform=platform.name))
     for layers in range(config.model.num_layers, 0, -config.parallel.stages):
         try:
             return resolve_recompute(with_layers(chosen, layers), processes, channels, memory, frame)

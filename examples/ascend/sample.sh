@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Continues videos on one Ascend NPU: `python -m megatron_videogpt sample` and its options, after env.sh.
+#   bash examples/ascend/sample.sh --checkpoint runs/videogpt/stage4 in.mp4 --output out.mp4 --clips 8,8
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=examples/ascend/env.sh
+source "$root/examples/ascend/env.sh"
+python=$root/.venv/bin/python
+[ -x "$python" ] || python=python3
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m megatron_videogpt sample "$@"
