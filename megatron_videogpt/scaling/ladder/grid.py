@@ -133,10 +133,12 @@ def _cell(base: Config, ladder: Ladder, first: float, second: float, option: str
         told = f"{option or 'ladder.budgets'} = {first:g} with a multiple of {second:g}"
     config = sized(base, ladder, target, told)
     size = counts_of(config).of(ladder.parameters)
-    if axes == ("sizes", "multiples"):
-        tokens = second * ladder.tokens_per_parameter * size
-    else:
-        tokens = (second if axes[0] == "sizes" else first) / (FLOPS * size)
+    tokens = {
+        ("sizes", "multiples"): second * ladder.tokens_per_parameter * size,
+        ("sizes", "tokens"): second,
+        ("sizes", "budgets"): second / (FLOPS * size),
+        ("budgets", "multiples"): first / (FLOPS * size),
+    }[axes]
     return Cell(target, config, tokens, first, second)
 
 
@@ -166,7 +168,8 @@ def _name(ladder: Ladder, cells: Sequence[Cell]) -> str:
     head = label(cell.first) if first == "sizes" else f"c{cell.first:.4g}"
     if len(cells) > 1:
         return head
-    return f"{head}-x{cell.second:.4g}" if second == "multiples" else f"{head}-c{cell.second:.4g}"
+    tail = {"multiples": f"x{cell.second:.4g}", "tokens": f"d{label(cell.second)}", "budgets": f"c{cell.second:.4g}"}
+    return f"{head}-{tail[second]}"
 
 
 def _overridden(runs: list[Planned], ladder: Ladder) -> list[Planned]:

@@ -18,6 +18,8 @@ SECTION = "ladder"
 BASE, PLANNED = "base", "plan"
 """What `schedule` and `layout` may say beside a schedule: as the recipe has it; the planner's best layout."""
 SCHEDULES = ("wsd", "wsd_s", BASE)
+AXES = (("sizes", "multiples"), ("sizes", "tokens"), ("sizes", "budgets"), ("budgets", "multiples"))
+"""Pairs of options that span a grid."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Ladder:
     output: str = option("runs/ladder", "folder of the ladder: its plan, and a folder for each run", path=True)
     sizes: tuple[float, ...] = option((), "parameters N of the models; widths are whole heads, so that N is only near")
     multiples: tuple[float, ...] = option((), "tokens D of the runs, as multiples of tokens_per_parameter x N")
+    tokens: tuple[float, ...] = option((), "tokens D of the runs themselves, in place of multiples")
     budgets: tuple[float, ...] = option((), "compute C = 6 N D of the runs in FLOPs, in place of sizes or of multiples")
     hold_out: tuple[tuple[float, float], ...] = option(
         (),
@@ -89,15 +92,14 @@ class Ladder:
     @property
     def axes(self) -> tuple[str, str]:
         """The two that span the grid, as they are named here."""
-        given = [name for name in ("sizes", "budgets", "multiples") if getattr(self, name)]
-        return (given[0], given[1]) if given[0] == "sizes" else ("budgets", "multiples")
+        return next(pair for pair in AXES if all(getattr(self, name) for name in pair))
 
 
 RANGES: tuple[tuple[str, str], ...] = (
     (
         "above 0",
-        "sizes multiples budgets hold_out tokens_per_parameter reference_size heads_multiple batch_multiple gpus "
-        "memory_gb warmup_share",
+        "sizes multiples tokens budgets hold_out tokens_per_parameter reference_size heads_multiple batch_multiple "
+        "gpus memory_gb warmup_share",
     ),
     (
         "at least 0",
@@ -150,13 +152,15 @@ def wrong_values(ladder: Ladder, broken: set[str]) -> list[str]:
 
 
 def _wrong_grid(ladder: Ladder, broken: set[str]) -> list[str]:
-    given = [name for name in ("sizes", "multiples", "budgets") if getattr(ladder, name)]
-    if any(f"{SECTION}.{name}" in broken for name in ("sizes", "multiples", "budgets", "hold_out", "beta2")):
+    axes = ("sizes", "multiples", "tokens", "budgets")
+    given = tuple(name for name in axes if getattr(ladder, name))
+    if any(f"{SECTION}.{name}" in broken for name in (*axes, "hold_out", "beta2")):
         return []
-    if len(given) != 2:
+    if sorted(given) not in map(sorted, AXES):
+        pairs = ", or ".join(" and ".join(pair) for pair in AXES)
         return [
-            f"{SECTION} has {', '.join(given) or 'no axis'}: a grid is spanned by two of sizes, multiples and budgets; "
-            "use for example sizes = [1e6, 3e6, 1e7] and multiples = [0.5, 1, 2]"
+            f"{SECTION} has {', '.join(given) or 'no axis'}: a grid is spanned by {pairs}; use for example "
+            "sizes = [1e6, 3e6, 1e7] and multiples = [0.5, 1, 2]"
         ]
     if ladder.schedule == "wsd_s" and "sizes" not in given:
         return [

@@ -140,6 +140,7 @@ def _tokens(ladder: Ladder) -> str:
     multiple = f"multiple x {ladder.tokens_per_parameter:g} x N"
     return {
         ("sizes", "multiples"): multiple,
+        ("sizes", "tokens"): "as given, the same for every size",
         ("sizes", "budgets"): "C / 6 N",
         ("budgets", "multiples"): f"C / 6 N, with N for tokens near {multiple}",
     }[ladder.axes]
