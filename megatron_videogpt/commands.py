@@ -56,6 +56,9 @@ COMMANDS: dict[Words, Command] = {
     ("codec", "train", "tiny"): Command("train.codec.tiny", "the codec that is shipped, latents of single frames"),
     ("codec", "train", "fsq"): Command("train.codec.fsq", "a tokenizer for next block prediction, codes of 4 frames"),
     ("codec", "psnr"): Command("evaluate.codec", "what a codec keeps of your own videos"),
+    ("scaling", "plan"): Command("scaling.ladder.plan_cli", "runs of several sizes by rules, and what they take"),
+    ("scaling", "run"): Command("scaling.ladder.run_cli", "launch such a ladder, or go on with it"),
+    ("scaling", "status"): Command("scaling.ladder.status_cli", "how far a ladder is"),
     ("scaling", "fit"): Command("scaling.cli", "how the loss falls with parameters and tokens, from runs"),
     ("cost",): Command("train.cost.cli", "measure what a token and a pair cost on this device", shared=True),
     ("state",): Command("checkpoint.state", "say whether a run is new, resumes or is finished"),
@@ -69,6 +72,7 @@ examples:
   python -m megatron_videogpt convert to-hf runs/mine --output mine-hf
   python -m megatron_videogpt convert from-hf Video-GPT --output runs/released
   python -m megatron_videogpt codec psnr videos/
+  python -m megatron_videogpt scaling plan examples/scaling/cpu.toml
   python -m megatron_videogpt scaling fit runs/ladder --hold-out 1
 Each has examples of its own: --help behind it.
 """

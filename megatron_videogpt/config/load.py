@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import UserError
 from . import paths
@@ -20,6 +20,8 @@ from .overrides import plain, set_value, split, tomllib
 from .schema import Config
 from .toml import show, to_toml
 from .values import Wrong, convert
+
+T = TypeVar("T")
 
 
 class ConfigError(UserError):
@@ -54,6 +56,41 @@ def read_config(
     Raises `ConfigError` only for files that cannot be read at all, where looking at options would be guesswork.
     """
     values, unreadable = _read_file(Path(path), (), change)
+    return _overridden(values, unreadable, overrides, change)
+
+
+def read_table(
+    values: dict[str, Any], path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Config, list[str], set[str]]:
+    """As `read_config`, of what a file `path` holds beside tables of another kind, which the caller has taken out."""
+    found, unreadable = _with_base(dict(values), Path(path), (), paths.expand)
+    return _overridden(found, unreadable, overrides, paths.expand)
+
+
+def parse_file(path: str | Path) -> dict[str, Any]:
+    """A TOML file as it stands, without its base; raises `ConfigError`."""
+    values, unreadable = _parse(Path(path), ())
+    if unreadable:
+        raise ConfigError(unreadable)
+    return values
+
+
+def build_section(kind: type[T], values: dict[str, Any], prefix: str) -> tuple[T, list[str], set[str]]:
+    """A dataclass of `sections.option` fields from a table that is no section of `Config`: what could be read, the
+    problems, and the options they concern.
+
+    prefix: before the options' names, such as "ladder.".
+    """
+    problems: list[str] = []
+    broken: set[str] = set()
+    names = tuple(option.name for option in options(kind, prefix))
+    made = _build(kind, values, prefix, _Reading(problems, broken, paths.expand, names))
+    return made, problems, broken
+
+
+def _overridden(
+    values: dict[str, Any], unreadable: list[str], overrides: Sequence[str], change: Callable[[str], str]
+) -> tuple[Config, list[str], set[str]]:
     pairs, problems = split(overrides)
     if unreadable:
         raise ConfigError(unreadable + problems)
@@ -90,14 +127,19 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _read_file(path: Path, seen: tuple[Path, ...], change: Callable[[str], str]) -> tuple[dict[str, Any], list[str]]:
     """A file's values over those of its bases, and what was wrong with the files themselves."""
-    resolved = path.resolve()
-    if resolved in seen:
+    if path.resolve() in seen:
         return {}, [
             f'{path}: base = "..." must not lead back to the same file; the chain is '
-            f"{' -> '.join(p.name for p in (*seen, resolved))}: remove one base"
+            f"{' -> '.join(p.name for p in (*seen, path.resolve()))}: remove one base"
         ]
+    values, problems = _parse(path, seen)
+    return (values, problems) if problems else _with_base(values, path, seen, change)
+
+
+def _parse(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list[str]]:
+    """A file's own values, or what is wrong with it; seen: the files that it is the base of."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig")), []
     except FileNotFoundError:
         used_by = f' (the base of {seen[-1]}; "base" is relative to that file)' if seen else ""
         return {}, [
@@ -109,13 +151,19 @@ def _read_file(path: Path, seen: tuple[Path, ...], change: Callable[[str], str])
         ]
     except tomllib.TOMLDecodeError as error:
         return {}, [f"{path}: must be valid TOML, but {error}; texts need quotes, sections look like [train]"]
+
+
+def _with_base(
+    values: dict[str, Any], path: Path, seen: tuple[Path, ...], change: Callable[[str], str]
+) -> tuple[dict[str, Any], list[str]]:
+    """A file's own values over those of the base that they name."""
     base = values.pop("base", None)
     if base is None:
         return values, []
     if not isinstance(base, str):
         return values, [f'{path}: base = {base!r} must be the name of one TOML file; write base = "base.toml"']
     try:
-        below, problems = _read_file(path.parent / change(base), (*seen, resolved), change)
+        below, problems = _read_file(path.parent / change(base), (*seen, path.resolve()), change)
     except UserError as error:
         return values, [f"{path}: base = {show(base)}: {error}"]
     return _merge(Config, below, values), problems
@@ -132,11 +180,14 @@ def _merge(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[s
 
 @dataclass(frozen=True)
 class _Reading:
-    """problems: one line each; broken: the options they concern, which keep their defaults; change: done with paths."""
+    """problems: one line each; broken: the options they concern, which keep their defaults; change: done with paths;
+    names: of all options, None for those of `Config`.
+    """
 
     problems: list[str]
     broken: set[str]
     change: Callable[[str], str]
+    names: tuple[str, ...] | None = None
 
     def wrong(self, name: str, line: str) -> None:
         self.problems.append(line)
@@ -151,7 +202,7 @@ def _build(section: Any, values: dict[str, Any], prefix: str, reading: _Reading)
         name = prefix + key
         kind = None if key not in items else type_of(items[key], section, told(key, plain(value, str)))
         if kind is None:
-            reading.problems.append(_unknown(name, plain(value)))
+            reading.problems.append(_unknown(name, plain(value), reading.names))
         elif is_dataclass(kind):
             if isinstance(value, dict):
                 known[key] = _build(kind, value, f"{name}.", reading)
@@ -183,15 +234,17 @@ def _quoted(value: Any) -> str:
     return to_toml(value if isinstance(value, str) else show(value))
 
 
-def _unknown(name: str, value: Any) -> str:
-    """The line for an unknown section or option: the same name elsewhere, else the closest spelling."""
-    if isinstance(value, dict):
+def _unknown(name: str, value: Any, known: tuple[str, ...] | None = None) -> str:
+    """The line for an unknown section or option: the same name elsewhere, else the closest spelling.  known: names of
+    all options, None for those of `Config`.
+    """
+    if isinstance(value, dict) and known is None:
         sections = sorted({option.name.rpartition(".")[0] for option in options()})
         close = difflib.get_close_matches(name, sections, n=1)
         return f"[{name}]: there is no such section; " + (
             f"did you mean [{close[0]}]?" if close else f"the sections are {', '.join(sections)}"
         )
-    names = [option.name for option in options()]
+    names = list(known) if known is not None else [option.name for option in options()]
     section, _, leaf = name.rpartition(".")
     siblings = {known.rpartition(".")[2]: known for known in names if known.rpartition(".")[0] == section}
     close = [known for known in names if known.rpartition(".")[2] == leaf]

@@ -32,19 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = CHECK, CHECK_EXAMPLES
     parser.add_argument(
         "--gpus",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
         help="processes of the run (default: one model replica, TP x CP x PP)",
     )
     parser.add_argument(
         "--memory-gb",
-        type=_positive(float),
+        type=positive(float),
         metavar="GB",
         help="memory of a device in 10^9 bytes (default: parallel.memory_gb, else 80)",
     )
     parser.add_argument(
         "--mfu",
-        type=_positive(float),
+        type=positive(float),
         metavar="SHARE",
         help="model FLOP utilisation (default: measured in train.output, else 0.4)",
     )
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     """An argument type: a number above 0."""
 
     def parse_number(text: str) -> float:

@@ -9,12 +9,13 @@ expectations over its random draws.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 from ..codec.geometry import CodecGeometry, expected_geometry
 from ..codec.options import CodecConfig
 from ..config.derived import dp_size, frame_side, recomputed_layers, scores_rows_only, stage_layers, typical_frame
-from ..config.schema import Config
+from ..config.schema import Config, ParallelConfig
 from ..model.flops import (
     attention_flops,
     feed_forward_weights,
@@ -62,6 +63,17 @@ def step_flops(config: Config, work: Work[float]) -> float:
     """Model FLOPs of an optimizer step with samples of this mean work."""
     one = training_flops(config.model, objective_work(config).weights, work.tokens, work.pairs)
     return one * config.train.global_batch_size
+
+
+def sample_flops(config: Config, work: Work[float]) -> float:
+    """FLOPs of the forward and backward pass over a sample of this mean work, in any layout and with nothing computed
+    again: those of `hardware_flops` in one process, which are the products that torch counts, attention on attended
+    pairs.  Rows that no head reads are taken to attend as many pairs as the mean row.
+    """
+    alone = replace(config, parallel=ParallelConfig())
+    rest = work.tokens - work.scored
+    unscored = rest, work.pairs * rest / work.tokens
+    return hardware_flops(alone, objective_work(config).weights, work.tokens, work.pairs, unscored)
 
 
 def longest_row(config: Config, frame: tuple[int, int] | None = None) -> Work[float]:

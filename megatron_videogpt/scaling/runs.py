@@ -28,6 +28,9 @@ LEVEL = f"{LOSS}_"
 ALL, DECODER = "all", "decoder"
 """Which parameters count as N: every trained one, or those of the decoder's layers and its last norm."""
 
+DIVERGED = 1.5
+"""A run whose last validation loss is above this multiple of its lowest has diverged."""
+
 SETS = ("data", "codec", "condition", "objective")
 """Sections that decide what a validation loss is measured on, and what it is."""
 
@@ -84,13 +87,13 @@ def read_run(folder: Path, counted: str = ALL) -> Run:
     from ..codec.geometry import expected_geometry
     from ..model.flops import component_parameters
     from ..objective.build import parameter_table
-    from ..plan.estimate import objective_work, step_flops
+    from ..plan.estimate import objective_work, sample_flops
 
     work = objective_work(config).expected(typical_frame(config))
     counts = component_parameters(parameter_table(config), config.model, expected_geometry(config.codec).channels)
     parts = {name: count for name, count in counts.items() if counted == ALL or name.startswith("decoder.")}
     size, batch = float(sum(parts.values())), config.train.global_batch_size * work.tokens
-    flops = step_flops(config, work)
+    flops = sample_flops(config, work) * config.train.global_batch_size
     measured = {line["step"]: line for line in lines if LOSS in line}
     # One decay is the end of any schedule.
     ends = decays(config.optimizer, config.train.steps) or [(0, config.train.steps)]
@@ -101,7 +104,7 @@ def read_run(folder: Path, counted: str = ALL) -> Run:
         points.append(Point(name, size, step * batch, loss, step, batch, step * flops, levels, dropped))
     curve = [(step * batch, line[LOSS]) for step, line in sorted(measured.items()) if step and line[LOSS] is not None]
     tokens, losses = np.array(curve, float).reshape(-1, 2).T
-    return Run(folder, tuple(points), size, tokens, losses, _validated(config))
+    return Run(folder, tuple(points), size, tokens, losses, validated_by(config))
 
 
 def _measured(
@@ -115,7 +118,24 @@ def _measured(
         return math.nan, {}, why
     values = {name: math.nan if value is None else float(value) for name, value in line.items() if name != "step"}
     levels = {name.removeprefix("validation_"): value for name, value in values.items() if name.startswith(LEVEL)}
-    return values[LOSS], levels, "" if math.isfinite(values[LOSS]) else f"diverged: {LOSS} is no finite number"
+    before = {at: one[LOSS] for at, one in measured.items() if at < step and one[LOSS] is not None}
+    return values[LOSS], levels, why_diverged(values[LOSS], before)
+
+
+def why_diverged(loss: float, before: dict[int, float]) -> str:
+    """Why a point is left out because its run diverged; "" where it did not.  before: finite losses by earlier steps.
+
+    The rule: the loss is no finite number, or above `DIVERGED` times the lowest before it.
+    """
+    if not math.isfinite(loss):
+        return f"diverged: {LOSS} is no finite number"
+    lowest = min(before, key=lambda step: before[step], default=None)
+    if lowest is None or loss <= DIVERGED * before[lowest]:
+        return ""
+    return (
+        f"diverged: {LOSS} {loss:.4g} is above {DIVERGED:g} times its lowest before, "
+        f"{before[lowest]:.4g} at step {lowest}"
+    )
 
 
 def check_alike(runs: Sequence[Run]) -> None:
@@ -135,7 +155,8 @@ def _shown(value: Any) -> str:
     return "not there" if value is None else show(value)
 
 
-def _validated(config: Config) -> dict[str, Any]:
+def validated_by(config: Config) -> dict[str, Any]:
+    """Every option that a run's validation loss depends on, beside the model."""
     names = [option.name for option in options(of=config)]
     wanted = [name for name in names if name.split(".")[0] in SETS and name not in READING]
     return {name: value_of(config, name) for name in (*wanted, "eval.samples", "train.seed")}

@@ -43,14 +43,15 @@ def write_settings(result: Result, options: dict[str, Any], folder: Path) -> Non
 
 def write_json(path: Path, value: Any) -> None:
     """Numbers that are not finite become null."""
-    write_file(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_file(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as JSON has it: numbers that are not finite become None, tuples lists."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from megatron_videogpt import __main__ as command_line
+from megatron_videogpt.config.check import check_config
 from megatron_videogpt.config.load import load_config, read_config, tomllib
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.config.sections import find
@@ -33,8 +34,10 @@ pytestmark = pytest.mark.long
 FILES = sorted(
     str(path.relative_to(REPOSITORY))
     for path in (REPOSITORY / "examples").rglob("*.toml")
-    if path.parent.name != "datasets"  # how a data set becomes shards: test_recipes.py
+    # How a data set becomes shards: test_recipes.py; ladders are no runs, but many.
+    if path.parent.name not in ("datasets", "scaling")
 )
+LADDERS = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "examples" / "scaling").glob("*.toml"))
 NUMBERS = {"one": 1, "two": 2}
 DEVICES = (
     r"--gpus (\d+)",
@@ -184,6 +187,23 @@ def test_check_accepts_it(
     given = [option for option in options_of(file) if option.startswith("data.")]
     assert command_line.main(["check", file, *words, *given]) == 0
     assert f"= {gpus or 1} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", LADDERS)
+def test_ladders_can_be_planned(
+    file: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each planned run is one that `check` would accept, and the largest is far enough away to be predicted."""
+    monkeypatch.chdir(home)
+    assert command_line.main(["scaling", "plan", file, f"ladder.output={tmp_path}", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["runs"]
+    for one in planned:
+        config = load_config(tmp_path / "configs" / f"{one['name']}.toml")
+        check_config(config, one["devices"])
+    fitted = [one["six_nd"] for one in planned if not one["held_out"]]
+    held_out = [one["six_nd"] for one in planned if one["held_out"]]
+    assert sum(len(one["points"]) for one in planned if not one["held_out"]) >= 9
+    assert min(held_out) >= 3 * max(fitted)
 
 
 @pytest.mark.parametrize("file", FILES)

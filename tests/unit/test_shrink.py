@@ -21,7 +21,7 @@ from megatron_videogpt.model.flops import component_parameters
 from megatron_videogpt.objective.build import parameter_table
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-FILES = sorted(path for path in EXAMPLES.rglob("*.toml") if path.parent.name != "datasets")
+FILES = sorted(path for path in EXAMPLES.rglob("*.toml") if path.parent.name not in ("datasets", "scaling"))
 STAGE4 = str(EXAMPLES / "videogpt" / "stage4.toml")
 LAYOUTS = (
     *("", "parallel.tensor=2", "parallel.tensor=4 parallel.sequence=true", "parallel.context=2"),
