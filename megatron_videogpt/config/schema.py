@@ -215,6 +215,11 @@ class EvalConfig:
 
     every: int = option(1000, "steps between validations; 0 turns them off")
     samples: int = option(64, "held-out samples per validation loss")
+    levels: str = option(
+        "stratified",
+        "noise levels of held-out samples: stratified (spread evenly over all of them) or independent (as in training)",
+        choices=("stratified", "independent"),
+    )
     predict_every: int = option(0, "steps between predicted videos; 0 only at the end of the run")
     final_scenes: int = option(
         0, "held-out samples for the pixel error against 'repeat the last frame' after the last step; 0 turns it off"

@@ -213,7 +213,8 @@ def _label(job: Job) -> str:
 class HeldOut:
     """Held-out samples by number, each read once; a context manager, since there are reader processes.
 
-    samples: with their latents, and with their frames where `keep_pixels` says so; encodes: see `Reading`.
+    samples: with their latents, and with their frames where `keep_pixels` says so; videos: (data set, number
+    in it) of each, which for generated scenes is the sample's own; encodes: see `Reading`.
     """
 
     def __init__(
@@ -222,6 +223,7 @@ class HeldOut:
         self._split, self._seed = source.validation, config.train.seed
         self._reading = Reading(source.validation, codec, config, keep_pixels, source.conditioning, encodes)
         self.samples: dict[int, Sample] = {}
+        self.videos: dict[int, tuple[int, int]] = {}
 
     def __enter__(self) -> HeldOut:
         return self
@@ -238,6 +240,7 @@ class HeldOut:
         for plan in plans:
             try:
                 self.samples[plan.number] = self._reading.finish(plan)
+                self.videos[plan.number] = plan.dataset, plan.item if plan.item >= 0 else -1 - plan.number
             except BadVideo as error:
                 failed[plan.number] = error
         return failed

@@ -41,6 +41,7 @@ class Sample:
     given: int = 0  # leading frames that are given and not predicted: clips[0] where it is not 0
     dropped: bool = False  # to be trained without its condition; what that means is the objective's affair
     encode_time: float = 0.0  # seconds that encoding took, where it was encoded alone
+    stratum: tuple[int, int] | None = None  # of a held-out one: its place among so many that share out noise levels
 
 
 @dataclass(frozen=True)

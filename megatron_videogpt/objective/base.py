@@ -66,13 +66,15 @@ class Metric:
     """A number that is recorded beside the loss: a mean, of the sum and the count that `Score` has of it.
 
     family: metrics that are drawn together, also what TensorBoard groups them by; label: its name in the drawing; part:
-    in whose turn it is counted, "" in the first one's.
+    in whose turn it is counted, "" in the first one's; held_out: whether it is counted in validation alone, where no
+    gradient is taken.  Those of a turn that are come last.
     """
 
     name: str
     family: str
     label: str
     part: str = ""
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ class Score:
     """What a row, or a shard of one, came to.
 
     total: the loss summed over the shard's tokens, float32 ``[]`` with its graph; count: units that the shard counts;
-    sums, counts: of the turn's `metrics` in their order, float32 and int64 ``[metrics]``, on the device; balanced: what
-    is added to the loss for its gradient, with weights that depend on it.
+    sums, counts: of the turn's `metrics` in their order, float32 and int64 ``[metrics]``, on the device; without those
+    that are `held_out` where gradients are taken (`torch.is_grad_enabled`); balanced: what is added to the loss for its
+    gradient, with weights that depend on it.
     """
 
     total: Tensor

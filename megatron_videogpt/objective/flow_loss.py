@@ -1,12 +1,17 @@
-"""The loss of objectives that denoise: squared error of predicted clean latents, and the same by noise level."""
+"""The loss of objectives that denoise: squared error of predicted clean latents, and the same by noise level, by place
+and by history.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..sequence.row import Row
 from .base import Metric, Score
+from .breakdown import Breakdown, grouped
 
 NOISE_BINS = 5
 """Equal bins of the timestep, [0, 0.2) to [0.8, 1], for the loss by noise level."""
@@ -21,6 +26,11 @@ METRICS = tuple(_bin_metric(place) for place in range(NOISE_BINS))
 """The loss by timestep, 0 noise and 1 data."""
 
 
+def flow_metrics(breakdowns: Sequence[Breakdown]) -> tuple[Metric, ...]:
+    """What `flow_score` has."""
+    return METRICS + tuple(metric for one in breakdowns for metric in one.metrics)
+
+
 def flow_loss(output: Tensor, row: Row) -> tuple[Tensor, Tensor]:
     """Squared error of each scored patch's latents, averaged inside a frame, summed over frames
     (tests/golden/README.md, section 8) -> (that sum, detached loss per frame ``[F]`` of this shard's patches).
@@ -30,12 +40,10 @@ def flow_loss(output: Tensor, row: Row) -> tuple[Tensor, Tensor]:
     return error.sum(), per_frame
 
 
-def flow_score(total: Tensor, per_frame: Tensor, row: Row) -> Score:
-    """Of what `flow_loss` gives, with its `METRICS`: see `Objective.score`."""
+def flow_score(total: Tensor, per_frame: Tensor, row: Row, breakdowns: Sequence[Breakdown] = ()) -> Score:
+    """Of what `flow_loss` gives, with its `flow_metrics`: see `Objective.score`."""
     place = (row.units["timestep"] * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-    # Not index_add, which adds in another order, and so to other last digits, in every run on a GPU.
-    other = place != torch.arange(NOISE_BINS, device=place.device)[:, None]
-    # A later shard of a row adds to the loss of frames that the first one counts.
-    sums = per_frame.float().expand(other.shape).masked_fill(other, 0.0).sum(dim=1)
-    counts = row.counted.long().expand(other.shape).masked_fill(other, 0).sum(dim=1)
-    return Score(total, row.count, sums, counts)
+    inside = [place == torch.arange(NOISE_BINS, device=place.device)[:, None]]
+    if not torch.is_grad_enabled():
+        inside += [one.inside(row) for one in breakdowns]
+    return Score(total, row.count, *grouped(per_frame, row.counted, torch.cat(inside)))

@@ -30,6 +30,8 @@ class Sequence:
     """One sequence ready to be packed: its layout, the latents of its noisy and clean frames ``[F, C, h, w]`` as fed to
     the model, a timestep per noisy frame, the targets (None when sampling), whether they count in the loss, the
     condition that its prefix is of (`data.plans.Sample`), and the sample's key.
+    frame, history: int64 ``[F]`` of the noisy frames, their place and how many clean frames theirs sees, by which the
+    loss is told apart; None when sampling.
     """
 
     layout: Layout
@@ -40,6 +42,8 @@ class Sequence:
     scored: bool = True
     prefix: Tensor | None = None
     key: int = 0
+    frame: Tensor | None = None
+    history: Tensor | None = None
 
 
 def assemble(
@@ -50,7 +54,8 @@ def assemble(
     Streams: ``hint`` (id: 0 ``<|diffusion|>``, 1 ``<img>``, 2 ``</img>``), ``time`` (frame: number among the row's
     noisy frames), ``prefix`` (value: of its tokens; only of models with one), ``noisy`` and ``clean`` (patch:
     float32 ``[n, p*p*C]``, channel fastest; place: row and column in the position table, ``[n, 2]``; frame: as
-    above, of noisy ones). Units are the noisy frames, with their timestep.
+    above, of noisy ones). Units are the noisy frames, with their timestep, and their frame and history where all
+    sequences have them.
 
     no_prefix: what a condition without a token is, ``[0, ...]``; None for models without a prefix.
     """
@@ -93,6 +98,16 @@ def assemble(
         weight=(counted / per_frame).repeat_interleave(per_frame),
         counted=counted,
         count=int(counted.sum()),
-        units={"timestep": torch.cat([item.timestep for item in sequences])},
+        units={"timestep": torch.cat([item.timestep for item in sequences]), **_numbers(sequences)},
         identity=identities([item.key for item in sequences], [len(item.layout) for item in sequences], len(row)),
     )
+
+
+def _numbers(sequences: list[Sequence]) -> dict[str, Tensor]:
+    """Of the noisy frames, where all sequences say."""
+    found = {}
+    for name in ("frame", "history"):
+        values = [getattr(item, name) for item in sequences]
+        if all(value is not None for value in values):
+            found[name] = torch.cat(values)
+    return found

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..data.order import permute
+
+BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1."""
 
 
 def generator(key: int, purpose: str) -> torch.Generator:
     """A CPU generator that depends on (key, purpose) alone, so that every rank and every run draws the same numbers."""
+    return torch.Generator().manual_seed(_seed(key, purpose))
+
+
+def _seed(key: int, purpose: str) -> int:
     digest = hashlib.blake2b(f"{key}/{purpose}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
 
 
 def normal(key: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
@@ -19,9 +29,20 @@ def normal(key: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=generator(key, purpose))
 
 
-def uniform(key: int, purpose: str, count: int) -> Tensor:
-    """`count` float32 draws from [0, 1) of (key, purpose)."""
-    return torch.rand(count, generator=generator(key, purpose))
+def uniform(key: int, purpose: str, count: int, stratum: tuple[int, int] | None = None) -> Tensor:
+    """`count` float32 draws from [0, 1) of (key, purpose).
+
+    stratum: (i, n), the place of a sample among n, spreads their draws: draw number k of each lies in another of n
+    equal parts of [0, 1), to a float32's rounding.  Which part follows from (purpose, k, i, n) alone, where in it from
+    the key.
+    """
+    draws = torch.rand(count, generator=generator(key, purpose))
+    if stratum is None:
+        return draws
+    place, parts = stratum
+    part = [int(permute([place], parts, _seed(number, f"{purpose} strata"))[0]) for number in range(count)]
+    spread = (np.array(part, np.float64) + draws.numpy()) / parts
+    return torch.from_numpy(spread).float().clamp(max=BELOW_ONE)
 
 
 def exponential(key: int, purpose: str, count: int) -> Tensor:

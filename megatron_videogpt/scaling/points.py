@@ -27,8 +27,9 @@ class Point:
     """A finished training run, or a decayed moment of one.
 
     parameters N, tokens D, loss; steps S, batch b: where they are known, NaN elsewhere; levels: other losses by name
-    (by noise level, by latent frame); flops: counted with attention on attended pairs, NaN where unknown; dropped: why
-    it is not used, "" where it is.
+    (by noise level, by latent frame); errors: standard errors of the loss, under "loss", and of the levels, where they
+    are known; flops: counted with attention on attended pairs, NaN where unknown; dropped: why it is not used, "" where
+    it is.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Point:
     flops: float = math.nan
     levels: dict[str, float] = field(default_factory=dict)
     dropped: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def compute(self) -> float:

@@ -47,6 +47,13 @@ form is taken from its abstract): L = E + A / N^alpha + B / S^beta + C / b^gamma
 """
 
 
+ERRORS = """\
+The loss of {some} of {all} points has a standard error of its own, {least:.2g} to {most:.2g} % of it (`se_loss` in
+`points.csv`): how far a mean over other held-out videos might lie. Runs that are validated on the same clips, with the
+same noise, share most of that, so that differences between them are surer than it says; the fits do not use it.
+"""
+
+
 def report(result: Result, pictures: Sequence[str], batch: str) -> str:
     """The whole text.  pictures: those that were drawn; batch: the unit of b."""
     level = f"{result.settings.level:.0%}"
@@ -98,6 +105,9 @@ def _points(result: Result) -> str:
     ]
     if chosen.dropped:
         lines += [table(("dropped", "why"), ((point.name, point.dropped) for point in chosen.dropped))]
+    sure = [100 * point.errors["loss"] / point.loss for point in everything if "loss" in point.errors]
+    if sure:
+        lines += [ERRORS.format(least=min(sure), most=max(sure), some=len(sure), all=len(everything))]
     counted = [point.flops / point.compute for point in everything if point.flops == point.flops]
     if counted:
         lines += [

@@ -14,6 +14,7 @@ import numpy as np
 from ..config.derived import typical_frame
 from ..config.load import ConfigError, load_config
 from ..config.options import options, value_of
+from ..config.overrides import tomllib
 from ..config.schedules import decays
 from ..config.schema import Config
 from ..config.toml import show
@@ -22,8 +23,10 @@ from .points import Point
 
 CONFIG, METRICS = "config.toml", "metrics.jsonl"
 LOSS = "validation_loss"
-LEVEL = f"{LOSS}_"
-"""Names in metrics.jsonl; what begins with the second is a loss of its own: by noise level, by latent frame."""
+LEVEL, ERROR = f"{LOSS}_", "validation_se_"
+"""Names in metrics.jsonl; what begins with the second is a loss of its own: by noise level, by latent frame.  Behind
+the third stands what the number is the standard error of.
+"""
 
 ALL, DECODER = "all", "decoder"
 """Which parameters count as N: every trained one, or those of the decoder's layers and its last norm."""
@@ -100,26 +103,28 @@ def read_run(folder: Path, counted: str = ALL) -> Run:
     points = []
     for _, step in ends:
         name = folder.name if len(ends) == 1 else f"{folder.name}@{step}"
-        loss, levels, dropped = _measured(measured, step, lines)
-        points.append(Point(name, size, step * batch, loss, step, batch, step * flops, levels, dropped))
+        loss, levels, errors, dropped = _measured(measured, step, lines)
+        points.append(Point(name, size, step * batch, loss, step, batch, step * flops, levels, dropped, errors))
     curve = [(step * batch, line[LOSS]) for step, line in sorted(measured.items()) if step and line[LOSS] is not None]
     tokens, losses = np.array(curve, float).reshape(-1, 2).T
-    return Run(folder, tuple(points), size, tokens, losses, validated_by(config))
+    return Run(folder, tuple(points), size, tokens, losses, validated_by(config) | _levels(folder, config))
 
 
 def _measured(
     measured: dict[int, dict[str, Any]], step: int, lines: list[dict[str, Any]]
-) -> tuple[float, dict[str, float], str]:
-    """Validation loss after so many steps, those by level, and why the point is dropped."""
+) -> tuple[float, dict[str, float], dict[str, float], str]:
+    """Validation loss after so many steps, those by level, standard errors, and why the point is dropped."""
     line = measured.get(step)
     if line is None:
         last = max((one["step"] for one in lines), default=0)
         why = f"not finished: at step {last} of {step}" if last < step else f"no {LOSS} at step {step} (eval.every)"
-        return math.nan, {}, why
+        return math.nan, {}, {}, why
     values = {name: math.nan if value is None else float(value) for name, value in line.items() if name != "step"}
     levels = {name.removeprefix("validation_"): value for name, value in values.items() if name.startswith(LEVEL)}
+    found = {name: values.get(f"{ERROR}{name}", math.nan) for name in ("loss", *levels)}
+    errors = {name: value for name, value in found.items() if math.isfinite(value)}
     before = {at: one[LOSS] for at, one in measured.items() if at < step and one[LOSS] is not None}
-    return values[LOSS], levels, why_diverged(values[LOSS], before)
+    return values[LOSS], levels, errors, why_diverged(values[LOSS], before)
 
 
 def why_diverged(loss: float, before: dict[int, float]) -> str:
@@ -160,6 +165,12 @@ def validated_by(config: Config) -> dict[str, Any]:
     names = [option.name for option in options(of=config)]
     wanted = [name for name in names if name.split(".")[0] in SETS and name not in READING]
     return {name: value_of(config, name) for name in (*wanted, "eval.samples", "train.seed")}
+
+
+def _levels(folder: Path, config: Config) -> dict[str, Any]:
+    """How noise levels were drawn; runs of earlier releases, whose files do not say, drew them independently."""
+    told = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8-sig")).get("eval", {})
+    return {"eval.levels": config.eval.levels if "levels" in told else "independent"}
 
 
 def _config(folder: Path) -> Config:

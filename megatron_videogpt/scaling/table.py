@@ -11,6 +11,8 @@ from .law import FLOPS
 from .points import Point
 
 KNOWN = "N (parameters), loss, and D (tokens) or C (FLOPs, taken as 6 N D); name, S (steps) and b (batch) if there are"
+ERROR = "se_"
+"""Before the name of a loss, the column of its standard errors."""
 LEVEL = "loss_"
 """Columns that begin so are losses of their own: by noise level, by latent frame."""
 
@@ -50,8 +52,10 @@ def _point(cells: dict[str, str], number: int) -> Point:
     if math.isnan(tokens) and size > 0:
         tokens = compute / (FLOPS * size)
     levels = {name: _number(text) for name, text in cells.items() if name.startswith(LEVEL)}
-    name = cells.get("name", "").strip() or f"line {number}"
-    return Point(name, size, tokens, loss, _number(cells.get("S", "")), _number(cells.get("b", "")), levels=levels)
+    given = {name: _number(cells.get(f"{ERROR}{name}", "")) for name in ("loss", *levels)}
+    errors = {name: value for name, value in given.items() if math.isfinite(value)}
+    name, steps, batch = cells.get("name", "").strip() or f"line {number}", cells.get("S", ""), cells.get("b", "")
+    return Point(name, size, tokens, loss, _number(steps), _number(batch), levels=levels, errors=errors)
 
 
 def _number(text: str) -> float:

@@ -16,6 +16,7 @@ from ..data.locks import write_whole
 from ..version import __version__
 from .analysis import Estimate, Result
 from .points import SIZES, Point, inputs_of
+from .table import ERROR
 
 FINE = 41
 """Computes of frontier.csv."""
@@ -64,6 +65,9 @@ def _described(result: Result) -> dict[str, Any]:
         "level": result.settings.level,
         "points": {"fitted": len(chosen.fitted), "held_out": len(chosen.held_out), "dropped": len(chosen.dropped)},
         "dropped": {point.name: point.dropped for point in chosen.dropped},
+        "standard_errors": {
+            point.name: point.errors["loss"] for point in (*chosen.fitted, *chosen.held_out) if "loss" in point.errors
+        },
         "methods": {method: _estimate(one) for method, one in result.estimates.items()},
         "predictions": [
             {
@@ -108,16 +112,19 @@ def _write_points(result: Result, path: Path) -> None:
     chosen = result.selection
     levels = sorted({level for point in chosen.fitted for level in point.levels})
     laws = [one.fit.law for one in result.estimates.values()]
+    everything = (*chosen.fitted, *chosen.held_out, *chosen.dropped)
+    sure = [name for name in ("loss", *levels) if any(name in point.errors for point in everything)]
 
     def row(point: Point, state: str) -> list[Any]:
         numbers = [point.parameters, point.tokens, point.compute, point.loss, point.steps, point.batch, point.flops]
         fits = [float(law.loss(inputs_of([point], SIZES))[0]) if state != "dropped" else math.nan for law in laws]
         cells = [*numbers, *fits, *(point.levels.get(level, math.nan) for level in levels)]
+        cells += [point.errors.get(name, math.nan) for name in sure]
         shown = ["" if math.isnan(value) else repr(float(value)) for value in cells]
         return [point.name, *shown[:7], state, point.dropped, *shown[7:]]
 
     head = ["name", "N", "D", "C", "loss", "S", "b", "flops", "state", "dropped_because"]
-    head += [f"predicted_{method}" for method in result.estimates] + levels
+    head += [f"predicted_{method}" for method in result.estimates] + levels + [f"{ERROR}{name}" for name in sure]
     states = ((chosen.fitted, "fitted"), (chosen.held_out, "held out"), (chosen.dropped, "dropped"))
     _write_csv(path, head, [row(point, state) for points, state in states for point in points])
 

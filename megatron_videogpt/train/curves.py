@@ -13,6 +13,7 @@ import numpy as np
 from ..data.locks import write_whole
 from ..errors import UserError
 from ..objective.base import Metric
+from .standard_errors import PREFIX
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -67,7 +68,8 @@ def plot_loss(
     metrics: str | os.PathLike[str], png: str | os.PathLike[str], beside: Sequence[Metric] = (), label: str = "loss"
 ) -> None:
     """Draw `metrics.jsonl` as a PNG: training loss (raw and smoothed) and validation loss, with one more picture for
-    each family of the metrics `beside` them.  label: what the loss is.
+    each family of the metrics `beside` them: curves over steps, or, of what is counted in validation alone, where it
+    was, the last values beside each other with their standard errors.  label: what the loss is.
 
     Raises:
         ValueError: the file has no loss.
@@ -80,7 +82,9 @@ def plot_loss(
         raise UserError(
             f"{os.fspath(metrics)}: no line with a loss, nothing to draw; expected lines that `train` wrote"
         )
-    families = list(dict.fromkeys(metric.family for metric in beside))
+    recorded = {name for line in lines for name in line}
+    drawn = [metric for metric in beside if not metric.held_out or f"validation_{metric.name}" in recorded]
+    families = list(dict.fromkeys(metric.family for metric in drawn))
     figure = Figure(figsize=(5.5 * (1 + len(families)), 4.2), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(families), squeeze=False)[0]
     first.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
@@ -89,10 +93,12 @@ def plot_loss(
     if len(held_out[0]):
         first.plot(*held_out, color="tab:orange", marker="o", markersize=3, label="validation")
     first.set_title("loss")
-    for axes, family in zip(others, families):
-        _family(axes, lines, [metric for metric in beside if metric.family == family])
     for axes in (first, *others):
         axes.set(xlabel="step", ylabel=label)
+    for axes, family in zip(others, families):
+        members = [metric for metric in drawn if metric.family == family]
+        (_profile if members[0].held_out else _family)(axes, lines, members)
+    for axes in (first, *others):
         axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")
         if axes.lines:
@@ -112,3 +118,19 @@ def _family(axes: Any, lines: list[dict[str, Any]], metrics: Sequence[Metric]) -
         color = colormaps["viridis"](0.9 * place / max(1, len(shown) - 1))
         axes.plot(steps, smooth(values), color=color, label=metric.label)
     axes.set_title(f"{'validation' if prefix else 'training'}: {metrics[0].family.replace('_', ' ')}")
+
+
+def _profile(axes: Any, lines: list[dict[str, Any]], metrics: Sequence[Metric]) -> None:
+    """The metrics of a family beside each other, from the last validation that has one of them."""
+    axes.set_title(f"validation: {metrics[0].family.replace('_', ' ')}")
+    found = [line for line in lines if any(line.get(f"validation_{metric.name}") is not None for metric in metrics)]
+    if not found:
+        return
+    last = max(found, key=lambda line: line["step"])
+    shown = [metric for metric in metrics if last.get(f"validation_{metric.name}") is not None]
+    values = [last[f"validation_{metric.name}"] for metric in shown]
+    errors = [last.get(f"validation_{PREFIX}{metric.name}") or 0.0 for metric in shown]
+    label = f"after step {last['step']}"
+    axes.errorbar(range(len(shown)), values, errors, color="tab:orange", marker="o", capsize=2, label=label)
+    axes.set_xticks(range(len(shown)), [metric.label for metric in shown], rotation=45, ha="right", fontsize=8)
+    axes.set(xlabel="")

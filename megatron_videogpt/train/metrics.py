@@ -22,6 +22,7 @@ from ..objective.base import Metric
 from .board import Board
 from .curves import keep_lines, plot_loss, read_metrics
 from .records import Appended, Records
+from .standard_errors import PREFIX as ERROR
 
 VIDEO_FPS = 6
 WANDB = "Weights & Biases"
@@ -118,8 +119,10 @@ class MetricsWriter:
         """TensorBoard and Weights & Biases group by what stands before the slash."""
         if "/" in name:
             return name
-        group = "validation" if name.startswith("validation") else "train"
-        return f"{self.families.get(name.removeprefix('validation_'), group)}/{name}"
+        plain = name.removeprefix("validation_")
+        if plain != name and plain.startswith(ERROR):
+            return f"standard_error/{name}"
+        return f"{self.families.get(plain, 'train' if plain == name else 'validation')}/{name}"
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Before the next line is written, only the wanted ones stay in the file."""

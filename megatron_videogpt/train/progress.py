@@ -78,3 +78,15 @@ def summary(values: dict[str, float]) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def tell_validation(step: int, total: int, values: dict[str, float], console: Console | None = None) -> None:
+    """A line with the validation loss after a step, and its standard error where there is one; nothing where the loss
+    was not measured.
+    """
+    if "validation_loss" not in values:
+        return
+    error = values.get("validation_se_loss")
+    sure = "" if error is None else f" +- {error:.4f}"
+    text = f"step {step}/{total}  validation loss {values['validation_loss']:.4f}{sure}"
+    (console or Console(stderr=True)).print(text, highlight=False, soft_wrap=True)

@@ -16,18 +16,21 @@ Sums = dict[str, list[float]]
 """Metric -> [sum, count], as in ``state.json``."""
 
 
-def metric_names(objective: Objective, part: str = "") -> tuple[str, ...]:
-    """What is added up in a part's turn ("" for the first one's): the loss, then the objective's own."""
+def metric_names(objective: Objective, part: str = "", held_out: bool = False) -> tuple[str, ...]:
+    """What is added up in a part's turn ("" for the first one's): the loss, then the objective's own; held_out: also
+    those of validation alone.
+    """
     loss = f"{part}_loss" if part else "loss"
-    return (loss, *(metric.name for metric in objective.metrics if metric.part == part))
+    wanted = (metric for metric in objective.metrics if metric.part == part and (held_out or not metric.held_out))
+    return (loss, *(metric.name for metric in wanted))
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Sums on the device.
 
-    names: `metric_names`; sums: float32 ``[names]``; counts: int64 ``[names]``.  Not float64, which Ascend's
-    collectives refuse.
+    names: `metric_names`; sums: float32 ``[names]``; counts: int64 ``[names]``; of several samples apart ``[samples,
+    names]``.  Not float64, which Ascend's collectives refuse.
     """
 
     names: tuple[str, ...]
@@ -48,10 +51,12 @@ class Statistics:
 
 
 def statistics(objective: Objective, score: Score, part: str = "") -> Statistics:
-    """Of one row, or of a shard of one, in a part's turn."""
+    """Of one row, or of a shard of one, in a part's turn; where no gradient is taken, of validation."""
     whole = torch.full((1,), score.count, dtype=torch.int64, device=score.counts.device)
     sums = torch.cat([score.total.detach().float().view(1), score.sums])
-    return Statistics(metric_names(objective, part), sums, torch.cat([whole, score.counts]))
+    names = metric_names(objective, part, not torch.is_grad_enabled())
+    assert len(names) == len(sums), f"{len(sums) - 1} sums of the metrics {names[1:]}"
+    return Statistics(names, sums, torch.cat([whole, score.counts]))
 
 
 def joined(parts: Sequence[Statistics]) -> Statistics:
@@ -63,9 +68,20 @@ def joined(parts: Sequence[Statistics]) -> Statistics:
 
 def empty_statistics(objective: Objective, device: torch.device, part: str = "") -> Statistics:
     """`statistics` of nothing."""
-    names = metric_names(objective, part)
+    names = metric_names(objective, part, not torch.is_grad_enabled())
     zeros = torch.zeros(len(names), device=device)
     return Statistics(names, zeros, zeros.long())
+
+
+def of_samples(empty: Statistics, each: Sequence[Statistics], places: range, total: int) -> Statistics:
+    """A table ``[total, names]`` of samples, those of this rank at their places; nothing of the others, which
+    `reduce_statistics` adds, nor of any where `each` is empty, as off the last pipeline stage.
+    """
+    sums, counts = (part.expand(total, -1).clone() for part in (empty.sums, empty.counts))
+    for place, one in zip(places, each):
+        assert one.names == empty.names
+        sums[place], counts[place] = one.sums, one.counts
+    return Statistics(empty.names, sums, counts)
 
 
 def named_sums(names: Sequence[str], numbers: Sequence[float]) -> Sums:

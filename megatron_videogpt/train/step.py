@@ -64,7 +64,16 @@ def run_schedule(
     chunks: list[Any], objective: Objective, rows: list[Row], forward_only: bool, turn: Turn = ONLY
 ) -> Statistics:
     """Forward (and backward) over the micro-batches of this rank; returns this rank's summed `statistics` (zeros off
-    the last stage).
+    the last stage).  See `run_rows`.
+    """
+    each = run_rows(chunks, objective, rows, forward_only, turn)
+    return sum(each[1:], each[0]) if each else empty_statistics(objective, rows[0].positions.device, turn.label)
+
+
+def run_rows(
+    chunks: list[Any], objective: Objective, rows: list[Row], forward_only: bool, turn: Turn = ONLY
+) -> list[Statistics]:
+    """The same; returns the `statistics` of each micro-batch, in order, none off the last stage.
 
     chunks: the model chunks of this rank, one but for interleaved pipelines.  Those work through their micro-batches in
     groups of one per pipeline rank; a forward pass fills the last group with copies that are not counted.
@@ -75,24 +84,21 @@ def run_schedule(
         assert forward_only or not missing
         rows = rows + rows[:1] * missing
 
-    def forward_step(data: Iterator[tuple[int, Row]], stage: Any) -> tuple[Tensor, Any]:
-        number, row = next(data)
-        row = objective.given(row, turn)
+    def forward_step(data: Iterator[Row], stage: Any) -> tuple[Tensor, Any]:
+        row = objective.given(next(data), turn)
 
         def loss(output: Tensor) -> tuple[Tensor, Tensor, Statistics]:
             score = objective.score(output, row, turn)
             check_fusion(chunks, score)
-            device, counted = score.total.device, number < real
             total = score.total if forward_only else balanced(score)
-            label = turn.label
-            values = statistics(objective, score, label) if counted else empty_statistics(objective, device, label)
-            return total, torch.full((), score.count, dtype=torch.int, device=device), values
+            count = torch.full((), score.count, dtype=torch.int, device=score.total.device)
+            return total, count, statistics(objective, score, turn.label)
 
         return stage(row), loss
 
     compat.expect_lengths(chunks, {row.length for row in rows})
-    iterators = [iter(enumerate(rows)) for _ in chunks]
-    stored = get_forward_backward_func()(
+    iterators = [iter(rows) for _ in chunks]
+    stored: list[Statistics] = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks,
@@ -101,7 +107,7 @@ def run_schedule(
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return sum(stored[1:], stored[0]) if stored else empty_statistics(objective, rows[0].positions.device, turn.label)
+    return stored[:real]
 
 
 def check_fusion(chunks: list[Any], score: Score) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 from megatron.core import parallel_state
+from rich.console import Console
 
 from .. import signals
 from ..checkpoint.folders import checkpoint_name
@@ -28,7 +29,7 @@ from .metrics import MetricsWriter
 from .networks import saved_parts
 from .optimizer import whole_parameters
 from .prefetch import Prefetcher
-from .progress import Progress
+from .progress import Progress, tell_validation
 from .records import Records
 from .rejected import REJECTED, record_left_out, writes_rejected
 from .run import Run, build
@@ -114,7 +115,7 @@ def train(
         if finished and validation is not None:
             phase("validation after the last step", limited=False)
             with whole_parameters(run.wrapped):
-                callbacks.on_evaluate(run.state.step, validation.finish(run.model, writer, run.state.step))
+                _validated(run, callbacks, validation.finish(run.model, writer, run.state.step))
         callbacks.on_train_end()
     finally:
         writer.close()
@@ -135,7 +136,7 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, callba
     if validation is not None and config.eval.every and state.step == 0:
         run.phase("validation before the first step", limited=False)
         with whole_parameters(run.wrapped):
-            callbacks.on_evaluate(0, validation.measure(run.model, writer, 0))
+            _validated(run, callbacks, validation.measure(run.model, writer, 0))
     bar = Progress(config.train.steps, state.step, world.is_rank_zero())
     with bar as progress, collected_every(config.train.gc_every) as collect:
 
@@ -156,7 +157,8 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, callba
                 steps.complete()
                 run.phase(f"validation after step {state.step}", limited=False)
                 with whole_parameters(run.wrapped):
-                    callbacks.on_evaluate(state.step, validation.during(run.model, writer, state.step))
+                    numbers = validation.during(run.model, writer, state.step)
+                    _validated(run, callbacks, numbers, progress.console)
             asked = agreement.ask(max(bool(signals.asked()), callbacks.wish))
             due = state.step in kept or (config.checkpoint.every and state.step % config.checkpoint.every == 0)
             if last or asked or again or due:
@@ -176,3 +178,10 @@ def _loop(run: Run, writer: MetricsWriter, validation: Validation | None, callba
     steps.times.close()
     data.close()
     return state.step == config.train.steps
+
+
+def _validated(run: Run, callbacks: Callbacks, numbers: dict[str, float], console: Console | None = None) -> None:
+    """Tell of a validation."""
+    if world.is_rank_zero():
+        tell_validation(run.state.step, run.config.train.steps, numbers, console)
+    callbacks.on_evaluate(run.state.step, numbers)

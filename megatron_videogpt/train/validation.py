@@ -28,8 +28,9 @@ from .metrics import MetricsWriter
 from .networks import turns
 from .run import Run
 from .sharing import share_samples
-from .statistics import empty_statistics, named_means, reduce_statistics
-from .step import run_schedule
+from .standard_errors import means_with_errors
+from .statistics import empty_statistics, of_samples, reduce_statistics
+from .step import run_rows
 
 T = TypeVar("T")
 
@@ -41,7 +42,8 @@ def _bare(model: list[Any]) -> list[Any]:
 class Validation:
     """A fixed set of held-out samples, encoded once: every data parallel rank reads and keeps its share.
 
-    samples: the share of this data parallel rank; read: the same with pixels, on the rank that read them.
+    samples: the share of this data parallel rank; read: the same with pixels, on the rank that read them; videos: which
+    video each of all samples shows.
     """
 
     def __init__(self, run: Run) -> None:
@@ -51,12 +53,12 @@ class Validation:
             parallel_state.get_data_parallel_rank(),
             parallel_state.get_data_parallel_world_size(),
         )
-        self.read = self._read(run)
+        self.read, self.videos = self._read(run)
         self.samples = self._to_all(run)
 
-    def _read(self, run: Run) -> list[Sample]:
-        """This rank's share, where it reads.  All readers find out together which samples there are: some cannot be
-        read.
+    def _read(self, run: Run) -> tuple[list[Sample], list[tuple[int, int]]]:
+        """This rank's share, where it reads, and the videos of all.  All readers find out together which samples there
+        are: some cannot be read.
         """
         options, doing = self.config.eval, "reading the validation samples"
         count = max(options.samples if options.every else 0, options.final_scenes, 1)
@@ -77,7 +79,10 @@ class Validation:
                 numbers = readable(self.config, count, read)
             except UserError as error:
                 raise RunError(str(error)) from error
-            return [held.samples[number] for number in self._share(numbers)] if held is not None else []
+            shown = gather_results(lambda: held.videos if held is not None else {}, run.control, doing)
+            videos = {number: video for part in shown for number, video in part.items()}
+            mine = [held.samples[number] for number in self._share(numbers)] if held is not None else []
+            return mine, [videos[number] for number in numbers]
 
     def _to_all(self, run: Run) -> list[Sample]:
         """What was read on all ranks that share it, encoded by all of them or before; where it was read, `read` has
@@ -139,42 +144,36 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, model: list[Any], writer: MetricsWriter, step: int) -> dict[str, float]:
-        """Loss on the held-out samples, with the same noise every time, and what is beside it: what is logged."""
-        packs = self._packs(self.samples[: self._mine(self.config.eval.samples)])
+        """Loss on the held-out samples, with the same noise every time, what is beside it, and the standard error of
+        each: what is logged.
+
+        Every sample has a row of its own, so that each one's numbers are known.
+        """
+        total = self.config.eval.samples
+        places = range(self.number, total, self.replicas)
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         rows = [
-            self.objective.prepare(pack, self.config.parallel.row_multiple).shard(*context).to(self.platform.device)
-            for pack in packs
+            self.objective.prepare([sample], self.config.parallel.row_multiple).shard(*context).to(self.platform.device)
+            for sample in map(self._with_levels, self.samples, places)
         ]
         for chunk in model:
             chunk.eval()
-        totals = (
-            run_schedule(model, self.objective, rows, forward_only=True, turn=self.turn)
-            if rows
-            else empty_statistics(self.objective, self.platform.device)
-        )
+        each = run_rows(model, self.objective, rows, forward_only=True, turn=self.turn) if rows else []
         for chunk in model:
             chunk.train()
-        named = named_means(reduce_statistics(totals).numbers())
+        table = reduce_statistics(
+            of_samples(empty_statistics(self.objective, self.platform.device), each, places, total)
+        )
+        sums, counts = (part.cpu().numpy() for part in (table.sums, table.counts))
+        named = means_with_errors(table.names, sums, counts, self.videos[:total])
         numbers = {f"validation_{name}": value for name, value in named.items()}
         writer.log(step, numbers)
         return numbers
 
-    def _packs(self, samples: list[Sample]) -> list[list[Sample]]:
-        """Samples by row, in order: `train.micro_batch_size` of them, or with `data.pack_tokens` as many as fit."""
-        size, budget = self.config.train.micro_batch_size, self.config.data.pack_tokens
-        if not budget:
-            return [samples[start : start + size] for start in range(0, len(samples), size)]
-        packs: list[list[Sample]] = []
-        room = 0
-        for sample in samples:
-            tokens = self.objective.length(sample)
-            if tokens > room:
-                packs.append([])
-                room = budget
-            packs[-1].append(sample)
-            room -= tokens
-        return packs
+    def _with_levels(self, sample: Sample, place: int) -> Sample:
+        """The sample, told which noise levels are its own where `eval.levels` shares them out."""
+        options = self.config.eval
+        return replace(sample, stratum=(place, options.samples) if options.levels == "stratified" else None)
 
     def _given(self) -> tuple[int, int]:
         """Latent frames given and predicted: half of a sample each, unless `sample.history` is shorter."""

@@ -19,7 +19,7 @@ from megatron_videogpt.train.curves import plot_loss, read_metrics, series, smoo
 from megatron_videogpt.train.metrics import MetricsWriter, peak_tflops
 from megatron_videogpt.train.progress import Progress
 
-METRICS = NextClipDiffusion.metrics
+METRICS = NextClipDiffusion(2, 16).metrics
 PLAIN = Config(logging=LoggingConfig(tensorboard=False))
 
 

@@ -67,6 +67,9 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             end = loss(width, steps, float(np.exp(0.002 * random.standard_normal())))
             lines = [{"step": step, "validation_loss": 2 * end} for step in (0, steps // 2)]
             last = {"step": steps, "validation_loss": end, "validation_loss_t0.0-0.5": end / 2}
+            # The loss by place and by history, and what is not known exactly, are no levels.
+            last |= {"validation_frame_loss_0-1": end, "validation_history_loss_2-3": end}
+            last |= {"validation_se_loss": end / 100, "validation_se_loss_t0.0-0.5": end / 80}
             write_run(root / f"w{width}_s{steps}", options(width, steps), [*lines, {"step": 1, "loss": 2.0}, last])
     write_run(root / "diverged", options(32, 100), [{"step": 100, "validation_loss": None}])
     write_run(root / "killed", options(32, 100), [{"step": 60, "validation_loss": 0.5}])
@@ -94,6 +97,10 @@ def test_a_ladder_of_runs_is_fitted(ladder: Path, tmp_path: Path, capsys: pytest
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert float(rows["w64_s200"]["N"]) == layers(64) and float(rows["w64_s200"]["D"]) == 4 * TOKENS * 200
     assert rows["killed"]["state"] == "dropped" and float(rows["w64_s200"]["flops"]) > 0
+    for name, share in (("se_loss", 100), ("se_loss_t0.0-0.5", 80)):
+        assert float(rows["w64_s200"][name]) == pytest.approx(float(rows["w64_s200"]["loss"]) / share)
+        assert rows["killed"][name] == ""
+    assert found["standard_errors"]["w64_s200"] == float(rows["w64_s200"]["se_loss"])
     settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
     assert (settings["hold_out"], settings["replicates"], settings["parameters"]) == (1, 40, "decoder")
     for name in ("frontier", "residuals", "isoflop", "loss_curves"):
@@ -102,9 +109,12 @@ def test_a_ladder_of_runs_is_fitted(ladder: Path, tmp_path: Path, capsys: pytest
     text = (out / "report.md").read_text(encoding="utf-8")
     for part in ("not finished: at step 60 of 100", "## Held-out runs", "bootstrap 95%", "![frontier](frontier.png)"):
         assert part in text
+    assert "loss of 12 of 12 points has a standard error of its own, 1 to 1 % of it" in " ".join(text.split())
     # What it wrote it can read.
     assert fit(out / "points.csv", "--output", tmp_path / "again") == 0
     assert "dropped: killed: loss is no finite number (nan)" in capsys.readouterr().out
+    again = json.loads((tmp_path / "again" / "fit.json").read_text(encoding="utf-8"))
+    assert again["standard_errors"] == found["standard_errors"]
 
 
 def test_a_run_of_several_decays_has_a_point_for_each(tmp_path: Path) -> None:
@@ -209,12 +219,16 @@ def test_runs_that_cannot_be_compared_are_refused_in_a_line(
     other, foreign, empty = options(32, 100), tmp_path / "foreign", tmp_path / "empty"
     other["eval"] = {"samples": 7}
     write_run(tmp_path / "other", other, [{"step": 100, "validation_loss": 0.5}])
+    earlier = write_run(tmp_path / "earlier", options(32, 100), [{"step": 100, "validation_loss": 0.5}]) / "config.toml"
+    lines = earlier.read_text(encoding="utf-8").splitlines(keepends=True)
+    earlier.write_text("".join(line for line in lines if not line.startswith('levels = "')), encoding="utf-8")
     write_run(foreign, options(32, 100), [])
     (foreign / "config.toml").write_text("[trainer]\nmax_epochs = 3\n[modle]\n", encoding="utf-8")
     write_run(empty, options(32, 100), [])
     table = write_table(tmp_path / "t.csv", good())
     for arguments, line in (
         ((ladder, tmp_path / "other"), "eval.samples is 7 here and 64 there; leave one of them out, or train it"),
+        ((ladder, tmp_path / "earlier"), 'eval.levels is "independent" here and "stratified" there; leave one of'),
         ((foreign,), "config.toml: not a run of this release: "),
         ((empty,), "metrics.jsonl: has no line of a run's numbers; give the folder"),
         ((tmp_path / "nowhere",), "there is no such folder or table; give folders of runs"),

@@ -18,7 +18,8 @@ from ...model.prefix import no_prefix
 from ...sequence.layout import Layout
 from ...sequence.row import Row
 from ..base import ONLY, Metric, Score, Turn
-from ..flow_loss import METRICS, flow_loss, flow_score
+from ..breakdown import Breakdown, by_prompt
+from ..flow_loss import flow_loss, flow_metrics, flow_score
 from ..flow_rows import Sequence
 from ..noise import mix, normal, posterior, uniform
 from .factorised.objective import FactorisedPrompt
@@ -37,7 +38,6 @@ class FramePromptDiffusion:
 
     unit: ClassVar[str] = "frame"
     loss_label: ClassVar[str] = "mean squared error"
-    metrics: ClassVar[tuple[Metric, ...]] = METRICS
 
     patch_size: int
     table_side: int
@@ -45,6 +45,16 @@ class FramePromptDiffusion:
     chunk: int
     prompt_noise: float = 0.0
     no_prefix: Tensor | None = None
+
+    @property
+    def breakdowns(self) -> tuple[Breakdown, ...]:
+        """By place behind the prompt, and by its length."""
+        return by_prompt(self.prompts, self.chunk)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """See `Objective`: the loss by noise level, and in validation by place behind the prompt and its length."""
+        return flow_metrics(self.breakdowns)
 
     def split(self, sample: Sample) -> tuple[int, int]:
         """Frames of the prompt, and frames behind it that are denoised."""
@@ -70,7 +80,7 @@ class FramePromptDiffusion:
         key, (prompt, chunk) = sample.key, self.split(sample)
         data = posterior(sample.mean, sample.logvar, key, "target posterior")[: prompt + chunk]
         noise = normal(key, "noise", tuple(sample.mean.shape))[: prompt + chunk]
-        t = float(uniform(key, "timestep", 1))
+        t = float(uniform(key, "timestep", 1, sample.stratum))
         kept = torch.cat([torch.full((prompt,), 1 - self.prompt_noise), torch.full((chunk,), t)])
         return Sequence(
             layout=self.layout(sample),
@@ -81,6 +91,8 @@ class FramePromptDiffusion:
             scored=sample.scored,
             prefix=self._prefix(sample),
             key=key,
+            frame=torch.arange(-prompt, chunk),
+            history=torch.full((prompt + chunk,), prompt),
         )
 
     def prepare(self, samples: list[Sample], multiple: int) -> Row:
@@ -94,7 +106,7 @@ class FramePromptDiffusion:
 
     def score(self, output: Tensor, row: Row, turn: Turn = ONLY) -> Score:
         """See `Objective.score`: of the chunk's frames alone."""
-        return flow_score(*flow_loss(output, row), row)
+        return flow_score(*flow_loss(output, row), row, self.breakdowns)
 
 
 def build(config: Config) -> FactorisedPrompt | FramePromptDiffusion:

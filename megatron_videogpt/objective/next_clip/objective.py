@@ -17,7 +17,8 @@ from ...model.prefix import no_prefix
 from ...sequence.layout import Layout, layout, training_shape
 from ...sequence.row import Row
 from ..base import ONLY, Metric, Score, Turn
-from ..flow_loss import METRICS, flow_loss, flow_score
+from ..breakdown import Breakdown, by_place
+from ..flow_loss import flow_loss, flow_metrics, flow_score
 from ..flow_rows import Sequence, assemble
 from ..noise import mix, normal, posterior, uniform
 
@@ -25,7 +26,8 @@ from ..noise import mix, normal, posterior, uniform
 @dataclass(frozen=True)
 class NextClipDiffusion:
     """The objective.  patch_size, table_side: of the model; clean_retention: beta of the clean copies' noise;
-    no_prefix: see `flow_rows.assemble`.
+    no_prefix: see `flow_rows.assemble`; frames: most latent frames of a video, by whose places and histories validation
+    tells the loss apart; 0 for not at all.
 
     A dropped condition leaves nothing in the sequence: no prefix, and none of the given frames, as in the sampler's
     unconditional branch.
@@ -33,12 +35,22 @@ class NextClipDiffusion:
 
     unit: ClassVar[str] = "frame"
     loss_label: ClassVar[str] = "mean squared error"
-    metrics: ClassVar[tuple[Metric, ...]] = METRICS
 
     patch_size: int
     table_side: int
     clean_retention: float = 0.9
     no_prefix: Tensor | None = None
+    frames: int = 0
+
+    @property
+    def breakdowns(self) -> tuple[Breakdown, ...]:
+        """By place and by history."""
+        return by_place(self.frames)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """See `Objective`: the loss by noise level, and in validation by place and by history."""
+        return flow_metrics(self.breakdowns)
 
     def layout(self, sample: Sample) -> Layout:
         """Storage order, positions and mask of one sample."""
@@ -62,7 +74,8 @@ class NextClipDiffusion:
         key, shape, clips = sample.key, tuple(sample.mean.shape), sample.clips[1 if sample.given else 0 :]
         predicted, kept = slice(sample.given, None), slice(sample.given * sample.dropped, sum(sample.clips[:-1]))
         target = posterior(sample.mean, sample.logvar, key, "target posterior")[predicted]
-        timestep = uniform(key, "timestep", len(clips)).repeat_interleave(torch.tensor(clips))
+        lengths = torch.tensor(clips)
+        timestep = uniform(key, "timestep", len(clips), sample.stratum).repeat_interleave(lengths)
         clean = posterior(sample.mean, sample.logvar, key, "clean posterior")[kept]
         retention = self.clean_retention + (1 - self.clean_retention) * uniform(key, "clean retention", shape[0])[kept]
         return Sequence(
@@ -74,6 +87,8 @@ class NextClipDiffusion:
             scored=sample.scored,
             prefix=self._prefix(sample),
             key=key,
+            frame=torch.arange(sample.given, shape[0]),
+            history=(lengths.cumsum(0) - lengths + sample.given * (not sample.dropped)).repeat_interleave(lengths),
         )
 
     def prepare(self, samples: list[Sample], multiple: int) -> Row:
@@ -91,12 +106,12 @@ class NextClipDiffusion:
 
     def score(self, output: Tensor, row: Row, turn: Turn = ONLY) -> Score:
         """See `Objective.score`."""
-        return flow_score(*self.loss(output, row), row)
+        return flow_score(*self.loss(output, row), row, self.breakdowns)
 
 
 def build(config: Config) -> NextClipDiffusion:
     """See `objective.build`."""
-    model = config.model
+    model, retention = config.model, config.objective.clean_retention
     return NextClipDiffusion(
-        model.patch_size, model.position_table_size, config.objective.clean_retention, no_prefix(config)
+        model.patch_size, model.position_table_size, retention, no_prefix(config), config.data.frames
     )

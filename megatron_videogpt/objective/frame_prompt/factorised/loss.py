@@ -4,6 +4,7 @@ Probabilistic Models; reference README section 7), patch by patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ....hub.common.ddpm import STEPS, Schedule, schedule_of, variance_bits
 from ....sequence.row import Row
 from ...base import Metric, Score
+from ...breakdown import Breakdown
 
 BINS = 5
 """Equal bins of the timestep for the loss by noise level: the first one has the least noise."""
@@ -54,14 +56,21 @@ def token_losses(output: Tensor, row: Row, cells: int) -> tuple[Tensor, Tensor]:
     return (row.target - noise).square().mean(1), bits.mean(1)
 
 
-def score_of(output: Tensor, row: Row, cells: int) -> Score:
-    """See `Objective.score`: both terms, averaged inside a frame, summed over noisy frames; `METRICS` beside them."""
+def metrics_of(breakdowns: Sequence[Breakdown]) -> tuple[Metric, ...]:
+    """What `score_of` has."""
+    return METRICS + tuple(metric for one in breakdowns for metric in one.metrics)
+
+
+def score_of(output: Tensor, row: Row, cells: int, breakdowns: Sequence[Breakdown] = ()) -> Score:
+    """See `Objective.score`: both terms, averaged in a frame, summed over noisy frames; `metrics_of` beside them."""
     error, bits = token_losses(output, row, cells)
     total = ((error + bits) * row.weight).sum()
     values = torch.stack([error, bits, error + bits]).detach() * row.weight
     timestep = row.units["timestep"]
     places = torch.arange(BINS, device=timestep.device)[:, None]
     inside = timestep * BINS // STEPS == places
+    if not torch.is_grad_enabled():
+        inside = torch.cat([inside, *(one.inside(row) for one in breakdowns)])
     of_token = inside.index_select(1, row.streams["noisy"]["frame"])
     sums = torch.cat([values[:2].sum(1), (values[2] * of_token).sum(1)])
     counts = torch.cat([row.counted.sum().expand(2), (row.counted * inside).sum(1)])

@@ -15,9 +15,10 @@ from ....hub.common.ddpm import STEPS, noised
 from ....model.patches import grid_of
 from ....sequence.row import Row
 from ...base import ONLY, Metric, Score, Turn
+from ...breakdown import Breakdown, by_prompt
 from ...noise import normal, posterior, uniform
 from ..prompts import prompt_length
-from .loss import METRICS, score_of, training_schedule
+from .loss import metrics_of, score_of, training_schedule
 from .rows import Text, Video, assemble
 from .variant import CYCLIC, Variant, temporal_places
 
@@ -32,13 +33,22 @@ class FactorisedPrompt:
 
     unit: ClassVar[str] = "frame"
     loss_label: ClassVar[str] = "squared error of the noise, and bits of the variance"
-    metrics: ClassVar[tuple[Metric, ...]] = METRICS
 
     variant: Variant
     patch: int
     prompts: tuple[int, ...]
     chunk: int
     prompt_step: int = -1
+
+    @property
+    def breakdowns(self) -> tuple[Breakdown, ...]:
+        """By place behind the prompt, and by its length."""
+        return by_prompt(self.prompts, self.chunk)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """See `Objective`: the loss's parts and by noise level, in validation by place and by the prompt's length."""
+        return metrics_of(self.breakdowns)
 
     def split(self, sample: Sample) -> tuple[int, int]:
         """Frames of the prompt, and frames behind it that are denoised."""
@@ -57,7 +67,7 @@ class FactorisedPrompt:
         frames = prompt + chunk
         data = posterior(sample.mean, sample.logvar, key, "target posterior")[:frames]
         noise = normal(key, "noise", tuple(sample.mean.shape))[:frames]
-        step = _below(key, "timestep", STEPS)
+        step = _below(key, "timestep", STEPS, sample.stratum)
         schedule = training_schedule(torch.device("cpu"))
         given = (
             data[:prompt] if self.prompt_step < 0 else noised(schedule, data[:prompt], noise[:prompt], self.prompt_step)
@@ -100,9 +110,9 @@ class FactorisedPrompt:
 
     def score(self, output: Tensor, row: Row, turn: Turn = ONLY) -> Score:
         """See `Objective.score`: of the noisy frames alone."""
-        return score_of(output, row, self.patch**2)
+        return score_of(output, row, self.patch**2, self.breakdowns)
 
 
-def _below(key: int, purpose: str, count: int) -> int:
-    """A whole number from 0 to count - 1 of (key, purpose), uniform."""
-    return min(int(uniform(key, purpose, 1) * count), count - 1)
+def _below(key: int, purpose: str, count: int, stratum: tuple[int, int] | None = None) -> int:
+    """A whole number from 0 to count - 1 of (key, purpose), uniform; stratum: see `uniform`."""
+    return min(int(uniform(key, purpose, 1, stratum) * count), count - 1)

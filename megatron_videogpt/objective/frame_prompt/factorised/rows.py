@@ -66,7 +66,8 @@ def assemble(videos: Sequence[Video], multiple: int, variant: Variant, patch: in
 
     Streams: ``patch`` (value ``[n, p*p*C]``, place: row and column ``[n, 2]``, frame: its number in the row) and
     ``noisy``, the scored one (frame; in training, value and start: of what the network gets and of the data).  Units
-    are the frames, with their timestep, which are counted where they are noisy; target: the noise, patch by patch.
+    are the frames, with their timestep, place behind the prompt (frame) and the prompt's length (history), which are
+    counted where they are noisy; target: the noise, patch by patch.
     Side inputs: `model.factorised`'s, and `WORDS` and `ABSENT` of networks with text.
 
     Raises UserError for a text that is missing, empty, too long or of another width, or that the network has no use
@@ -98,7 +99,11 @@ def assemble(videos: Sequence[Video], multiple: int, variant: Variant, patch: in
         weight=(counted / frames)[frame[rows]],
         counted=counted,
         count=int(counted.sum()),
-        units={"timestep": torch.cat([video.timestep for video in videos])},
+        units={
+            "timestep": torch.cat([video.timestep for video in videos]),
+            "frame": torch.cat([torch.arange(len(video.latents)) - video.prompt for video in videos]),
+            "history": torch.tensor([video.prompt for video in videos for _ in video.latents]),
+        },
         context={
             FRAME: Context(F.pad(frame, (0, length - real)), per_token=True),
             PLACE: Context(torch.cat([video.places for video in videos])),
