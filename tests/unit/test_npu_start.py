@@ -22,7 +22,7 @@ LATE = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 def start(folder: Path, case: dict[str, Any], has: tuple[str, ...] = HAS, **environment: str) -> dict[str, Any]:
     env = environment_of(**{"PYTHONPATH": search_path(*has), "PYTHONWARNINGS": "", **environment})
     command = [sys.executable, "-m", "tests.npu_start", json.dumps(case), str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     seen["screen"] = done.stderr
