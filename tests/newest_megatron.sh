@@ -54,4 +54,4 @@ export PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH}
 parallel=tests/parallel
 $python -m pytest -n 2 --dist loadfile -m "not long" $parallel/test_release.py $parallel/test_layouts.py $parallel/test_reshard.py \
   "$parallel/test_resume.py::test_same_layout_bit_for_bit" "$parallel/test_checkpoints.py::test_the_newest_and_the_marked_checkpoints_are_kept" \
-  $parallel/test_no_sync.py $parallel/test_agree.py "$@"
+  $parallel/test_no_sync.py $parallel/test_agree.py $parallel/test_transformer_engine.py "$@"

@@ -90,6 +90,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sync-check", action="store_true", help="count where the host waits for the GPU inside a step"
     )
+    parser.add_argument(
+        "--local-layers", action="store_true", help="without Transformer Engine's layers, although it is installed"
+    )
     parser.add_argument("--json", type=paths.path, help="also write the results into this file")
     parser.add_argument(
         "--against",
@@ -155,6 +158,8 @@ def table(
     import torch
     from megatron.core import parallel_state
 
+    from megatron_videogpt.model.layers import describe_kernels
+
     model, layout, peak = config.model, config.parallel, peak_of(config, platform, options)
     channels = expected_geometry(config.codec).channels
     parameters = sum(component_parameters(parameter_table(config), model, channels).values())
@@ -169,6 +174,7 @@ def table(
         f"layers{fewer}, {config.train.precision}, "
         f"recompute {recompute}; {span} tokens a step and replica; {options.steps} steps, medians"
         + (f"; peak {peak / 1e12:g} TFLOP/s" if peak else "; peak unknown (--peak, tools/measure_peak.py)"),
+        f"layers: {describe_kernels(platform.name, model)}",
         "",
         markdown(COLUMNS, []),
     ]
@@ -209,9 +215,12 @@ def main() -> None:
         config = in_precision(config, "bf16" if platform.bf16 else "fp32")
     import torch
 
+    from megatron_videogpt.model import layers
     from megatron_videogpt.train.cost.timing import resolved
     from tools.measuring.steps import measure_all
 
+    if options.local_layers:
+        layers.has_transformer_engine = lambda platform: False
     torch.set_num_threads(
         config.train.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     )

@@ -161,6 +161,23 @@ PARTS = (
         ),
         ("-m", "pytest", "-q", "tests/unit/test_attention_choice.py"),
     ),
+    # Beside the step's row, which has Transformer Engine's layers where it is installed.
+    Part(
+        "local-layers",
+        60,
+        ("tools/benchmark_step.py", *STEP, "--fit", "--local-layers", "--steps", "4"),
+        (
+            "tools/benchmark_step.py",
+            *TINY_STEP,
+            "--backends",
+            "ranged",
+            "--local-layers",
+            "--steps",
+            "1",
+            "--warmup",
+            "1",
+        ),
+    ),
 )
 
 

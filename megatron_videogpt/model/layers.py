@@ -2,7 +2,7 @@
 otherwise.
 
 The former are those of megatron-core's TESpecProvider.  They have run over a stand-in of the package on a CPU
-(tests/nvidia), with megatron-core 0.16.1; no GPU has run them yet.
+(tests/nvidia), with megatron-core 0.16.1 and 0.19.2; no GPU has run them yet.
 """
 
 from __future__ import annotations

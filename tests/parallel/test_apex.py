@@ -60,7 +60,7 @@ def test_layouts(what: str, tmp_path: Path) -> None:
     layouts = MANY
     if what == "both":
         layouts = {name: MANY[name] for name in ("TP2, sequence parallel", "TP2, sequence parallel, bf16")}
-    torchrun(2, WORKER, what, str(output), json.dumps(layouts), cold=True)
+    torchrun(2, WORKER, what, str(output), json.dumps(layouts), cold=True, timeout=1500)
     if what == "apex":
         check(output, layouts)
         return

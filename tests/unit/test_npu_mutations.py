@@ -52,7 +52,7 @@ def attends(dtype: torch.dtype) -> None:
 FP32, BF16 = torch.float32, torch.bfloat16
 LAYERS: dict[str, tuple[str, str, Callable[[torch.dtype], None], torch.dtype]] = {
     "an epsilon that is left out": ("npu_rms_norm(x, weight, eps)", "npu_rms_norm(x, weight)", norm, FP32),
-    "a weight's gradient in float32": ("grad_weight.to(weight.dtype)", "grad_weight", norm, BF16),
+    "a gradient that is handed on": ("return grad_x, grad_weight", "return grad, grad_weight", norm, FP32),
     "an input that is not contiguous": ("npu_swiglu(x.contiguous()", "npu_swiglu(x", swiglu, FP32),
     "a gradient that is not contiguous": ("(grad.contiguous(), x", "(grad, x", gradient_of_swiglu, FP32),
     "turned further instead of back": ("sign * wide.sin()", "wide.sin()", rotary, FP32),
