@@ -52,6 +52,7 @@ def main() -> None:
         from torch_npu import events
 
         events.note("megatron.core")
+        seen.update(type=torch.zeros(1).type(), generators=len(torch.cuda.default_generators))
         options = [torch.npu.matmul.allow_hf32, torch.npu.conv.allow_hf32, torch.npu.config.allow_internal_format]
         seen.update(events=events.seen, options=options, autoload=os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD"))
     seen["log"] = (folder / "logs" / "rank_00000.log").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ turns compilers off, and then changes megatron-core (`hostile_megatron`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import logging.config
@@ -29,6 +30,12 @@ DUMMIES = {
         ("LayerNorm", "LayerNormLinear", "DotProductAttention", "Linear", "GroupedLinear"), nn.Module
     ),
     "transformer_engine.pytorch.distributed": {"CudaRNGStatesTracker": nn.Module, "activation_recompute_forward": None},
+    "transformer_engine.pytorch.tensor": {"QuantizedTensor": type("QuantizedTensor", (), {})},
+    "transformer_engine.pytorch.fp8": {
+        "FP8GlobalStateManager": type("FP8GlobalStateManager", (), {}),
+        "fp8_autocast": contextlib.nullcontext,
+    },
+    "transformer_engine.pytorch.ops": {"Sequential": nn.Module, "FusibleOperation": nn.Module},
     "transformer_engine.common": {},
     "transformer_engine.common.recipe": {"DelayedScaling": nn.Module},
     "apex": {},

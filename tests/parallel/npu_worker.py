@@ -79,13 +79,14 @@ def main() -> None:
     # How fast the device is says nothing here, and costs seconds.
     probe.SIDE = 8
     activate(name, adaptor)
+    here = [f"train.platform={name}", f"train.adaptor={adaptor}"]
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for case, asked in cases.items():
         output = folder / case
         if asked.get("resumes"):
             take_over(folder / asked["resumes"], output)
-        found[case] = train(asked["options"], output)
+        found[case] = train([*asked["options"], *here], output)
         if asked.get("sample"):
             found[case]["sampled"] = sample(output)
     everyone: list[Any] = [None] * dist.get_world_size()

@@ -180,6 +180,9 @@ def test_start_with_its_successor(tmp_path: Path) -> None:
 def test_start_with_torch_npu_alone(tmp_path: Path) -> None:
     seen = start(tmp_path, {"words": WORDS}, ("torch_npu",), LOCAL_RANK="5", **LATE)
     check_started(seen, "own")
+    assert "mindspeed is not installed; megatron_adaptor is not installed" in seen["log"]
+    # By the first the distributed optimizer sorts parameters, in the second it looks for a device's generator.
+    assert seen["type"] == "torch.cuda.FloatTensor" and seen["generators"] == 8
 
 
 def test_detection_goes_on_where_torch_npu_cannot_be_imported(tmp_path: Path) -> None:

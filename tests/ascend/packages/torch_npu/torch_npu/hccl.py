@@ -73,7 +73,7 @@ def _checked(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
                 raise RuntimeError(f"HCCL: {name}: Unsupported data type {dtype}")
         if len(dtypes) > 1:
             raise RuntimeError(f"HCCL: {name}: tensors of {' and '.join(map(str, dtypes))} in one call")
-        if reduces and any(getattr(x, "reduceOp", None) in BITWISE for x in args):
+        if reduces and any(x.reduceOp == one for x in args if hasattr(x, "reduceOp") for one in BITWISE):
             raise RuntimeError(f"HCCL: {name}: Unsupported reduce operator")
         if self.size() > 1:
             _compare(self, number, dtypes)

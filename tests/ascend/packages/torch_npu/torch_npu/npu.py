@@ -18,12 +18,14 @@ import torch
 from . import random as random
 from .events import note
 
-__all__ = """is_initialized init synchronize device_count set_device current_device get_device_name
-get_device_properties get_device_capability mem_get_info is_available device stream set_stream current_stream
-default_stream manual_seed manual_seed_all seed initial_seed empty_cache memory_stats reset_peak_memory_stats
-memory_allocated max_memory_allocated memory_reserved max_memory_reserved Stream Event set_compile_mode get_rng_state
-set_rng_state is_bf16_supported FloatTensor HalfTensor BFloat16Tensor DoubleTensor IntTensor LongTensor config matmul
-conv is_current_stream_capturing""".split()
+__all__ = """
+is_initialized init synchronize device_count set_device current_device get_device_name get_device_properties
+get_device_capability mem_get_info is_available device stream set_stream current_stream default_stream manual_seed
+manual_seed_all seed initial_seed empty_cache memory_stats reset_peak_memory_stats memory_allocated
+max_memory_allocated memory_reserved max_memory_reserved Stream Event set_compile_mode get_rng_state set_rng_state
+is_bf16_supported get_amp_supported_dtype FloatTensor HalfTensor BFloat16Tensor DoubleTensor IntTensor LongTensor
+config matmul conv is_current_stream_capturing
+""".split()
 
 GIB = 2**30
 chosen: int | None = None
@@ -159,6 +161,11 @@ def is_bf16_supported() -> bool:
     return os.environ.get("STAND_IN_SERIES") != "Ascend910A"
 
 
+def get_amp_supported_dtype() -> list[torch.dtype]:
+    """For autocast."""
+    return [torch.float16, torch.bfloat16, torch.float32]
+
+
 class Stream:
     """A queue of work that is done at once."""
 
@@ -258,4 +265,6 @@ def get_cann_version(module: str = "CANN") -> str:
     return os.environ.get("STAND_IN_CANN", "9.0.0")
 
 
+memory = SimpleNamespace()
+"""This release keeps no history of allocations."""
 utils = SimpleNamespace(is_support_inf_nan=is_bf16_supported, get_cann_version=get_cann_version)
