@@ -52,7 +52,13 @@ LAYOUTS = ("tools/npu_check.py", "--part", "layouts", "--out", "OUT/")
 PARTS = (
     Part("versions", 60, ("tools/npu_check.py", "--part", "versions"), ("tools/npu_check.py", "--part", "versions")),
     part("operators", 60, "tools/npu_operators.py", (), ("--calls", "2")),
-    part("verify", 120, "tools/gpu_verify.py", (*VERIFY, "--layouts", "40"), (*VERIFY, "--layouts", "1")),
+    part(
+        "verify",
+        120,
+        "tools/gpu_verify.py",
+        (*VERIFY, "--layouts", "40"),
+        (*VERIFY, "--layouts", "1", "--dtypes", "bfloat16"),
+    ),
     part("step", 120, "tools/benchmark_step.py", STEP, (*SMALL, "--peak", "1")),
     Part("layouts", 150, (*LAYOUTS, "--minutes", "3"), (*LAYOUTS, "--minutes", "1.6")),
     Part(
