@@ -80,6 +80,15 @@ def test_operators_of_the_host_are_found_in_warnings_and_errors(tmp_path: Path) 
     assert what == "1 RuntimeError: aten::x has no kernel"
 
 
+def test_no_part_runs_on_another_platform() -> None:
+    """The quickstart's file names the CPU."""
+    named = [words for one in npu_check.PARTS for words in (one.gpu, one.rehearsal)] + [npu_check.SMALL]
+    runs = [words for words in named if any(word.endswith(".toml") for word in words)]
+    assert len(runs) == 3 and all("train.platform=npu" in words for words in runs)
+    devices = [words[words.index("--device") + 1] for words in named if "--device" in words]
+    assert devices == ["npu"] * 4
+
+
 @pytest.mark.skipif(bool(list(Path("/dev").glob("davinci[0-9]*"))), reason="this machine has an NPU")
 def test_without_an_npu_the_script_says_so_in_one_line() -> None:
     command = ["bash", str(ROOT / "tools" / "npu_check.sh")]
