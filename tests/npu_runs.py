@@ -28,7 +28,8 @@ def _case(*options: str, steps: int = 4, **more: Any) -> dict[str, Any]:
     return {"options": [*COMMON, f"train.steps={steps}", *options], **more}
 
 
-WHOLE = _case("checkpoint.every=3", "checkpoint.keep=0", steps=6, sample=True)
+MEASURED = ("eval.every=2", "eval.samples=2", "eval.final_scenes=2")
+WHOLE = _case("checkpoint.every=3", "checkpoint.keep=0", *MEASURED, steps=6, sample=True)
 ALONE = {
     "one process": WHOLE,
     "resumed": {**WHOLE, "resumes": "one process"},
@@ -36,7 +37,7 @@ ALONE = {
     "bf16": _case("train.precision=bf16"),
 }
 IN_TWO = {
-    "DP2": _case(),
+    "DP2": _case(*MEASURED),
     "CP2": _case("parallel.context=2"),
     "PP2 VP2": _case("parallel.pipeline=2", "parallel.virtual_pipeline=2"),
 }
@@ -104,8 +105,12 @@ def checks(processes: int, found: dict[str, Any], expected: dict[str, Any], clos
         if name == "resumed":
             yield from _resumed(found, whole, close)
         else:
-            same = expected["bf16"] if name == "bf16" else whole
-            yield from _steps(name, found[name], same, ROUNDED if name == "bf16" else close)
+            like = expected["bf16"] if name == "bf16" else whole
+            yield from _steps(name, found[name], like, ROUNDED if name == "bf16" else close)
+        measured: dict[str, float] = found[name]["validation"]
+        if measured:
+            same = [whole["validation"][step] for step in measured]
+            yield Check(f"{name}: validation", _relative(list(measured.values()), same), close)
     yield from _sent(processes, found)
 
 

@@ -32,15 +32,17 @@ def take_over(source: Path, target: Path) -> None:
     (target / "metrics.jsonl").unlink()
 
 
-def train(options: list[str], output: Path) -> dict[str, list[float]]:
-    """Losses and gradient norms of all steps, in order."""
+def train(options: list[str], output: Path) -> dict[str, Any]:
+    """Losses and gradient norms of all steps, in order, and the losses of validation by step."""
     from megatron_videogpt.config.load import load_config
     from megatron_videogpt.train import trainer
 
     trainer.train(load_config(CONFIG, [*options, f"train.output={output}"]))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
-    return {"losses": [line["loss"] for line in steps], "norms": [line["grad_norm"] for line in steps]}
+    measured = {str(line["step"]): line["validation_loss"] for line in lines if "validation_loss" in line}
+    losses, norms = ([line[name] for line in steps] for name in ("loss", "grad_norm"))
+    return {"losses": losses, "norms": norms, "validation": measured}
 
 
 def sample(run: Path) -> list[float]:

@@ -24,7 +24,7 @@ def test_a_checkout_that_leaves_the_numbers_alone(tmp_path: Path) -> None:
     result = run(interpreter(TOOL, PACKAGES / "mindspeed", "--processes", "1", "2", "--keep", tmp_path), cold=True)
     lines = result.stdout.splitlines()
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(lines) == 22 and all(line.startswith("ok     ") for line in lines), result.stdout
+    assert len(lines) == 25 and all(line.startswith("ok     ") for line in lines), result.stdout
     assert any("DP2: losses of 4 steps: " in line for line in lines)
 
 

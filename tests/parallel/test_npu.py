@@ -30,7 +30,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
             folder = tmp_path_factory.mktemp(f"{adaptor}_{processes}")
             cold = {"cold": True, "PYTHONPATH": search_path(*NEEDS[adaptor])} if adaptor != "cpu" else {}
             platform = ("npu", adaptor) if cold else ("cpu", "auto")
-            result = run(command(processes, words(*platform, processes, folder)), **cold)
+            result = run(command(processes, words(*platform, processes, folder)), timeout=1200, **cold)
             assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
             done[key] = found_in(folder)
         return done[key]

@@ -102,6 +102,13 @@ MUTATIONS = (
         MINDSPEED,
     ),
     Mutation(
+        "log files are closed",
+        f"{PLATFORMS}/surroundings.py",
+        "        handler.close = lambda: None  # type: ignore[method-assign]\n",
+        "        handler.close = handler.close\n",
+        MINDSPEED,
+    ),
+    Mutation(
         "loggers stay silent",
         f"{PLATFORMS}/surroundings.py",
         "            logger.disabled = disabled\n",

@@ -22,7 +22,7 @@ LATE = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 def start(folder: Path, case: dict[str, Any], has: tuple[str, ...] = HAS, **environment: str) -> dict[str, Any]:
     env = environment_of(**{"PYTHONPATH": search_path(*has), "PYTHONWARNINGS": "", **environment})
     command = [sys.executable, "-m", "tests.npu_start", json.dumps(case), str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     seen["screen"] = done.stderr
@@ -240,9 +240,7 @@ def test_one_line_that_says_what_to_do(
 def test_transferred_by_the_environment(tmp_path: Path) -> None:
     """Newer releases do it as they are imported."""
     seen = start(tmp_path, {}, ("torch_npu",), TORCH_TRANSFER_TO_NPU="1", LOCAL_RANK="1")
-    assert seen["events"][:3] == ["transfer_to_npu", "torch_npu", "set_device 1"] or seen["events"][1] == (
-        "transfer_to_npu"
-    )
+    assert seen["events"][:3] == ["torch_npu", "transfer_to_npu", "set_device 1"]
     assert seen["events"].count("transfer_to_npu") == 1 and seen["filter"] == "held"
 
 
