@@ -25,7 +25,7 @@ from megatron_videogpt.platforms import activate
 from tests.random_layouts import random_case
 from tools.measuring.clock import attempt
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 FEW = 10
 """Layouts for a backend that compiles for every length."""
@@ -125,6 +125,7 @@ def main() -> None:
     )
     parser.add_argument("--backends", default=",".join(name for name in BACKENDS if name != "reference"))
     parser.add_argument("--layouts", type=int, default=200, help="random layouts for each backend and number type")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--json", type=paths.path, help="also write the verdicts into this file")
     options = parser.parse_args()
     if options.device == "npu":
@@ -145,18 +146,22 @@ def main() -> None:
             print(f"| {backend} | bfloat16 | not run: {reason} |", flush=True)
         else:
             chosen.append(backend)
-    check_all(chosen, options.device, options.layouts, note)
+    check_all(chosen, options.device, options.layouts, [DTYPES[name] for name in options.dtypes], note)
     sys.exit(1 if any(verdicts.values()) else 0)
 
 
-def check_all(backends: list[str], device: str, count: int, note: Callable[[str, torch.dtype, str], None]) -> None:
+def check_all(
+    backends: list[str],
+    device: str,
+    count: int,
+    dtypes: list[torch.dtype],
+    note: Callable[[str, torch.dtype, str], None],
+) -> None:
     """Everything, what training needs first: a time limit may cut off the rest."""
-    for dtype in DTYPES:
+    for dtype in dtypes:
         note("fused layers", dtype, fused_layers(device, dtype))
-    for dtype, head_dim in (
-        (torch.bfloat16, 96),
-        *((dtype, dim) for dtype in DTYPES for dim in (64, 96, 128) if (dtype, dim) != (torch.bfloat16, 96)),
-    ):
+    every = [(dtype, head_dim) for dtype in dtypes for head_dim in (64, 96, 128)]
+    for dtype, head_dim in sorted(every, key=lambda pair: pair != (torch.bfloat16, 96)):
         able = [backend for backend in backends if not obstacle(backend, device, dtype, head_dim)]
         for backend in able:
             note(

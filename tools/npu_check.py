@@ -27,10 +27,13 @@ from megatron_videogpt.config import paths  # noqa: E402
 from tools.gpu_bars import Verdict, verdict  # noqa: E402
 from tools.gpu_check import Part, answer, run, summarise  # noqa: E402
 
-STEP = ("examples/videogpt/stage4.toml", "--frame", "192x320", "--fit", "--backends", "npu,npu_dense", "--steps", "3")
+STEP = (
+    *("examples/videogpt/stage4.toml", "train.platform=npu", "--frame", "192x320", "--fit"),
+    *("--backends", "npu,npu_dense", "--steps", "3"),
+)
 # Few layers with the widths of the quickstart's model.
 SMALL = (
-    "examples/videogpt/quickstart.toml",
+    *("examples/videogpt/quickstart.toml", "train.platform=npu"),
     *("parallel.tensor=1", "parallel.sequence=false", "model.num_layers=2", "train.micro_batch_size=1"),
     *("--backends", "npu", "--steps", "1", "--warmup", "1"),
 )
@@ -52,9 +55,15 @@ LAYOUTS = ("tools/npu_check.py", "--part", "layouts", "--out", "OUT/")
 PARTS = (
     Part("versions", 60, ("tools/npu_check.py", "--part", "versions"), ("tools/npu_check.py", "--part", "versions")),
     part("operators", 60, "tools/npu_operators.py", (), ("--calls", "2")),
-    part("verify", 120, "tools/gpu_verify.py", (*VERIFY, "--layouts", "40"), (*VERIFY, "--layouts", "1")),
+    part(
+        "verify",
+        120,
+        "tools/gpu_verify.py",
+        (*VERIFY, "--layouts", "40"),
+        (*VERIFY, "--layouts", "1", "--dtypes", "bfloat16"),
+    ),
     part("step", 120, "tools/benchmark_step.py", STEP, (*SMALL, "--peak", "1")),
-    Part("layouts", 150, (*LAYOUTS, "--minutes", "3"), (*LAYOUTS, "--minutes", "1.6")),
+    Part("layouts", 150, (*LAYOUTS, "--minutes", "3"), (*LAYOUTS, "--minutes", "2.5")),
     Part(
         "fallbacks",
         60,

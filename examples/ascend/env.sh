@@ -41,5 +41,6 @@ if [ -z "${PYTORCH_ALLOC_CONF+set}" ]; then export PYTORCH_NPU_ALLOC_CONF=${PYTO
 #   HCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME  nodes with several networks: the interface, for example eth0
 #   HCCL_BUFFSIZE, P2P_HCCL_BUFFSIZE        MB of each buffer of a communicator (200 and 20): `check train.platform=npu` counts them
 #   HCCL_EXEC_TIMEOUT, HCCL_EVENT_TIMEOUT   seconds of a collective; the trainer sets them to fit train.timeout_minutes
+#   HCCL_DETERMINISTIC=true, CLOSE_MATMUL_K_SHIFT=1   both for attention.deterministic=true
 #   ASCEND_LAUNCH_BLOCKING=1                errors at the call that caused them; slow
 #   TORCH_NPU_FALLBACK_CPU_DISABLE=1        an operator that would run on the host is an error (newest releases); tools/npu_check.sh sets it

@@ -126,7 +126,8 @@ class RankTimes:
 
     def __init__(self, config: Config, platform: Platform, group: Any) -> None:
         self.every, self.own, self.group = config.logging.slowest_every, platform.own_seconds, group
-        self.mark, self.waited, self.steps = self.own(), 0.0, 0
+        # Asking may be a piece of work for the device.
+        self.mark, self.waited, self.steps = self.own() if self.every else 0.0, 0.0, 0
         self.pending: tuple[Any, list[torch.Tensor]] | None = None
         self.found: dict[str, float] = {}
 
