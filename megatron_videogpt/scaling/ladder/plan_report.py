@@ -62,8 +62,8 @@ def _models(plan: Plan) -> Table:
         model, samples = run.config.model, run.config.train.global_batch_size
         table.add_row(
             _name(one),
-            f"{run.counts.all:,}",
-            f"{run.counts.decoder:,}",
+            label(run.counts.all),
+            label(run.counts.decoder),
             str(model.hidden_size),
             str(model.num_layers),
             str(model.num_attention_heads),
