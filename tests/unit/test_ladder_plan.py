@@ -107,7 +107,7 @@ def test_tables_say_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for text in (
         "0.003 x (N (decoder) / 10000)^-0.333",
         "whole heads of 8, in multiples of 2",
-        "FLOPs, attended pairs",
+        "attention on attended pairs",
         "6 N D",
         "codec besides",
         "120k-x2 (held out)",

@@ -61,8 +61,10 @@ class Priced:
     cost: Cost
 
 
-def price(runs: Sequence[Planned], ladder: Ladder) -> list[Priced]:
+def price(runs: Sequence[Planned], ladder: Ladder, mfu: float | None = None) -> list[Priced]:
     """Every run on its devices, in its layout.
+
+    mfu: that times are told by whatever a run has measured, None for none.
 
     Raises:
         UserError: one does not fit the memory, or no number of devices fits its layout and batch.
@@ -73,17 +75,20 @@ def price(runs: Sequence[Planned], ladder: Ladder) -> list[Priced]:
         )
     # The largest first: it is the one that does not fit.
     order = sorted(runs, key=lambda run: (run.counts.all, run.points[-1]), reverse=True)
-    found = {run.name: _priced(run, ladder) for run in order}
+    found = {run.name: _priced(run, ladder, mfu) for run in order}
     return [found[run.name] for run in runs]
 
 
-def _priced(run: Planned, ladder: Ladder) -> Priced:
+def _priced(run: Planned, ladder: Ladder, mfu: float | None) -> Priced:
     config = run.config
     channels = expected_geometry(config.codec).channels
     work = objective_work(config).expected(typical_frame(config))
     placed, devices, best = _placed(run, ladder, channels)
     memory = _memory(run.name, placed, devices, channels, ladder)
-    speed = speed_of(placed, ladder.mfu or None)
+    speed = speed_of(placed, mfu)
+    measured = speed.source.startswith("measured")
+    if mfu is None and ladder.mfu and not measured:
+        speed = speed_of(placed, ladder.mfu)
     samples = config.train.steps * config.train.global_batch_size
     flops, encoding = sample_flops(config, work) * samples, encoding_flops(config)
     size, tokens = run.counts.of(ladder.parameters), work.tokens * samples
@@ -95,7 +100,8 @@ def _priced(run: Planned, ladder: Ladder) -> Priced:
         codec=None if encoding is None else encoding * samples,
         devices=devices,
         memory=memory,
-        seconds=flops / (speed.flops * devices) + ladder.overhead * config.train.steps,
+        # What was measured has everything in it.
+        seconds=flops / (speed.flops * devices) + (0 if measured else ladder.overhead * config.train.steps),
         speed=speed,
         best=best,
     )

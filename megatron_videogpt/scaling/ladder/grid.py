@@ -87,6 +87,10 @@ def plan_ladder(path: Path, overrides: Sequence[str] = ()) -> tuple[Ladder, Conf
         )
     runs = _overridden(runs, ladder)
     _check_alike(runs)
+    for run in runs:
+        problems = find_problems(run.config, None)
+        if problems:
+            raise ConfigError([f"{run.name}: {line}" for line in problems])
     return ladder, base, runs
 
 

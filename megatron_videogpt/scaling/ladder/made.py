@@ -53,9 +53,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         UserError, ConfigError: a line for whatever is wrong with the ladder.
     """
     ladder, base, runs = plan_ladder(args.file, args.overrides)
-    given = {"gpus": args.gpus, "memory_gb": args.memory_gb, "mfu": args.mfu}
+    given = {"gpus": args.gpus, "memory_gb": args.memory_gb}
     ladder = replace(ladder, **{name: value for name, value in given.items() if value is not None})
-    priced = price(runs, ladder)
+    priced = price(runs, ladder, args.mfu)
     _check_held_out(priced)
     kept, dropped = affordable(priced, args.budget) if args.budget else (priced, [])
     return Plan(args.file, ladder, base, tuple(kept), tuple(dropped))

@@ -80,7 +80,7 @@ class Ladder:
         "parallel layout of the runs: the recipe's, or the one that the planner proposes",
         choices=(BASE, PLANNED),
     )
-    mfu: float = option(0.0, "model FLOP utilisation that times are estimated by; 0: 0.4. A measured one comes first")
+    mfu: float = option(0.0, "model FLOP utilisation that times are told by until runs have measured their own; 0: 0.4")
     overhead: float = option(0.0, "seconds of a step beside its model FLOPs: data, codec, starting kernels")
     retries: int = option(2, "attempts after one that failed, in a row without a new checkpoint")
     command: str = option(

@@ -62,8 +62,8 @@ def _models(plan: Plan) -> Table:
         model, samples = run.config.model, run.config.train.global_batch_size
         table.add_row(
             _name(one),
-            f"{run.counts.all:,}",
-            f"{run.counts.decoder:,}",
+            label(run.counts.all),
+            label(run.counts.decoder),
             str(model.hidden_size),
             str(model.num_layers),
             str(model.num_attention_heads),
@@ -83,8 +83,11 @@ def _name(one: Priced) -> str:
 
 
 def _costs(plan: Plan) -> Table:
-    columns = ("FLOPs, attended pairs", "6 N D", "ratio", "codec besides", "devices", "peak memory", "time")
-    caption = "FLOPs: forward and backward, nothing computed again; best layout: the planner's, with its estimated MFU"
+    columns = ("FLOPs", "6 N D", "ratio", "codec besides", "devices", "peak memory", "time")
+    caption = (
+        "FLOPs: forward and backward, attention on attended pairs, nothing computed again; best layout: the planner's, "
+        "with its estimated MFU"
+    )
     table = table_of("Cost", "run", *columns, "device hours", "MFU", "best layout", caption=caption)
     for one in plan.kept:
         cost = one.cost
@@ -150,7 +153,8 @@ def remarks(plan: Plan) -> list[str]:
         lines.append(
             f"held out: {one.run.name}: {times_largest(plan, one):.3g} times the compute of the largest that is fitted"
         )
-    sources = sorted({one.cost.speed.source for one in plan.kept})
+    # Each run that has begun names its own file.
+    sources = sorted({one.cost.speed.source.partition(", the median")[0] for one in plan.kept})
     besides = f", and {ladder.overhead:g} s a step besides (ladder.overhead)" if ladder.overhead else ""
     hours = ladder_hours(plan.kept, ladder)
     lines.append(f"time: {'; '.join(sources)}{besides}; the codec, validation and saving are not in it")
