@@ -23,7 +23,7 @@ base = "{tiny}"
 output = "{output}"
 sizes = [1e4, 4e4]
 multiples = [1, 2]
-schedule = "{schedule}"
+schedule = "wsd_s"
 tokens_per_parameter = 0.05
 reference_size = 1e4
 parameters = "decoder"
@@ -40,11 +40,20 @@ samples = 2
 """
 
 
-def written(folder: Path, name: str, schedule: str = "wsd") -> tuple[Path, Path]:
+def written(folder: Path, name: str) -> tuple[Path, Path]:
     """A ladder's file, and its folder."""
     path, output = folder / f"{name}.toml", folder / name
-    text = LADDER.format(tiny=REPOSITORY / "tests" / "parallel" / "tiny.toml", output=output, schedule=schedule)
+    text = LADDER.format(tiny=REPOSITORY / "tests" / "parallel" / "tiny.toml", output=output)
     path.write_text(text, encoding="utf-8")
+    return path, output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A ladder of two runs with two points each, undisturbed: its file, and its folder."""
+    path, output = written(tmp_path_factory.mktemp("undisturbed"), "whole")
+    done = cli("scaling", "run", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
     return path, output
 
 
@@ -57,11 +66,9 @@ def trained_steps(run: Path) -> list[int]:
     return [line["step"] for line in lines_of(run) if "loss" in line]
 
 
-def test_a_ladder_is_launched_once(tmp_path: Path) -> None:
-    """Two runs of two points each; a second call trains nothing, and the points are there to be fitted."""
-    path, output = written(tmp_path, "joined", "wsd_s")
-    done = cli("scaling", "run", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_ladder_is_launched_once(whole: tuple[Path, Path]) -> None:
+    """A second call trains nothing, and the points are there to be fitted."""
+    path, output = whole
     runs = planned(output)
     assert [run["name"] for run in runs] == ["10k", "40k"]
     for run in runs:
@@ -77,13 +84,11 @@ def test_a_ladder_is_launched_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_killed_launcher_and_run_leave_no_trace_in_the_results(tmp_path: Path) -> None:
-    path, whole = written(tmp_path, "whole")
-    assert cli("scaling", "run", str(path), timeout=1800).returncode == 0
-    names = [run["name"] for run in planned(whole)]
+def test_a_killed_launcher_and_run_leave_no_trace_in_the_results(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    steps = {run["name"]: run["steps"] for run in planned(whole[1])}
+    names = list(steps)
     path, output = written(tmp_path, "again")
     living = start(interpreter("-m", "megatron_videogpt", "scaling", "run", str(path), "--at-once", "1"))
-    steps = {run["name"]: run["steps"] for run in planned(whole)}
     last = names[-1]
     try:
         # The largest run is on its way and has a checkpoint; the others are over.
@@ -110,7 +115,7 @@ def test_a_killed_launcher_and_run_leave_no_trace_in_the_results(tmp_path: Path)
     for name, text in logs.items():
         assert (output / name / "logs" / "rank_00000.log").read_text(encoding="utf-8") == text
     for name in names:
-        assert lines_of(output / name) == lines_of(whole / name)
+        assert lines_of(output / name) == lines_of(whole[1] / name)
         assert trained_steps(output / name) == list(range(1, steps[name] + 1))
     status = cli("scaling", "status", str(output), "--json")
     assert [one["state"] for one in json.loads(status.stdout)] == ["finished"] * len(names)

@@ -153,6 +153,13 @@ def test_every_size_may_have_the_same_tokens(tmp_path: Path) -> None:
         assert abs(run["tokens"] - tokens) <= run["batch_tokens"] / 2
 
 
+def test_a_recipe_may_say_how_the_ladders_decays_look(tmp_path: Path) -> None:
+    path = ladder(tmp_path, '[optimizer]\nlr_wsd_decay_share = 0.3\nlr_wsd_decay_style = "minus_sqrt"')
+    plan(path)
+    optimizer = load_config(tmp_path / "ladder" / "configs" / "10k-x1.toml").optimizer
+    assert (optimizer.schedule, optimizer.lr_wsd_decay_share) == ("wsd", 0.3)
+
+
 def test_overrides_reach_the_runs_that_they_name(tmp_path: Path) -> None:
     path = ladder(tmp_path, override=[{"run": "40k-*", "set": ["optimizer.lr=1e-4", "train.micro_batch_size=2"]}])
     rates = {run["name"]: run["learning_rate"] for run in plan(path, "ladder.lr=0", "optimizer.lr=5e-4")["runs"]}

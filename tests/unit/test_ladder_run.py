@@ -204,6 +204,14 @@ def test_time_is_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "asked to save and end: " in printed and "stopped after 0.05 minutes, 2 runs to go; the same comm" in printed
 
 
+def test_a_command_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ladder(tmp_path, command="no-such-program {config}", multiples=[1])) == 2
+    assert (
+        "error: ladder.command: no-such-program cannot be started (No such file or directory)"
+        in capsys.readouterr().err
+    )
+
+
 def test_commands(tmp_path: Path) -> None:
     def command(text: str, devices: int = 1) -> list[str]:
         one: Any = type("Run", (), {"name": "10M", "devices": devices, "folder": Path("runs/10M")})()

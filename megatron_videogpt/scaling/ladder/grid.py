@@ -16,7 +16,7 @@ from ...config.toml import show
 from ...errors import UserError
 from ..law import FLOPS
 from ..runs import validated_by
-from .options import SECTION, Ladder, read_ladder
+from .options import BASE, SECTION, Ladder, read_ladder
 from .rules import batch_of, steps_of, trained
 from .sizes import Counts, counts_of, sized
 
@@ -73,7 +73,9 @@ def plan_ladder(path: Path, overrides: Sequence[str] = ()) -> tuple[Ladder, Conf
     own = [text for text in overrides if text.lstrip().startswith(f"{SECTION}.")]
     ladder, values = read_ladder(path, own)
     base, problems, broken = read_table(values, path, [text for text in overrides if text not in own])
-    problems += find_problems(base, None, broken)
+    # Runs have another schedule than the recipe, whose options are checked with it.
+    unasked = set() if ladder.schedule == BASE else {"optimizer.schedule"}
+    problems += find_problems(base, None, broken | unasked)
     if problems:
         raise ConfigError(problems)
     if not base.eval.every and not ladder.validations:

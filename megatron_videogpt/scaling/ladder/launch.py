@@ -119,8 +119,12 @@ class Launcher:
         if state.kind in OVER:
             self.tell(f"{name}: {state.kind} after {took:.0f} s{_after(state.why)}")
             return
-        if state.saved > job.saved:
+        if state.saved > job.saved or state.kind == RUNNING:
             job.attempts = 0
+        if state.kind == RUNNING:
+            # Somebody else was there first.
+            self.tell(f"{name}: trains already ({state.holder})")
+            return
         said = _last_line(log_file(self.output, name))
         self.tell(f"{name}: ended at step {state.saved} with exit code {code}: {said}")
         if code == MISTAKE:
@@ -146,15 +150,16 @@ class Launcher:
         job.attempts, job.saved, job.started = job.attempts + 1, job.state.saved, time.monotonic()
         path = log_file(self.output, run.name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        command = command_of(run, self.ladder, config_file(self.output, run.name))
+        environment = _environment(run, self.ladder, job.devices)
         with path.open("ab") as log:
-            job.process = subprocess.Popen(
-                command_of(run, self.ladder, config_file(self.output, run.name)),
-                stdout=log,
-                stderr=log,
-                env=_environment(run, self.ladder, job.devices),
+            try:
                 # A Ctrl-C is the launcher's, which asks each of them once.
-                start_new_session=True,
-            )
+                job.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            except OSError as error:
+                raise UserError(
+                    f"ladder.command: {command[0]} cannot be started ({error.strerror or error})"
+                ) from error
         again = f", attempt {job.attempts}" if job.attempts > 1 else ""
         where = f" from step {job.state.saved}" if job.state.saved else ""
         self.tell(f"{run.name}: started{where} (process {job.process.pid}{again})")
