@@ -89,7 +89,8 @@ def compare(pairs: Pairs) -> list[Compared]:
         losses = np.array([[one.loss, other.loss] for one, other in seeds.values()])
         errors = [100 * other.errors.get("loss", np.nan) / other.loss for _, other in seeds.values()]
         differences = 100 * (losses[:, 0] / losses[:, 1] - 1)
-        results.append(Compared(steps, *losses.mean(0).tolist(), differences, float(np.mean(errors))))
+        decays, apart = map(float, losses.mean(0))
+        results.append(Compared(steps, decays, apart, differences, float(np.mean(errors))))
     return results
 
 

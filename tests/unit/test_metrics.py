@@ -129,6 +129,27 @@ def test_peak_tflops(name, peak):
     assert peak_tflops(name) == peak
 
 
+def test_what_validation_alone_counts_is_drawn_and_grouped_where_it_is(tmp_path):
+    metrics, config = NextClipDiffusion(2, 16, frames=4).metrics, Config()
+    widths = []
+    for name, measured in (("without", {}), ("with", {"frame_loss_0": 0.4, "frame_loss_3": 0.6})):
+        folder = tmp_path / name
+        writer = MetricsWriter(folder, config, True, 0, metrics)
+        for step in (1, 2):
+            errors = {f"se_{name}": 0.1 for name in measured}
+            values = {f"validation_{name}": step * value for name, value in (measured | errors).items()}
+            writer.log(step, {"loss": 1.0, "loss_t0.0-0.2": 1.0})
+            writer.log(step, {"validation_loss": 1.0, "validation_se_loss": 0.2, **values})
+        writer.curve("mean squared error", metrics)
+        writer.close()
+        with Image.open(folder / "loss.png") as picture:
+            widths.append(picture.size[0])
+    assert widths == [2 * 660, 3 * 660], "the loss, by noise level, and by place: nothing was measured by history"
+    tags = EventAccumulator(str(tmp_path / "with" / "tensorboard")).Reload().Tags()["scalars"]
+    wanted = {"loss_by_frame/validation_frame_loss_3", "standard_error/validation_se_frame_loss_3"}
+    assert wanted | {"standard_error/validation_se_loss", "validation/validation_loss"} <= set(tags)
+
+
 def test_smoothing_keeps_straight_lines_and_averages_noise():
     line = np.linspace(3, 7, 200)
     assert np.allclose(smooth(line)[:-5], line[:-5])
