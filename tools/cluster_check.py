@@ -241,10 +241,10 @@ def main() -> int:
     from megatron.core import __version__ as megatron
 
     torch.set_num_threads(config.train.threads or 1)
-    from megatron_videogpt.platforms import world
+    from megatron_videogpt.platforms import world as processes
 
     deadline = time.monotonic() + 60 * args.minutes - 60
-    world.start(platform, config.parallel)
+    processes.start(platform, config.parallel)
     left = lambda: min(everywhere(deadline - time.monotonic()))  # noqa: E731
     report = Report(args.output, rank == 0)
     versions = f"torch {torch.__version__}, megatron-core {megatron}, Python {host.python_version()}"
@@ -265,7 +265,7 @@ def main() -> int:
         torch.distributed.barrier()
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-    world.stop()
+    processes.stop()
     return 0 if sound else 1
 
 

@@ -211,7 +211,7 @@ def test_a_command_says_that_cann_is_missing(tmp_path: Path) -> None:
         ({}, (), {}, "the package torch_npu is missing; pip install"),
         ({"cuda": True}, HAS, LATE, "is a CUDA build, beside which torch_npu cannot be imported; install the CPU"),
         ({"missing": ["triton"]}, HAS, {}, "imports the package triton, which is missing; pip install triton-ascend"),
-        ({}, ("torch_npu", "mindspeed"), {}, "imports the package einops, which is missing; pip install einops"),
+        ({"missing": ["einops"]}, HAS, {}, "imports the package einops, which is missing; pip install einops"),
         ({"adaptor": "mindspeed"}, ("torch_npu",), {}, "the package mindspeed is missing; check out branch core_r0"),
         ({}, HAS, {"LOCAL_RANK": "8"}, "LOCAL_RANK=8 but this machine shows 8 NPUs, 0 to 7"),
         ({}, HAS, {"STAND_IN_NPUS": "0"}, "this machine shows no NPU; npu-smi info"),
