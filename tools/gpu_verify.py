@@ -58,6 +58,7 @@ def layouts(backend: str, device: str, dtype: torch.dtype, head_dim: int, count:
     orders = sums(backend, device, dtype, head_dim)
 
     def run() -> None:
+        """Compare them all, and note what is wrong."""
         for seed in range(count):
             case = random_case(seed, 400)
             result = verify.errors(

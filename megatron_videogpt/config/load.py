@@ -166,15 +166,19 @@ def _with_base(
         below, problems = _read_file(path.parent / change(base), (*seen, path.resolve()), change)
     except UserError as error:
         return values, [f"{path}: base = {show(base)}: {error}"]
-    return _merge(Config, below, values), problems
+    return merge_tables(Config, below, values), problems
 
 
-def _merge(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merge_tables(section: Any, below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Values of a section, those above before those below.  Sections in it are merged; a table that is a value, as
+    `model.rope_scaling`, is replaced.
+    """
     kinds = {item.name: type_of(item, section) for item in fields(section)}
     merged = dict(below)
     for key, value in above.items():
-        both_tables = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _merge(kinds[key], below[key], value) if both_tables and is_dataclass(kinds.get(key)) else value
+        kind, before = kinds.get(key), below.get(key)
+        sections = isinstance(value, dict) and isinstance(before, dict) and is_dataclass(kind)
+        merged[key] = merge_tables(kind, before or {}, value) if sections else value
     return merged
 
 

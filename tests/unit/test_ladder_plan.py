@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from megatron_videogpt.__main__ import main
-from megatron_videogpt.config.load import load_config
+from megatron_videogpt.config.load import load_config, merge_tables, parse_overrides
+from megatron_videogpt.config.schema import Config
 from megatron_videogpt.config.toml import to_toml
 from megatron_videogpt.scaling.ladder.cost import parse_budget
 
@@ -165,6 +166,13 @@ def test_overrides_reach_the_runs_that_they_name(tmp_path: Path) -> None:
     rates = {run["name"]: run["learning_rate"] for run in plan(path, "ladder.lr=0", "optimizer.lr=5e-4")["runs"]}
     assert {rates[name] for name in rates if name.startswith("40k")} == {1e-4}
     assert {rates[name] for name in rates if name.startswith("10k")} == {5e-4}
+
+
+def test_an_override_replaces_a_table_that_is_a_value() -> None:
+    """And not key by key: {} takes scaling of positions away."""
+    below = {"model": {"rope_scaling": {"type": "su"}, "num_layers": 2}}
+    found = merge_tables(Config, below, parse_overrides(["model.rope_scaling={}"]))
+    assert found == {"model": {"rope_scaling": {}, "num_layers": 2}}
 
 
 def test_a_budget_leaves_the_largest_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

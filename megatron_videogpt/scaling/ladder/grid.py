@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.check import find_problems
-from ...config.load import ConfigError, config_from_dict, parse_overrides, read_table
+from ...config.load import ConfigError, config_from_dict, merge_tables, parse_overrides, read_table
 from ...config.schema import Config
 from ...config.toml import show
 from ...errors import UserError
@@ -198,18 +198,10 @@ def _overridden(runs: list[Planned], ladder: Ladder) -> list[Planned]:
 
 def _with(run: Planned, texts: Sequence[str]) -> Planned:
     try:
-        config = config_from_dict(_merged(asdict(run.config), parse_overrides(texts)))
+        config = config_from_dict(merge_tables(Config, asdict(run.config), parse_overrides(texts)))
     except ConfigError as error:
         raise UserError(f"ladder.override of {run.name}: {error.problems[0]}") from None
     return replace(run, config=config, counts=counts_of(config))
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(name), dict)
-        merged[name] = _merged(below[name], value) if both else value
-    return merged
 
 
 def _check_alike(runs: Sequence[Planned]) -> None:
