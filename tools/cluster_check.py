@@ -67,9 +67,10 @@ def name_of(options: dict[str, Any], world: int) -> str:
     return " x ".join([text for size, text in parts if size > 1] + [f"DP{world // layout.model_size}"])
 
 
-def check_equality(platform: Any, world: int, report: Report, left: Callable[[], float]) -> bool:
-    """Losses and gradient norms of five steps in every layout against data parallelism alone."""
+def check_equality(platform: Any, layouts: list[dict[str, Any]], report: Report, left: Callable[[], float]) -> bool:
+    """Losses and gradient norms of five steps in these layouts against the first, data parallelism alone."""
     from megatron_videogpt.config.load import config_from_dict, parse_overrides
+    from megatron_videogpt.platforms.world import world_size
 
     report.add(
         "",
@@ -78,10 +79,10 @@ def check_equality(platform: Any, world: int, report: Report, left: Callable[[],
         "| layout | precision | loss | gradient norm | verdict |",
         "|---|---|---|---|---|",
     )
-    sound = True
+    sound, world = True, world_size()
     for precision, (of_loss, of_norm) in TOLERANCE.items():
         reference: list[tuple[float, float]] = []
-        for options in fitting(world):
+        for options in layouts:
             if left() < 0:
                 report.add(f"| {name_of(options, world)} | {precision} | | | not run: out of time |")
                 continue
@@ -165,9 +166,9 @@ def measure_speed(config: Any, platform: Any, world: int, report: Report, left: 
         peak = everywhere(float(platform.memory_peak()))
         exposed = everywhere(profiled(lambda: session.step(batches[-1]), platform))  # noqa: B023
         estimate = rank_memory(layout, codec.channels, world, longest_of(layout, grid[0] * grid[1])).allocated
-        memory_text = f"{max(peak) / 1e9:.1f} | {estimate / 1e9:.1f} | {estimate / max(peak):.2f}"
-        if platform.name == "cpu":
-            memory_text = "see tools/measure_memory.py | | "
+        memory_text = "see tools/measure_memory.py | | "
+        if platform.name != "cpu" and max(peak):  # a stand-in for a device has no allocator
+            memory_text = f"{max(peak) / 1e9:.1f} | {estimate / 1e9:.1f} | {estimate / max(peak):.2f}"
         waits = f"{statistics.median(exposed):.3f} s ({statistics.median(exposed) / seconds:.0%})"
         if platform.name == "npu":
             waits = "not measured: torch.profiler sees no NPU kernels"
@@ -229,6 +230,7 @@ def main() -> int:
         help="a folder that all nodes share, for a checkpoint that is deleted afterwards",
     )
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--layouts", type=int, default=len(LAYOUTS), help="compared, beside data parallelism")
     args = parser.parse_args()
     world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     from megatron_videogpt.config.check import load_checked
@@ -257,8 +259,12 @@ def main() -> int:
     report.add(f"`bash tools/cluster_check.sh {args.file} {' '.join(args.overrides)}`")
     from megatron.core import parallel_state
 
+    from megatron_videogpt.train.resolved import with_fusion, with_precision
+
+    control = processes.control_group(config.train.timeout_minutes)
+    config = with_fusion(with_precision(config, None, platform, control), platform, control)
     parallel_state.destroy_model_parallel()
-    sound = check_equality(platform, world, report, left)
+    sound = check_equality(platform, fitting(world)[: 1 + args.layouts], report, left)
     session, folder = measure_speed(config, platform, world, report, left), args.scratch / "cluster_check_checkpoint"
     if session is not None and left() > 0:
         time_checkpoint(session, folder, report)

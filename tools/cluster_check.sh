@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: bash tools/cluster_check.sh [--output FILE.md] [--scratch FOLDER] [--minutes N] [FILE.toml [section.option=value ...]]
+usage: bash tools/cluster_check.sh [--output FILE.md] [--scratch FOLDER] [--minutes N] [--layouts N] [FILE.toml [section.option=value ...]]
 
 On 2 to 64 devices, in at most 15 minutes, with random latents (no data and no VAE needed):
   - losses and gradient norms of small models in every layout that the devices can form, against data parallelism alone, float32 and bf16
@@ -15,6 +15,7 @@ On 2 to 64 devices, in at most 15 minutes, with random latents (no data and no V
   --output FILE.md    the report                                                    default: cluster_check.md
   --scratch FOLDER    where the checkpoint goes, shared by all nodes; deleted after default: the report's folder
   --minutes N         no new part starts after that                                 default: 15
+  --layouts N         compare no more than so many                                  default: all
 
 NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR, MASTER_PORT as for examples/multinode.sh; run it on every node.
 
@@ -26,13 +27,14 @@ TEXT
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-output=cluster_check.md scratch='' minutes=15
+output=cluster_check.md scratch='' minutes=15 layouts=99
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage && exit 0 ;;
     --output) output=$2 && shift 2 ;;
     --scratch) scratch=$2 && shift 2 ;;
     --minutes) minutes=$2 && shift 2 ;;
+    --layouts) layouts=$2 && shift 2 ;;
     --*) echo "error: $1: not an option of this script; see --help" >&2 && exit 2 ;;
     *) break ;;
   esac
@@ -61,4 +63,4 @@ fi
 # One queue of work per device, so that communication starts in the order in which it was asked for (Megatron-LM's advice for tensor parallelism).
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nnodes "$NNODES" --nproc-per-node "$NPROC_PER_NODE" \
-  tools/cluster_check.py --output "$output" --scratch "${scratch:-$(dirname "$output")}" --minutes "$minutes" "$@"
+  tools/cluster_check.py --output "$output" --scratch "${scratch:-$(dirname "$output")}" --minutes "$minutes" --layouts "$layouts" "$@"

@@ -63,7 +63,7 @@ PARTS = (
         (*VERIFY, "--layouts", "1", "--dtypes", "bfloat16"),
     ),
     part("step", 120, "tools/benchmark_step.py", STEP, (*SMALL, "--peak", "1")),
-    Part("layouts", 150, (*LAYOUTS, "--minutes", "3"), (*LAYOUTS, "--minutes", "2.5")),
+    Part("layouts", 150, (*LAYOUTS, "--minutes", "3"), (*LAYOUTS, "--minutes", "2.5", "--rehearsal")),
     Part(
         "fallbacks",
         60,
@@ -98,7 +98,7 @@ def show_versions() -> None:
             print(f"{command[0]}: not here")
 
 
-def compare_layouts(out: Path, minutes: float) -> int:
+def compare_layouts(out: Path, minutes: float, rehearsal: bool) -> int:
     """`cluster_check.sh` on the devices of this machine; leaves layouts.json: layout -> its verdict."""
     from megatron_videogpt.platforms import npu
 
@@ -110,6 +110,9 @@ def compare_layouts(out: Path, minutes: float) -> int:
     command = ["bash", "tools/cluster_check.sh", "--output", str(report), "--minutes", f"{minutes:g}"]
     environment = {**os.environ, "NPROC_PER_NODE": str(min(count, 8))}
     words = ["examples/videogpt/quickstart.toml", "parallel.tensor=1", "parallel.sequence=false", "train.platform=npu"]
+    if rehearsal:
+        command += ["--layouts", "1"]
+        words += ["model.num_layers=2", "train.global_batch_size=2", "train.micro_batch_size=1"]
     code = subprocess.run([*command, *words], cwd=REPOSITORY, env=environment, check=False).returncode
     lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -195,7 +198,8 @@ def main() -> int:
         show_versions()
         return 0
     if options.part:
-        return compare_layouts(out, options.minutes) if options.part == "layouts" else step_on_device_only(out)
+        layouts = options.part == "layouts"
+        return compare_layouts(out, options.minutes, options.rehearsal) if layouts else step_on_device_only(out)
     out.mkdir(parents=True, exist_ok=True)
     ended, end = {}, time.monotonic() + 60 * options.minutes
     for one in PARTS:

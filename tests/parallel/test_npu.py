@@ -2,6 +2,7 @@
 afresh, whose adaptor does what MindSpeed does to a process.
 
 The stand-ins know nothing of kernels: what is shown is that start-up, redirections, collectives and dtypes are right.
+All of it with MindSpeed, in four processes too, is what `test_check_mindspeed.py` has launched.
 """
 
 from __future__ import annotations
@@ -64,19 +65,7 @@ def test_with_mindspeed(processes: int, launched: Launched) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [1, 2])
-def test_all_of_it_with_mindspeed(processes: int, launched: Launched) -> None:
-    agree("mindspeed", processes, launched)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("adaptor", ["mindspeed", "own"])
-def test_in_four_processes(adaptor: str, launched: Launched) -> None:
-    agree(adaptor, 4, launched)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 4])
 def test_with_torch_npu_alone(processes: int, launched: Launched) -> None:
     agree("own", processes, launched)
 

@@ -110,4 +110,6 @@ def test_every_part_over_stand_ins(tmp_path: Path) -> None:
     assert len(verdicts) == BARS and len(bad) == 2, bad
     assert all(bar.startswith(("a small call", "peak memory")) for bar in bad), bad
     layouts = json.loads((tmp_path / "layouts.json").read_text(encoding="utf-8"))
-    assert "equal" in layouts.values()
+    assert list(layouts.values()) == ["reference", "equal"] * 2
+    report = (tmp_path / "layouts_report.md").read_text(encoding="utf-8")
+    assert "saved in" in report
