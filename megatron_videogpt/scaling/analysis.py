@@ -14,8 +14,8 @@ from .intervals import Bootstrap, Interval, bootstrap, percentiles, profile
 from .law import Frontier, frontier, size_exponent
 from .points import SIZES, STEPS, Point, Selection, inputs_of, losses_of, undetermined
 
-SHARE = "a"
-"""Name of the exponent of the best size, N ~ C^a."""
+SHARE, FALL = "a", "c"
+"""Names of the exponents of the best size and of the frontier, N ~ C^a and L - E ~ C^-c."""
 
 SURE = 0.999
 """Level at which a loss must be below the other points' E before it is refused."""
@@ -170,6 +170,7 @@ def _estimate(
     if tuple(names) == SIZES:
         numbers[SHARE] = float(size_exponent(numbers["alpha"], numbers["beta"]))
         many[SHARE] = size_exponent(many["alpha"], many["beta"])
+        numbers[FALL], many[FALL] = (one["alpha"] * one[SHARE] for one in (numbers, many))
     profiled = PROFILED if method == "projection" and tuple(names) == SIZES else ()
     return Estimate(
         fit,

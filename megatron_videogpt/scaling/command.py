@@ -13,9 +13,10 @@ from rich.table import Table
 
 from ..config.paths import obstacle
 from ..errors import UserError, unusable
-from .analysis import SHARE, Result, Settings, analyse, fits_ahead
+from .analysis import FALL, SHARE, Result, Settings, analyse, fits_ahead
+from .planned import completed, held_otherwise, planned_in
 from .points import Point, Selection, select
-from .report import NAMES, number, report, span
+from .report import NAMES, About, number, report, span
 from .runs import Run, check_alike, find_runs, read_run
 from .table import read_table
 from .write import write_file, write_numbers, write_settings
@@ -28,14 +29,19 @@ def run_fit(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output}: {blocked}")
     console = Console(soft_wrap=True, highlight=False)
     points, runs = _read(args.runs, args.parameters)
+    planned = [run for folder in args.runs for run in planned_in(folder)]
+    points = completed(points, planned)
     selection = select(points, args.exclude, args.drop_largest, args.hold_out)
     for point in selection.dropped:
         console.print(f"dropped: {point.name}: {point.dropped}", markup=False)
+    minded = list(held_otherwise(selection, planned, args.hold_out))
+    for line in minded:
+        console.print(f"mind: {line}", markup=False)
     settings = Settings(args.bootstrap, args.level, args.seed, tuple(args.compute))
     with _progress(fits_ahead(selection) * args.bootstrap) as told:
         result = analyse(selection, settings, told)
     _print(console, result)
-    _write(args, result, runs)
+    _write(args, result, runs, minded)
     console.print(f"wrote {args.output / 'report.md'} and what it shows", markup=False)
 
 
@@ -83,7 +89,7 @@ def _print(console: Console, result: Result) -> None:
     first = next(iter(result.estimates.values()))
     for name in first.numbers:
         cells = [(number(one.numbers[name]), span(one.bootstrap[name])) for one in result.estimates.values()]
-        label = "a (N ~ C^a)" if name == SHARE else name
+        label = {SHARE: "a (N ~ C^a)", FALL: "c (L - E ~ C^-c)"}.get(name, name)
         table.add_row(label, *(text for pair in cells for text in pair))
     objectives = [(f"{one.fit.objective:.6g}", "") for one in result.estimates.values()]
     table.add_row("objective", *(text for pair in objectives for text in pair))
@@ -102,7 +108,7 @@ def _print(console: Console, result: Result) -> None:
         console.print(f"not fitted: {name}: {why}", markup=False)
 
 
-def _write(args: argparse.Namespace, result: Result, runs: list[Run]) -> None:
+def _write(args: argparse.Namespace, result: Result, runs: list[Run], minded: list[str]) -> None:
     from .plots import draw
 
     try:
@@ -117,7 +123,7 @@ def _write(args: argparse.Namespace, result: Result, runs: list[Run]) -> None:
             "parameters": args.parameters if runs else None,
         }
         write_settings(result, options, args.output)
-        batch = "tokens of an optimizer step" if runs else "the table's own"
-        write_file(args.output / "report.md", report(result, pictures, batch))
+        about = About(tuple(map(str, args.runs)), args.parameters if runs else "", tuple(minded))
+        write_file(args.output / "report.md", report(result, pictures, about))
     except OSError as error:
         raise unusable(args.output, error) from error

@@ -66,7 +66,7 @@ def _scatter(axes: Any, points: Sequence[Point], x: Sequence[float], y: Sequence
 
 
 def _frontier(result: Result) -> Figure:
-    figure, (left, right) = _figure(11, 2)
+    figure, (left, middle, right) = _figure(15, 3)
     selection = result.selection
     everything = [point.compute for point in (*selection.fitted, *selection.held_out)]
     compute = np.geomspace(min(everything), BEYOND * max(everything), 60)
@@ -74,15 +74,16 @@ def _frontier(result: Result) -> Figure:
         _scatter(left, points, [point.compute for point in points], [point.loss for point in points], held)
     for method in result.estimates:
         best, style = result.frontier(method, compute), {"color": COLOURS[method], "label": LABELS[method]}
-        for axes, name in ((left, "loss"), (right, "parameters")):
+        for axes, name in ((left, "loss"), (middle, "parameters"), (right, "tokens")):
             axes.plot(compute, getattr(best.line, name), **style)
             band = getattr(best.low, name), getattr(best.high, name)
             axes.fill_between(compute, *band, color=COLOURS[method], alpha=0.2, linewidth=0)
     left.set(xscale="log", yscale="log", xlabel="compute C = 6 N D, FLOPs", ylabel="loss")
     left.set_title("compute-optimal frontier")
-    right.set(xscale="log", yscale="log", xlabel="compute C = 6 N D, FLOPs", ylabel="parameters N")
-    right.set_title(f"best size, with {result.settings.level:.0%} bands")
-    for axes in (left, right):
+    for axes, name, what in ((middle, "parameters N", "size"), (right, "tokens D", "number of tokens")):
+        axes.set(xscale="log", yscale="log", xlabel="compute C = 6 N D, FLOPs", ylabel=name)
+        axes.set_title(f"best {what}, with {result.settings.level:.0%} bands")
+    for axes in (left, middle, right):
         axes.axvline(max(everything), color="0.6", linestyle=":", linewidth=1)
         axes.legend(fontsize=8)
     return figure

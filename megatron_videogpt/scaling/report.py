@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from .analysis import SHARE, Best, Estimate, Result
+from .analysis import FALL, SHARE, Best, Estimate, Result
 from .intervals import Interval
 from .isoflop import groups
 from .points import STEPS
+from .runs import ALL, DECODER
 
 NAMES = {"huber": "Huber", "projection": "variable projection"}
 
@@ -54,10 +56,21 @@ same noise, share most of that, so that differences between them are surer than 
 """
 
 
-def report(result: Result, pictures: Sequence[str], batch: str) -> str:
-    """The whole text.  pictures: those that were drawn; batch: the unit of b."""
+@dataclass(frozen=True)
+class About:
+    """Where points are from: what was read; parameters: what N counts in runs, "" for tables; minded: what a reader
+    must know of what was held out.
+    """
+
+    read: tuple[str, ...]
+    parameters: str = ""
+    minded: tuple[str, ...] = ()
+
+
+def report(result: Result, pictures: Sequence[str], about: About) -> str:
+    """The whole text.  pictures: those that were drawn."""
     level = f"{result.settings.level:.0%}"
-    parts = ["# Scaling law\n", INTRODUCTION, _points(result), "## The law\n", _law(result.estimates, level)]
+    parts = ["# Scaling law\n", INTRODUCTION, _points(result, about), "## The law\n", _law(result.estimates, level)]
     parts += [BOOTSTRAP.format(replicates=result.settings.replicates, level=result.settings.level)]
     parts += [_remarks(result.estimates)]
     parts += ["## Where compute is best spent\n", _share(result, level), _frontiers(result, level)]
@@ -66,10 +79,18 @@ def report(result: Result, pictures: Sequence[str], batch: str) -> str:
     parts += _isoflop(result, pictures)
     if "loss_curves" in pictures:
         parts += ["## Loss curves\n", _picture(pictures, "loss_curves")]
-    parts += ["## Steps and batch\n", _steps(result, level, batch)]
+    parts += ["## Steps and batch\n", _steps(result, level, about)]
     if result.levels or set(result.left_out) - {"steps and batch"}:
         parts += ["## By noise level, frame, or whatever the runs tell apart\n", _levels(result, level)]
     return "\n".join(part for part in parts if part)
+
+
+TOKENS = "D counts every token of the rows that were trained on: of clips that are predicted, and of those they see."
+COUNTED = {
+    "": "N, D and loss are the table's own.",
+    ALL: f"N counts all parameters that are trained. {TOKENS}",
+    DECODER: f"N counts the decoder's layers and its last norm alone, without embedding and head. {TOKENS}",
+}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -92,7 +113,7 @@ def _picture(pictures: Sequence[str], name: str) -> str:
     return f"![{name}]({name}.png)\n" if name in pictures else ""
 
 
-def _points(result: Result) -> str:
+def _points(result: Result, about: About) -> str:
     chosen = result.selection
     everything = (*chosen.fitted, *chosen.held_out)
     sizes, tokens = [p.parameters for p in everything], [p.tokens for p in everything]
@@ -102,6 +123,8 @@ def _points(result: Result) -> str:
         f"{min(sizes):.3g} to {max(sizes):.3g}, D {min(tokens):.3g} to {max(tokens):.3g}, C "
         f"{min(p.compute for p in everything):.3g} to {max(p.compute for p in everything):.3g} FLOPs. `points.csv` has "
         "all of them.\n",
+        f"Read from {', '.join(f'`{name}`' for name in about.read)}. {COUNTED[about.parameters]}\n",
+        *(f"**Mind:** {line}.\n" for line in about.minded),
     ]
     if chosen.dropped:
         lines += [table(("dropped", "why"), ((point.name, point.dropped) for point in chosen.dropped))]
@@ -122,7 +145,7 @@ def _law(estimates: dict[str, Estimate], level: str) -> str:
     for method, one in estimates.items():
         for name, value in one.numbers.items():
             profiled = span(one.profile[name]) if name in one.profile else ""
-            if name != SHARE:
+            if name not in (SHARE, FALL):
                 rows.append((f"{name}, {NAMES[method]}", number(value), span(one.bootstrap[name]), profiled))
     return table(("", "value", f"bootstrap {level}", f"profile {level}"), rows)
 
@@ -134,10 +157,14 @@ def _remarks(estimates: dict[str, Estimate]) -> str:
 
 def _share(result: Result, level: str) -> str:
     lines = [
-        "Along C = 6 N D the loss is least at N = G (C / 6)^a and D = (C / 6)^(1 - a) / G, a = beta / (alpha + beta).\n"
+        "Along C = 6 N D the loss is least at N = G (C / 6)^a and D = (C / 6)^(1 - a) / G, a = beta / (alpha + beta); "
+        "there it falls as L - E ~ C^-c, c = alpha beta / (alpha + beta).\n"
     ]
-    rows = [(NAMES[m], number(one.numbers[SHARE]), span(one.bootstrap[SHARE])) for m, one in result.estimates.items()]
-    return "\n".join([*lines, table(("", "a", f"bootstrap {level}"), rows)])
+    interval, rows = f"bootstrap {level}", []
+    for method, one in result.estimates.items():
+        cells = [text for name in (SHARE, FALL) for text in (number(one.numbers[name]), span(one.bootstrap[name]))]
+        rows.append((NAMES[method], *cells))
+    return "\n".join([*lines, table(("", SHARE, interval, FALL, interval), rows)])
 
 
 def _frontiers(result: Result, level: str) -> str:
@@ -201,11 +228,11 @@ def _isoflop(result: Result, pictures: Sequence[str]) -> list[str]:
     return [*lines, f"Groups: {len(found)}.\n", ISOFLOP, _picture(pictures, "isoflop")]
 
 
-def _steps(result: Result, level: str, batch: str) -> str:
+def _steps(result: Result, level: str, about: About) -> str:
     if not result.steps:
         return f"No law in steps and batch: {result.left_out['steps and batch']}.\n"
     assert STEPS == ("N", "S", "b")
-    text = STEPS_FORM.format(batch=batch)
+    text = STEPS_FORM.format(batch="tokens of an optimizer step" if about.parameters else "the table's own")
     return "\n".join([text, _law(result.steps, level), _remarks(result.steps)])
 
 

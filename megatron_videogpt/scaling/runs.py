@@ -119,12 +119,16 @@ def _measured(
         last = max((one["step"] for one in lines), default=0)
         why = f"not finished: at step {last} of {step}" if last < step else f"no {LOSS} at step {step} (eval.every)"
         return math.nan, {}, {}, why
-    values = {name: math.nan if value is None else float(value) for name, value in line.items() if name != "step"}
+    values = {name: math.nan if value is None else float(value) for name, value in line.items() if _of_validation(name)}
     levels = {name.removeprefix("validation_"): value for name, value in values.items() if name.startswith(LEVEL)}
     found = {name: values.get(f"{ERROR}{name}", math.nan) for name in ("loss", *levels)}
     errors = {name: value for name, value in found.items() if math.isfinite(value)}
     before = {at: one[LOSS] for at, one in measured.items() if at < step and one[LOSS] is not None}
     return values[LOSS], levels, errors, why_diverged(values[LOSS], before)
+
+
+def _of_validation(name: str) -> bool:
+    return name.startswith("validation")
 
 
 def why_diverged(loss: float, before: dict[int, float]) -> str:
@@ -164,7 +168,7 @@ def validated_by(config: Config) -> dict[str, Any]:
     """Every option that a run's validation loss depends on, beside the model."""
     names = [option.name for option in options(of=config)]
     wanted = [name for name in names if name.split(".")[0] in SETS and name not in READING]
-    return {name: value_of(config, name) for name in (*wanted, "eval.samples", "train.seed")}
+    return {name: value_of(config, name) for name in (*wanted, "eval.samples", "eval.levels", "train.seed")}
 
 
 def _levels(folder: Path, config: Config) -> dict[str, Any]:
@@ -198,6 +202,13 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(value, dict) and isinstance(value.get("step"), int):
+            told = filter(_of_validation, value)
+            wrong = next((name for name in told if not isinstance(value[name], (int, float, type(None)))), None)
+            if wrong is not None:
+                raise UserError(
+                    f"{path}: {wrong} at step {value['step']} is {json.dumps(value[wrong])}, not a number; give the "
+                    "folder of a run that `train` wrote"
+                )
             found.append(value)
     if not found:
         raise UserError(f"{path}: has no line of a run's numbers; give the folder of a run that `train` wrote")

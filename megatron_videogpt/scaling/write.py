@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.locks import write_whole
 from ..version import __version__
-from .analysis import Estimate, Result
+from .analysis import Best, Estimate, Result
 from .points import SIZES, Point, inputs_of
 from .table import ERROR
 
@@ -76,10 +76,13 @@ def _described(result: Result) -> dict[str, Any]:
                 "measured": one.point.loss,
                 "predicted": one.loss,
                 "interval": one.interval,
+                "error": one.error,
+                "half_width": one.half_width,
                 "inside": one.inside,
             }
             for one in result.predictions
         ],
+        "frontier": {method: _best(best) for method, best in result.best.items()},
         "steps_and_batch": {
             "law": "L = E + A / N^alpha + B / S^beta + C / b^gamma",
             "methods": {method: _estimate(one) for method, one in result.steps.items()},
@@ -87,6 +90,19 @@ def _described(result: Result) -> dict[str, Any]:
         "levels": {name: _estimate(one) for name, one in result.levels.items()},
         "left_out": result.left_out,
     }
+
+
+def _best(best: Best) -> list[dict[str, Any]]:
+    """Of each compute."""
+    numbers = {"N": "parameters", "D": "tokens", "loss": "loss"}
+    found = []
+    for place, compute in enumerate(best.line.compute):
+        row: dict[str, Any] = {"C": float(compute)}
+        for name, part in numbers.items():
+            value, *interval = (float(getattr(one, part)[place]) for one in (best.line, best.low, best.high))
+            row |= {name: value, f"{name}_interval": interval}
+        found.append(row)
+    return found
 
 
 def _estimate(one: Estimate) -> dict[str, Any]:

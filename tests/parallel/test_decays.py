@@ -39,7 +39,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_run_decays_twice_and_resumes_inside_of_a_decay(whole: Path, tmp_path: Path) -> None:
+    from tests.conversion import same, to_folder
+
     again = tmp_path / "again"
     assert [step_of(path) for path in complete_folders(whole)] == [3, 5, 7, 10]
     rates = {line["step"]: line["learning_rate"] for line in lines_of(whole) if "learning_rate" in line}
@@ -55,6 +58,7 @@ def test_a_run_decays_twice_and_resumes_inside_of_a_decay(whole: Path, tmp_path:
     assert resumed.returncode == 0, resumed.stderr
     assert "step 3 of 10, 7 to go; learning rate 3.00e-03 -> 1.50e-03 (wsd_s)" in resumed.stdout
     assert lines_of(again) == lines_of(whole)
+    same(to_folder(again, tmp_path / "resumed"), to_folder(whole, tmp_path / "at once"))
 
 
 @pytest.mark.usefixtures("processes")

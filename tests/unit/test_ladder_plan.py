@@ -218,6 +218,11 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         "ladder.override of 40k-x0.5: train.seed is 3 there and 0 in 10k-x0.5; data, objective, seed and valid",
     ),
     (
+        {"override": [{"run": "10k-x1", "set": ['eval.levels="independent"']}]},
+        (),
+        'ladder.override of 10k-x1: eval.levels is "independent" there and "stratified" in 10k-x0.5; data, obj',
+    ),
+    (
         {"override": [{"run": "*", "set": ["train.stepz=3"]}]},
         (),
         "train.stepz = 3: there is no such option; did you",
@@ -258,11 +263,15 @@ def test_mistakes_are_told_in_a_line(
 def test_files_that_are_no_ladders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.toml").write_text("[ladder", encoding="utf-8")
     (tmp_path / "base.toml").write_text('base = "none.toml"\n[ladder]\nsizes=[1e4]\nmultiples=[1]\n', encoding="utf-8")
+    tokenizer = TINY.parents[2] / "examples" / "nbp" / "tokenizer_physics.toml"
+    grid = "[ladder]\nsizes=[1e9]\nmultiples=[1]\n"
+    (tmp_path / "tokenizer.toml").write_text(f"base = {to_toml(str(tokenizer))}\n{grid}", encoding="utf-8")
     for path, line in (
         (TINY, "tiny.toml: has no section [ladder], so that it is no ladder; examples are in examples/scaling/"),
         (tmp_path / "none.toml", "none.toml: there is no such configuration file"),
         (tmp_path / "broken.toml", "broken.toml: must be valid TOML"),
         (tmp_path / "base.toml", "none.toml: there is no such configuration file (the base of "),
+        (tmp_path / "tokenizer.toml", "do not grow with the width; a ladder's recipe has a network that [model] desc"),
     ):
         assert main(["scaling", "plan", str(path)]) == 2
         (error,) = capsys.readouterr().err.strip().splitlines()

@@ -92,6 +92,14 @@ def test_a_ladder_of_runs_is_fitted(ladder: Path, tmp_path: Path, capsys: pytest
             assert low < value < high and one["numbers"][name] == pytest.approx(value, rel=0.25)
     for guess in found["predictions"]:
         assert guess["inside"] and guess["predicted"] == pytest.approx(guess["measured"], rel=0.02)
+        assert guess["error"] == pytest.approx(guess["predicted"] / guess["measured"] - 1)
+    for method, one in found["methods"].items():
+        # Closed forms along the frontier: N ~ C^a, and L - E ~ C^-c.
+        numbers, rows = one["numbers"], found["frontier"][method]
+        for name, exponent in (("N", numbers["a"]), ("D", 1 - numbers["a"])):
+            assert rows[2][name] / rows[0][name] == pytest.approx(100**exponent, rel=1e-6)
+        assert (rows[0]["loss"] - numbers["E"]) / (rows[2]["loss"] - numbers["E"]) == pytest.approx(100 ** numbers["c"])
+        assert all(row["loss_interval"][0] < row["loss"] < row["loss_interval"][1] for row in rows)
     assert list(found["levels"]) == ["loss_t0.0-0.5"]
     with open(out / "points.csv", newline="", encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
@@ -107,6 +115,7 @@ def test_a_ladder_of_runs_is_fitted(ladder: Path, tmp_path: Path, capsys: pytest
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
     text = (out / "report.md").read_text(encoding="utf-8")
+    assert "N counts the decoder's layers and its last norm alone" in text and f"Read from `{ladder}`." in text
     for part in ("not finished: at step 60 of 100", "## Held-out runs", "bootstrap 95%", "![frontier](frontier.png)"):
         assert part in text
     assert "loss of 12 of 12 points has a standard error of its own, 1 to 1 % of it" in " ".join(text.split())
@@ -225,15 +234,24 @@ def test_runs_that_cannot_be_compared_are_refused_in_a_line(
     write_run(foreign, options(32, 100), [])
     (foreign / "config.toml").write_text("[trainer]\nmax_epochs = 3\n[modle]\n", encoding="utf-8")
     write_run(empty, options(32, 100), [])
+    write_run(tmp_path / "words", options(32, 100), [{"step": 100, "validation_loss": "low"}])
+    (write_run(tmp_path / "gone", options(32, 100), []) / "metrics.jsonl").unlink()
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(bytes(range(256)))
     table = write_table(tmp_path / "t.csv", good())
+    low = write_table(tmp_path / "low.csv", [*good(), ("below", 1e9, 1e12, 0.01)])
     for arguments, line in (
         ((ladder, tmp_path / "other"), "eval.samples is 7 here and 64 there; leave one of them out, or train it"),
         ((ladder, tmp_path / "earlier"), 'eval.levels is "independent" here and "stratified" there; leave one of'),
         ((foreign,), "config.toml: not a run of this release: "),
         ((empty,), "metrics.jsonl: has no line of a run's numbers; give the folder"),
+        ((tmp_path / "words",), 'metrics.jsonl: validation_loss at step 100 is "low", not a number; give the'),
+        ((tmp_path / "gone",), "metrics.jsonl: No such file or directory"),
+        ((binary,), "binary.csv: "),
         ((tmp_path / "nowhere",), "there is no such folder or table; give folders of runs"),
         ((tmp_path / "nowhere.csv",), "nowhere.csv: No such file or directory"),
         ((ladder, table), "runs and tables cannot be fitted together"),
+        ((low, "--hold-out", 1), "below: its loss 0.01 is below the fitted E = 0.05"),
         ((ladder, "--hold-out", 12), "--hold-out 12: leaves none of the 12 points"),
         ((table, "--exclude", "nobody"), "--exclude nobody: no point has this name; names are 1e+06 x 5, "),
         ((table, "--output", table), "is a file, not a folder"),

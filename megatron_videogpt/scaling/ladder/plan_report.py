@@ -149,6 +149,8 @@ def remarks(plan: Plan) -> list[str]:
         lines.append(
             f"left out for the budget: {_name(one)}: {flops(one.cost.flops)}, {one.cost.device_hours:.3g} hours"
         )
+    if not plan.held_out and any(one.run.held_out for one in plan.dropped):
+        lines.append("nothing is held out any more: the budget paid for no run that the ladder holds out")
     for one in plan.held_out:
         lines.append(
             f"held out: {one.run.name}: {times_largest(plan, one):.3g} times the compute of the largest that is fitted"

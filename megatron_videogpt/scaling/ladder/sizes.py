@@ -44,7 +44,7 @@ def sized(base: Config, ladder: Ladder, target: float, told: str) -> Config:
     told: the option that asks for it, for messages.
 
     Raises:
-        UserError: the nearest width is 0.
+        UserError: the nearest width is 0, or the recipe's network does not grow with it.
     """
     smaller, number = None, 1
     while True:
@@ -52,6 +52,11 @@ def sized(base: Config, ladder: Ladder, target: float, told: str) -> Config:
         count = counts_of(config).of(ladder.parameters)
         if count >= target:
             break
+        if smaller is not None and count <= smaller[1]:
+            raise UserError(
+                f"{told}: the {ladder.parameters} parameters of this recipe, {count:,}, do not grow with the width; a "
+                "ladder's recipe has a network that [model] describes"
+            )
         smaller, number = (config, count), number + 1
     if smaller is None and target < LEAST * count:
         model = config.model
