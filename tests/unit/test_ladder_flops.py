@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from megatron_videogpt.scaling.ladder.codec_cost import encoding_flops, kl_flops
 from megatron_videogpt.scaling.ladder.cost import price
 from megatron_videogpt.scaling.ladder.grid import plan_ladder
 from megatron_videogpt.sequence.intervals import dense_mask
+
+from .test_ladder_plan import ladder as ladder_file
+from .test_ladder_plan import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
@@ -102,3 +106,30 @@ def test_what_encoding_costs_is_known_where_the_codec_is() -> None:
     assert encoding_flops(config_from_dict({"codec": wan, "data": videos})) is None
     few, more = (encoding_flops(config_from_dict({"data": {"frames": frames}})) for frames in (4, 8))
     assert few and more == 2 * few
+
+
+def test_times_follow_the_given_the_measured_and_the_assumed_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, peak = ladder_file(tmp_path, mfu=0.2, overhead=0.5, hold_out=[[1.2e5, 2]]), 1e12
+    words = ("logging.peak_tflops=1", "--mfu", "0.1")
+
+    def took(*words: str) -> dict[str, tuple[float, float]]:
+        runs = plan(path, *words)["runs"]
+        return {run["name"]: (run["mfu"], run["seconds"] - run["flops"] / (run["mfu"] * peak)) for run in runs}
+
+    besides = {run["name"]: 0.5 * run["steps"] for run in plan(path)["runs"]}
+    given, told = took(*words), took(words[0])
+    assert all(given[name] == (0.1, pytest.approx(besides[name])) for name in besides)
+    assert all(told[name] == (0.2, pytest.approx(besides[name])) for name in besides)
+    line = json.dumps({"step": 1, "mfu": 0.05, "tflops_per_device": 0.05})
+    (tmp_path / "ladder" / "10k-x1").mkdir()
+    (tmp_path / "ladder" / "10k-x1" / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
+    measured = took(words[0])
+    # What is measured has everything in it, and is that of all runs of the size.
+    assert all(measured[f"10k-x{m}"] == (0.05, pytest.approx(0.0, abs=1e-9)) for m in ("0.5", "1", "2"))
+    assert measured["40k-x1"] == told["40k-x1"] and took(*words) == given
+    capsys.readouterr()
+    least = sum(run["device_hours"] for run in plan(path)["runs"]) * 0.99
+    plan(path, "--budget", f"{least}h")
+    assert "nothing is held out any more: the budget paid for no run that the la" in capsys.readouterr().out

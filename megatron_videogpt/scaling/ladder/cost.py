@@ -64,7 +64,7 @@ class Priced:
 def price(runs: Sequence[Planned], ladder: Ladder, mfu: float | None = None) -> list[Priced]:
     """Every run on its devices, in its layout.
 
-    mfu: that times are told by whatever a run has measured, None for none.
+    mfu: that times are told by whatever runs have measured, None for none.
 
     Raises:
         UserError: one does not fit the memory, or no number of devices fits its layout and batch.
@@ -75,20 +75,30 @@ def price(runs: Sequence[Planned], ladder: Ladder, mfu: float | None = None) -> 
         )
     # The largest first: it is the one that does not fit.
     order = sorted(runs, key=lambda run: (run.counts.all, run.points[-1]), reverse=True)
-    found = {run.name: _priced(run, ladder, mfu) for run in order}
+    told = [(_size(run), _measured(run)) for run in order] if mfu is None else []
+    known = {size: speed for size, speed in told if speed is not None}
+    found = {run.name: _priced(run, ladder, mfu, known.get(_size(run))) for run in order}
     return [found[run.name] for run in runs]
 
 
-def _priced(run: Planned, ladder: Ladder, mfu: float | None) -> Priced:
+def _size(run: Planned) -> tuple[int, int]:
+    """Runs of one are as fast as each other."""
+    return run.config.model.hidden_size, run.config.model.num_layers
+
+
+def _measured(run: Planned) -> Speed | None:
+    speed = speed_of(run.config, None)
+    return speed if speed.source.startswith("measured") else None
+
+
+def _priced(run: Planned, ladder: Ladder, mfu: float | None, sibling: Speed | None) -> Priced:
     config = run.config
     channels = expected_geometry(config.codec).channels
     work = objective_work(config).expected(typical_frame(config))
     placed, devices, best = _placed(run, ladder, channels)
     memory = _memory(run.name, placed, devices, channels, ladder)
-    speed = speed_of(placed, mfu)
-    measured = speed.source.startswith("measured")
-    if mfu is None and ladder.mfu and not measured:
-        speed = speed_of(placed, ladder.mfu)
+    measured = (_measured(run) if mfu is None else None) or sibling
+    speed = measured or speed_of(placed, mfu if mfu is not None else ladder.mfu or None)
     samples = config.train.steps * config.train.global_batch_size
     flops, encoding = sample_flops(config, work) * samples, encoding_flops(config)
     size, tokens = run.counts.of(ladder.parameters), work.tokens * samples
