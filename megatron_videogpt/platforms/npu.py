@@ -113,8 +113,8 @@ def set_options() -> None:
     torch.npu.conv.allow_hf32 = True
 
 
-def activate(environment: Mapping[str, str], adaptor: str = "auto") -> Platform:
-    """Take this process's NPU and adapt megatron-core; see `npu_adaptor.choose` for `adaptor`.
+def activate(environment: Mapping[str, str], adaptor: str | None = None) -> Platform:
+    """Take this process's NPU and adapt megatron-core; see `npu_adaptor.asked` for `adaptor`.
 
     Raises:
         UserError: one line: what is missing or set wrong, and what to do.
@@ -128,8 +128,9 @@ def activate(environment: Mapping[str, str], adaptor: str = "auto") -> Platform:
         set_options()
         # Before the adaptor, which makes versions of packages up.
         found = npu_versions.found(torch_npu)
-        name, why = npu_adaptor.choose(adaptor, found)
-        npu_adaptor.load(name)
+        wanted, where = npu_adaptor.asked(adaptor, environment)
+        name, why = npu_adaptor.choose(wanted, found, where)
+        npu_adaptor.load(name, where)
     log.info("NPU %d of %d: %s; adaptor %s (%s)", index, torch.npu.device_count(), _name(index), name, why)
     log.info("versions: %s", ", ".join(f"{package} {version}" for package, version in found.items()))
     for line in warned:

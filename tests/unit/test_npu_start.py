@@ -122,6 +122,34 @@ def test_an_adaptor_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
         npu_adaptor.choose("apex", RIGHT)
 
 
+@pytest.mark.parametrize(
+    "configured, variable, expected",
+    [
+        ("auto", None, ("auto", "train.adaptor")),
+        ("auto", "", ("auto", "train.adaptor")),
+        ("auto", "own", ("own", "MVG_ADAPTOR")),
+        ("mindspeed", "own", ("mindspeed", "train.adaptor")),
+        (None, None, ("auto", "MVG_ADAPTOR")),
+        (None, "own", ("own", "MVG_ADAPTOR")),
+    ],
+)
+def test_where_an_adaptor_is_named(configured: str | None, variable: str | None, expected: tuple[str, str]) -> None:
+    environment = {} if variable is None else {"MVG_ADAPTOR": variable}
+    assert npu_adaptor.asked(configured, environment) == expected
+
+
+def test_a_message_names_what_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npu_adaptor, "installed", lambda name: name == "mindspeed")
+    for where in ("train.adaptor", "MVG_ADAPTOR"):
+        with pytest.raises(UserError, match=f"^{where}=mindspeed: .* triton, .*, or use {where}=own$"):
+            npu_adaptor.choose("auto", RIGHT, where)
+        with pytest.raises(UserError, match=f"^{where}=transfer: expected auto or one of mindspeed"):
+            npu_adaptor.choose("transfer", RIGHT, where)
+        with pytest.raises(UserError, match=f"^{where}=megatron_adaptor: the package .*, or use {where}=own$"):
+            npu_adaptor.choose("megatron_adaptor", RIGHT, where)
+    assert npu_adaptor.choose("own", RIGHT, "MVG_ADAPTOR") == ("own", "as MVG_ADAPTOR says")
+
+
 ORDER = """torch_npu
 set_device 5
 set_compile_mode jit_compile=False
@@ -178,6 +206,16 @@ def test_start_with_its_successor(tmp_path: Path) -> None:
     check_started(seen, "megatron_adaptor")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("option", ["auto", None])
+def test_start_with_what_the_environment_names(option: str | None, tmp_path: Path) -> None:
+    """Where MindSpeed would be taken, and cannot start."""
+    case = {"words": WORDS, "adaptor": option, "missing": ["triton"]}
+    seen = start(tmp_path, case, LOCAL_RANK="5", MVG_ADAPTOR="own", **LATE)
+    check_started(seen, "own")
+    assert "adaptor own (as MVG_ADAPTOR says)" in seen["log"]
+
+
 def test_start_with_torch_npu_alone(tmp_path: Path) -> None:
     seen = start(tmp_path, {"words": WORDS}, ("torch_npu",), LOCAL_RANK="5", **LATE)
     check_started(seen, "own")
@@ -213,6 +251,8 @@ def test_a_command_says_that_cann_is_missing(tmp_path: Path) -> None:
         ({"cuda": True}, HAS, LATE, "is a CUDA build, beside which torch_npu cannot be imported; install the CPU"),
         ({"missing": ["triton"]}, HAS, {}, "imports the package triton, which is missing; pip install triton-ascend"),
         ({"missing": ["einops"]}, HAS, {}, "imports the package einops, which is missing; pip install einops"),
+        ({"missing": ["einops"], "adaptor": None}, HAS, {}, "pip install einops, or use MVG_ADAPTOR=own"),
+        ({}, HAS, {"MVG_ADAPTOR": "transfer"}, "MVG_ADAPTOR=transfer: expected auto or one of mindspeed"),
         ({"adaptor": "mindspeed"}, ("torch_npu",), {}, "the package mindspeed is missing; check out branch core_r0"),
         ({}, HAS, {"LOCAL_RANK": "8"}, "LOCAL_RANK=8 but this machine shows 8 NPUs, 0 to 7"),
         ({}, HAS, {"STAND_IN_NPUS": "0"}, "this machine shows no NPU; npu-smi info"),
