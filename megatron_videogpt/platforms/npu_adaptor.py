@@ -23,6 +23,8 @@ COALESCES = "2.7.1.post4"
 """The first torch_npu whose HCCL sends several tensors as one (`_coalescing_manager`), as megatron-core's gradient
 buckets do; before it only MindSpeed's buckets work.
 """
+MADE_FOR = {"mindspeed": "0.16.", "megatron_adaptor": "0.17."}
+"""megatron-core that each is made for, by the beginning of its version."""
 MINDSPEED = "check out branch core_r0.16.0 of Ascend's MindSpeed and pip install -e it"
 
 SOURCES = {"mindspeed": MINDSPEED, "megatron_adaptor": "install it as Ascend's MindSpeed 0.17 or later describes"}
@@ -78,10 +80,9 @@ def choose(wanted: str, versions: Mapping[str, str], where: str = OPTION) -> tup
 
 def _first(versions: Mapping[str, str]) -> tuple[str, str]:
     core = versions.get("megatron-core", "")
-    old = core.startswith("0.16.")
     passed = []
-    for name, fits in (("mindspeed", old), ("megatron_adaptor", not old)):
-        if installed(name) and fits:
+    for name, made_for in MADE_FOR.items():
+        if installed(name) and core.startswith(made_for):
             return name, f"the first that is installed and made for megatron-core {core}"
         passed.append(f"{name} is for another megatron-core" if installed(name) else f"{name} is not installed")
     return "own", "; ".join(passed)

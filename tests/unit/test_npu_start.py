@@ -64,7 +64,13 @@ def test_overflow_must_not_saturate() -> None:
             npu.check_saturation(environment, keeps)
 
 
-RIGHT = {"torch": "2.7.1+cpu", "torch_npu": "2.7.1.post4", "CANN": "9.0.0", "megatron-core": "0.16.1"}
+RIGHT = {
+    "Python": "3.10.16",
+    "torch": "2.7.1+cpu",
+    "torch_npu": "2.7.1.post4",
+    "CANN": "9.0.0",
+    "megatron-core": "0.16.1",
+}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,18 @@ RIGHT = {"torch": "2.7.1+cpu", "torch_npu": "2.7.1.post4", "CANN": "9.0.0", "meg
     [
         ({"numpy": "1.26.0"}, "mindspeed", []),
         ({"numpy": "2.4.6"}, "mindspeed", ["numpy 2.4.6: MindSpeed core_r0.16.0 asks for numpy 1.26.0"]),
+        ({"numpy": "1.26.4"}, "mindspeed", ["numpy 1.26.4: MindSpeed core_r0.16.0 asks for numpy 1.26.0 or older"]),
+        ({"numpy": "1.24.3"}, "mindspeed", []),
         ({"numpy": "2.4.6"}, "own", []),
+        ({"Python": "3.11.9"}, "mindspeed", ["Python 3.11.9: MindSpeed core_r0.16.0 asks for Python 3.10.x"]),
+        ({"Python": "3.11.9"}, "own", []),
+        ({"megatron-core": "0.17.1", "Python": "3.11.9"}, "megatron_adaptor", []),
+        ({}, "megatron_adaptor", ["megatron-core 0.16.1: megatron_adaptor asks for megatron-core 0.17.x"]),
+        (
+            {"megatron-core": "0.17.1", "torch_npu": "2.7.1.post8", "CANN": "9.1.0"},
+            "megatron_adaptor",
+            ["torch_npu 2.7.1.post8, CANN 9.1.0: megatron_adaptor asks for torch_npu 2.7.1.post4, CANN 9.0.0"],
+        ),
         ({"CANN": "8.5.0"}, "own", ["CANN 8.5.0: torch_npu 2.7.1.post4 is for CANN 9.0.0"]),
         ({"CANN": "unknown"}, "own", []),
         ({"torch": "2.13.0"}, "own", ["torch 2.13.0: torch_npu 2.7.1.post4 is for torch 2.7.1"]),
@@ -94,6 +111,9 @@ def test_versions_that_do_not_belong_together(changed: dict[str, str], adaptor: 
         (("mindspeed", "megatron_adaptor", "triton", "einops"), "0.17.1", "2.7.1.post4", "megatron_adaptor"),
         (("megatron_adaptor",), "0.16.1", "2.7.1.post4", "own"),
         (("mindspeed",), "0.19.2", "2.13.0", "own"),
+        (("mindspeed", "megatron_adaptor", "triton", "einops"), "0.18.0", "2.7.1.post4", "own"),
+        (("megatron_adaptor",), "0.19.2", "2.13.0", "own"),
+        (("megatron_adaptor",), "0.17.0", "2.7.1.post4", "megatron_adaptor"),
         ((), "0.16.1", "2.14.0", "own"),
         ((), "0.16.1", "2.7.1.post2", "train.adaptor=own: needs torch_npu 2.7.1.post4 or newer"),
         (("mindspeed", "einops"), "0.16.1", "2.7.1", "MindSpeed imports the package triton, which is missing"),
