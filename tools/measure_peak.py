@@ -81,10 +81,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     name = machine("cpu", torch.get_num_threads()) if device == "cpu" else platform.device_name
     sheet = peak_tflops(name)
-    print(
-        "`python tools/measure_peak.py "
-        f"{' '.join(sys.argv[1:])}`\n\n{machine(device, torch.get_num_threads())}\n"
-    )
+    print(f"`python tools/measure_peak.py {' '.join(sys.argv[1:])}`\n\n{machine(device, torch.get_num_threads())}\n")
     print("| numbers | rows x columns x inner | TFLOP/s | of the data sheet |\n|---|---|---|---|")
     best: dict[str, float] = {}
     for dtype, shape, speed in measure(device, options.repeat):

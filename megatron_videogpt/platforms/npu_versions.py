@@ -65,21 +65,24 @@ def misfits(versions: Mapping[str, str], adaptor: str) -> Iterator[str]:
         yield f"torch_npu {mine}: not in the table of releases that belong together ({', '.join(ROWS)}); untried"
     else:
         wanted = dict(zip(("torch", "CANN"), ROWS[mine]))
-        yield from _differing(versions, wanted, f"torch_npu {mine} is for")
+        for has, asked in _differing(versions, wanted):
+            yield f"{has}: torch_npu {mine} is for {asked} (docs/ascend.md)"
     if adaptor in ASKED:
         who, wanted = ASKED[adaptor]
-        yield from _differing(versions, wanted, f"{who} asks for")
+        for has, asked in _differing(versions, wanted):
+            yield f"{has}: {who} asks for {asked} (docs/ascend.md)"
     numpy = versions.get("numpy", "0")
     if adaptor == "mindspeed" and Version(numpy) > Version(NEWEST_NUMPY):
         yield f"numpy {numpy}: MindSpeed core_r0.16.0 asks for numpy {NEWEST_NUMPY} or older (docs/ascend.md)"
 
 
-def _differing(versions: Mapping[str, str], wanted: Mapping[str, str], who: str) -> Iterator[str]:
+def _differing(versions: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(what is here, what is wanted) of all that differs, nothing where all fits."""
     wrong = [name for name, version in wanted.items() if not _fits(versions.get(name, "unknown"), version)]
     if wrong:
         has = ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in wrong)
         asked = ", ".join(f"{name} {wanted[name]}{'x' if wanted[name].endswith('.') else ''}" for name in wrong)
-        yield f"{has}: {who} {asked} (docs/ascend.md)"
+        yield has, asked
 
 
 def _fits(version: str, wanted: str) -> bool:
