@@ -185,8 +185,8 @@ def test_every_line_is_there_once() -> None:
 @pytest.mark.parametrize("one", [one for one in MUTATIONS if one.test in HERE], ids=lambda one: one.name)
 def test_a_mistake_in_a_function_fails_its_test(one: Mutation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one.test(tmp_path)
-    module = {"npu": npu, "npu_versions": npu_versions}[HERE[one.test]]
-    monkeypatch.setattr(starts, HERE[one.test], mutated(module, one.old, one.new))
+    tests, module = {"npu": (starts, npu), "npu_versions": (adaptors, npu_versions)}[HERE[one.test]]
+    monkeypatch.setattr(tests, HERE[one.test], mutated(module, one.old, one.new))
     with pytest.raises((AssertionError, UserError, pytest.fail.Exception)):
         one.test(tmp_path)
 
