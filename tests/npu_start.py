@@ -1,8 +1,9 @@
 """What starting on an NPU does to a process: `python -m tests.npu_start CASE FOLDER`, over stand-ins on the search
 path; what it saw goes to stdout as JSON, in the last line.
 
-CASE: JSON of adaptor, platform ("npu", or "auto"), missing (packages), cuda (torch says it is a CUDA build), words (of
-the command line).  Behind `activate` it logs, warns, makes a network and imports megatron-core.
+CASE: JSON of adaptor (null: a command that has no such option), platform ("npu", or "auto"), missing (packages), cuda
+(torch says it is a CUDA build), words (of the command line).  Behind `activate` it logs, warns, makes a network and
+imports megatron-core.
 """
 
 from __future__ import annotations

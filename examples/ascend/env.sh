@@ -38,6 +38,7 @@ export MIND_SPEED_LOG_LEVEL=${MIND_SPEED_LOG_LEVEL-WARNING}             # MindSp
 if [ -z "${PYTORCH_ALLOC_CONF+set}" ]; then export PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF-expandable_segments:True}; fi
 
 # Left to you, because a machine or a problem decides:
+#   MVG_ADAPTOR                             mindspeed, megatron_adaptor or own, where train.adaptor says auto or a command (sample) does not have it
 #   HCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME  nodes with several networks: the interface, for example eth0
 #   HCCL_BUFFSIZE, P2P_HCCL_BUFFSIZE        MB of each buffer of a communicator (200 and 20): `check train.platform=npu` counts them
 #   HCCL_EXEC_TIMEOUT, HCCL_EVENT_TIMEOUT   seconds of a collective; the trainer sets them to fit train.timeout_minutes

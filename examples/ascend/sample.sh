@@ -8,4 +8,5 @@ source "$root/examples/ascend/env.sh"
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -m megatron_videogpt sample "$@"
+# Named, so that a CANN that does not start is an error; by itself the command would go on with the CPU.
+exec "$python" -m megatron_videogpt sample --platform npu "$@"

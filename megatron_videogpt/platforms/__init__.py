@@ -66,10 +66,10 @@ def detect() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def activate(name: str = "auto", adaptor: str = "auto") -> Platform:
+def activate(name: str = "auto", adaptor: str | None = None) -> Platform:
     """Choose the platform of this process; a second call must name the same one.
 
-    adaptor: `train.adaptor`, which only NPUs have; the first call's counts.
+    adaptor: `train.adaptor`, which only NPUs have, None in a command without it; the first call's counts.
 
     Raises ValueError for an unknown or unavailable platform, or when megatron-core was imported first.
     """

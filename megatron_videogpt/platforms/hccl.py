@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 CONNECT = 120
 """Seconds of HCCL_CONNECT_TIMEOUT where it is not set."""
 
+AIV = 1091
+"""Seconds after which a collective ends under HCCL_OP_EXPANSION_MODE=AIV, whatever is set (docs/ascend.md)."""
+
 AFTER_PHASE, AFTER_COLLECTIVE = 36, 32
 """Seconds between the limits of a run, of a collective and of the wait for its end: with `train.timeout_minutes` = 30
 HCCL's own defaults, 1836 and 1868.
@@ -26,8 +29,9 @@ def fit_timeouts(timeout_minutes: float, environ: MutableMapping[str, str] = os.
 
     So the watchdog of the rank that hangs speaks first, then HCCL, then the process group, and no message names the
     wrong culprit.  Returns the seconds that process groups must outlast; 0 in a variable means without end, which
-    nothing outlasts.  Warns where a collective would end before a phase may; raises UserError where a variable is no
-    number of seconds, or the wait for a collective shorter than the collective.
+    nothing outlasts: of HCCL_EXEC_TIMEOUT on A2 and A3 CANN's page says so (docs/ascend.md), of the other two it is
+    assumed.  Warns where a collective would end before a phase may; raises UserError where a variable is no number of
+    seconds, or the wait for a collective shorter than the collective.
     """
     environ.setdefault("HCCL_EXEC_TIMEOUT", str(math.ceil(60 * timeout_minutes) + AFTER_PHASE))
     collective = _seconds("HCCL_EXEC_TIMEOUT", environ)
@@ -44,6 +48,14 @@ def fit_timeouts(timeout_minutes: float, environ: MutableMapping[str, str] = os.
             "train.timeout_minutes",
             collective,
             timeout_minutes,
+        )
+    if environ.get("HCCL_OP_EXPANSION_MODE") == "AIV" and 60 * timeout_minutes > AIV:
+        log.warning(
+            "HCCL_OP_EXPANSION_MODE = AIV ends a collective after %d s at most, before train.timeout_minutes = %g "
+            "does; unset it, or train.timeout_minutes=%d",
+            AIV,
+            timeout_minutes,
+            AIV // 60,
         )
     return max(collective, _seconds("HCCL_CONNECT_TIMEOUT", environ, CONNECT))
 

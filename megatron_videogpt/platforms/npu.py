@@ -72,6 +72,12 @@ def check_saturation(environment: Mapping[str, str], keeps_inf: bool = True) -> 
         )
 
 
+def keeps_inf(torch_npu: Any) -> bool | None:
+    """Whether the device keeps infinity and not-a-number; None where this torch_npu does not say."""
+    ask = getattr(torch_npu.npu.utils, "is_support_inf_nan", None)
+    return None if ask is None else bool(ask())
+
+
 def device_index(environment: Mapping[str, str], count: int) -> int:
     """The NPU of this process among the `count` that it may see, which are numbered from 0 on every node.
 
@@ -113,8 +119,8 @@ def set_options() -> None:
     torch.npu.conv.allow_hf32 = True
 
 
-def activate(environment: Mapping[str, str], adaptor: str = "auto") -> Platform:
-    """Take this process's NPU and adapt megatron-core; see `npu_adaptor.choose` for `adaptor`.
+def activate(environment: Mapping[str, str], adaptor: str | None = None) -> Platform:
+    """Take this process's NPU and adapt megatron-core; see `npu_adaptor.asked` for `adaptor`.
 
     Raises:
         UserError: one line: what is missing or set wrong, and what to do.
@@ -124,14 +130,23 @@ def activate(environment: Mapping[str, str], adaptor: str = "auto") -> Platform:
         torch_npu = import_torch_npu()
         index = device_index(environment, torch.npu.device_count())
         torch.npu.set_device(index)
-        check_saturation(environment, torch_npu.npu.utils.is_support_inf_nan())
+        keeps = keeps_inf(torch_npu)
+        check_saturation(environment, keeps is not False)
         set_options()
         # Before the adaptor, which makes versions of packages up.
         found = npu_versions.found(torch_npu)
-        name, why = npu_adaptor.choose(adaptor, found)
-        npu_adaptor.load(name)
+        wanted, where = npu_adaptor.asked(adaptor, environment)
+        name, why = npu_adaptor.choose(wanted, found, where)
+        npu_adaptor.load(name, where)
     log.info("NPU %d of %d: %s; adaptor %s (%s)", index, torch.npu.device_count(), _name(index), name, why)
     log.info("versions: %s", ", ".join(f"{package} {version}" for package, version in found.items()))
+    if keeps is None:
+        log.warning(
+            "torch_npu %s has no is_support_inf_nan: whether this NPU saturates overflow could not be checked; A2 and "
+            "later do not, unless %s=0",
+            found["torch_npu"],
+            SATURATION,
+        )
     for line in warned:
         log.info("while that was imported: %s", line)
     for line in npu_versions.misfits(found, name):

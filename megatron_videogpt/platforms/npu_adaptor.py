@@ -15,12 +15,16 @@ from ..errors import UserError, shortened
 from .surroundings import program_name_only
 
 ADAPTORS = ("mindspeed", "megatron_adaptor", "own")
+OPTION, VARIABLE = "train.adaptor", "MVG_ADAPTOR"
+"""Where one is named: the variable counts where the option says `auto`, and in commands that do not have it."""
 NEEDED = {"triton": "pip install triton-ascend, Ascend's build of it", "einops": "pip install einops"}
 """What MindSpeed imports beside its own requirements, and where it comes from."""
 COALESCES = "2.7.1.post4"
 """The first torch_npu whose HCCL sends several tensors as one (`_coalescing_manager`), as megatron-core's gradient
 buckets do; before it only MindSpeed's buckets work.
 """
+MADE_FOR = {"mindspeed": "0.16.", "megatron_adaptor": "0.17."}
+"""megatron-core that each is made for, by the beginning of its version."""
 MINDSPEED = "check out branch core_r0.16.0 of Ascend's MindSpeed and pip install -e it"
 
 SOURCES = {"mindspeed": MINDSPEED, "megatron_adaptor": "install it as Ascend's MindSpeed 0.17 or later describes"}
@@ -34,63 +38,73 @@ def installed(name: str) -> bool:
         return False
 
 
-def choose(wanted: str, versions: Mapping[str, str]) -> tuple[str, str]:
+def asked(configured: str | None, environment: Mapping[str, str]) -> tuple[str, str]:
+    """(what is wanted, `OPTION` or `VARIABLE`: where another can be named).
+
+    configured: `train.adaptor`, None in a command that does not have it.
+    """
+    said = environment.get(VARIABLE) or "auto"
+    if configured is None:
+        return said, VARIABLE
+    return (said, VARIABLE) if configured == "auto" and said != "auto" else (configured, OPTION)
+
+
+def choose(wanted: str, versions: Mapping[str, str], where: str = OPTION) -> tuple[str, str]:
     """(a name of `ADAPTORS`, why).
 
     wanted: one of them, or `auto` for the first that is installed and made for this megatron-core.  versions: as
-    `npu_versions.found`.
+    `npu_versions.found`.  where: as `asked` has it.
 
     Raises:
         UserError: one line: it is not there, or cannot work with this torch_npu.
     """
     if wanted not in ("auto", *ADAPTORS):
-        raise UserError(f"train.adaptor={wanted}: expected auto or one of {', '.join(ADAPTORS)}")
+        raise UserError(f"{where}={wanted}: expected auto or one of {', '.join(ADAPTORS)}")
     if wanted == "auto":
         wanted, why = _first(versions)
     else:
-        why = "as configured"
+        why = "as configured" if where == OPTION else f"as {where} says"
     if wanted == "own":
-        _check_own(versions)
+        _check_own(versions, where)
     elif not installed(wanted):
-        raise UserError(f"train.adaptor={wanted}: the package {wanted} is missing; {SOURCES[wanted]}, or use own")
+        raise UserError(f"{where}={wanted}: the package {wanted} is missing; {SOURCES[wanted]}, or use {where}=own")
     if wanted == "mindspeed":
         for name, fix in NEEDED.items():
             if not installed(name):
                 raise UserError(
-                    f"train.adaptor=mindspeed: MindSpeed imports the package {name}, which is missing; {fix}, or use "
-                    "train.adaptor=own"
+                    f"{where}=mindspeed: MindSpeed imports the package {name}, which is missing; {fix}, or use "
+                    f"{where}=own"
                 )
     return wanted, why
 
 
 def _first(versions: Mapping[str, str]) -> tuple[str, str]:
     core = versions.get("megatron-core", "")
-    old = core.startswith("0.16.")
     passed = []
-    for name, fits in (("mindspeed", old), ("megatron_adaptor", not old)):
-        if installed(name) and fits:
+    for name, made_for in MADE_FOR.items():
+        if installed(name) and core.startswith(made_for):
             return name, f"the first that is installed and made for megatron-core {core}"
         passed.append(f"{name} is for another megatron-core" if installed(name) else f"{name} is not installed")
     return "own", "; ".join(passed)
 
 
-def _check_own(versions: Mapping[str, str]) -> None:
+def _check_own(versions: Mapping[str, str], where: str) -> None:
     try:
         late = Version(versions["torch_npu"]) >= Version(COALESCES)
     except InvalidVersion:
         return
     if not late:
         raise UserError(
-            f"train.adaptor=own: needs torch_npu {COALESCES} or newer, whose HCCL takes the gradient buckets of "
+            f"{where}=own: needs torch_npu {COALESCES} or newer, whose HCCL takes the gradient buckets of "
             f"megatron-core, and found {versions['torch_npu']}; install that, or MindSpeed: {MINDSPEED}"
         )
 
 
-def load(name: str) -> None:
+def load(name: str, where: str = OPTION) -> None:
     """Let an adaptor change torch and megatron-core; before anything derives from megatron-core's classes.
 
     It sees the program's name for a command line: it has options of names that ours have too, and turns those it does
-    not know into fields of every configuration.
+    not know into fields of every configuration.  where: as `asked` has it.
 
     Raises:
         UserError: one line: something that it imports is missing.
@@ -105,8 +119,8 @@ def load(name: str) -> None:
                 importlib.import_module("mindspeed.megatron_adaptor" if name == "mindspeed" else name)
     except ImportError as error:
         raise UserError(
-            f"train.adaptor={name}: it cannot be imported ({shortened(error)}); versions of it and of torch_npu may "
-            "not belong together, see docs/ascend.md, or use train.adaptor=own"
+            f"{where}={name}: it cannot be imported ({shortened(error)}); versions of it and of torch_npu may "
+            f"not belong together, see docs/ascend.md, or use {where}=own"
         ) from error
 
 

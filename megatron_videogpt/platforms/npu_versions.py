@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 ROWS = {
     "2.7.1": ("2.7.1", "8.3.RC1"),
@@ -19,8 +20,14 @@ ROWS = {
     "2.14.0": ("2.14.0", ""),
 }
 """torch_npu -> (torch, CANN), of Ascend's own table; "" where it does not say."""
-FOR_MINDSPEED = {"torch": "2.7.1", "torch_npu": "2.7.1.post4", "CANN": "9.0.0", "megatron-core": "0.16."}
-"""What MindSpeed `core_r0.16.0` asks for; the beginning of a version is enough."""
+_SINCE = {"torch": "2.7.1", "torch_npu": "2.7.1.post4", "CANN": "9.0.0"}
+ASKED = {
+    "mindspeed": ("MindSpeed core_r0.16.0", {**_SINCE, "megatron-core": "0.16.", "Python": "3.10."}),
+    "megatron_adaptor": ("megatron_adaptor", {**_SINCE, "megatron-core": "0.17."}),
+}
+"""Adaptor -> what it is called, and what it asks for; of a version that ends in a dot the beginning is enough."""
+NEWEST_NUMPY = "1.26.0"
+"""Of MindSpeed `core_r0.16.0`."""
 OPTIONAL = ("mindspeed", "megatron_adaptor", "triton-ascend", "triton", "einops", "numpy")
 
 
@@ -58,20 +65,24 @@ def misfits(versions: Mapping[str, str], adaptor: str) -> Iterator[str]:
         yield f"torch_npu {mine}: not in the table of releases that belong together ({', '.join(ROWS)}); untried"
     else:
         wanted = dict(zip(("torch", "CANN"), ROWS[mine]))
-        yield from _differing(versions, wanted, f"torch_npu {mine} is for")
-    if adaptor == "mindspeed":
-        yield from _differing(versions, FOR_MINDSPEED, "MindSpeed core_r0.16.0 asks for")
-        numpy = versions.get("numpy", "0")
-        if tuple(int(part) for part in numpy.split(".")[:2]) > (1, 26):
-            yield f"numpy {numpy}: MindSpeed core_r0.16.0 asks for numpy 1.26.0 or older (docs/ascend.md)"
+        for has, asked in _differing(versions, wanted):
+            yield f"{has}: torch_npu {mine} is for {asked} (docs/ascend.md)"
+    if adaptor in ASKED:
+        who, wanted = ASKED[adaptor]
+        for has, asked in _differing(versions, wanted):
+            yield f"{has}: {who} asks for {asked} (docs/ascend.md)"
+    numpy = versions.get("numpy", "0")
+    if adaptor == "mindspeed" and Version(numpy) > Version(NEWEST_NUMPY):
+        yield f"numpy {numpy}: MindSpeed core_r0.16.0 asks for numpy {NEWEST_NUMPY} or older (docs/ascend.md)"
 
 
-def _differing(versions: Mapping[str, str], wanted: Mapping[str, str], who: str) -> Iterator[str]:
+def _differing(versions: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(what is here, what is wanted) of all that differs, nothing where all fits."""
     wrong = [name for name, version in wanted.items() if not _fits(versions.get(name, "unknown"), version)]
     if wrong:
         has = ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in wrong)
         asked = ", ".join(f"{name} {wanted[name]}{'x' if wanted[name].endswith('.') else ''}" for name in wrong)
-        yield f"{has}: {who} {asked} (docs/ascend.md)"
+        yield has, asked
 
 
 def _fits(version: str, wanted: str) -> bool:

@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     """
     with alike():
         sources, bases = _check_command(args)
-    model = load(args.checkpoint, args.step, args.weights == "average", args.text_encoder, bool(args.texts))
+    model = load(
+        args.checkpoint, args.step, args.weights == "average", args.text_encoder, bool(args.texts), args.platform
+    )
     with alike():
         settings, interval = resolve(args, model.config)
         check_shown(args.labels, args.texts, model)

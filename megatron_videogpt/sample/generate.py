@@ -66,22 +66,27 @@ class Continuation:
 
 
 def load(
-    source: Path, step: int | None = None, average: bool = False, text_encoder: str = "", texts: bool = True
+    source: Path,
+    step: int | None = None,
+    average: bool = False,
+    text_encoder: str = "",
+    texts: bool = True,
+    platform: str = "auto",
 ) -> Model:
     """The model of a training run (its newest checkpoint, or that of `step`) or of a Hugging Face folder, with its
     codec, and its text encoder where texts are wanted.
 
     Under torchrun every process loads its tensor parallel part.  average: the moving average of a run's weights;
     text_encoder: folder of the text encoder instead of the configuration's; texts: False leaves it out where there is
-    none.  Raises ValueError in one line for what cannot be loaded.
+    none; platform: as `platforms.activate` takes it.  Raises ValueError in one line for what cannot be loaded.
     """
     # Before anything imports megatron-core, which looks for its device as it is imported.
-    device = activate("auto").device
+    device = activate(platform).device
     from ..checkpoint.checks import other_encoder
     from ..objective.build import build_sampler
     from .load import load_model
 
-    network, config, saved = load_model(source, step, average=average)
+    network, config, saved = load_model(source, step, platform, average)
     codec = build_codec(config.codec).to(device, torch.float32)
     options = config.condition
     options = replace(options, encoder_path=text_encoder) if text_encoder else options

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..config import paths
 from ..config.check import find_problems
 from ..config.load import ConfigError
-from ..config.schema import Config, SampleConfig
+from ..config.schema import Config, SampleConfig, TrainConfig
 from ..config.schema_data import SCENES
 from ..config.sections import not_sampled_with
 
@@ -159,6 +159,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--step", type=int, metavar="N", help="use the run's checkpoint of this step (default: the newest)"
+    )
+    group.add_argument(
+        "--platform",
+        choices=TrainConfig.__dataclass_fields__["platform"].metadata["choices"],
+        default="auto",
+        help="what computes; auto is an NPU or GPU where there is one that starts, else the CPU (default: %(default)s)",
     )
     encoder = "folder of the text encoder, where it is not that of the model's configuration"
     group.add_argument("--text-encoder", type=paths.place, default="", metavar="FOLDER", help=encoder)

@@ -16,6 +16,7 @@ import pytest
 from megatron_videogpt.errors import UserError
 from megatron_videogpt.platforms import npu, npu_versions
 from tests import npu_runs
+from tests.unit import test_npu_adaptor as adaptors
 from tests.unit import test_npu_start as starts
 from tests.unit.test_npu_mutations import mutated
 
@@ -39,7 +40,7 @@ def of_saturation(_folder: Path) -> None:
 
 def of_another_cann(_folder: Path) -> None:
     line = "CANN 8.5.0: torch_npu 2.7.1.post4 is for CANN 9.0.0"
-    starts.test_versions_that_do_not_belong_together({"CANN": "8.5.0"}, "own", [line])
+    adaptors.test_versions_that_do_not_belong_together({"CANN": "8.5.0"}, "own", [line])
 
 
 HERE: dict[Test, str] = {of_its_place: "npu", of_a_device_too_many: "npu", of_saturation: "npu"}
@@ -184,8 +185,8 @@ def test_every_line_is_there_once() -> None:
 @pytest.mark.parametrize("one", [one for one in MUTATIONS if one.test in HERE], ids=lambda one: one.name)
 def test_a_mistake_in_a_function_fails_its_test(one: Mutation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one.test(tmp_path)
-    module = {"npu": npu, "npu_versions": npu_versions}[HERE[one.test]]
-    monkeypatch.setattr(starts, HERE[one.test], mutated(module, one.old, one.new))
+    tests, module = {"npu": (starts, npu), "npu_versions": (adaptors, npu_versions)}[HERE[one.test]]
+    monkeypatch.setattr(tests, HERE[one.test], mutated(module, one.old, one.new))
     with pytest.raises((AssertionError, UserError, pytest.fail.Exception)):
         one.test(tmp_path)
 

@@ -149,6 +149,15 @@ def test_stages_hand_everything_on(handed_on: Path) -> None:
     assert given(handed_on, "multinode.sh", "--help")[1:] == ["--help"]
 
 
+def test_sampling_names_the_platform(handed_on: Path) -> None:
+    """By itself it would go on with the CPU where CANN does not start.  What the user says comes later, and counts."""
+    python = handed_on / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    executable(python, '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    words = given(handed_on, "sample.sh", "--checkpoint", "a run", "--platform", "cpu")
+    assert words == "-m megatron_videogpt sample --platform npu --checkpoint".split() + ["a run", "--platform", "cpu"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

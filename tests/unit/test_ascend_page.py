@@ -13,7 +13,9 @@ from megatron_videogpt.platforms.npu_versions import ROWS
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "megatron_videogpt"
 PAGE = (REPOSITORY / "docs" / "ascend.md").read_text(encoding="utf-8")
-SPEAKERS = [*sorted((PACKAGE / "platforms").glob("*.py")), PACKAGE / "plan" / "communicators.py"]
+OTHERS = ("launch.py", "attention/verify.py", "model/fused_npu.py", "plan/communicators.py")
+SPEAKERS = [*sorted((PACKAGE / "platforms").glob("*.py")), *(PACKAGE / name for name in OTHERS)]
+SCRIPT = REPOSITORY / "examples" / "ascend" / "env.sh"
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -46,8 +48,10 @@ def section(title: str) -> str:
 
 def test_the_lines_that_it_shows_are_those_that_are_said() -> None:
     said = [text for path in SPEAKERS for text in texts(path)]
+    echoed = re.findall(r'^ *echo "(.+)" >&2$', SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    said += [re.sub(r"\$\{.*?\}", "...", text) for text in echoed]
     shown = re.findall(r"^\| `([^`]+)` \|", section("When something goes wrong"), re.MULTILINE)
-    assert len(shown) == 16
+    assert len(shown) == 29
     for line in shown:
         # What a value may hold besides, and how a message goes on, is left open.
         pattern = r"[\s\S]*".join(re.escape(part) for part in re.split(r"\.\.\.", line))
@@ -68,7 +72,7 @@ def test_what_is_pinned_is_one_row_of_them() -> None:
     assert (pinned["megatron-core"], pinned["numpy"]) == ("0.16.1", "1.26.0")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = dict(re.findall(r"([\w-]+)==([\w.]+)", " ".join(project["optional-dependencies"]["npu"])))
-    assert named == {name: pinned[name] for name in ("torch", "torch_npu", "megatron-core", "numpy")}
+    assert named == {name: pinned[name] for name in ("torch", "torch_npu", "megatron-core", "numpy", "einops")}
     # Everything that this project asks for has a version there.
     names = {name.lower().replace("_", "-") for name in pinned}
     asked = {re.split(r"[^\w-]", text)[0].lower().replace("_", "-") for text in project["dependencies"]}

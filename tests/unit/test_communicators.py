@@ -140,6 +140,19 @@ def test_a_collective_that_ends_before_a_phase_is_a_warning(caplog: pytest.LogCa
     assert "HCCL_EXEC_TIMEOUT = 1836 s ends a collective before train.timeout_minutes = 120" in record.getMessage()
 
 
+def test_a_mode_that_ends_collectives_early_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert fit_timeouts(18, {"HCCL_OP_EXPANSION_MODE": "AIV"}) == 1116
+        assert fit_timeouts(30, {"HCCL_OP_EXPANSION_MODE": "AI_CPU"}) == 1836
+        assert not caplog.records
+        assert fit_timeouts(30, {"HCCL_OP_EXPANSION_MODE": "AIV"}) == 1836
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("HCCL_OP_EXPANSION_MODE = AIV ends a collective after 1091 s at most, before") and (
+        said.endswith("train.timeout_minutes = 30 does; unset it, or train.timeout_minutes=18")
+    )
+
+
 CLUSTER = """#!/usr/bin/env bash
 echo "$TASK_QUEUE_ENABLE $*"
 """

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from megatron_videogpt.errors import UserError
-from megatron_videogpt.platforms import npu, npu_adaptor, npu_versions
+from megatron_videogpt.platforms import npu
 from tests.npu_runs import HAS, REPOSITORY, search_path
 from tests.parallel.launch import environment_of
 
@@ -64,62 +65,10 @@ def test_overflow_must_not_saturate() -> None:
             npu.check_saturation(environment, keeps)
 
 
-RIGHT = {"torch": "2.7.1+cpu", "torch_npu": "2.7.1.post4", "CANN": "9.0.0", "megatron-core": "0.16.1"}
-
-
-@pytest.mark.parametrize(
-    "changed, adaptor, lines",
-    [
-        ({"numpy": "1.26.0"}, "mindspeed", []),
-        ({"numpy": "2.4.6"}, "mindspeed", ["numpy 2.4.6: MindSpeed core_r0.16.0 asks for numpy 1.26.0"]),
-        ({"numpy": "2.4.6"}, "own", []),
-        ({"CANN": "8.5.0"}, "own", ["CANN 8.5.0: torch_npu 2.7.1.post4 is for CANN 9.0.0"]),
-        ({"CANN": "unknown"}, "own", []),
-        ({"torch": "2.13.0"}, "own", ["torch 2.13.0: torch_npu 2.7.1.post4 is for torch 2.7.1"]),
-        ({"torch": "2.13.0", "torch_npu": "2.13.0"}, "own", []),
-        ({"torch_npu": "2.9.0"}, "own", ["torch_npu 2.9.0: not in the table"]),
-        ({"torch_npu": "2.7.1", "CANN": "8.3.RC1"}, "mindspeed", ["torch_npu 2.7.1, CANN 8.3.RC1: MindSpeed"]),
-        ({"megatron-core": "0.17.1"}, "mindspeed", ["megatron-core 0.17.1: MindSpeed core_r0.16.0 asks for"]),
-    ],
-)
-def test_versions_that_do_not_belong_together(changed: dict[str, str], adaptor: str, lines: list[str]) -> None:
-    found = list(npu_versions.misfits(RIGHT | changed, adaptor))
-    assert len(found) == len(lines) and all(line.startswith(begin) for line, begin in zip(found, lines)), found
-
-
-@pytest.mark.parametrize(
-    "there, core, release, expected",
-    [
-        (("mindspeed", "megatron_adaptor", "triton", "einops"), "0.16.1", "2.7.1.post4", "mindspeed"),
-        (("mindspeed", "megatron_adaptor", "triton", "einops"), "0.17.1", "2.7.1.post4", "megatron_adaptor"),
-        (("megatron_adaptor",), "0.16.1", "2.7.1.post4", "own"),
-        (("mindspeed",), "0.19.2", "2.13.0", "own"),
-        ((), "0.16.1", "2.14.0", "own"),
-        ((), "0.16.1", "2.7.1.post2", "train.adaptor=own: needs torch_npu 2.7.1.post4 or newer"),
-        (("mindspeed", "einops"), "0.16.1", "2.7.1", "MindSpeed imports the package triton, which is missing"),
-        (("mindspeed", "triton"), "0.16.1", "2.7.1", "the package einops, which is missing; pip install einops"),
-    ],
-)
-def test_which_adaptor(
-    there: tuple[str, ...], core: str, release: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(npu_adaptor, "installed", lambda name: name in there)
-    versions = {"megatron-core": core, "torch_npu": release}
-    if expected in npu_adaptor.ADAPTORS:
-        name, why = npu_adaptor.choose("auto", versions)
-        assert name == expected and why
-    else:
-        with pytest.raises(UserError, match=expected.replace(".", r"\.")):
-            npu_adaptor.choose("auto", versions)
-
-
-def test_an_adaptor_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npu_adaptor, "installed", lambda name: name != "mindspeed")
-    with pytest.raises(UserError, match="train.adaptor=mindspeed: the package mindspeed is missing; check out"):
-        npu_adaptor.choose("mindspeed", RIGHT)
-    assert npu_adaptor.choose("megatron_adaptor", RIGHT) == ("megatron_adaptor", "as configured")
-    with pytest.raises(UserError, match="train.adaptor=apex: expected auto or one of mindspeed"):
-        npu_adaptor.choose("apex", RIGHT)
+@pytest.mark.parametrize("said", [True, False, None])
+def test_a_torch_npu_that_does_not_say_whether_it_saturates(said: bool | None) -> None:
+    utils = SimpleNamespace() if said is None else SimpleNamespace(is_support_inf_nan=lambda: said)
+    assert npu.keeps_inf(SimpleNamespace(npu=SimpleNamespace(utils=utils))) is said
 
 
 ORDER = """torch_npu
@@ -178,6 +127,16 @@ def test_start_with_its_successor(tmp_path: Path) -> None:
     check_started(seen, "megatron_adaptor")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("option", ["auto", None])
+def test_start_with_what_the_environment_names(option: str | None, tmp_path: Path) -> None:
+    """Where MindSpeed would be taken, and cannot start."""
+    case = {"words": WORDS, "adaptor": option, "missing": ["triton"]}
+    seen = start(tmp_path, case, LOCAL_RANK="5", MVG_ADAPTOR="own", **LATE)
+    check_started(seen, "own")
+    assert "adaptor own (as MVG_ADAPTOR says)" in seen["log"]
+
+
 def test_start_with_torch_npu_alone(tmp_path: Path) -> None:
     seen = start(tmp_path, {"words": WORDS}, ("torch_npu",), LOCAL_RANK="5", **LATE)
     check_started(seen, "own")
@@ -213,6 +172,8 @@ def test_a_command_says_that_cann_is_missing(tmp_path: Path) -> None:
         ({"cuda": True}, HAS, LATE, "is a CUDA build, beside which torch_npu cannot be imported; install the CPU"),
         ({"missing": ["triton"]}, HAS, {}, "imports the package triton, which is missing; pip install triton-ascend"),
         ({"missing": ["einops"]}, HAS, {}, "imports the package einops, which is missing; pip install einops"),
+        ({"missing": ["einops"], "adaptor": None}, HAS, {}, "pip install einops, or use MVG_ADAPTOR=own"),
+        ({}, HAS, {"MVG_ADAPTOR": "transfer"}, "MVG_ADAPTOR=transfer: expected auto or one of mindspeed"),
         ({"adaptor": "mindspeed"}, ("torch_npu",), {}, "the package mindspeed is missing; check out branch core_r0"),
         ({}, HAS, {"LOCAL_RANK": "8"}, "LOCAL_RANK=8 but this machine shows 8 NPUs, 0 to 7"),
         ({}, HAS, {"STAND_IN_NPUS": "0"}, "this machine shows no NPU; npu-smi info"),

@@ -41,6 +41,7 @@ ARGUMENTS = {
     "batch": ("--batch", "1"),
     "step": ("--step", "3"),
     "weights": ("--weights", "average"),
+    "platform": ("--platform", "cpu"),
     "clips": ("--clips", "2,3"),
     "history": ("--history", "2"),
     "interval": ("--interval", "1"),
@@ -84,8 +85,8 @@ def outcome(folder: Path, out: Path, patch: pytest.MonkeyPatch, sample: dict, *a
         seen["cache"] = [getattr(settings, name) for name in CACHE]
         return fake.sampler(settings)
 
-    def load(source, step, average, *encoder):
-        seen["load"] = [source, step, average]
+    def load(source, step, average, encoder, texts, platform):
+        seen["load"] = [source, step, average, platform]
         return replace(fake, sampler=sampler)
 
     patch.setattr(cli, "load", load)

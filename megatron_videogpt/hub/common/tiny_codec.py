@@ -104,7 +104,8 @@ class TinyAutoencoder(nn.Module):
 
         From random weights, hundreds of steps go into finding this subspace.  Component i (standard deviation s_i) is
         stored with variance proportional to s_i, which minimises the pixel error that a given noise on the latents
-        causes; a Hadamard rotation then spreads the components so that every channel has the same variance.
+        causes; a Hadamard rotation then spreads the components so that every channel has the same variance.  Computed
+        in float64 on the CPU, wherever the pixels and the model are.
         """
         channels = self.shape.channels
         rotation = torch.ones(1, 1, dtype=torch.float64)
@@ -114,10 +115,10 @@ class TinyAutoencoder(nn.Module):
             )
         if len(rotation) != channels:
             raise ValueError(f"channels={channels}: must be a power of two")
-        blocks = pixel_unshuffle(pixels, STRIDE).transpose(0, 1).flatten(1).double()
+        blocks = pixel_unshuffle(pixels.cpu(), STRIDE).transpose(0, 1).flatten(1).double()
         values, vectors = torch.linalg.eigh(torch.cov(blocks))
         deviation, vectors = values.flip(0)[:channels].sqrt(), vectors.flip(1)[:, :channels]
         stored = (channels * deviation / deviation.sum()).sqrt()
-        self.linear.weight.copy_((rotation @ (vectors * stored / deviation).T)[..., None, None])
-        self.linear_paint.weight.copy_((vectors * deviation / stored @ rotation.T)[..., None, None])
-        self.linear_paint.bias.copy_(blocks.mean(1))  # type: ignore[union-attr]
+        self.linear.weight.copy_((rotation @ (vectors * stored / deviation).T)[..., None, None].float())
+        self.linear_paint.weight.copy_((vectors * deviation / stored @ rotation.T)[..., None, None].float())
+        self.linear_paint.bias.copy_(blocks.mean(1).float())  # type: ignore[union-attr]

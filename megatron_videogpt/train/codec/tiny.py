@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ...config import paths
 from ...data.video.pictures import to_model_range, to_pixels
 from ...hub.common.tiny_codec import STRIDE, TinyAutoencoder, TinyShape
+from ...platforms import PLATFORMS, activate
 from .tiny_frames import HELD_OUT, Pools, find_clips, physics_frames, real_frames, settings_of
 
 DESCRIPTION = """\
@@ -101,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU threads; 0 uses all cores (only on an idle machine: busy ones stall the threads) (default: "
         "%(default)s)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--device", choices=PLATFORMS, default="cpu", help="(default: %(default)s)")
     parser.add_argument(
         "--fp32", action="store_true", help="do not compute in bf16 (bf16 is quicker on CPUs that have it)"
     )
@@ -109,10 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(model: TinyAutoencoder, pools: Pools, args: argparse.Namespace, console: Console) -> None:
     """Both phases; leaves the model with its normalisation baked in."""
-    device = torch.device(args.device)
+    device = next(model.parameters()).device
     noise = torch.Generator(device=device).manual_seed(args.seed + 1)
     decoder = [p for name, p in model.named_parameters() if name.split(".")[0] in DECODER]
-    model.start_from_principal_components(torch.cat([pools.batch(64, 32) for _ in range(32)]).to(device))
+    model.start_from_principal_components(torch.cat([pools.batch(64, 32) for _ in range(32)]))
     # Normalising by a batch's own statistics hides brightness and contrast from the decoder; a pull towards fixed ones
     # does not.
     start_mean = channel_mean(model, pools, device) if args.statistics == "fixed" else None
@@ -176,9 +177,10 @@ def freeze_encoder(model: TinyAutoencoder, pools: Pools, device: torch.device) -
     gradients.
     """
     latents = torch.cat([model.raw_latents(pools.batch(64, 32).to(device)).flatten(2) for _ in range(100)])
-    deviation, mean = torch.std_mean(latents.double(), dim=(0, 2))
-    model.shift.copy_(mean)
-    model.scale.copy_(1 / deviation)
+    # No float64 on a device: NPUs have none.
+    deviation, mean = torch.std_mean(latents.cpu().double(), dim=(0, 2))
+    model.shift.copy_(mean.float())
+    model.scale.copy_((1 / deviation).float())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in DECODER)
 
@@ -219,6 +221,7 @@ def run(args: argparse.Namespace) -> None:
             f"--channels {args.channels}: must be a power of two (the start from principal components needs it)"
         )
     console = Console()
+    device = activate(args.device).device
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     torch.manual_seed(args.seed)
     shape = TinyShape(
@@ -238,7 +241,7 @@ def run(args: argparse.Namespace) -> None:
         "training": [p.name for p in training],
     }
     (args.output / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    model = TinyAutoencoder(shape).to(args.device)
+    model = TinyAutoencoder(shape).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     started = time.time()
     train(model, pools, args, console)
