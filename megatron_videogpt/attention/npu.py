@@ -25,6 +25,10 @@ MASK_SHARE = 0.06
 """What `covering` weighs, all four assumed and none measured on a device: a call with its merge, forward and backward
 (about ten launches); speed of the matrix units; a key with its gradients, and a mask, as in `ranged`.
 """
+FINE = Costs(call=400, key=KEY_PAIRS, mask=MASK_SHARE)
+"""Instead of a device's, by which the rows of a comparison are one rectangle: they become many, masked and not, of
+which some are merged.
+"""
 _KEPT_PLANS = 4
 """Plans that the host keeps, with their masks: rows of a run's first stage are all alike."""
 _REPEATS = 8
@@ -59,6 +63,11 @@ def costs(heads: int, head_dim: int) -> Costs:
 def on_device(boxes: tuple[Rectangle, ...], device: torch.device) -> tuple[Call, ...]:
     """Rectangles of `covering` as calls; nothing waits for masks in pinned memory."""
     return tuple(Call(box, None if box.mask is None else ~box.mask.to(device, non_blocking=True)) for box in boxes)
+
+
+def finely(intervals: Tensor, device: torch.device) -> tuple[Call, ...]:
+    """See `attention.plan_finely`."""
+    return on_device(covering(intervals, FINE), device)
 
 
 class Ahead:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_videogpt.attention import npu, plan
+from megatron_videogpt.attention import npu, plan, verify
 from megatron_videogpt.attention.verify import NAMES, errors
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
@@ -124,6 +124,24 @@ def test_planted_faults_are_found(defined: None, many: None, monkeypatch: pytest
         with pytest.raises(RuntimeError, match="hides every key"):
             for seed in range(COUNT):
                 worst(*one_case(seed))
+
+
+def test_the_start_up_comparison_merges(defined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a device's costs its rows are one rectangle, in which no fault of merging shows."""
+    cpu, table = torch.device("cpu"), verify.mask("npu")
+    own, fine = verify.plans("npu", table, cpu)
+    assert own is None and len(plan.covering(table, npu.costs(2, 64))) == 1
+    assert len(fine) > 5 and not all(call.box.first for call in fine)
+    assert 0 < sum(call.hides is None for call in fine) < len(fine)
+    assert verify.plans("npu_dense", table, cpu) == (None,)
+    assert verify.problem("npu", cpu, torch.float32, 64) == ""
+    merge = npu._merge
+
+    def unmerged(rows: npu.Results, found: npu.Results, first: bool) -> None:
+        merge(rows, found, True)
+
+    monkeypatch.setattr(npu, "_merge", unmerged)
+    assert "output by" in verify.problem("npu", cpu, torch.float32, 64)
 
 
 def test_views_are_taken_as_they_are_and_masks_once_a_row(defined: None, many: None, monkeypatch: Any) -> None:
