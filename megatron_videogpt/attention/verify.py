@@ -79,6 +79,29 @@ def _distance(actual: list[Tensor], exact: list[Tensor]) -> list[float]:
     return [error if error == error else float("inf") for error in errors]
 
 
+def distances(
+    backend: str,
+    inputs: list[Tensor],
+    intervals: Tensor,
+    deterministic: bool = False,
+    plans: Sequence[Any] = (None,),
+) -> tuple[list[float], list[float]]:
+    """A backend's errors, and those of torch's attention on the same numbers here, as fractions (`Errors`); arguments
+    as of `errors`.
+    """
+    scale, keys = inputs[0].shape[-1] ** -0.5, inputs[1].shape[0]
+    doubles, table = [x.detach().cpu().double() for x in inputs], intervals.cpu()
+    exact = _results(lambda q, k, v: attend("reference", q, k, v, table, scale), doubles)
+
+    def distance(plan: Any) -> list[float]:
+        hints = {} if plan is None else {"plan": plan}
+        run = partial(attend, backend, intervals=intervals, scale=scale, deterministic=deterministic, **hints)
+        return _distance(_results(run, inputs), exact)
+
+    found = list(map(max, zip(*map(distance, plans))))
+    return found, _distance(_results(_sdpa(intervals, keys, scale), inputs), exact)
+
+
 def errors(
     backend: str,
     inputs: list[Tensor],
@@ -93,21 +116,13 @@ def errors(
     inputs: q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` and a gradient of the output, on the device and in the precision
     to try.  intervals ``[Lq, 4]``.  plans: of `plans`; the largest error of all counts.
     """
-    scale, keys, dtype = inputs[0].shape[-1] ** -0.5, inputs[1].shape[0], inputs[0].dtype
-    doubles, table = [x.detach().cpu().double() for x in inputs], intervals.cpu()
-    exact = _results(lambda q, k, v: attend("reference", q, k, v, table, scale), doubles)
-
-    def distance(plan: Any) -> list[float]:
-        hints = {} if plan is None else {"plan": plan}
-        run = partial(attend, backend, intervals=intervals, scale=scale, deterministic=deterministic, **hints)
-        return _distance(_results(run, inputs), exact)
-
-    found = list(map(max, zip(*map(distance, plans))))
-    rounding = _distance(_results(_sdpa(intervals, keys, scale), inputs), exact)
+    found, rounding = distances(backend, inputs, intervals, deterministic, plans)
+    dtype = inputs[0].dtype
     allowed = [max(ALLOWED.get(dtype, 0.0), 2 * error + torch.finfo(dtype).eps / 2) for error in rounding]
     if any(error > most for error, most in zip(found, allowed)):
         # Only now, because it takes as long as all the rest.
-        allowed = list(map(max, allowed, allowances(doubles, dense_mask(table, keys), scale, dtype)))
+        doubles, dense = [x.detach().cpu().double() for x in inputs], dense_mask(intervals.cpu(), len(inputs[1]))
+        allowed = list(map(max, allowed, allowances(doubles, dense, inputs[0].shape[-1] ** -0.5, dtype)))
     return Errors(found, allowed)
 
 

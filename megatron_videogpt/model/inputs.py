@@ -45,12 +45,12 @@ class OrderedMask:
         return replace(self, intervals=intervals, all_queries=False, groups=None, plan=self.plan_of_scored)
 
 
-def ordered(mask: Mask, cached: bool) -> OrderedMask:
-    """A row's mask for a pass; cached: whether its keys are the rows of a cache."""
+def ordered(mask: Mask, cached: bool, scored: bool = False, more: bool = False) -> OrderedMask:
+    """A row's mask for a pass; cached: whether its keys are the rows of a cache; scored, more: of `MaskPlan.send`."""
     found = _ordered(mask, cached)
     if mask.plan is None or cached:
         return found
-    plan, plan_of_scored = mask.plan.send()
+    plan, plan_of_scored = mask.plan.send(scored, more)
     return replace(found, plan=plan, plan_of_scored=plan_of_scored)
 
 

@@ -216,7 +216,12 @@ class VideoGPT(MegatronModule):
             chosen = scored_rows(row.scored_rows, row.masks[self.last_mask].intervals)
         kept = [cached_by(cached, number) for number in range(len(row.masks))]
         in_cache = [found is not None and found.places is not None for found in kept]
-        masks = tuple(ordered(mask, kept) for mask, kept in zip(row.masks, in_cache))
+        chunks = self.config.virtual_pipeline_model_parallel_size or 1
+        more = self.vp_stage is not None and self.vp_stage + 1 < chunks
+        masks = tuple(
+            ordered(mask, kept, chosen is not None and number == self.last_mask, more)
+            for number, (mask, kept) in enumerate(zip(row.masks, in_cache))
+        )
         group = self.pg_collection.tp
         part, parts = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
         identity = self._identity(row)
