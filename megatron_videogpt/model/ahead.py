@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..attention import PLANNED, plan_ahead
 from ..sequence.row import Mask, Row
+from .factorised import SEEN
 from .inputs import ordered
 from .videogpt import VideoGPT
 
@@ -46,11 +47,11 @@ def planner(chunks: Sequence[Any], device: torch.device, trains: bool = True) ->
     if not models:
         return lambda row: row
     config = models[0].config
-    heads = config.num_attention_heads // (config.tensor_model_parallel_size * config.context_parallel_size)
+    heads, context = config.num_attention_heads // config.tensor_model_parallel_size, config.context_parallel_size
     scored = {model.last_mask for model in models if model.scored_only and trains}
 
     def plan(intervals: Tensor) -> Any:
-        return plan_ahead(config.interval_backend, intervals, heads, config.kv_channels, device)
+        return plan_ahead(config.interval_backend, intervals, heads // context, config.kv_channels, device)
 
     def with_plan(number: int, mask: Mask, rows: Tensor) -> Mask:
         alone = number in scored and len(rows)
@@ -59,6 +60,12 @@ def planner(chunks: Sequence[Any], device: torch.device, trains: bool = True) ->
 
     def planned(row: Row) -> Row:
         masks = [with_plan(number, mask, row.scored_rows) for number, mask in enumerate(row.masks)]
-        return replace(row, masks=tuple(masks))
+        seen = row.context.get(SEEN)
+        if seen is None or context > 1:
+            # A shard's intervals to a text are its own.
+            return replace(row, masks=tuple(masks))
+        rows = row.scored_rows if scored else row.scored_rows[:0]
+        beside = MaskPlan(plan(seen.value), plan(seen.value[rows]) if len(rows) else None)
+        return replace(row, masks=tuple(masks), context={**row.context, SEEN: replace(seen, plan=beside)})
 
     return planned

@@ -11,7 +11,10 @@ import torch
 
 from megatron_videogpt.attention import npu, plan_ahead
 from megatron_videogpt.attention import plan as plans
+from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.platforms import Platform
 from megatron_videogpt.sequence.layout import layout, training_shape
+from tests import factorised_prompt as small
 from tests.unit.test_npu_attention import FEW
 from tests.unit.test_npu_masks import defined, tensors
 
@@ -82,6 +85,36 @@ def test_validation_plans_no_scored_rows() -> None:
     for trains in (True, False):
         (mask,) = planner([model], torch.device("cpu"), trains)(row).masks
         assert (mask.plan.scored is not None) == trains
+
+
+def test_a_text_beside_a_row_is_planned_ahead(
+    platform: Platform, processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The factorised network: no look at intervals of any of its attentions in a pass."""
+    from megatron_videogpt.model.ahead import planner
+    from megatron_videogpt.model.init import load_released
+    from megatron_videogpt.model.videogpt import VideoGPT
+    from megatron_videogpt.objective.frame_prompt.factorised.ends import ends_of
+    from megatron_videogpt.objective.frame_prompt.factorised.rows import assemble
+
+    variant = small.VARIANTS["with text"]
+    config, weights = Config(model=small.MODEL, train=TrainConfig(precision="fp32")), small.weights_of(variant)
+    row, results = assemble(small.rows_of(variant)[0], 8, variant, 2), []
+    for backend in ("ranged", "npu"):
+        network = VideoGPT(config, small.CHANNELS, platform, backend, ends_of(variant))
+        load_released(network, small.MODEL, lambda entry: weights[entry.hf])
+        planned = planner([network], torch.device("cpu"))(row)
+        with monkeypatch.context() as patch:
+            for module, name in ((npu, "covering"), (npu, "table_of")) if backend == "npu" else ():
+                patch.setattr(module, name, lambda *arguments: pytest.fail("planned in a pass"))
+            loss = small.loss_of(network(planned.to(torch.device("cpu"))), row.target)
+            loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in network.named_parameters() if p.grad is not None}))
+    (wanted, exact), (found, ours) = results
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    assert ours.keys() == exact.keys()
+    for name, value in exact.items():
+        assert (ours[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
 
 
 def test_equal_rows_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
