@@ -24,7 +24,8 @@ class MaskPlan:
     """
 
     def __init__(self, whole: Any, scored: Any = None) -> None:
-        self.whole, self.scored, self._sent = whole, scored, None
+        self.whole, self.scored = whole, scored
+        self._sent: Any = None
 
     def send(self, scored: bool, more: bool) -> tuple[Any, Any]:
         """Both for a pass through one of a rank's chunks, with masks on their way to the device: these live as long as
