@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from megatron_videogpt.attention import npu, plan_ahead
 from megatron_videogpt.attention import plan as plans
 from megatron_videogpt.config.schema import Config, TrainConfig
+from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.platforms import Platform
 from megatron_videogpt.sequence.layout import layout, training_shape
 from tests import factorised_prompt as small
@@ -172,3 +174,33 @@ def test_rows_are_planned_by_the_thread_that_reads(tmp_path: Path, monkeypatch: 
     assert len(next(data).rows) == 1
     data.close()
     assert set(threads) == {"data ahead"}
+
+
+class Reached(Exception):
+    """What the test looks at is done."""
+
+
+@pytest.mark.usefixtures("processes")
+def test_validation_plans_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_videogpt.train import validation
+    from tests.unit.test_in_flight import start
+    from tests.unit.test_last_layer import row_of
+
+    run, planned = start(tmp_path)[0].run, []
+    run.objective = SimpleNamespace(prepare=lambda samples, multiple: row_of((1, 1)))
+
+    def planner(chunks: list[Any], device: torch.device, trains: bool) -> Any:
+        assert chunks == run.networks[0].chunks and not trains
+        return lambda row: planned.append(row) or row
+
+    def run_rows(model: Any, objective: Any, rows: list[Any], **options: Any) -> None:
+        assert len(rows) == len(planned) == 1
+        raise Reached
+
+    monkeypatch.setattr(validation, "planner", planner)
+    monkeypatch.setattr(validation, "run_rows", run_rows)
+    monkeypatch.setattr(validation.Validation, "_read", lambda self, run: ([], [(0, 0)]))
+    sample = Sample(0, "0", torch.zeros(2, 4, 4, 6), None, (1, 1))
+    monkeypatch.setattr(validation.Validation, "_to_all", lambda self, run: [sample])
+    with pytest.raises(Reached):
+        validation.Validation(run).measure(run.model, SimpleNamespace(), 0)
