@@ -116,7 +116,15 @@ def checks(processes: int, found: dict[str, Any], expected: dict[str, Any], clos
         if measured:
             same = [whole["validation"][step] for step in measured]
             yield Check(f"{name}: validation", _relative(list(measured.values()), same), close)
+    yield from _attention(processes, found)
     yield from _sent(processes, found)
+
+
+def _attention(processes: int, found: dict[str, Any]) -> Iterator[Check]:
+    """Any other backend would agree with the CPU platform, too."""
+    yield Check(f"{processes} processes: attention not by npu", float(found["attention"] != ["npu"]), 0)
+    few = max(found["rectangles"], default=0) < 3
+    yield Check(f"{processes} processes: no row of several rectangles", float(few), 0)
 
 
 def _resumed(found: dict[str, Any], whole: dict[str, Any], close: float) -> Iterator[Check]:

@@ -66,6 +66,7 @@ class Session:
     def __init__(self, config: Any, channels: int, grid: tuple[int, int], platform: Any, spread: bool) -> None:
         from megatron.core import parallel_state
 
+        from megatron_videogpt.model.ahead import planner
         from megatron_videogpt.model.init import load_released
         from megatron_videogpt.objective.build import build_objective
         from megatron_videogpt.platforms import world
@@ -79,6 +80,7 @@ class Session:
         if spread:
             for chunk in self.bare:
                 load_released(chunk, config.model, lambda entry: spread_value(entry, config, channels))
+        self.planned = planner(self.bare, platform.device)
         self.chunks = wrap(config, self.bare)
         self.optimizer, self.objective = build_optimizer(config, self.chunks), build_objective(config)
         self.rank, self.replicas = (
@@ -99,7 +101,7 @@ class Session:
             self.objective.prepare(mine[i : i + micro], self.config.parallel.row_multiple)
             for i in range(0, share, micro)
         ]
-        return [row.shard(*self.context).to(self.platform.device) for row in whole]
+        return [self.planned(row).shard(*self.context).to(self.platform.device) for row in whole]
 
     def step(self, rows: list[Any]) -> tuple[float, float]:
         """One optimizer step -> (loss, gradient norm), the same on every rank."""

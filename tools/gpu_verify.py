@@ -61,11 +61,13 @@ def layouts(backend: str, device: str, dtype: torch.dtype, head_dim: int, count:
         """Compare them all, and note what is wrong."""
         for seed in range(count):
             case = random_case(seed, 400)
+            table = case.intervals[case.kept]
             result = verify.errors(
                 backend,
                 case.tensors(head_dim, dtype, device, seed),
-                case.intervals[case.kept].to(device),
+                table.to(device),
                 seed % len(orders) == 1,
+                verify.plans(backend, table, torch.device(device)),
             )
             wrong.extend(
                 f"layout {seed}: {name} by {found:.1e}"

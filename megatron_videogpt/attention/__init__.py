@@ -38,6 +38,13 @@ def plan_ahead(backend: str, intervals: Tensor, heads: int, head_dim: int, devic
     return importlib.import_module(f".{MODULES[backend]}", __name__).Ahead(intervals, heads, head_dim, device)
 
 
+def plan_finely(backend: str, intervals: Tensor, device: torch.device) -> Any:
+    """The `plan` that one of `PLANNED` takes, in as many parts as long rows have even where the rows are few and would
+    be one: for comparisons, so that they meet how parts are merged.  intervals: as in `plan_ahead`.
+    """
+    return importlib.import_module(f".{MODULES[backend]}", __name__).finely(intervals, device)
+
+
 def attend(
     backend: str,
     q: Tensor,

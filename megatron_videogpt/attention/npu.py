@@ -8,8 +8,8 @@ all that is used; gradients are taken by position, because releases return four 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +25,16 @@ MASK_SHARE = 0.06
 """What `covering` weighs, all four assumed and none measured on a device: a call with its merge, forward and backward
 (about ten launches); speed of the matrix units; a key with its gradients, and a mask, as in `ranged`.
 """
-_KEPT_PLANS = 4
-"""Plans that the host keeps, with their masks: rows of a run's first stage are all alike."""
+FINE = Costs(call=400, key=KEY_PAIRS, mask=MASK_SHARE)
+"""Instead of a device's, by which the rows of a comparison are one rectangle: they become many, masked and not, of
+which some are merged.
+"""
+_KEPT_BYTES = 1 << 30
+"""Of plans, with their masks, that the host keeps: rows of a run's first stage are all alike, as are those of a
+validation and the next one, and of one denoising step and the next.
+"""
+_BOX_BYTES = 1000
+"""Of a rectangle's objects, about."""
 _REPEATS = 8
 """Times that each softmax statistic stands in the last dimension."""
 
@@ -61,6 +69,11 @@ def on_device(boxes: tuple[Rectangle, ...], device: torch.device) -> tuple[Call,
     return tuple(Call(box, None if box.mask is None else ~box.mask.to(device, non_blocking=True)) for box in boxes)
 
 
+def finely(intervals: Tensor, device: torch.device) -> tuple[Call, ...]:
+    """See `attention.plan_finely`."""
+    return on_device(covering(intervals, FINE), device)
+
+
 class Ahead:
     """The rectangles of intervals, made on the host before a pass needs them; see `attention.plan_ahead`."""
 
@@ -73,12 +86,58 @@ class Ahead:
         return on_device(self.boxes, self.device)
 
 
-@lru_cache(maxsize=_KEPT_PLANS)
-def _kept(table: bytes, costs: Costs, pinned: bool) -> tuple[Rectangle, ...]:
-    boxes = covering(torch.frombuffer(bytearray(table), dtype=torch.int32).view(-1, 4), costs)
-    if not pinned:
+class _Kept:
+    """Plans by what they were made of: those used last that fit `_KEPT_BYTES`, one at least.  The thread that reads
+    data asks, and the main one.
+    """
+
+    def __init__(self) -> None:
+        # In the order of their last use.
+        self._plans: dict[tuple[bytes, Costs, bool], tuple[Rectangle, ...]] = {}
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def __call__(self, table: bytes, costs: Costs, pinned: bool) -> tuple[Rectangle, ...]:
+        """Rectangles that cover a `table_of` intervals, their masks in pinned memory or not."""
+        key = (table, costs, pinned)
+        with self._lock:
+            boxes = self._taken(key)
+            if boxes is not None:
+                self._put(key, boxes)
+                return boxes
+        boxes = covering(torch.frombuffer(bytearray(table), dtype=torch.int32).view(-1, 4), costs)
+        if pinned:
+            boxes = tuple(box if box.mask is None else replace(box, mask=box.mask.pin_memory()) for box in boxes)
+        with self._lock:
+            # The other thread may have made the same.
+            self._taken(key)
+            self._put(key, boxes)
+            while self._bytes > _KEPT_BYTES and len(self._plans) > 1:
+                self._taken(next(iter(self._plans)))
         return boxes
-    return tuple(box if box.mask is None else replace(box, mask=box.mask.pin_memory()) for box in boxes)
+
+    def _taken(self, key: tuple[bytes, Costs, bool]) -> tuple[Rectangle, ...] | None:
+        boxes = self._plans.pop(key, None)
+        self._bytes -= 0 if boxes is None else _size(key[0], boxes)
+        return boxes
+
+    def _put(self, key: tuple[bytes, Costs, bool], boxes: tuple[Rectangle, ...]) -> None:
+        self._plans[key] = boxes
+        self._bytes += _size(key[0], boxes)
+
+    def cache_clear(self) -> None:
+        """Forget them all."""
+        with self._lock:
+            self._plans.clear()
+            self._bytes = 0
+
+
+def _size(table: bytes, boxes: tuple[Rectangle, ...]) -> int:
+    """Bytes, about."""
+    return len(table) + sum(_BOX_BYTES + (0 if box.mask is None else box.mask.nbytes) for box in boxes)
+
+
+# Pure memoisation.
+_kept = _Kept()
 
 
 class Calls(torch.autograd.Function):
@@ -154,6 +213,10 @@ def _merge(rows: Results, found: Results, first: bool) -> None:
     most.copy_(larger)
 
 
+def _planned(intervals: Tensor, costs: Costs, device: torch.device) -> tuple[Call, ...]:
+    return on_device(_kept(table_of(intervals), costs, device.type != "cpu"), device)
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -164,11 +227,11 @@ def attend(
     plan: tuple[Call, ...] | None = None,
 ) -> Tensor:
     """Interval attention; shapes as in `attention.attend`.  float32, bfloat16 and float16; calls are added in a fixed
-    order, `deterministic` or not.  plan: of `Ahead`; without it a row's plan and its masks on the device are made here,
-    once for all layers.
+    order, `deterministic` or not.  plan: of `Ahead`; without it masks are sent to the device here, once for all layers,
+    and the host waits for the intervals, to look for a plan of equal ones.
     """
     if plan is None:
         own = costs(q.shape[1], q.shape[2])
-        plan = memoised(intervals, ("npu", own), lambda: on_device(covering(intervals, own), q.device))
+        plan = memoised(intervals, ("npu", own), lambda: _planned(intervals, own, q.device))
     assert max(call.box.row1 for call in plan) == len(q), "a plan of another mask"
     return Calls.apply(q, k, v, plan, scale)

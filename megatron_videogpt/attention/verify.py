@@ -4,7 +4,9 @@ in float64.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ..sequence.intervals import dense_mask
 from ..sequence.layout import layout, pack, training_shape
-from . import attend
+from . import PLANNED, attend, plan_finely
 from .rounding import allowances
 
 ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -44,6 +46,13 @@ def mask(backend: str) -> Tensor:
     return pack(samples, 443).intervals
 
 
+def plans(backend: str, intervals: Tensor, device: torch.device) -> tuple[Any, ...]:
+    """What to compare a backend with: its own plan (None), and of `PLANNED` one of many parts, because by a device's
+    costs rows as short as these are a single one, and nothing would be merged.
+    """
+    return (None, plan_finely(backend, intervals.cpu(), device)) if backend in PLANNED else (None,)
+
+
 def _results(function: object, inputs: list[Tensor]) -> list[Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in inputs[:3]]
     out = function(*leaves)  # type: ignore[operator]
@@ -70,25 +79,50 @@ def _distance(actual: list[Tensor], exact: list[Tensor]) -> list[float]:
     return [error if error == error else float("inf") for error in errors]
 
 
-def errors(backend: str, inputs: list[Tensor], intervals: Tensor, deterministic: bool = False) -> Errors:
+def distances(
+    backend: str,
+    inputs: list[Tensor],
+    intervals: Tensor,
+    deterministic: bool = False,
+    plans: Sequence[Any] = (None,),
+) -> tuple[list[float], list[float]]:
+    """A backend's errors, and those of torch's attention on the same numbers here, as fractions (`Errors`); arguments
+    as of `errors`.
+    """
+    scale, keys = inputs[0].shape[-1] ** -0.5, inputs[1].shape[0]
+    doubles, table = [x.detach().cpu().double() for x in inputs], intervals.cpu()
+    exact = _results(lambda q, k, v: attend("reference", q, k, v, table, scale), doubles)
+
+    def distance(plan: Any) -> list[float]:
+        hints = {} if plan is None else {"plan": plan}
+        run = partial(attend, backend, intervals=intervals, scale=scale, deterministic=deterministic, **hints)
+        return _distance(_results(run, inputs), exact)
+
+    found = list(map(max, zip(*map(distance, plans))))
+    return found, _distance(_results(_sdpa(intervals, keys, scale), inputs), exact)
+
+
+def errors(
+    backend: str,
+    inputs: list[Tensor],
+    intervals: Tensor,
+    deterministic: bool = False,
+    plans: Sequence[Any] = (None,),
+) -> Errors:
     """A backend's errors and what they may be: the largest of `ALLOWED`, of what rounding explains on any processor
     (`rounding.allowances`), and of twice the errors of torch's attention on the same numbers here, beside the rounding
     of the result.
 
     inputs: q ``[Lq, H, d]``, k and v ``[Lk, Hkv, d]`` and a gradient of the output, on the device and in the precision
-    to try.  intervals ``[Lq, 4]``.
+    to try.  intervals ``[Lq, 4]``.  plans: of `plans`; the largest error of all counts.
     """
-    scale, keys, dtype = inputs[0].shape[-1] ** -0.5, inputs[1].shape[0], inputs[0].dtype
-    doubles, table = [x.detach().cpu().double() for x in inputs], intervals.cpu()
-    exact = _results(lambda q, k, v: attend("reference", q, k, v, table, scale), doubles)
-    found = _distance(
-        _results(lambda q, k, v: attend(backend, q, k, v, intervals, scale, deterministic), inputs), exact
-    )
-    rounding = _distance(_results(_sdpa(intervals, keys, scale), inputs), exact)
+    found, rounding = distances(backend, inputs, intervals, deterministic, plans)
+    dtype = inputs[0].dtype
     allowed = [max(ALLOWED.get(dtype, 0.0), 2 * error + torch.finfo(dtype).eps / 2) for error in rounding]
     if any(error > most for error, most in zip(found, allowed)):
         # Only now, because it takes as long as all the rest.
-        allowed = list(map(max, allowed, allowances(doubles, dense_mask(table, keys), scale, dtype)))
+        doubles, dense = [x.detach().cpu().double() for x in inputs], dense_mask(intervals.cpu(), len(inputs[1]))
+        allowed = list(map(max, allowed, allowances(doubles, dense, inputs[0].shape[-1] ** -0.5, dtype)))
     return Errors(found, allowed)
 
 
@@ -106,7 +140,7 @@ def problem(
     noise, intervals = torch.Generator().manual_seed(0), mask(backend)
     heads = (2 * queries_per_key, 2, 2, 2 * queries_per_key)
     inputs = [torch.randn(len(intervals), count, head_dim, generator=noise).to(device, dtype) for count in heads]
-    result = errors(backend, inputs, intervals.to(device), deterministic)
+    result = errors(backend, inputs, intervals.to(device), deterministic, plans(backend, intervals, device))
     wrong = [f"{name} by {found:.1e} (allowed {most:.1e})" for name, found, most in zip(NAMES, *result) if found > most]
     if not wrong:
         return ""

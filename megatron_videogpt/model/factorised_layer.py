@@ -99,7 +99,8 @@ class FactorisedLayer(TransformerLayer):
             seen = None if seen is None else seen.index_select(0, rows)
         x = gated(x, out, gate, frame)
         if self.text_attention is not None:
-            x = x + self.text_attention(x.unsqueeze(1), inputs.side(TEXT, context), seen).squeeze(1)
+            plan = inputs.plan_of_side(SEEN, rows is not None)
+            x = x + self.text_attention(x.unsqueeze(1), inputs.side(TEXT, context), seen, plan).squeeze(1)
         out, _ = self.mlp(modulate(x, shift_mlp, scale_mlp, frame, self.eps).unsqueeze(1))
         return gated(x, out.squeeze(1), gate_mlp, frame).unsqueeze(1), context
 

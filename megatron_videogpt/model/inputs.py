@@ -45,13 +45,21 @@ class OrderedMask:
         return replace(self, intervals=intervals, all_queries=False, groups=None, plan=self.plan_of_scored)
 
 
-def ordered(mask: Mask, cached: bool) -> OrderedMask:
-    """A row's mask for a pass; cached: whether its keys are the rows of a cache."""
+def ordered(mask: Mask, cached: bool, scored: bool = False, more: bool = False) -> OrderedMask:
+    """A row's mask for a pass; cached: whether its keys are the rows of a cache; scored, more: of `MaskPlan.send`."""
     found = _ordered(mask, cached)
     if mask.plan is None or cached:
         return found
-    plan, plan_of_scored = mask.plan.send()
+    plan, plan_of_scored = mask.plan.send(scored, more)
     return replace(found, plan=plan, plan_of_scored=plan_of_scored)
+
+
+def with_plans_sent(context: dict[str, Context], scored: bool, more: bool) -> dict[str, Context]:
+    """Side inputs of a row for a pass: their plans are both that `MaskPlan.send` gives."""
+    return {
+        name: side if side.plan is None else replace(side, plan=side.plan.send(scored, more))
+        for name, side in context.items()
+    }
 
 
 def _ordered(mask: Mask, cached: bool) -> OrderedMask:
@@ -148,6 +156,11 @@ class LayerInputs:
             return self.fixed[name].value
         assert context is not None
         return context.narrow(0, slot.start, slot.shape.numel()).view(slot.shape)
+
+    def plan_of_side(self, name: str, of_scored: bool) -> Any:
+        """Of a side input of intervals, or of the scored rows' alone: see `attention.plan_ahead`; None without one."""
+        plans = self.fixed[name].plan
+        return None if plans is None else plans[int(of_scored)]
 
     def side_here(self, name: str, context: Tensor | None) -> Tensor:
         """A side input per token for the hidden states between layers: ``[l, ...]``, and under sequence parallelism

@@ -39,11 +39,11 @@ class TextAttention(MegatronModule):
         )
         self.proj = RowParallelLinear(width, width, config=config, input_is_parallel=True, **options)
 
-    def forward(self, hidden: Tensor, text: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, text: Tensor, seen: Tensor, plan: Any = None) -> Tensor:
         """hidden ``[l, 1, D]`` (a part of them under sequence parallelism), text ``[n, D]``, intervals int32 ``[l, 4]``
-        of all l tokens in it -> the shape of hidden.
+        of all l tokens in it -> the shape of hidden.  plan: of these intervals, see `attention.plan_ahead`.
         """
         query = self.query(hidden)[0].squeeze(1).unflatten(-1, (-1, self.head))
         key, value = self.key_value(text.unsqueeze(1))[0].squeeze(1).unflatten(-1, (-1, 2, self.head)).unbind(2)
-        out = attend(self.backend, query, key, value, seen, self.head**-0.5, self.deterministic)
+        out = attend(self.backend, query, key, value, seen, self.head**-0.5, self.deterministic, plan=plan)
         return self.proj(out.flatten(1).unsqueeze(1))[0]

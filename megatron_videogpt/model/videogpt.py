@@ -23,7 +23,7 @@ from ..sequence.row import Context, Row
 from .cache import Cached, cached_by
 from .dropout import EMBEDDING, dropout
 from .init import mark_shards, named
-from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows
+from .inputs import LayerInputs, ScoredRows, join_trained, ordered, scored_rows, with_plans_sent
 from .layers import LayerKind, decoder_spec, transformer_config
 from .parameters import Table, prefixed
 from .prefix import build_prefix, place_prefix
@@ -216,12 +216,18 @@ class VideoGPT(MegatronModule):
             chosen = scored_rows(row.scored_rows, row.masks[self.last_mask].intervals)
         kept = [cached_by(cached, number) for number in range(len(row.masks))]
         in_cache = [found is not None and found.places is not None for found in kept]
-        masks = tuple(ordered(mask, kept) for mask, kept in zip(row.masks, in_cache))
+        chunks = self.config.virtual_pipeline_model_parallel_size or 1
+        more = self.vp_stage is not None and self.vp_stage + 1 < chunks
+        fixed = with_plans_sent(row.context, chosen is not None, more)
+        masks = tuple(
+            ordered(mask, kept, chosen is not None and number == self.last_mask, more)
+            for number, (mask, kept) in enumerate(zip(row.masks, in_cache))
+        )
         group = self.pg_collection.tp
         part, parts = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
         identity = self._identity(row)
         identity = None if identity is None else identity.chunk(parts)[part]
-        return LayerInputs(masks, chosen, cached, row.context, slots, part, parts, identity), context
+        return LayerInputs(masks, chosen, cached, fixed, slots, part, parts, identity), context
 
     def _identity(self, row: Row) -> Tensor | None:
         """What dropout goes by, for the whole shard; None where nothing is dropped."""

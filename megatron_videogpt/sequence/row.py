@@ -103,11 +103,12 @@ class Stream:
 @dataclass(frozen=True)
 class Context:
     """A side input of layers.  per_token: one entry per token of the row, cut into shards as the tokens are; else it is
-    whole on every rank (text features, a modulation of each frame).
+    whole on every rank (text features, a modulation of each frame).  plan: of intervals, as `Mask.plan`.
     """
 
     value: Tensor
     per_token: bool = False
+    plan: Any = None
 
 
 @dataclass(frozen=True)

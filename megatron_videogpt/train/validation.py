@@ -18,6 +18,7 @@ from ..data.loader import HeldOut, readable
 from ..data.plans import Sample
 from ..data.video.pictures import to_pixels
 from ..errors import RunError, UserError
+from ..model.ahead import planner
 from ..objective.build import build_denoiser, has_sampler
 from ..platforms import world
 from ..platforms.together import fail_together, gather_results
@@ -53,6 +54,8 @@ class Validation:
             parallel_state.get_data_parallel_rank(),
             parallel_state.get_data_parallel_world_size(),
         )
+        # Of the network that is measured.
+        self.planned = planner(run.networks[0].chunks, run.platform.device, trains=False)
         self.read, self.videos = self._read(run)
         self.samples = self._to_all(run)
 
@@ -152,8 +155,9 @@ class Validation:
         total = self.config.eval.samples
         places = range(self.number, total, self.replicas)
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+        multiple, device = self.config.parallel.row_multiple, self.platform.device
         rows = [
-            self.objective.prepare([sample], self.config.parallel.row_multiple).shard(*context).to(self.platform.device)
+            self.planned(self.objective.prepare([sample], multiple)).shard(*context).to(device)
             for sample in map(self._with_levels, self.samples, places)
         ]
         for chunk in model:

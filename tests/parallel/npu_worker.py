@@ -3,7 +3,7 @@ torchrun or alone.
 
 A case is name -> {"options": overrides, "resumes": the case whose run goes on before its last checkpoint, or nothing,
 "sample": whether its last checkpoint then continues a video}.  Rank 0 leaves ``FOLDER/found.json``: name -> losses,
-gradient norms and sampled latents, and what every rank sent.
+gradient norms and sampled latents, which attention was chosen, in how many rectangles, and what every rank sent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 CONFIG = str(Path(__file__).with_name("tiny.toml"))
 STEPS = 6
 """Of a case that resumes, and of the one that it resumes: saved after half of them."""
+CALL = 30
+"""Pairs of a call, instead of a device's millions: rows of `tiny.toml` become several rectangles."""
 
 
 def take_over(source: Path, target: Path) -> None:
@@ -68,6 +70,33 @@ def sent() -> list[list[str]]:
     return sorted({(call.backend, call.name, " ".join(call.dtypes)) for call in hccl.seen})  # type: ignore[type-var]
 
 
+def watch_attention() -> tuple[list[str], list[int]]:
+    """What will be chosen, one after another, and the rectangles of plans; rows have several: by a device's costs a few
+    dozen tokens are one.
+    """
+    from megatron_videogpt.attention import agreed, npu
+
+    chosen: list[str] = []
+    rectangles: list[int] = []
+    choose, on_device = agreed.choose, npu.on_device
+
+    def choose_and_tell(*arguments: Any) -> tuple[str, str]:
+        before = len(rectangles)
+        found = choose(*arguments)
+        # The rows of the comparison say nothing of those that are trained on.
+        del rectangles[before:]
+        chosen.append(found[0])
+        return found
+
+    def count(boxes: Any, device: torch.device) -> Any:
+        rectangles.append(len(boxes))
+        return on_device(boxes, device)
+
+    few = npu.FINE._replace(call=CALL)
+    agreed.choose, npu.on_device, npu.costs = choose_and_tell, count, lambda heads, head_dim: few
+    return chosen, rectangles
+
+
 def main() -> None:
     """Entry point."""
     name, adaptor, cases, folder = (
@@ -83,6 +112,7 @@ def main() -> None:
     activate(name, adaptor)
     here = [f"train.platform={name}", f"train.adaptor={adaptor}"]
     torch.set_num_threads(1)
+    chosen, rectangles = watch_attention()
     found: dict[str, Any] = {}
     for case, asked in cases.items():
         output = folder / case
@@ -95,6 +125,7 @@ def main() -> None:
     dist.all_gather_object(everyone, sent())
     if dist.get_rank() == 0:
         found |= {"backend": dist.get_backend(), "sent": [list(call) for one in everyone for call in one]}
+        found |= {"attention": sorted(set(chosen)), "rectangles": sorted(set(rectangles))}
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

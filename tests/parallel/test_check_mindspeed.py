@@ -14,7 +14,7 @@ from tools import check_mindspeed
 from .launch import REPOSITORY, interpreter, run
 
 TOOL = REPOSITORY / "tools" / "check_mindspeed.py"
-LINES = 29
+LINES = 35
 Result = subprocess.CompletedProcess[str]
 
 

@@ -154,7 +154,7 @@ def test_what_is_kept(defined: None) -> None:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_a_model_with_them(recompute: str, defined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_them(recompute: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scored rows, recomputation and all: the loss and gradients of torch's operations."""
     from tests.unit.test_fused import trained
 

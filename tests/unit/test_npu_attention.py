@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_videogpt.attention import npu, plan
-from megatron_videogpt.attention.verify import NAMES, errors
+from megatron_videogpt.attention import npu, plan, verify
+from megatron_videogpt.attention.verify import NAMES, distances, errors
 from megatron_videogpt.sequence.intervals import dense_mask
 from megatron_videogpt.sequence.layout import layout, training_shape
 from tests.ascend import operators
@@ -28,15 +28,24 @@ def defined() -> Iterator[None]:
 
 
 @pytest.fixture
-def many(monkeypatch: pytest.MonkeyPatch) -> None:
+def many(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(npu, "costs", lambda heads, head_dim: FEW)
+    npu._kept.cache_clear()
+    yield
+    npu._kept.cache_clear()
 
 
-def compare(backend: str, case: Case, dtype: torch.dtype, seed: int) -> None:
+def compare(backend: str, case: Case, dtype: torch.dtype, seed: int) -> int:
+    """float32 to 1e-5 of the largest value; bf16 to twice the error of torch's own attention, and to the rounding of
+    the result beside it: where theirs is small by chance, a number that lies between two of bf16 can be rounded to the
+    other one.  Returns how many of output and gradients need that rounding.
+    """
     inputs = case.tensors(HEAD_DIMS[seed % 3], dtype, seed=seed)
-    found, allowed = errors(backend, inputs, case.intervals[case.kept])
-    for name, error, most in zip(NAMES, found, allowed):
-        assert error <= most, (seed, name, error, most)
+    found, torchs = distances(backend, inputs, case.intervals[case.kept])
+    for name, error, theirs in zip(NAMES, found, torchs):
+        most = 1e-5 if dtype == torch.float32 else 2 * theirs + torch.finfo(dtype).eps / 2
+        assert error <= most, (seed, name, error, theirs)
+    return sum(error > 2 * theirs for error, theirs in zip(found, torchs))
 
 
 def test_float32_equals_the_oracle_on_random_layouts(defined: None, many: None) -> None:
@@ -47,16 +56,18 @@ def test_float32_equals_the_oracle_on_random_layouts(defined: None, many: None) 
 
 @pytest.mark.parametrize("version", operators.VERSIONS)
 def test_bf16_in_each_version_is_as_good_as_torch_is(version: str, many: None) -> None:
+    rounded, seeds = 0, range(operators.VERSIONS.index(version), COUNT, 20)
     with operators.defined(version):
-        for seed in range(operators.VERSIONS.index(version), COUNT, 20):
-            compare("npu", random_case(seed, 150), torch.bfloat16, seed)
-            compare("npu_dense", random_case(seed, 150), torch.bfloat16, seed)
+        for seed in seeds:
+            for backend in ("npu", "npu_dense"):
+                rounded += compare(backend, random_case(seed, 150), torch.bfloat16, seed)
+    assert rounded <= 1, "of 80 numbers"
 
 
 @pytest.mark.long
 def test_bf16_is_as_good_as_torch_is_on_random_layouts(defined: None, many: None) -> None:
-    for seed in range(COUNT):
-        compare("npu", random_case(seed), torch.bfloat16, seed)
+    rounded = sum(compare("npu", random_case(seed), torch.bfloat16, seed) for seed in range(COUNT))
+    assert rounded <= 8, "of 800 numbers"
 
 
 def test_the_plan_covers_each_pair_once_and_no_row_is_blind() -> None:
@@ -126,6 +137,24 @@ def test_planted_faults_are_found(defined: None, many: None, monkeypatch: pytest
                 worst(*one_case(seed))
 
 
+def test_the_start_up_comparison_merges(defined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a device's costs its rows are one rectangle, in which no fault of merging shows."""
+    cpu, table = torch.device("cpu"), verify.mask("npu")
+    own, fine = verify.plans("npu", table, cpu)
+    assert own is None and len(plan.covering(table, npu.costs(2, 64))) == 1
+    assert len(fine) > 5 and not all(call.box.first for call in fine)
+    assert 0 < sum(call.hides is None for call in fine) < len(fine)
+    assert verify.plans("npu_dense", table, cpu) == (None,)
+    assert verify.problem("npu", cpu, torch.float32, 64) == ""
+    merge = npu._merge
+
+    def unmerged(rows: npu.Results, found: npu.Results, first: bool) -> None:
+        merge(rows, found, True)
+
+    monkeypatch.setattr(npu, "_merge", unmerged)
+    assert "output by" in verify.problem("npu", cpu, torch.float32, 64)
+
+
 def test_views_are_taken_as_they_are_and_masks_once_a_row(defined: None, many: None, monkeypatch: Any) -> None:
     (q, k, v, _), table = merged_rows()
     made: list[int] = []
@@ -141,9 +170,10 @@ def test_views_are_taken_as_they_are_and_masks_once_a_row(defined: None, many: N
 @pytest.mark.long
 @pytest.mark.parametrize(("heads", "ratio", "megabytes"), [(32, 1.15, 250), (4, 1.35, 600)])
 def test_the_largest_rows_cost_what_is_documented(heads: int, ratio: float, megabytes: int) -> None:
-    """80 frames of 242 tokens."""
-    for clips in ((1,) * 80, (3,) * 14 + (2,) * 19):
+    """80 frames of 242 tokens in 80 and in 33 clips."""
+    for clips in ((1,) * 80, (3,) * 15 + (2,) * 17 + (1,)):
         table = layout(training_shape(clips, (12, 20))).intervals
+        assert len(table) == 38_478
         wide = table.long()
         attended = int((wide[:, 1::2] - wide[:, ::2]).clip(min=0).sum())
         boxes = plan.covering(table, npu.costs(heads, 96))

@@ -1,12 +1,8 @@
-"""Attention on Ascend NPUs, over the stand-in for torch_npu's operators, on the masks of every objective; planned ahead
-of the pass that needs it.
-"""
+"""Attention on Ascend NPUs, over the stand-in for torch_npu's operators, on the masks of every objective."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from megatron_videogpt.attention import npu, npu_dense, plan_ahead
+from megatron_videogpt.attention import npu, npu_dense
 from megatron_videogpt.attention import plan as plans
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.sequence.layout import layout, training_shape
@@ -146,68 +142,6 @@ def test_text_beside_a_row() -> None:
     from megatron_videogpt.model.inputs import OrderedMask
 
     check([(OrderedMask(seen.int()), row.length, words)])
-
-
-@pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_a_pass_makes_no_plan_of_its_own(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows planned ahead: the same loss and gradients, masks sent once a pass and not once a layer, and no look at the
-    intervals, for which the host would wait.
-    """
-    from megatron_videogpt.model.ahead import planner
-    from tests.unit.test_last_layer import CLIPS, built, close, gradients, loss_of, row_of
-
-    row = row_of(CLIPS[0])
-    plain = built(recompute)
-    loss = loss_of(plain, row)
-    loss.backward()
-    wanted = gradients(plain)
-    assert planner([plain], torch.device("cpu"))(row) is row, "ranged needs none"
-    model, sent = built(recompute, backend="npu"), []
-    planned = planner([model], torch.device("cpu"))(row)
-    real = npu.on_device
-    monkeypatch.setattr(npu, "on_device", lambda *arguments: sent.append(1) or real(*arguments))
-    for module, name in ((npu, "covering"), (plans, "table_of"), (npu, "table_of")):
-        monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("planned in a pass"))
-    found = loss_of(model, planned.to(torch.device("cpu")))
-    found.backward()
-    torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
-    close(gradients(model), wanted)
-    assert len(sent) == 2, "all rows, and the scored ones of the last layer"
-
-
-def test_equal_rows_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, made = layout(training_shape((1, 2, 1), (3, 4))).intervals, []
-    real = npu.covering
-    monkeypatch.setattr(npu, "covering", lambda *arguments: made.append(1) or real(*arguments))
-    one, two = (plan_ahead("npu", table.clone(), 4, 16, torch.device("cpu")) for _ in range(2))
-    assert one.boxes is two.boxes and len(made) == 1
-    with pytest.raises(AssertionError, match="a plan of another mask"):
-        q, k, v, _ = tensors(len(table) + 1, len(table) + 1)
-        npu.attend(q, k, v, torch.cat([table, table[-1:]]), 0.1, plan=one.send())
-
-
-@pytest.mark.usefixtures("processes")
-def test_rows_are_planned_by_the_thread_that_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_videogpt.train import trainer
-    from megatron_videogpt.train.feed import StepData
-    from tests.unit.test_in_flight import start
-    from tests.unit.test_last_layer import row_of
-
-    run = start(tmp_path)[0].run
-    threads: list[str] = []
-
-    def planner(chunks: list[Any], device: torch.device) -> Any:
-        assert chunks == run.chunks
-        return lambda row: (threads.append(threading.current_thread().name), row)[1]
-
-    monkeypatch.setattr(trainer, "is_reader", lambda: False)
-    monkeypatch.setattr(trainer, "step_data", lambda *arguments: StepData([], [row_of((1, 1))], {}))
-    monkeypatch.setattr(trainer, "planner", planner)
-    data = trainer.prefetch_steps(run)
-    assert len(next(data).rows) == 1
-    data.close()
-    assert set(threads) == {"data ahead"}
 
 
 class Largest(TorchDispatchMode):

@@ -155,7 +155,8 @@ def building_clock(device: str) -> Iterator[Building]:
 
 def forget() -> None:
     """Let the next call build its tile lists or plan anew, as a row that was not seen before does."""
-    from megatron_videogpt.attention import plan, tiles
+    from megatron_videogpt.attention import npu, plan, tiles
 
     plan._plan.cache_clear()
+    npu._kept.cache_clear()
     tiles._built.clear()

@@ -24,6 +24,7 @@ from megatron_videogpt.codec.geometry import expected_geometry
 from megatron_videogpt.config.schema import Config
 from megatron_videogpt.data.plans import Sample
 from megatron_videogpt.model import core_attention
+from megatron_videogpt.model.ahead import planner
 from megatron_videogpt.model.flops import training_flops
 from megatron_videogpt.objective.noise import normal
 from megatron_videogpt.plan.estimate import hardware_flops, objective_work
@@ -72,6 +73,8 @@ def use_backend(chunks: list[Any], name: str) -> None:
         for module in chunk.modules():
             if isinstance(module, core_attention.IntervalAttention):
                 module.backend = name
+        # By this, rows are planned ahead.
+        chunk.module.config.interval_backend = name
 
 
 class Marks:
@@ -110,10 +113,19 @@ class Session:
 
         return run
 
-    def rows(self, samples: list[list[Any]], backend: str) -> list[Any]:
+    def rows(self, samples: list[list[Any]]) -> list[Any]:
         """Whole rows on the CPU."""
         multiple = self.config.parallel.row_multiple
         return [self.objective.prepare(batch, multiple) for batch in samples]
+
+    def masks_ahead(self, samples: list[list[Any]], backend: str) -> list[tuple[Any, ...]]:
+        """Masks of `rows` with their plans, which a thread ahead of the step makes in training, and no step waits for;
+        nothing of backends that do without.
+        """
+        if backend not in attention.PLANNED:
+            return []
+        planned = planner([chunk.module for chunk in self.chunks], self.platform.device)
+        return [planned(row).masks for row in self.rows(samples)]
 
     def queue(self, rows: list[Any]) -> None:
         """One step, as the trainer queues it."""
@@ -174,13 +186,15 @@ def time_steps(session: Session, backend: str, result: Timed) -> None:
     batches = [
         synthetic(session.config, session.frame, options, number) for number in range(options.warmup + options.steps)
     ]
+    ahead = [session.masks_ahead(samples, backend) for samples in batches]
     marks = []
     session.platform.reset_memory_peak()
-    for samples in batches:
+    for samples, masks in zip(batches, ahead):
         session.current = Marks(device)
         began = time.perf_counter()
-        rows = session.rows(samples, backend)
+        rows = session.rows(samples)
         result.prepare.append(time.perf_counter() - began)
+        rows = [replace(row, masks=own) for row, own in zip(rows, masks)] if masks else rows
         session.queue(rows)
         marks.append(session.current)
         for values, value in zip((result.tokens, result.model, result.hardware), work_of(session.config, rows)):
@@ -211,17 +225,15 @@ def examine(session: Session, backend: str, samples: list[list[Any]], result: Ti
     device = session.platform.name
     with building_clock(device) as building:
         forget()
-        session.queue(session.rows(samples, backend))
+        session.queue(session.rows(samples))
         session.limit()
     result.building = building.seconds
     if device == "cpu":
         # The counter of the resident set knows the whole process's peak only.
         before = resident()
-        result.memory = (
-            before + 2**20 * peak_memory(lambda: session.queue(session.rows(samples, backend)), device)
-        ) / 2**30
+        result.memory = (before + 2**20 * peak_memory(lambda: session.queue(session.rows(samples)), device)) / 2**30
     if session.options.sync_check and device == "cuda":
-        rows = session.rows(samples, backend)
+        rows = session.rows(samples)
         result.waits = waits(lambda: session.queue(rows))
 
 
@@ -249,7 +261,7 @@ def measure_all(
     """
     config = replace(config, train=replace(config.train, global_batch_size=config.train.micro_batch_size))
     session = Session(config, platform, frame, options)
-    longest = sum(row.length for row in session.rows(synthetic(config, frame, options, 0), "ranged"))
+    longest = sum(row.length for row in session.rows(synthetic(config, frame, options, 0)))
     results: dict[str, Timed] = {}
     for backend in backends(config, platform, options):
         result = results[backend] = Timed()

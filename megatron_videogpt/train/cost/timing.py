@@ -18,6 +18,7 @@ from ...codec.geometry import expected_geometry
 from ...config.schema import Config
 from ...data.plans import Sample
 from ...errors import UserError
+from ...model.ahead import planner
 from ...objective.build import build_network, build_objective
 from ...objective.noise import normal
 from ...plan.estimate import longest_row
@@ -82,6 +83,7 @@ class Timer:
         self.config, self.platform, codec = config, platform, expected_geometry(config.codec)
         self.shape = codec.channels, frame[0] // codec.spatial_stride, frame[1] // codec.spatial_stride
         self.chunks, self.optimizer, self.objective = build(config, platform)
+        self.planned = planner([chunk.module for chunk in self.chunks], platform.device)
         self.before: AsyncValue | None = None
         self.gradients = DeviceEvent(platform.device)
         for chunk in self.chunks:
@@ -103,7 +105,7 @@ class Timer:
         ]
         whole = self.objective.prepare(samples, self.config.parallel.row_multiple)
         context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-        shard = whole.shard(*context).to(self.platform.device)
+        shard = self.planned(whole).shard(*context).to(self.platform.device)
         start = DeviceEvent(self.platform.device)
         clip = self.config.optimizer.clip_grad
         done = train_step(self.chunks, self.optimizer, self.objective, [shard], clip, self._limit)
