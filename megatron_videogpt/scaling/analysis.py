@@ -170,7 +170,7 @@ def _estimate(
     if tuple(names) == SIZES:
         numbers[SHARE] = float(size_exponent(numbers["alpha"], numbers["beta"]))
         many[SHARE] = size_exponent(many["alpha"], many["beta"])
-        numbers[FALL], many[FALL] = (one["alpha"] * one[SHARE] for one in (numbers, many))
+        numbers[FALL], many[FALL] = numbers["alpha"] * numbers[SHARE], many["alpha"] * many[SHARE]
     profiled = PROFILED if method == "projection" and tuple(names) == SIZES else ()
     return Estimate(
         fit,
