@@ -14,7 +14,7 @@ from tools import check_mindspeed
 from .launch import REPOSITORY, interpreter, run
 
 TOOL = REPOSITORY / "tools" / "check_mindspeed.py"
-LINES = 35
+LINES = 36
 Result = subprocess.CompletedProcess[str]
 
 
