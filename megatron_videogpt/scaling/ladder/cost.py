@@ -75,9 +75,9 @@ def price(runs: Sequence[Planned], ladder: Ladder, mfu: float | None = None) -> 
         )
     # The largest first: it is the one that does not fit.
     order = sorted(runs, key=lambda run: (run.counts.all, run.points[-1]), reverse=True)
-    told = [(_size(run), _measured(run)) for run in order] if mfu is None else []
-    known = {size: speed for size, speed in told if speed is not None}
-    found = {run.name: _priced(run, ladder, mfu, known.get(_size(run))) for run in order}
+    own = {run.name: _measured(run) for run in order} if mfu is None else {}
+    of_size = {_size(run): speed for run in order if (speed := own.get(run.name)) is not None}
+    found = {run.name: _priced(run, ladder, mfu, own.get(run.name) or of_size.get(_size(run))) for run in order}
     return [found[run.name] for run in runs]
 
 
@@ -91,13 +91,12 @@ def _measured(run: Planned) -> Speed | None:
     return speed if speed.source.startswith("measured") else None
 
 
-def _priced(run: Planned, ladder: Ladder, mfu: float | None, sibling: Speed | None) -> Priced:
+def _priced(run: Planned, ladder: Ladder, mfu: float | None, measured: Speed | None) -> Priced:
     config = run.config
     channels = expected_geometry(config.codec).channels
     work = objective_work(config).expected(typical_frame(config))
     placed, devices, best = _placed(run, ladder, channels)
     memory = _memory(run.name, placed, devices, channels, ladder)
-    measured = (_measured(run) if mfu is None else None) or sibling
     speed = measured or speed_of(placed, mfu if mfu is not None else ladder.mfu or None)
     samples = config.train.steps * config.train.global_batch_size
     flops, encoding = sample_flops(config, work) * samples, encoding_flops(config)
