@@ -6,7 +6,8 @@ NumPy here: `check` asks, and importing it would take much of its time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ..data.sample_work import SampleWork
@@ -24,16 +25,25 @@ class Work(Generic[Number]):
     """Work of a sequence, of several together, or an expectation; or of each of n samples, int64 [n] all.
 
     tokens: without padding; pairs: (query, key) pairs that attend, of all masks; scored: tokens whose output the head
-    reads.
+    reads; scored_pairs: of the pairs, those of scored tokens in a mean mask, None where an objective does not say: its
+    scored tokens are taken to attend as many as others.
     """
 
     tokens: Number
     pairs: Number
     scored: Number
+    scored_pairs: Number | None = None
 
     def times(self, samples: float) -> Work[Number]:
         """Of `samples` alike, in one row or several."""
-        return Work(self.tokens * samples, self.pairs * samples, self.scored * samples)
+        scored_pairs = None if self.scored_pairs is None else self.scored_pairs * samples
+        return Work(self.tokens * samples, self.pairs * samples, self.scored * samples, scored_pairs)
+
+
+def expectation(parts: Sequence[tuple[Work[float], float]]) -> Work[float]:
+    """Of works with their probabilities; all or none of them say `scored_pairs`."""
+    names = [field.name for field in fields(Work) if getattr(parts[0][0], field.name) is not None]
+    return Work(**{name: sum(getattr(work, name) * share for work, share in parts) for name in names})
 
 
 class ObjectiveWork(SampleWork, Protocol):

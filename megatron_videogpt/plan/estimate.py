@@ -68,11 +68,11 @@ def step_flops(config: Config, work: Work[float]) -> float:
 def sample_flops(config: Config, work: Work[float]) -> float:
     """FLOPs of the forward and backward pass over a sample of this mean work, in any layout and with nothing computed
     again: those of `hardware_flops` in one process, which are the products that torch counts, attention on attended
-    pairs.  Rows that no head reads are taken to attend as many pairs as the mean row.
+    pairs.
     """
     alone = replace(config, parallel=ParallelConfig())
-    rest = work.tokens - work.scored
-    unscored = rest, work.pairs * rest / work.tokens
+    read = work.pairs * work.scored / work.tokens if work.scored_pairs is None else work.scored_pairs
+    unscored = work.tokens - work.scored, work.pairs - read
     return hardware_flops(alone, objective_work(config).weights, work.tokens, work.pairs, unscored)
 
 

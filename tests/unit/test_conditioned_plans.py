@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -88,6 +88,7 @@ def test_work_is_the_layouts() -> None:
         row = OBJECTIVE.prepare([sample], 1)
         assert (work.tokens[place], work.scored[place]) == (row.length, len(row.scored_rows)), plans[place]
         assert work.pairs[place] == attended_pairs(row.intervals) == int(dense_mask(row.intervals).sum())
+        assert work.scored_pairs[place] == int(dense_mask(row.intervals)[row.scored_rows].sum())
         assert row.length == OBJECTIVE.length(sample)
         kinds.add((bool(sample.given), sample.condition is not None, sample.dropped))
     assert len(kinds) == 7, "every combination but a dropped nothing"
@@ -98,7 +99,7 @@ def test_expected_work_is_the_mean_over_all_draws(given: tuple[int, int]) -> Non
     frames, clips, prefix, share, patches = 5, (1, 3), 3, 0.25, 6
     closed = NextClipWork(1, frames, clips, (1.0, 1.0), given, prefix, share)
     low, high = (min(bound, frames - 1) for bound in given)
-    mean, largest = np.zeros(3), np.zeros(3)
+    mean, largest = np.zeros(4), np.zeros(4)
     for first in range(low, high + 1):
         free = frames - first
         counts = range(min(clips[0], free), min(clips[1], free) + 1)
@@ -115,12 +116,12 @@ def test_expected_work_is_the_mean_over_all_draws(given: tuple[int, int]) -> Non
                     column + first, np.array([False, True]), column + prefix,
                 )  # fmt: skip
                 work = closed.of(plans)
-                parts = np.stack([work.tokens, work.pairs, work.scored])
+                parts = np.stack(astuple(work))
                 chance = 1 / (high - low + 1) / len(counts) / len(splits)
                 mean += chance * ((1 - share) * parts[:, 0] + share * parts[:, 1])
                 largest = np.maximum(largest, parts.max(axis=1))
     expected, most = closed.expected((2, 3)), closed.largest((2, 3))
-    assert (expected.tokens, expected.pairs, expected.scored) == pytest.approx(tuple(mean), rel=1e-12)
+    assert astuple(expected) == pytest.approx(tuple(mean), rel=1e-12)
     assert most.tokens == largest[0] and most.pairs >= largest[1]
     assert closed.patches(2, 3) == patches
     assert closed.longest(np.array([1, 5]), (np.array([2, 2]), np.array([3, 3])))[1] == most.tokens

@@ -27,7 +27,7 @@ from megatron_videogpt.plan.report import in_units
 from megatron_videogpt.sequence.intervals import attended_pairs, dense_mask
 from megatron_videogpt.sequence.layout import NOISY, NOISY_PATCH, layout, training_shape
 
-NAMES = ("tokens", "pairs", "scored")
+NAMES = ("tokens", "pairs", "scored", "scored_pairs")
 TINY = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4)
 
 
@@ -61,6 +61,7 @@ def test_work_is_the_layouts(clips: tuple[int, ...], grid: tuple[int, int]) -> N
     assert (work.tokens, work.pairs) == (len(row), attended_pairs(row.intervals))
     assert work.scored == len(row.rows(NOISY, NOISY_PATCH))
     assert work.pairs == int(dense_mask(row.intervals).sum())
+    assert work.scored_pairs == int(dense_mask(row.intervals)[row.rows(NOISY, NOISY_PATCH)].sum())
 
 
 @pytest.mark.parametrize("clips", [(1, 1), (2, 7), (3, 3), (7, 7), (1, 7)])

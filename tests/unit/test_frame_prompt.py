@@ -5,7 +5,7 @@ dense twin, and the options.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ def test_closed_forms_count_what_is_there(frames: int, prefix: int, dropped: boo
         assert counts.tokens[place] == row.length == objective.length(sample)
         assert counts.pairs[place] == int(dense_mask(row.intervals).sum())
         assert counts.scored[place] == len(row.scored_rows)
+        assert counts.scored_pairs[place] == int(dense_mask(row.intervals)[row.scored_rows].sum())
     largest = work.largest((4, 6))
     many = FramePromptWork(2, frames, PROMPTS, CHUNK, (1.0, 1.0), prefix).of(plans_of(list(range(99)), frames, prefix))
     assert (largest.tokens, largest.pairs) == (many.tokens.max(), many.pairs.max())
@@ -156,10 +157,11 @@ def test_the_mean_is_that_of_the_draws() -> None:
     for dropped, share in ((False, 0.75), (True, 0.25)):
         for prompt in PROMPTS:
             layout = prompt_layout(prompt, CHUNK, (2, 3), 0 if dropped else 2)
-            counts = len(layout), int(dense_mask(layout.intervals).sum()), CHUNK * 6
+            mask = dense_mask(layout.intervals)
+            counts = len(layout), int(mask.sum()), CHUNK * 6, int(mask[-CHUNK * 8 :].sum()) * 6 // 8
             parts.append(np.array(counts) * share / len(PROMPTS))
     expected = work.expected((4, 6))
-    assert (expected.tokens, expected.pairs, expected.scored) == pytest.approx(tuple(np.sum(parts, axis=0)), rel=1e-12)
+    assert astuple(expected) == pytest.approx(tuple(np.sum(parts, axis=0)), rel=1e-12)
     assert ("prompt frames", "2.7", "4.0") in work.facts((4, 6), (4, 6))
     assert work.fingerprint != replace(work, chunk=3).fingerprint
 

@@ -26,6 +26,8 @@ RECIPES = {
         ("data.clips=[16, 16]", "model.patch_size=2", "objective.clean_retention=1.0"),
     ),
     "next_block_prediction": ("nbp/physics.toml", ()),
+    # A long prompt, which the last layer only reads.
+    "frame_prompt_diffusion": ("vidgpt/physics.toml", ("objective.prompts=[12]", "model.patch_size=2")),
 }
 """Recipe and overrides that leave one split into clips, so that a sample's work is its expectation."""
 

@@ -67,6 +67,7 @@ def test_a_packed_row_of_two_lengths_is_its_videos(layout: str) -> None:
         work = BlockWork(objective.vocabulary, prefix).of_tokens(math.prod(sample.mean[:, 0].shape))
         assert work.tokens == one.length == objective.length(sample) and work.scored == one.count
         assert work.pairs == int(dense_mask(one.intervals).sum())
+        assert work.scored_pairs == int(dense_mask(one.intervals)[one.scored_rows].sum())
         start += one.length
     assert torch.equal(row.target, torch.cat([one.target for one in alone]))
     assert len(row.streams["dropped"]) == prefix

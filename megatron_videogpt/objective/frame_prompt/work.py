@@ -11,7 +11,7 @@ from ...codec.geometry import Geometry
 from ...config.schema import Config
 from ...model.flops import attention_flops, linear_flops
 from ..flow_parameters import flow_end_weights
-from ..work import Number, ObjectiveWork, Work
+from ..work import Number, ObjectiveWork, Work, expectation
 from .factorised.options import FACTORISED
 from .factorised.work import work_of as factorised_work
 
@@ -78,10 +78,7 @@ class FramePromptWork:
             parts.append((frames_work(float(prompt), float(chunk), patches, 0.0), share / len(lengths)))
             kept = frames_work(float(prompt), float(chunk), patches, float(self.prefix))
             parts.append((kept, (1 - share) / len(lengths)))
-        tokens, pairs, scored = (
-            sum(getattr(work, name) * share for work, share in parts) for name in ("tokens", "pairs", "scored")
-        )
-        return Work(tokens, pairs, scored)
+        return expectation(parts)
 
     def largest(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
@@ -146,7 +143,8 @@ def frames_work(prompt: Number, chunk: Number, patches: Number, prefix: Number) 
     tokens = prefix + frames * block
     # Frame f of those from 0 sees the prefix and f + 1 frames, each token of it.
     pairs = prefix * prefix + block * (frames * prefix + block * (frames * (frames + 1) // 2))
-    return Work(tokens, pairs, chunk * patches)
+    seen = chunk * prefix + block * (frames * (frames + 1) - prompt * (prompt + 1)) // 2
+    return Work(tokens, pairs, chunk * patches, patches * seen)
 
 
 def _least(first: Number, second: int) -> Number:

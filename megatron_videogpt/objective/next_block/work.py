@@ -53,7 +53,8 @@ class BlockWork:
         if hybrid:
             pairs = pairs - block * (block - 1) // 2
         scored = blocks * block
-        return Work(prefix + scored, pairs, scored)
+        # All but the condition is scored.
+        return Work(prefix + scored, pairs, scored, pairs - prefix * prefix)
 
     def _tokens(self, frames: Number, height: Number, width: Number) -> Number:
         return frames * (height // self.stride) * (width // self.stride)

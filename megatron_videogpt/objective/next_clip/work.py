@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...codec.geometry import Geometry
 from ...config.schema import Config
 from ...model.flops import attention_flops, linear_flops
-from ..work import Number, Work
+from ..work import Number, Work, expectation
 from .parameters import end_weights
 
 if TYPE_CHECKING:
@@ -81,10 +81,7 @@ class NextClipWork:
             parts.append((_mean(self.frames - given, self.clips, patches), share / len(counts)))
             kept = _mean(self.frames - given, self.clips, patches, given, self.prefix)
             parts.append((kept, (1 - share) / len(counts)))
-        tokens, pairs, scored = (
-            sum(getattr(work, name) * share for work, share in parts) for name in ("tokens", "pairs", "scored")
-        )
-        return Work(tokens, pairs, scored)
+        return expectation(parts)
 
     def largest(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
@@ -185,7 +182,8 @@ def _work(
     # A noisy clip of n frames sees its history, and itself by roles: n*n, n*2n and nP*nB pairs.
     of_noisy = block * block * before + within * (3 + patches * block)
     tokens = (noisy + clean) * block
-    return Work(prefix + tokens, prefix * (prefix + tokens) + of_clean + of_noisy, noisy * patches)
+    pairs = prefix * (prefix + tokens) + of_clean + of_noisy
+    return Work(prefix + tokens, pairs, noisy * patches, patches * (block * (before + within) + prefix * noisy))
 
 
 # A planner asks for the same ones thousands of times.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ....codec.geometry import Geometry
 from ....config.schema import Config, ModelConfig
 from ....model.flops import attention_flops, linear_flops
-from ...work import Number, Work
+from ...work import Number, Work, expectation
 from .activations import Activations, activations
 from .variant import FULL, PARTIAL, Variant
 
@@ -108,10 +108,7 @@ class FactorisedWork:
         lengths = [prompt for prompt in self.prompts if prompt < self.frames] or [0]
         words, patches = self.variant.text_tokens, self._patches(*frame)
         found = [self._work(prompt, self.frames, patches, words) for prompt in lengths]
-        tokens, pairs, scored = (
-            sum(getattr(one, name) for one in found) / len(found) for name in ("tokens", "pairs", "scored")
-        )
-        return Work(tokens, pairs, scored)
+        return expectation([(one, 1 / len(found)) for one in found])
 
     def largest(self, frame: tuple[int, int]) -> Work[float]:
         """See `ObjectiveWork`."""
