@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -85,7 +85,8 @@ class Best:
 @dataclass(frozen=True)
 class Result:
     """estimates, best: by method; predictions: for each held-out run and method; steps: of the form in steps and batch;
-    levels: by level, by variable projection; left_out: why there is no such form, or no fit of a level.
+    levels, level_predictions: by level, by variable projection; left_out: why there is no such form, or no fit of a
+    level.
     """
 
     selection: Selection
@@ -95,6 +96,7 @@ class Result:
     predictions: tuple[Prediction, ...]
     steps: dict[str, Estimate] = field(default_factory=dict)
     levels: dict[str, Estimate] = field(default_factory=dict)
+    level_predictions: dict[str, tuple[Prediction, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def frontier(self, method: str, compute: np.ndarray) -> Best:
@@ -146,7 +148,10 @@ def analyse(
         if why:
             left_out[level] = why
         else:
-            result.levels[level] = _estimate("projection", SIZES, known, settings, partial(told, level), level)
+            estimate = _estimate("projection", SIZES, known, settings, partial(told, level), level)
+            result.levels[level] = estimate
+            later = [replace(p, loss=p.levels[level]) for p in selection.held_out if p.levels.get(level, 0) > 0]
+            result.level_predictions[level] = _predictions(later, {"projection": estimate}, settings)
     return result
 
 

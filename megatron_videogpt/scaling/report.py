@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .analysis import FALL, SHARE, Best, Estimate, Result
+from .analysis import FALL, SHARE, Best, Estimate, Prediction, Result
 from .intervals import Interval
 from .isoflop import groups
 from .points import STEPS
@@ -189,15 +189,7 @@ def _predictions(result: Result) -> str:
         return "None were held out (`--hold-out`), so that nothing here shows how far the law may be extended.\n"
     times = min(p.compute for p in result.selection.held_out) / max(p.compute for p in result.selection.fitted)
     rows = [
-        (
-            f"{one.point.name}, {NAMES[one.method]}",
-            number(one.point.compute),
-            number(one.point.loss),
-            number(one.loss),
-            f"{100 * one.error:+.2f} %",
-            f"{span(one.interval)} (+-{100 * one.half_width:.1f} %)",
-            "inside" if one.inside else "**outside**",
-        )
+        (f"{one.point.name}, {NAMES[one.method]}", number(one.point.compute), *_predicted(one))
         for one in result.predictions
     ]
     head = ("run", "C, FLOPs", "measured", "predicted", "error", f"interval {result.settings.level:.0%}", "")
@@ -205,6 +197,13 @@ def _predictions(result: Result) -> str:
         f"The law was fitted without them; the smallest has {times:.2g} times the compute of the largest fitted run. "
         "Intervals are for one such run: they hold the law's uncertainty and what runs scatter around it.\n\n"
     ) + table(head, rows)
+
+
+def _predicted(one: Prediction) -> tuple[str, ...]:
+    """Measured, predicted, error, interval, and whether it holds what was measured."""
+    interval = f"{span(one.interval)} (+-{100 * one.half_width:.1f} %)"
+    inside = "inside" if one.inside else "**outside**"
+    return number(one.point.loss), number(one.loss), f"{100 * one.error:+.2f} %", interval, inside
 
 
 def _left_over(result: Result) -> str:
@@ -244,5 +243,12 @@ def _levels(result: Result, level: str) -> str:
     lines = ["The same law for each of these losses alone, by variable projection, with bootstrap intervals.\n"]
     if rows:
         lines.append(table(("loss", f"E ({level})", f"alpha ({level})", f"beta ({level})", f"a ({level})"), rows))
+    held_out = [
+        (f"{one.point.name}, {name}", *_predicted(one))
+        for name, found in result.level_predictions.items()
+        for one in found
+    ]
+    if held_out:
+        lines.append(table(("held out", "measured", "predicted", "error", f"interval {level}", ""), held_out))
     lines += [f"- {name}: {why}." for name, why in result.left_out.items() if name != "steps and batch"]
     return "\n".join([*lines, ""])

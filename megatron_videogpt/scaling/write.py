@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.locks import write_whole
 from ..version import __version__
-from .analysis import Best, Estimate, Result
+from .analysis import Best, Estimate, Prediction, Result
 from .points import SIZES, Point, inputs_of
 from .table import ERROR
 
@@ -69,26 +69,30 @@ def _described(result: Result) -> dict[str, Any]:
             point.name: point.errors["loss"] for point in (*chosen.fitted, *chosen.held_out) if "loss" in point.errors
         },
         "methods": {method: _estimate(one) for method, one in result.estimates.items()},
-        "predictions": [
-            {
-                "name": one.point.name,
-                "method": one.method,
-                "measured": one.point.loss,
-                "predicted": one.loss,
-                "interval": one.interval,
-                "error": one.error,
-                "half_width": one.half_width,
-                "inside": one.inside,
-            }
-            for one in result.predictions
-        ],
+        "predictions": [_predicted(one) for one in result.predictions],
         "frontier": {method: _best(best) for method, best in result.best.items()},
         "steps_and_batch": {
             "law": "L = E + A / N^alpha + B / S^beta + C / b^gamma",
             "methods": {method: _estimate(one) for method, one in result.steps.items()},
         },
-        "levels": {name: _estimate(one) for name, one in result.levels.items()},
+        "levels": {
+            name: _estimate(one) | {"predictions": [_predicted(found) for found in result.level_predictions[name]]}
+            for name, one in result.levels.items()
+        },
         "left_out": result.left_out,
+    }
+
+
+def _predicted(one: Prediction) -> dict[str, Any]:
+    return {
+        "name": one.point.name,
+        "method": one.method,
+        "measured": one.point.loss,
+        "predicted": one.loss,
+        "interval": one.interval,
+        "error": one.error,
+        "half_width": one.half_width,
+        "inside": one.inside,
     }
 
 

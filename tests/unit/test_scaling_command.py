@@ -101,6 +101,9 @@ def test_a_ladder_of_runs_is_fitted(ladder: Path, tmp_path: Path, capsys: pytest
         assert (rows[0]["loss"] - numbers["E"]) / (rows[2]["loss"] - numbers["E"]) == pytest.approx(100 ** numbers["c"])
         assert all(row["loss_interval"][0] < row["loss"] < row["loss_interval"][1] for row in rows)
     assert list(found["levels"]) == ["loss_t0.0-0.5"]
+    ((whole, *_), (half,)) = (found["predictions"], found["levels"]["loss_t0.0-0.5"]["predictions"])
+    assert half["name"] == whole["name"] and half["measured"] == pytest.approx(whole["measured"] / 2)
+    assert f"| {half['name']}, loss_t0.0-0.5 | " in (out / "report.md").read_text(encoding="utf-8")
     with open(out / "points.csv", newline="", encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert float(rows["w64_s200"]["N"]) == layers(64) and float(rows["w64_s200"]["D"]) == 4 * TOKENS * 200

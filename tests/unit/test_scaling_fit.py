@@ -185,6 +185,12 @@ def test_everything_together_predicts_what_was_held_out() -> None:
     assert all(one.inside and abs(one.error) < 0.02 and 0 < one.half_width < 0.04 for one in result.predictions)
     assert result.levels["loss_t0"].numbers["alpha"] == pytest.approx(0.34, rel=1e-4)
     assert result.levels["loss_t0"].numbers["E"] == pytest.approx(0.35, rel=1e-4)
+    of_level = {one.point.name: one for one in result.level_predictions["loss_t0"]}
+    assert set(of_level) == {one.point.name for one in result.predictions}
+    for one in result.predictions:
+        truth = float(law.loss(inputs[int(one.point.name.split()[1])])) / 2
+        assert of_level[one.point.name].point.loss == truth
+        assert of_level[one.point.name].loss == pytest.approx(truth, rel=1e-4)
     assert result.left_out == {"steps and batch": "not every point has N, S, b"}
     for method, estimate in result.estimates.items():
         low, high = estimate.bootstrap["a"]
