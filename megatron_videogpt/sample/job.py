@@ -240,8 +240,10 @@ def _alike(source: Source, read: Callable[[], tuple[Prompt | None, str]]) -> tup
 
 
 def _versions() -> dict[str, str]:
-    libraries = {name: metadata.version(name) for name in ("torch", "megatron-core", "numpy")}
-    return {"megatron_videogpt": __version__, "python": platform.python_version(), **libraries}
+    libraries = {name: metadata.version(name) for name in ("megatron-core", "numpy")}
+    # Its metadata do not always say for which device it was built.
+    built = {"torch": str(torch.__version__)}
+    return {"megatron_videogpt": __version__, "python": platform.python_version(), **built, **libraries}
 
 
 def describe_means(mean: dict[str, float | None]) -> str:

@@ -140,6 +140,7 @@ def _curves(runs: Sequence[Run]) -> Figure | None:
     from matplotlib import colormaps
 
     figure, (axes,) = _figure(8)
+    runs = sorted(runs, key=lambda run: (run.parameters, run.points[-1].tokens))
     sizes = np.log([run.parameters for run in runs])
     span = max(float(np.ptp(sizes)), 1e-9)
     for run, size in zip(runs, sizes):

@@ -155,6 +155,8 @@ def test_the_page_s_words_and_guidance_win_over_a_schedule(tmp_path):
 
 
 def test_command_reports_what_is_missing_in_one_line_before_the_model_is_loaded(monkeypatch, capsys):
+    pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[demo]'")
+
     def lines(*arguments):
         assert main(["demo", "--checkpoint", "nowhere", *arguments]) == 2
         return capsys.readouterr().err.splitlines()

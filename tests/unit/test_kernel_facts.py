@@ -147,14 +147,18 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_one_kernel_compiles_without_spills() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed, so its kernels cannot be compiled")
+    from tests.triton_tools import triton_or_skip
+
+    triton_or_skip()
     found = kernel_facts.fused_facts("swiglu", "bfloat16")
     assert (found.stack, found.stored, found.loaded, found.products) == (0, 0, 0, {})
     assert found.threads == 128 and occupancy(found.threads, found.registers, found.shared_bytes).warps >= 32
 
 
 def test_matrix_instructions_are_found_in_machine_code() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed, so its kernels cannot be compiled")
+    from tests.triton_tools import triton_or_skip
+
+    triton_or_skip()
     from tools.kernel_triton import attention
 
     # Compiled by test_triton_compile.py too.

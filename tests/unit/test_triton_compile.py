@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.triton_tools import triton_or_skip
 from tools.kernel_triton import attention, attention_kernels
 
-pytest.importorskip("triton", reason="Triton is not installed, so its kernels cannot be compiled")
+triton_or_skip()
 KERNELS = attention_kernels()
 delta_kernel = importlib.import_module("megatron_videogpt.attention.triton_backward_kernels").delta_kernel
 

@@ -88,6 +88,8 @@ def test_a_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if argv[0] == "demo":
+        pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[demo]'")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANK", raising=False)
     prepare(tmp_path)
