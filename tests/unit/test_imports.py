@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,9 @@ def test_commands_that_compute_nothing_do_without_pytorch(command: tuple[str, ..
 def test_training_on_a_cpu_imports_no_compiler_and_steps_as_torch_does() -> None:
     names, printed = imported("-c", TRAIN)
     assert {"torch", "megatron.core", "torch.optim"} <= names
-    # torch 2.7's own checkpoints import its compiler; newer ones do not.
-    assert names & (COMPILER | LATE) <= imported("-c", "import torch.distributed.checkpoint")[0]
+    # The checkpoints of torch 2.7 import its compiler themselves; those of newer ones do not.
+    own = imported("-c", "import torch.distributed.checkpoint")[0] if version("torch").startswith("2.7.") else set()
+    assert names & (COMPILER | LATE) <= own & COMPILER
     # AdamW's first step: decay by 1 - lr * weight_decay, then lr against the sign of the gradient.
     *values, gradients = printed.splitlines()[0].split()
     assert [float(value) for value in values] == pytest.approx([2 * 0.95 - 0.1, -3 * 0.95 + 0.1], rel=1e-6)
